@@ -1,0 +1,139 @@
+"""Every way in which Vitrail refuses, one type per cause, so that a caller can tell them apart."""
+
+__all__ = [
+    "AmbiguousClassError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "ImageError",
+    "ImageTooLargeError",
+    "LayoutError",
+    "MethodError",
+    "ModelError",
+    "NoAttentionError",
+    "NoSignalError",
+    "NonFiniteError",
+    "NotAnImageError",
+    "ObjectiveError",
+    "OptionError",
+    "OutputError",
+    "OutputFileError",
+    "TargetCountError",
+    "TargetError",
+    "TrainingModeError",
+    "TruncatedImageError",
+    "UnknownClassError",
+    "UnknownMethodError",
+    "UnknownModelError",
+    "UnknownObjectiveError",
+    "UnsafeCheckpointError",
+    "UnsupportedAttentionError",
+    "VitrailError",
+]
+
+
+class VitrailError(Exception):
+    """The root of every error that Vitrail raises on purpose."""
+
+
+class ImageError(VitrailError):
+    """An image could not be used."""
+
+
+class NotAnImageError(ImageError):
+    """The file is missing, or holds something other than an image."""
+
+
+class TruncatedImageError(ImageError):
+    """The image file ends before its pixels do."""
+
+
+class ImageTooLargeError(ImageError):
+    """The image has more pixels than are safe to decode."""
+
+
+class ModelError(VitrailError):
+    """A model could not be loaded or used."""
+
+
+class UnknownModelError(ModelError):
+    """No model of that name, or a source that Vitrail does not know."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint file could not be read."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The checkpoint's tensors do not fit the model's."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """The checkpoint is a pickle that could run code, so it was not opened."""
+
+
+class OutputError(ModelError):
+    """The model's output holds no logits that Vitrail can find."""
+
+
+class TrainingModeError(ModelError):
+    """The model is in training mode, so that its answer is random or changes the model."""
+
+
+class LayoutError(ModelError):
+    """The tokens fit no grid of patches, or the readout names a token that does not exist."""
+
+
+class NoAttentionError(ModelError):
+    """The model ran, but no attention was seen."""
+
+
+class UnsupportedAttentionError(ModelError):
+    """Attention was seen in a form from which no map of the whole image can be made."""
+
+
+class TargetError(VitrailError):
+    """The target cannot be explained."""
+
+
+class UnknownClassError(TargetError):
+    """The model has no such class."""
+
+
+class AmbiguousClassError(TargetError):
+    """Several classes of the model go by that name."""
+
+
+class TargetCountError(TargetError):
+    """The number of targets does not fit the number of images."""
+
+
+class MethodError(VitrailError):
+    """A method cannot be applied as asked."""
+
+
+class UnknownMethodError(MethodError):
+    """No method of that name."""
+
+
+class OptionError(MethodError):
+    """An option that the method does not know, or a value out of its range."""
+
+
+class ObjectiveError(VitrailError):
+    """The objective is not a scalar per image, or lacks the class it compares with."""
+
+
+class UnknownObjectiveError(ObjectiveError):
+    """No objective of that name."""
+
+
+class NonFiniteError(VitrailError):
+    """Logits or a map hold NaN or infinity."""
+
+
+class NoSignalError(VitrailError):
+    """The map is zero everywhere: nothing in the image moves the objective."""
+
+
+class OutputFileError(VitrailError):
+    """A result could not be written."""
