@@ -1,0 +1,92 @@
+"""The backward pass of attention, walked in blocks of query rows, each block of A and ∇A shown to a collector."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .calls import AttentionCall, Block, blocks, compute_dtype, probabilities
+from .weighting import Collector
+
+__all__ = ["Gradients", "attention_backward", "fused_row", "softmax_backward"]
+
+
+class Gradients(NamedTuple):
+    """What flows on to the query, key and value of one call; None where nothing is wanted."""
+
+    query: Tensor | None
+    key: Tensor | None
+    value: Tensor | None
+
+
+def softmax_backward(
+    attention: Float[Tensor, "*shape keys"], gradient: Float[Tensor, "*shape keys"]
+) -> Float[Tensor, "*shape keys"]:
+    """The gradient of the scores before the softmax: A ⊙ (∇A − rowsum(A ⊙ ∇A))."""
+    return torch._softmax_backward_data(gradient, attention, -1, attention.dtype)
+
+
+def attention_backward(
+    call: AttentionCall,
+    grad_output: Float[Tensor, "images heads queries value_width"],
+    collector: Collector | None = None,
+    *,
+    through_scores: bool,
+    through_value: bool,
+) -> Gradients:
+    """Differentiate attention, holding one block of A and ∇A = dO Vᵀ at a time.
+
+    Every row of A is formed whole within its block, so the softmax needs no statistics from the forward pass, and any
+    function of A and ∇A can be collected on the way at no further matrix product. Sums are in float32 (float64 for
+    float64); the gradients come back in the dtype of what they belong to.
+    """
+    dtype = compute_dtype(call.query.dtype)
+    if collector is not None:
+        collector.begin(call.images, call.heads, call.keys, call.query)
+    d_query = torch.empty_like(call.query, dtype=dtype) if through_scores else None
+    d_key = torch.empty_like(call.key, dtype=dtype) if through_scores else None
+    d_value = torch.empty_like(call.value, dtype=dtype) if through_value else None
+    if collector is None and not (through_scores or through_value):
+        return Gradients(None, None, None)
+    for block in blocks(call):
+        some = block.images, block.heads
+        rows = *some, block.rows
+        upstream = grad_output[rows].to(dtype)
+        attention = probabilities(call, block)
+        if d_value is not None:
+            _accumulate(d_value, some, block, attention.transpose(-1, -2), upstream)
+        if collector is None and d_query is None:
+            continue
+        gradient = upstream @ call.value[some].to(dtype).transpose(-1, -2)
+        if d_query is not None and d_key is not None:
+            d_scores = softmax_backward(attention, gradient)
+            torch.mul(d_scores @ call.key[some].to(dtype), call.scale, out=d_query[rows])
+            _accumulate(d_key, some, block, d_scores.transpose(-1, -2), call.query[rows].to(dtype) * call.scale)
+        if collector is not None:
+            collector.add(block, attention, gradient)
+    return Gradients(
+        None if d_query is None else d_query.to(call.query.dtype),
+        None if d_key is None else d_key.to(call.key.dtype),
+        None if d_value is None else d_value.to(call.value.dtype),
+    )
+
+
+def _accumulate(total: Tensor, some: tuple[slice, slice], block: Block, left: Tensor, right: Tensor) -> None:
+    product = left @ right
+    if block.starts_rows:
+        total[some] = product
+    else:
+        total[some] += product
+
+
+def fused_row(
+    value: Float[Tensor, "images heads keys value_width"],
+    d_value: Float[Tensor, "images heads keys value_width"],
+) -> Float[Tensor, "images keys"]:
+    """(1/H) Σ_h r · (∇A_h ⊙ A_h), from what the fused backward gives for V when it is fed r ⊙ dO.
+
+    Because ∇A_h = dO_h V_hᵀ, entry j is ⟨V_h[j], (A_hᵀ (r ⊙ dO_h))[j]⟩: no matrix over queries and keys is formed.
+    """
+    dtype = compute_dtype(value.dtype)
+    return (value.to(dtype) * d_value.to(dtype)).sum(dim=-1).mean(dim=1)

@@ -1,0 +1,151 @@
+"""One call of attention as a value, and the attention probabilities that it stands for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["AttentionCall", "Block", "blocks", "compute_dtype", "from_scaled_dot_product", "probabilities"]
+
+# Elements of one block of probabilities: about the size of a core's cache on a CPU, and large enough to keep a GPU busy.
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """What reached `scaled_dot_product_attention`, with the batch and the heads apart.
+
+    `mask` is boolean (True where a query may attend) or additive, and broadcasts to (images, heads, queries, keys).
+    """
+
+    query: Float[Tensor, "images heads queries width"]
+    key: Float[Tensor, "images heads keys width"]
+    value: Float[Tensor, "images heads keys value_width"]
+    mask: Tensor | None
+    causal: bool
+    scale: float
+
+    @property
+    def images(self) -> int:
+        return self.query.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def queries(self) -> int:
+        return self.query.shape[2]
+
+    @property
+    def keys(self) -> int:
+        return self.key.shape[2]
+
+    def output(self) -> Float[Tensor, "images heads queries value_width"]:
+        """The attention's output by the fused kernel that the plain model would use."""
+        return F.scaled_dot_product_attention(
+            self.query, self.key, self.value, attn_mask=self.mask, is_causal=self.causal, scale=self.scale
+        )
+
+    def detached(self) -> "AttentionCall":
+        """The same call cut off from autograd."""
+        mask = None if self.mask is None else self.mask.detach()
+        return replace(
+            self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask
+        )
+
+
+def from_scaled_dot_product(
+    images: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> AttentionCall:
+    """Read the arguments of `scaled_dot_product_attention`, three-dimensional and grouped-query ones included.
+
+    A call on (images · heads, tokens, width) is told apart from one on (images, tokens, width) by the number of
+    `images` that the model was given.
+    """
+
+    def with_heads(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 4:
+            return tensor
+        leading = tensor.shape[:-2].numel()
+        first = images if leading % images == 0 else leading
+        return tensor.reshape(first, leading // first, *tensor.shape[-2:])
+
+    q, k, v = with_heads(query), with_heads(key), with_heads(value)
+    if enable_gqa and k.shape[1] != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    if attn_mask is not None and attn_mask.dim() == 3:
+        leading = attn_mask.shape[0]
+        attn_mask = attn_mask.reshape(q.shape[0], -1, *attn_mask.shape[1:]) if leading > 1 else attn_mask[None]
+    return AttentionCall(q, k, v, attn_mask, is_causal, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which probabilities and relevance are formed: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of an attention call: some images, some heads, some query rows, all keys."""
+
+    images: slice
+    heads: slice
+    rows: slice
+
+    @property
+    def starts_rows(self) -> bool:
+        return self.rows.start == 0
+
+
+def blocks(call: AttentionCall) -> Iterator[Block]:
+    """Cut a call into blocks that fit `BLOCK_ELEMENTS`, the rows of one set of heads following each other."""
+    device = "cuda" if call.query.is_cuda else "cpu"
+    budget = BLOCK_ELEMENTS[device]
+    rows = min(call.queries, max(16, budget // call.keys))
+    heads = min(call.heads, max(1, budget // (rows * call.keys)))
+    # On a CPU one image at a time: its heads are strided views, which a product over several images would copy.
+    images = 1 if device == "cpu" else min(call.images, max(1, budget // (heads * rows * call.keys)))
+    for image in range(0, call.images, images):
+        for head in range(0, call.heads, heads):
+            for row in range(0, call.queries, rows):
+                yield Block(
+                    slice(image, min(image + images, call.images)),
+                    slice(head, min(head + heads, call.heads)),
+                    slice(row, min(row + rows, call.queries)),
+                )
+
+
+def probabilities(call: AttentionCall, block: Block | None = None) -> Float[Tensor, "images heads rows keys"]:
+    """The attention A = softmax(q kᵀ · scale + mask) of a block (default: of the whole call), rows summing to one.
+
+    Formed in float32, or in float64 where the model runs in float64. A row whose keys are all masked is zero, as the
+    fused kernels have it.
+    """
+    block = block or Block(slice(0, call.images), slice(0, call.heads), slice(0, call.queries))
+    dtype = compute_dtype(call.query.dtype)
+    query = call.query[block.images, block.heads, block.rows].to(dtype)
+    key = call.key[block.images, block.heads].to(dtype)
+    scores = (query * call.scale) @ key.transpose(-1, -2)
+    if call.mask is None and not call.causal:
+        return torch.softmax(scores, dim=-1)
+    if call.mask is not None:
+        full = call.mask.expand(call.images, call.heads, call.queries, call.keys)
+        mask = full[block.images, block.heads, block.rows]
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(dtype)
+    if call.causal:
+        row = torch.arange(block.rows.start, block.rows.stop, device=scores.device)[:, None]
+        scores = scores.masked_fill(torch.arange(call.keys, device=scores.device) > row, -torch.inf)
+    attention = torch.softmax(scores, dim=-1)
+    return torch.where(torch.isneginf(scores).all(dim=-1, keepdim=True), 0.0, attention)

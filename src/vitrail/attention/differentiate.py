@@ -1,0 +1,223 @@
+"""Attention whose backward pass tells a listener, layer after layer from the last to the first."""
+
+from dataclasses import replace
+from typing import Any, Literal, Protocol, runtime_checkable, TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .backward import attention_backward, fused_row, softmax_backward
+from .calls import AttentionCall, Block, compute_dtype
+from .gradient_modes import GradientMode
+from .weighting import Collector
+
+__all__ = ["DifferentiatedAttention", "Kernel", "LayerListener"]
+
+Kernel: TypeAlias = Literal["auto", "blocks", "fused"]
+Result = TypeVar("Result", covariant=True)
+
+
+@runtime_checkable
+class LayerListener(Protocol[Result]):
+    """Is told of every layer in the backward pass, last layer first."""
+
+    only_complete: bool
+    """Whether r · (∇A ⊙ A) is all that the listener wants of a layer, so that the fused backward can give it."""
+
+    def collector(self, layer: int) -> Collector:
+        """What shall be shown the layer's blocks of A and ∇A."""
+        ...
+
+    def take(self, layer: int, collector: Collector) -> None:
+        """The layer has been walked."""
+        ...
+
+    def begin(self, readout: Float[Tensor, "images queries"]) -> None:
+        """A backward pass starts, for a map read at these queries of the last attention."""
+        ...
+
+    def result(self) -> Result:
+        """What was heard in the backward pass that has ended."""
+        ...
+
+    def current_row(self) -> Float[Tensor, "images queries"]:
+        """The relevance row r as it enters the layer; asked for only where `only_complete`."""
+        ...
+
+    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
+        """(1/H) Σ_h r · (∇A_h ⊙ A_h), computed by the fused backward."""
+        ...
+
+
+class DifferentiatedAttention:
+    """The visitor under every gradient method: attention by the fused kernel forward, told block by block backward.
+
+    Layers before `start_layer` take no part: nothing is differentiated there. The first layer after it is where the
+    backward pass ends: `anchor`, a scalar that only makes autograd come that far, is what to differentiate by.
+
+    `kernel="fused"` takes the complete gradient through the fused backward (DESIGN 2.3), which suits a GPU; "blocks"
+    walks A in blocks of rows, which serves every rule and is the faster on a CPU.
+    """
+
+    def __init__(
+        self, listener: LayerListener[Any], gradient: GradientMode, start_layer: int = 0, kernel: Kernel = "auto"
+    ) -> None:
+        self.listener = listener
+        self.through_scores = gradient == "full"
+        self.start_layer = start_layer
+        self.kernel: Kernel = kernel
+        self.layers = 0
+        self.anchor: Tensor | None = None
+        self.keep = False
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        layer = self._next_layer()
+        if layer < self.start_layer:
+            return call.output()
+        anchor = self._anchor_for(layer, call.query)
+        if layer == self.start_layer:
+            call = call.detached()
+        fused = self.kernel == "fused" or (self.kernel == "auto" and call.query.is_cuda)
+        function = _FusedAttention if fused and self.listener.only_complete else _BlockAttention
+        return function.apply(call.query, call.key, call.value, anchor, call, layer, self)  # pyright: ignore
+
+    def normalise(
+        self, scores: Float[Tensor, "images heads queries keys"]
+    ) -> Float[Tensor, "images heads queries keys"]:
+        layer = self._next_layer()
+        if layer < self.start_layer:
+            return torch.softmax(scores, dim=-1)
+        anchor = self._anchor_for(layer, scores)
+        if layer == self.start_layer:
+            scores = scores.detach()
+        return _WrittenOutAttention.apply(scores, anchor, layer, self)  # pyright: ignore
+
+    def backward(self, scalar: Float[Tensor, ""], keep: bool) -> None:
+        """Send the gradient of `scalar` through the layers; `keep` the graph for another target."""
+        if self.anchor is None:
+            raise RuntimeError("no attention has been differentiated in the forward pass")
+        self.keep = keep
+        torch.autograd.grad(scalar, [self.anchor], retain_graph=keep, allow_unused=True)
+
+    def _next_layer(self) -> int:
+        self.layers += 1
+        return self.layers - 1
+
+    def _anchor_for(self, layer: int, like: Tensor) -> Tensor | None:
+        if layer != self.start_layer:
+            return None
+        self.anchor = torch.zeros((), device=like.device, requires_grad=True)
+        return self.anchor
+
+
+class _BlockAttention(Function):
+    """Forward: the fused kernel. Backward: in blocks of rows, each shown to the listener's collector."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        anchor: Tensor | None,
+        call: AttentionCall,
+        layer: int,
+        visitor: DifferentiatedAttention,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.rest = call.mask, call.causal, call.scale
+        ctx.layer, ctx.visitor = layer, visitor
+        return call.output()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        visitor: DifferentiatedAttention = ctx.visitor
+        call = AttentionCall(*ctx.saved_tensors, *ctx.rest)
+        collector = visitor.listener.collector(ctx.layer)
+        to_query, to_key, to_value = ctx.needs_input_grad[:3]
+        gradients = attention_backward(
+            call,
+            grads[0],
+            collector,
+            through_scores=visitor.through_scores and (to_query or to_key),
+            through_value=to_value,
+        )
+        visitor.listener.take(ctx.layer, collector)
+        return *gradients, None, None, None, None
+
+
+class _FusedAttention(Function):
+    """Forward and backward by the model's own fused kernel; a second fused backward, fed r ⊙ dO, gives the row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        anchor: Tensor | None,
+        call: AttentionCall,
+        layer: int,
+        visitor: DifferentiatedAttention,
+    ) -> Tensor:
+        wanted = visitor.through_scores and (query.requires_grad or key.requires_grad)
+        with torch.enable_grad():
+            local = replace(
+                call,
+                query=query.detach().requires_grad_(wanted),
+                key=key.detach().requires_grad_(wanted),
+                value=value.detach().requires_grad_(),
+            )
+            output = local.output()
+        ctx.local = local, output
+        ctx.layer, ctx.visitor = layer, visitor
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        visitor: DifferentiatedAttention = ctx.visitor
+        (grad_output,) = grads
+        local, output = ctx.local
+        row = visitor.listener.current_row()[:, None, :, None].to(grad_output.dtype)
+        (d_value,) = torch.autograd.grad(output, local.value, row * grad_output, retain_graph=True)
+        visitor.listener.take_update(ctx.layer, fused_row(local.value.detach(), d_value))
+        wanted = [t for t, w in zip((local.query, local.key), ctx.needs_input_grad, strict=False) if t.requires_grad and w]
+        if ctx.needs_input_grad[2]:
+            wanted.append(local.value)
+        flow = iter(torch.autograd.grad(output, wanted, grad_output, retain_graph=visitor.keep) if wanted else ())
+        if not visitor.keep:
+            del ctx.local
+        tensors = (local.query, local.key, local.value)
+        gradients = [next(flow) if any(t is w for w in wanted) else None for t in tensors]
+        return *gradients, None, None, None, None
+
+
+class _WrittenOutAttention(Function):
+    """A softmax over scores that the model multiplies with V by itself: A and ∇A are at hand, whole."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, anchor: Tensor | None, layer: int, visitor: DifferentiatedAttention) -> Tensor:
+        attention = torch.softmax(scores, dim=-1)
+        ctx.save_for_backward(attention)
+        ctx.layer, ctx.visitor = layer, visitor
+        return attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        visitor: DifferentiatedAttention = ctx.visitor
+        (attention,) = ctx.saved_tensors
+        dtype = compute_dtype(attention.dtype)
+        wide, gradient = attention.to(dtype), grads[0].to(dtype)
+        images, heads, queries, keys = attention.shape
+        collector = visitor.listener.collector(ctx.layer)
+        collector.begin(images, heads, keys, attention)
+        collector.add(Block(slice(0, images), slice(0, heads), slice(0, queries)), wide, gradient)
+        visitor.listener.take(ctx.layer, collector)
+        flows = visitor.through_scores and ctx.needs_input_grad[0]
+        return softmax_backward(wide, gradient).to(attention.dtype) if flows else None, None, None, None

@@ -1,0 +1,170 @@
+"""The gradient modes: which nonlinear operations the backward pass holds constant. The forward pass never changes.
+
+full    the gradient as it is.
+leaf    the attention probabilities are constant: nothing flows to queries and keys.
+libra   as `leaf`; besides, the deviation of a normalisation and the gate of an activation are constant, and a product
+        of two activations passes half to each (LibraGrad: Mehri et al., CVPR 2025; METHODS 4.9 and 10.4). Then a
+        backward pass splits the logit over its inputs instead of following its slope.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+
+from ..errors import OptionError
+
+__all__ = ["GradientMode", "check_gradient_mode", "libra_rules"]
+
+GradientMode: TypeAlias = Literal["full", "leaf", "libra"]
+
+
+def check_gradient_mode(mode: str) -> None:
+    """Refuse a gradient mode that does not exist.
+
+    Raises:
+        OptionError: for anything but "full", "leaf" and "libra".
+    """
+    if mode not in get_args(GradientMode):
+        raise OptionError(f"gradient={mode!r} is not a gradient mode; choose one of {', '.join(get_args(GradientMode))}")
+
+
+class _HeldDeviation(Function):
+    """(x − mean) · [1/σ] · weight + bias with [1/σ] constant; without the mean for RMS normalisation."""
+
+    @staticmethod
+    def forward(ctx, input: Tensor, output: Tensor, scale: Tensor, weight: Tensor | None, dims: int, centred: bool):
+        ctx.save_for_backward(scale, weight)
+        ctx.dims, ctx.centred = tuple(range(-dims, 0)), centred
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, *grads: Any):
+        (grad,) = grads
+        scale, weight = ctx.saved_tensors
+        flow = grad if weight is None else grad * weight
+        if ctx.centred:
+            flow = flow - flow.mean(dim=ctx.dims, keepdim=True)
+        return (flow * scale).to(grad.dtype), None, None, None, None, None
+
+
+class _HeldGate(Function):
+    """x · [gate], the gate constant."""
+
+    @staticmethod
+    def forward(ctx, input: Tensor, output: Tensor, gate: Tensor):
+        ctx.save_for_backward(gate)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, *grads: Any):
+        (gate,) = ctx.saved_tensors
+        return grads[0] * gate, None, None
+
+
+class _SharedProduct(Function):
+    """a · b of two activations, half of the gradient to each."""
+
+    @staticmethod
+    def forward(ctx, left: Tensor, right: Tensor):
+        ctx.save_for_backward(left, right)
+        return left * right
+
+    @staticmethod
+    def backward(ctx, *grads: Any):
+        left, right = ctx.saved_tensors
+        half = grads[0] / 2
+        return (half * right).sum_to_size(left.shape), (half * left).sum_to_size(right.shape)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Float[Tensor, "..."]:
+    del cudnn_enable
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    weight = None if weight is None else weight.detach()
+    bias = None if bias is None else bias.detach()
+    output, _, scale = torch.native_layer_norm(input.detach(), shape, weight, bias, eps)
+    return _HeldDeviation.apply(input, output, scale.to(input.device), weight, len(shape), True)  # pyright: ignore
+
+
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    weight = None if weight is None else weight.detach()
+    held = input.detach()
+    output = F.rms_norm(held, shape, weight, eps)
+    wide = held.double() if held.dtype == torch.float64 else held.float()
+    mean_square = wide.square().mean(dim=tuple(range(-len(shape), 0)), keepdim=True)
+    scale = (mean_square + (torch.finfo(held.dtype).eps if eps is None else eps)).rsqrt()
+    return _HeldDeviation.apply(input, output, scale, weight, len(shape), False)  # pyright: ignore
+
+
+def _gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    held = input.detach()
+    if approximate == "none":
+        gate = torch.special.ndtr(held)
+    else:
+        gate = (1 + torch.tanh((2 / torch.pi) ** 0.5 * (held + 0.044715 * held**3))) / 2
+    return _HeldGate.apply(input, F.gelu(held, approximate=approximate), gate)  # pyright: ignore
+
+
+def _silu(input: Tensor, inplace: bool = False) -> Tensor:
+    del inplace
+    held = input.detach()
+    return _HeldGate.apply(input, F.silu(held), torch.sigmoid(held))  # pyright: ignore
+
+
+def _is_tokens(tensor: Any) -> bool:
+    # Logits and pooled features have two dimensions: only inside the token stream is a sigmoid a gate.
+    return isinstance(tensor, Tensor) and tensor.dim() >= 3 and tensor.is_floating_point()
+
+
+def _held(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A gate or a deviation that a model computes by itself (QuickGELU, hand-written norms): constant."""
+
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return result.detach() if args and _is_tokens(args[0]) and isinstance(result, Tensor) else result
+
+    return rule
+
+
+def _product(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A product in which both factors carry a gradient (SwiGLU): half to each."""
+
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        both = len(args) == 2 and not kwargs and all(_is_tokens(a) and a.requires_grad for a in args)
+        return _SharedProduct.apply(*args) if both else function(*args, **kwargs)
+
+    return rule
+
+
+def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+    """The operations that `libra` replaces, by the function that PyTorch is called with.
+
+    LayerNorm and RMSNorm (x − μ)·[1/σ]; GELU and SiLU x·[gate]; sigmoid, tanh, erf and the roots and deviations of
+    hand-written gates and norms constant; products of two activations shared. ReLU needs no rule: its gate has no slope.
+    """
+    rules: dict[Callable[..., Any], Callable[..., Any]] = {
+        F.layer_norm: _layer_norm,
+        torch.layer_norm: _layer_norm,
+        F.rms_norm: _rms_norm,
+        torch.rms_norm: _rms_norm,
+        F.gelu: _gelu,
+        F.silu: _silu,
+    }
+    for name in ("sigmoid", "tanh", "erf", "rsqrt", "sqrt", "std", "var"):
+        for owner in (torch, Tensor):
+            rules[getattr(owner, name)] = _held(getattr(owner, name))
+    for function in (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__):
+        rules[function] = _product(function)
+    return rules

@@ -1,0 +1,43 @@
+"""`nn.MultiheadAttention` opened: its own code, run so that the attention inside it can be seen."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["run_multi_head_attention"]
+
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
+def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Run `F.multi_head_attention_forward` with `attend` in the place of `scaled_dot_product_attention`.
+
+    PyTorch hands this function to a `TorchFunctionMode` as one call and does not reveal the attention in it, so its own
+    code object is run with globals in which nothing is overridden but the attention. Where the caller wants the
+    attention weights too, they are computed by the original code beside it, without gradients.
+    """
+    namespace = dict(F.multi_head_attention_forward.__globals__)
+    namespace["has_torch_function"] = lambda *_: False
+    namespace["scaled_dot_product_attention"] = attend
+    opened = types.FunctionType(
+        F.multi_head_attention_forward.__code__,
+        namespace,
+        argdefs=F.multi_head_attention_forward.__defaults__,
+    )
+    opened.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+    arguments = _SIGNATURE.bind(*args, **kwargs)
+    arguments.apply_defaults()
+    wants_weights = arguments.arguments["need_weights"]
+    arguments.arguments["need_weights"] = False
+    output, _ = opened(*arguments.args, **arguments.kwargs)
+    if not wants_weights:
+        return output, None
+    with torch.no_grad():
+        arguments.arguments["need_weights"] = True
+        _, weights = F.multi_head_attention_forward(*arguments.args, **arguments.kwargs)
+    return output, weights

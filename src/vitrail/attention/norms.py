@@ -1,0 +1,37 @@
+"""The normalisation that stands before the last attention, found by watching and not by name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["NormWatcher"]
+
+_NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
+_ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+
+
+class NormWatcher(TorchFunctionMode):
+    """Keeps the output of the last token norm before the most recent attention.
+
+    Enter it inside the tap's block: what it does not keep goes on to the tap. Norms of queries and keys have four
+    dimensions and are passed over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest: Tensor | None = None
+        self.before_attention: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _ATTENTION:
+            self.before_attention = self._latest
+        result = func(*args, **(kwargs or {}))
+        if func in _NORMS and result.dim() == 3:
+            self._latest = result
+        return result

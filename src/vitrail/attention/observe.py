@@ -1,0 +1,70 @@
+"""One look at a model: which attention it calls, on which grid of patches, and which tokens its head reads."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .calls import AttentionCall
+
+__all__ = ["AttentionShape", "Observation", "ShapeObserver"]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """The size of one attention call."""
+
+    images: int
+    heads: int
+    queries: int
+    keys: int
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What one pass over one image showed, as far as the logits depend on it.
+
+    `shapes` ends with the last attention that the logits depend on: some models compute an attention pooling that their
+    classifier ignores. `patch_grids` are heights and widths of what the convolutions before the first attention gave.
+    `reads` is the size of the logits' gradient at each query of that last attention: zero where the head does not look.
+    """
+
+    shapes: tuple[AttentionShape, ...]
+    patch_grids: tuple[tuple[int, int], ...]
+    reads: Float[Tensor, " queries"]
+
+
+class ShapeObserver:
+    """Notes every call's size, and keeps the outputs in the graph so that their gradients can be asked for."""
+
+    def __init__(self) -> None:
+        self.shapes: list[AttentionShape] = []
+        self._outputs: list[Tensor] = []
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        self.shapes.append(AttentionShape(call.images, call.heads, call.queries, call.keys))
+        return self._keep(call.output())
+
+    def normalise(
+        self, scores: Float[Tensor, "images heads queries keys"]
+    ) -> Float[Tensor, "images heads queries keys"]:
+        self.shapes.append(AttentionShape(*scores.shape))
+        return self._keep(torch.softmax(scores, dim=-1))
+
+    def observation(self, scalar: Float[Tensor, ""], patch_grids: tuple[tuple[int, int], ...]) -> Observation:
+        """What was seen, given a scalar of the logits; `shapes` is empty when it depends on no attention."""
+        gradients = torch.autograd.grad(scalar, self._outputs, allow_unused=True) if scalar.requires_grad else ()
+        for count in range(len(gradients), 0, -1):
+            gradient = gradients[count - 1]
+            if gradient is not None and bool(gradient.any()):
+                reads = gradient.float().square().sum(dim=(0, 1, 3)).sqrt()
+                return Observation(tuple(self.shapes[:count]), patch_grids, reads)
+        return Observation((), patch_grids, torch.zeros(0))
+
+    def _keep(self, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.requires_grad_()
+        self._outputs.append(output)
+        # A leaf that asks for a gradient is taken for a weight by the tap; its view is not.
+        return output.view_as(output)

@@ -1,0 +1,113 @@
+"""Visitors that keep what they see: the calls of all layers, or whole attention maps that can be differentiated."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .calls import AttentionCall, probabilities
+
+__all__ = ["CallRecorder", "DenseRecorder", "RecordedLayer"]
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedLayer:
+    """One layer's attention, from which its probabilities can be formed again: a call, or the probabilities themselves."""
+
+    call: AttentionCall | None
+    attention: Float[Tensor, "images heads queries keys"] | None
+
+    @property
+    def queries(self) -> int:
+        return self.call.queries if self.call is not None else self._whole.shape[-2]
+
+    @property
+    def keys(self) -> int:
+        return self.call.keys if self.call is not None else self._whole.shape[-1]
+
+    @property
+    def images(self) -> int:
+        return self.call.images if self.call is not None else self._whole.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.call.heads if self.call is not None else self._whole.shape[1]
+
+    def probabilities(self) -> Float[Tensor, "images heads queries keys"]:
+        """The layer's whole attention: images · heads · queries · keys numbers."""
+        return probabilities(self.call) if self.call is not None else self._whole
+
+    @property
+    def _whole(self) -> Tensor:
+        assert self.attention is not None
+        return self.attention
+
+
+@dataclass
+class CallRecorder:
+    """Keeps queries and keys of every layer, detached: memory in proportion to the tokens, not to their square.
+
+    Stands alone for methods without a gradient, or in front of another visitor (`inner`) that answers the calls.
+    """
+
+    inner: Any = None
+    layers: list[RecordedLayer] = field(default_factory=list)
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        self.layers.append(RecordedLayer(call.detached(), None))
+        return call.output() if self.inner is None else self.inner.attend(call)
+
+    def normalise(
+        self, scores: Float[Tensor, "images heads queries keys"]
+    ) -> Float[Tensor, "images heads queries keys"]:
+        attention = torch.softmax(scores, dim=-1) if self.inner is None else self.inner.normalise(scores)
+        self.layers.append(RecordedLayer(None, attention.detach()))
+        return attention
+
+
+@dataclass
+class DenseRecorder:
+    """Keeps every layer's whole attention map A inside the graph, so that ∂s/∂A can be asked for.
+
+    Holds layers · images · heads · tokens² numbers: for methods that need whole maps, and for checks.
+
+    Example:
+        >>> from vitrail.attention.tap import Tap
+        >>> recorder = DenseRecorder()
+        >>> layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        >>> x = torch.randn(1, 5, 8)
+        >>> with Tap(recorder, images=1):
+        ...     output, _ = layer(x, x, x, need_weights=False)
+        >>> recorder.maps[0].shape
+        torch.Size([1, 2, 5, 5])
+        >>> recorder.gradients(output.sum())[0].shape
+        torch.Size([1, 2, 5, 5])
+    """
+
+    maps: list[Float[Tensor, "images heads queries keys"]] = field(default_factory=list)
+    values: list[Float[Tensor, "images heads keys width"] | None] = field(default_factory=list)
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        attention = self._keep(probabilities(call), call.value)
+        return (attention.to(call.value.dtype) @ call.value).to(call.value.dtype)
+
+    def normalise(
+        self, scores: Float[Tensor, "images heads queries keys"]
+    ) -> Float[Tensor, "images heads queries keys"]:
+        return self._keep(torch.softmax(scores, dim=-1), None)
+
+    def gradients(
+        self, scalar: Float[Tensor, ""], keep: bool = False
+    ) -> list[Float[Tensor, "images heads queries keys"]]:
+        """∇A of every layer for a scalar of the model's output; zero where it does not reach."""
+        gradients = torch.autograd.grad(scalar, self.maps, retain_graph=keep, allow_unused=True)
+        return [torch.zeros_like(a) if g is None else g for a, g in zip(self.maps, gradients, strict=True)]
+
+    def _keep(self, attention: Tensor, value: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and not attention.requires_grad:
+            attention.requires_grad_()
+        self.maps.append(attention)
+        self.values.append(value)
+        return attention

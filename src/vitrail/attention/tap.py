@@ -1,0 +1,145 @@
+"""The one point of interception: every attention of an unmodified model passes here, inside a `with` block.
+
+A `TorchFunctionMode` sees each PyTorch function that the model calls. It hands attention to a visitor, takes the
+parameters out of the gradient (only activations are differentiated), and applies the gradient mode. The model itself
+is not touched: no hooks, no attribute, no copy.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import TrainingModeError, UnsupportedAttentionError
+from .calls import AttentionCall, from_scaled_dot_product
+from .gradient_modes import GradientMode, check_gradient_mode, libra_rules
+from .multihead import run_multi_head_attention
+
+__all__ = ["Tap", "Visitor"]
+
+
+@runtime_checkable
+class Visitor(Protocol):
+    """Stands at the tap: gives every attention its output, in the order of the layers."""
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        """The output of attention, for a call that reached `scaled_dot_product_attention`."""
+        ...
+
+    def normalise(
+        self, scores: Float[Tensor, "images heads queries keys"]
+    ) -> Float[Tensor, "images heads queries keys"]:
+        """The probabilities, for attention that a model writes out as a softmax over scores."""
+        ...
+
+
+class Tap(TorchFunctionMode):
+    """Within the block, attention is given to `visitor` and gradients follow `gradient`.
+
+    `images` is the number of images that the model is given: from it, calls that merge batch and heads are told apart.
+
+    Raises:
+        OptionError: for an unknown gradient mode.
+        TrainingModeError: when attention is called with dropout.
+        UnsupportedAttentionError: when an attention bias depends on the image through a gradient.
+    """
+
+    def __init__(self, visitor: Visitor, images: int, gradient: GradientMode = "full"):
+        super().__init__()
+        check_gradient_mode(gradient)
+        self.visitor = visitor
+        self.images = images
+        self.patch_grids: list[tuple[int, int]] = []
+        self.attention_calls = 0
+        self._rules: dict[Callable[..., Any], Callable[..., Any]] = {
+            F.scaled_dot_product_attention: self._attend,
+            F.multi_head_attention_forward: self._multi_head,
+            F.softmax: self._softmax(F.softmax),
+            torch.softmax: self._softmax(torch.softmax),
+            Tensor.softmax: self._softmax(Tensor.softmax),
+            F.conv2d: self._convolve(F.conv2d),
+            torch.conv2d: self._convolve(torch.conv2d),
+        }
+        if gradient == "libra":
+            self._rules |= libra_rules()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__get__" or name == "__set__":
+            return func(*args, **(kwargs or {}))
+        args = tuple(_without_gradient(argument) for argument in args)
+        kwargs = {key: _without_gradient(value) for key, value in kwargs.items()} if kwargs else {}
+        return self._rules.get(func, func)(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if dropout_p > 0:
+            raise TrainingModeError(
+                f"attention {self.attention_calls} drops {dropout_p:.0%} of its links at random, so no two maps would "
+                "agree: call model.eval() first"
+            )
+        if attn_mask is not None and attn_mask.requires_grad:
+            raise UnsupportedAttentionError(
+                f"attention {self.attention_calls} has a bias that depends on the image; its gradient would be lost"
+            )
+        call = from_scaled_dot_product(self.images, query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        output = self.visitor.attend(call)
+        self.attention_calls += 1
+        return output.reshape(*query.shape[:-1], value.shape[-1])
+
+    def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
+        return run_multi_head_attention(self._attend, args, kwargs)
+
+    def _softmax(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def rule(input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
+            if not self._is_attention(input, dim):
+                return function(input, dim, *args, **kwargs)
+            leading = input.shape[:-2].numel()
+            scores = input.reshape(self.images, leading // self.images, *input.shape[-2:])
+            output = self.visitor.normalise(scores)
+            self.attention_calls += 1
+            return output.reshape(input.shape)
+
+        return rule
+
+    def _is_attention(self, scores: Tensor, dim: int | None) -> bool:
+        """Whether a softmax is attention written out: over the keys of (images, heads, queries, keys).
+
+        Three dimensions count only when queries and keys are as many: others are gates over experts and the like.
+        """
+        if dim not in (-1, scores.dim() - 1) or scores.dim() not in (3, 4) or scores.shape[0] % self.images:
+            return False
+        return scores.dim() == 4 or scores.shape[-1] == scores.shape[-2] > 1
+
+    def _convolve(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def rule(*args: Any, **kwargs: Any) -> Tensor:
+            output = function(*args, **kwargs)
+            if self.attention_calls == 0:
+                self.patch_grids.append((output.shape[-2], output.shape[-1]))
+            return output
+
+        return rule
+
+
+def _without_gradient(argument: Any) -> Any:
+    """A parameter as a constant: leaves that ask for a gradient are weights, never activations."""
+    if isinstance(argument, Tensor):
+        return argument.detach() if argument.requires_grad and argument.is_leaf else argument
+    if type(argument) in (list, tuple):
+        return type(argument)(_without_gradient(item) for item in argument)
+    return argument

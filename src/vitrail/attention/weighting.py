@@ -1,0 +1,96 @@
+"""What one layer adds to a relevance row: the formulas f(∇A) ⊙ A, and the head norms of GMAR.
+
+All work on blocks of query rows, so that no layer's whole matrix is ever needed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .calls import Block, compute_dtype
+
+__all__ = ["ELEMENTWISE", "Collector", "HeadNorms", "RowUpdate", "absolute", "centre", "complete", "positive"]
+
+Matrix: TypeAlias = Float[Tensor, "images heads rows keys"]
+ElementwiseRule: TypeAlias = Callable[[Matrix, Matrix], Matrix]
+
+
+def complete(attention: Matrix, gradient: Matrix) -> Matrix:
+    """∇A ⊙ A, signed (Cui, Fan, Chen, Eq. 5)."""
+    return gradient * attention
+
+
+def positive(attention: Matrix, gradient: Matrix) -> Matrix:
+    """(∇A)⁺ ⊙ A (Chefer, Gur, Wolf 2021, GAE; Eq. 4 of Cui, Fan, Chen). A ≥ 0, so this is (∇A ⊙ A)⁺."""
+    return gradient.clamp(min=0).mul_(attention)
+
+
+def absolute(attention: Matrix, gradient: Matrix) -> Matrix:
+    """|∇A| ⊙ A (Cui, Fan, Chen, Eq. 6)."""
+    return gradient.abs().mul_(attention)
+
+
+def centre(attention: Matrix, gradient: Matrix) -> Matrix:
+    """∇A less its mean under A in every row: the part of the gradient that a softmax can follow."""
+    return gradient - (attention * gradient).sum(dim=-1, keepdim=True)
+
+
+ELEMENTWISE: dict[str, ElementwiseRule] = {"complete": complete, "positive": positive, "absolute": absolute}
+
+
+@runtime_checkable
+class Collector(Protocol):
+    """Is shown every block of A and ∇A of one layer, and keeps what it needs of them."""
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None: ...
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None: ...
+
+
+@dataclass
+class RowUpdate:
+    """Collects (1/H) Σ_h r · (f(∇A_h) ⊙ A_h) block by block, for a relevance row r per image."""
+
+    rule: ElementwiseRule
+    row: Float[Tensor, "images queries"]
+    centred: bool
+    total: Float[Tensor, "images keys"] = field(init=False)
+    heads: int = field(init=False)
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
+        self.heads = heads
+        self.total = self.row.new_zeros(images, keys)
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None:
+        if self.centred:
+            gradient = centre(attention, gradient)
+        weighted = self.rule(attention, gradient)
+        row = self.row[block.images, None, None, block.rows].to(weighted.dtype)
+        # (images, heads, 1, rows) @ (images, heads, rows, keys): one pass over the block, then the heads are summed.
+        update = (row.expand(-1, weighted.shape[1], -1, -1) @ weighted).sum(dim=(1, 2))
+        self.total[block.images] += update.to(self.total.dtype)
+
+    def result(self) -> Float[Tensor, "images keys"]:
+        return self.total / self.heads
+
+
+@dataclass
+class HeadNorms:
+    """Collects ‖∇A_h‖₁ or ‖∇A_h‖₂ over each head's whole matrix (Jo, Jang, Park 2025), block by block."""
+
+    order: int
+    total: Float[Tensor, "images heads"] = field(init=False)
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
+        self.total = like.new_zeros(images, heads, dtype=compute_dtype(like.dtype))
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None:
+        del attention
+        power = gradient.abs() if self.order == 1 else gradient.square()
+        self.total[block.images, block.heads] += power.sum(dim=(-1, -2)).to(self.total.dtype)
+
+    def result(self) -> Float[Tensor, "images heads"]:
+        return self.total if self.order == 1 else self.total.sqrt()
