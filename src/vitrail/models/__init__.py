@@ -1,0 +1,9 @@
+"""What is explained: a Vision Transformer together with its preprocessing and class names."""
+
+from . import hugging_face, open_clip_source, timm_source, torchvision_source  # noqa: F401  (they register themselves)
+from .loading import list_models, load
+from .preprocess import Preprocess
+from .vision_model import VisionModel
+from .wrapping import wrap
+
+__all__ = ["Preprocess", "VisionModel", "list_models", "load", "wrap"]

@@ -1,0 +1,173 @@
+"""Image classifiers of Hugging Face: `hf/google/vit-base-patch16-224`, or a folder: `hf/path/to/folder`."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError, UnknownModelError
+from .checkpoint import fingerprint, mismatch, name_some, read_checkpoint
+from .preprocess import Preprocess
+from .recipes import from_processor
+from .sources import Known, Request, defined_in, missing_package, source
+from .vision_model import VisionModel
+
+__all__ = ["load_hugging_face", "recognise_hugging_face"]
+
+
+def recognise_hugging_face(module: nn.Module) -> Known | None:
+    """Class names in a module's config, and the processor where its folder or the local cache has it; no network."""
+    config = getattr(module, "config", None)
+    if not defined_in(module, "transformers") or config is None:
+        return None
+    origin = getattr(module, "name_or_path", "")
+    return Known(_preprocess(origin, None, local=True) if origin else None, _class_names(config))
+
+
+@source("hf", recognise=recognise_hugging_face)
+def load_hugging_face(request: Request) -> VisionModel:
+    """Build a classifier by `AutoModelForImageClassification`; options are those of its `from_pretrained`.
+
+    With a checkpoint, the configuration comes from a folder or the local cache, and the weights from the file alone.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise missing_package("transformers", "hf") from error
+    options = dict(request.options)
+    pretrained = options.pop("pretrained", True)
+    local = request.checkpoint is not None or Path(request.name).is_dir()
+    if not request.name:
+        raise UnknownModelError("hf/ is followed by a model's id or a folder, as in hf/google/vit-base-patch16-224")
+    metadata = {"source": "hugging_face", "transformers": transformers.__version__}
+    with _quiet(), _told(request.name, local):
+        if request.checkpoint is not None:
+            path = Path(request.checkpoint)
+            config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=True)
+            loaded = _load(_class_of(config), None, config=config, state_dict=read_checkpoint(path), **options)
+            loaded.refuse_gaps(str(path), strict=True)
+            metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
+        elif pretrained:
+            auto = transformers.AutoModelForImageClassification
+            loaded = _load(auto, request.name, local_files_only=local, use_safetensors=True, **options)
+            loaded.refuse_gaps(f"the checkpoint of {request.name}", strict=False)
+            metadata["weights"] = getattr(loaded.module.config, "_commit_hash", None) or "pretrained"
+        else:
+            config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=local, **options)
+            loaded = _Loaded(transformers.AutoModelForImageClassification.from_config(config))
+            metadata["weights"] = "random"
+    module = loaded.module
+    preprocess = _preprocess(request.name, request.size, local)
+    return VisionModel(
+        module,
+        f"hf/{request.name}",
+        preprocess,
+        _class_names(module.config),
+        forward_options=_forward_options(module, preprocess),
+        metadata=metadata,
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A module, and what transformers reports instead of failing: it fills gaps with random numbers."""
+
+    module: Any
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[tuple[str, torch.Size, torch.Size], ...] = ()
+
+    def refuse_gaps(self, label: str, strict: bool) -> None:
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} tensors are missing ({name_some(self.missing)}) and would be random")
+        unexpected = [name for name in self.unexpected if "pooler" not in name]  # which classifiers do not read
+        if unexpected and (strict or parts):
+            parts.append(f"{len(unexpected)} are unexpected ({name_some(unexpected)})")
+        if self.misshapen:
+            shapes = [f"{name} is {tuple(a)} in the file and {tuple(b)} in the model" for name, a, b in self.misshapen]
+            parts.append(f"{len(shapes)} have another shape ({name_some(shapes)})")
+        if parts:
+            raise mismatch(label, ", ".join(parts))
+
+
+def _load(model_class: Any, name: str | None, **options: Any) -> _Loaded:
+    module, report = model_class.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    misshapen = tuple(sorted(report["mismatched_keys"]))
+    return _Loaded(module, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])), misshapen)
+
+
+def _class_of(config: Any) -> Any:
+    import transformers
+
+    with torch.device("meta"):  # the automatic class tells its choice only by building one
+        return type(transformers.AutoModelForImageClassification.from_config(config))
+
+
+@contextmanager
+def _told(name: str, local: bool) -> Iterator[None]:
+    """transformers' errors as ours: OSError for what cannot be found, ValueError for what is no image classifier."""
+    try:
+        yield
+    except OSError as error:
+        where = "is not a folder with a model, nor in the local cache" if local else "could not be fetched"
+        raise UnknownModelError(f"hf/{name} {where}: {_first_line(error)}") from error
+    except (ValueError, KeyError, ImportError, TypeError, RuntimeError) as error:
+        raise ModelError(f"hf/{name} cannot be loaded as an image classifier: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no table of gaps, which `refuse_gaps` reports; both as before afterwards."""
+    from transformers.utils import logging as library
+
+    bars, logger = library.is_progress_bar_enabled(), logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    library.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            library.enable_progress_bar()
+
+
+def _preprocess(name: str, size: tuple[int, int] | None, local: bool) -> Preprocess | None:
+    from transformers import AutoImageProcessor
+
+    try:
+        preprocess = from_processor(AutoImageProcessor.from_pretrained(name, local_files_only=local))
+    except (OSError, ValueError, ImportError, AttributeError, KeyError):
+        return None  # a model without processor, or one that prepares other inputs than pictures
+    return preprocess.with_size(size) if preprocess is not None and size is not None else preprocess
+
+
+def _class_names(config: Any) -> tuple[str, ...] | None:
+    """The config's names; not the LABEL_0, LABEL_1 … that transformers makes up."""
+    labels = getattr(config, "id2label", None) or {}
+    names = [str(labels.get(index, labels.get(str(index), ""))) for index in range(len(labels))]
+    if not names or not all(names) or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None
+    return tuple(names)
+
+
+def _forward_options(module: nn.Module, preprocess: Preprocess | None) -> dict[str, Any]:
+    """Ask for resampled position embeddings where the pictures differ from the size that the model was built for."""
+    built = getattr(getattr(module.config, "vision_config", module.config), "image_size", None)
+    if built is None or preprocess is None or "interpolate_pos_encoding" not in signature(module.forward).parameters:
+        return {}
+    built = (built, built) if isinstance(built, int) else tuple(built)
+    return {"interpolate_pos_encoding": True} if preprocess.size != built else {}

@@ -1,0 +1,247 @@
+"""How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attention.observe import AttentionShape, Observation, ShapeObserver
+from ..attention.tap import Tap
+from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
+from .vision_model import VisionModel
+
+__all__ = ["Readout", "TokenLayout", "layout_of", "observe", "readout_weights", "work_out_layout"]
+
+Readout: TypeAlias = str | int | tuple[int, int] | Sequence[float] | Tensor
+
+# Class, distillation and register tokens together; more than this is not a prefix but a grid that does not fit.
+LARGEST_PREFIX = 32
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Where the patches lie among the tokens, and how the head reads the last attention.
+
+    `readout` holds one weight per query of the last attention and sums to one; `reads` says it in words. `layers` is the
+    number of attention calls that the logits depend on, `pools` how many of them, at the end, pool the tokens.
+    """
+
+    rows: int
+    cols: int
+    prefix: int
+    readout: Float[Tensor, " queries"]
+    reads: str
+    layers: int
+    pools: int
+    heads: int
+
+    @property
+    def patches(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.patches
+
+    def as_grid(self, tokens: Float[Tensor, "*batch tokens"]) -> Float[Tensor, "*batch rows cols"]:
+        """The patches' part of a row over all tokens, as the grid that they form in the image."""
+        patches = tokens[..., self.prefix : self.prefix + self.patches]
+        return patches.reshape(*tokens.shape[:-1], self.rows, self.cols)
+
+
+_LAYOUTS: WeakKeyDictionary[VisionModel, dict[tuple[int, ...], TokenLayout]] = WeakKeyDictionary()
+
+
+def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> TokenLayout:
+    """The layout for images of this size, looked up after the first time.
+
+    Raises:
+        NoAttentionError: when the model calls no attention that PyTorch can show.
+        UnsupportedAttentionError: when attention runs within windows or over changing numbers of tokens.
+        LayoutError: when the tokens fit no grid; the message names the numbers.
+    """
+    known = _LAYOUTS.setdefault(model, {})
+    size = tuple(images.shape[1:])
+    if size not in known:
+        known[size] = work_out_layout(model, observe(model, images), (images.shape[-2], images.shape[-1]))
+    return known[size]
+
+
+def observe(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> Observation:
+    """Send one image of noise through the model and look at the attention it calls and the tokens its head reads."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, *images.shape[1:], generator=generator).to(images)
+    observer = ShapeObserver()
+    with torch.inference_mode(False), torch.enable_grad():
+        tap = Tap(observer, images=1)
+        with tap:
+            logits = model.logits(noise)
+        if not observer.shapes:
+            raise NoAttentionError(_no_attention(model))
+        # A fixed mixture of the logits, so that no class's weights can hide a token by chance.
+        mixture = torch.randn(logits.shape, generator=generator).to(logits)
+        seen = observer.observation((logits * mixture).sum(), tuple(tap.patch_grids))
+    if not seen.shapes:
+        raise NoAttentionError(
+            f"{model.name} calls attention {len(observer.shapes)} times, but its logits do not depend on any of it: the "
+            "output is constant, or detached from the graph inside the model"
+        )
+    return seen
+
+
+def work_out_layout(model: VisionModel, seen: Observation, image_size: tuple[int, int]) -> TokenLayout:
+    """The layout that an observation shows, with the user's own `grid`, `prefix` and `readout` where given."""
+    pools = _pools(seen.shapes)
+    tokens = seen.shapes[0].keys
+    prefix, (rows, cols) = _grid(model, tokens, seen.patch_grids, image_size)
+    if model.readout is None:
+        weights, reads = _reading(seen.reads, prefix, rows * cols, pools)
+    else:
+        weights = readout_weights(model.readout, seen.shapes[-1].queries, prefix, (rows, cols), pools)
+        reads = f"readout={model.readout!r}" if not isinstance(model.readout, Tensor) else "given weights"
+    heads = seen.shapes[0].heads
+    return TokenLayout(rows, cols, prefix, weights.to(seen.reads), reads, len(seen.shapes), pools, heads)
+
+
+def readout_weights(
+    readout: Readout, queries: int, prefix: int, grid: tuple[int, int], pools: int = 0
+) -> Float[Tensor, " queries"]:
+    """Weights over the queries of the last attention for a readout named by the user.
+
+    "class" is token 0, "mean" the patches, "all" every token; an integer is a token, a pair (row, column) a patch; a
+    sequence gives the weights themselves.
+
+    Raises:
+        LayoutError: when the model has no such token.
+    """
+    rows, cols = grid
+    weights = torch.zeros(queries)
+    if isinstance(readout, Tensor) or (isinstance(readout, Sequence) and not isinstance(readout, str | tuple)):
+        weights = torch.as_tensor(readout, dtype=torch.float64)
+        if weights.shape != (queries,):
+            raise LayoutError(f"readout has {tuple(weights.shape)} weights, but the last attention has {queries} queries")
+        return weights
+    if pools and readout != "all":
+        raise LayoutError(
+            f"readout={readout!r} names a token, but this model's head pools its tokens by attention with {queries} "
+            'query: leave readout out, or give "all"'
+        )
+    if readout == "class":
+        if prefix == 0:
+            raise LayoutError('readout="class", but this model has no token before its patches: use "mean"')
+        weights[0] = 1
+    elif readout == "mean":
+        weights[prefix : prefix + rows * cols] = 1 / (rows * cols)
+    elif readout == "all":
+        weights[:] = 1 / queries
+    elif isinstance(readout, tuple):
+        row, col = readout
+        if not (0 <= row < rows and 0 <= col < cols):
+            raise LayoutError(f"readout={readout} is no patch of the {rows}×{cols} grid (counted from 0)")
+        weights[prefix + row * cols + col] = 1
+    elif isinstance(readout, int):
+        if not -queries <= readout < queries:
+            raise LayoutError(f"readout={readout} is no token: the last attention has {queries} queries")
+        weights[readout] = 1
+    else:
+        raise LayoutError(f'readout={readout!r} is none of "class", "mean", "all", a token, a patch (row, column), weights')
+    return weights
+
+
+def _pools(shapes: Sequence[AttentionShape]) -> int:
+    """How many calls at the end pool the tokens; everything before must be global self-attention."""
+    pools = 0
+    while pools < len(shapes) and shapes[-1 - pools].queries != shapes[-1 - pools].keys:
+        pools += 1
+    first = shapes[0]
+    for index, shape in enumerate(shapes):
+        whole = shape.keys == (first.keys if index <= len(shapes) - pools else shapes[index - 1].queries)
+        square = shape.queries == shape.keys or index >= len(shapes) - pools
+        if shape.images != 1 or not whole or not square or pools == len(shapes):
+            raise UnsupportedAttentionError(
+                f"attention {index} of {len(shapes)} lets {shape.queries} queries see {shape.keys} keys in "
+                f"{shape.images} window(s) per image, where attention 0 has {first.queries} queries and {first.keys} "
+                "keys: a relevance row needs global self-attention (ViT, DeiT, BEiT, EVA, DINO, CLIP, SigLIP); window "
+                "and pyramid models (Swin, MViT, Hiera) are not supported"
+            )
+    return pools
+
+
+def _grid(
+    model: VisionModel, tokens: int, patch_grids: Sequence[tuple[int, int]], image_size: tuple[int, int]
+) -> tuple[int, tuple[int, int]]:
+    """Prefix and grid: as the user says, else as the patch embedding's convolution shows, else by arithmetic."""
+    if model.grid is not None:
+        candidates = [tuple(model.grid)]
+    else:
+        candidates = list(dict.fromkeys(reversed(patch_grids))) or _possible_grids(tokens, image_size)
+    fitting = [
+        (tokens - rows * cols, (rows, cols))
+        for rows, cols in candidates
+        if 0 <= tokens - rows * cols <= LARGEST_PREFIX and (model.prefix is None or tokens - rows * cols == model.prefix)
+    ]
+    if fitting and (patch_grids or model.grid is not None or len(fitting) == 1):
+        return fitting[0]
+    height, width = image_size
+    prefix = "" if model.prefix is None else f" with {model.prefix} token(s) before the patches"
+    found = ", ".join(f"{rows}×{cols} = {rows * cols}" for rows, cols in candidates) or "none"
+    raise LayoutError(
+        f"{tokens} tokens of a {height}×{width} image{prefix} fit no single grid of patches (grids seen: {found}): say "
+        "which with wrap(…, grid=(rows, columns)) or prefix="
+    )
+
+
+def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Grids of square patches that leave a small prefix, for models that embed patches without a convolution."""
+    height, width = image_size
+    grids = []
+    for patch in range(2, min(height, width) + 1):
+        if height % patch == 0 and width % patch == 0:
+            rows, cols = height // patch, width // patch
+            if rows * cols > 1 and 0 <= tokens - rows * cols <= 8:
+                grids.append((rows, cols))
+    return grids
+
+
+def _reading(
+    reads: Float[Tensor, " queries"], prefix: int, patches: int, pools: int
+) -> tuple[Float[Tensor, " queries"], str]:
+    """Weights over the queries of the last attention, from the gradient that reaches each.
+
+    Only which tokens are read is taken from the gradient, not how strongly: a class token counts as itself, pooled
+    patches as their mean. A head that joins the class token with the patches' mean (DINOv2) gives each half.
+    """
+    seen = reads > reads.max() * 1e-9
+    weights = seen.to(torch.float64)
+    if pools:
+        return weights / weights.sum(), "attention pooling"
+    in_prefix, in_patches = int(seen[:prefix].sum()), int(seen[prefix : prefix + patches].sum())
+    if in_patches == 0:
+        name = "class token" if bool(seen[0]) and in_prefix == 1 else f"mean of {in_prefix} prefix tokens"
+        return weights / weights.sum(), name
+    # A maximum over tokens shows only where the maxima lie; the head reads all patches nevertheless.
+    weights[prefix : prefix + patches] = 1
+    if in_prefix == 0:
+        return weights / weights.sum(), "mean of the patches"
+    # A token read by itself gets a gradient as large as all patches of a mean together, about √patches … patches times
+    # one patch's; as one of many pooled alike it gets about the same as each of them.
+    typical = reads[prefix : prefix + patches].median()
+    if bool((reads[:prefix][seen[:prefix]] > typical * patches**0.5).all()):
+        weights[:prefix] /= in_prefix
+        weights[prefix:] /= patches
+        return weights / 2, "class token and mean of the patches"
+    return weights / weights.sum(), "mean of all tokens"
+
+
+def _no_attention(model: VisionModel) -> str:
+    names = [name for name, part in model.module.named_modules() if "attn" in name.lower() or "attention" in name.lower()]
+    like = f"modules that look like attention: {', '.join(names[:3])}" if names else "no module is named like attention"
+    return (
+        f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, multi_head_attention_forward "
+        f"or a softmax over (images, heads, queries, keys) ({like}): compiled, scripted or custom kernels hide it; use "
+        "the plain PyTorch form of the model"
+    )

@@ -1,0 +1,106 @@
+"""Loading a model by name."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+from .recipes import adapt
+from .sources import SOURCES, Request, find
+from .vision_model import VisionModel
+from .wrapping import named
+
+__all__ = ["list_models", "load"]
+
+
+def load(
+    spec: str,
+    *,
+    checkpoint: str | PathLike | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    size: int | tuple[int, int] | None = None,
+    preprocess: Any = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    **options: Any,
+) -> VisionModel:
+    """Load a model by its full name: `timm/…`, `hf/…` (an id or a folder), `torchvision/…`, `open_clip/…`.
+
+    Without `checkpoint` the library fetches its published weights, the only time that Vitrail reaches the network;
+    with it they are read from that file. `size` is the input size in pixels, one side or (height, width), where it is
+    to differ from the model's own; `img_size` is the same. `pretrained=False` keeps random weights; other options go
+    to the library. `preprocess` and `class_names` replace the model's own, as in `wrap`. The model comes in evaluation
+    mode, in float32 unless `dtype` says otherwise, on the CPU unless `device` does.
+
+    Raises:
+        UnknownModelError: for a source or a model that is not there.
+        CheckpointError: for a file that cannot be read, with kinds of its own for pickles and weights that do not fit.
+        ModelError: where the library fails, or an argument makes no sense.
+
+    Example:
+        >>> model = load("timm/vit_tiny_patch16_224", pretrained=False)
+        >>> model.preprocess.size, model.class_name(340)
+        ((224, 224), 'zebra')
+    """
+    source, name = find(spec)
+    if "img_size" in options:
+        if size is not None:
+            raise ModelError(f"size={size} and img_size={options['img_size']} mean the same; give one of them")
+        size = options.pop("img_size")
+    dtype = torch.float32 if dtype is None else dtype
+    if not dtype.is_floating_point:
+        raise ModelError(f"dtype {dtype} is not a floating point type; float32, float64, bfloat16 and float16 are")
+    model = source.load(Request(name, checkpoint, _pair(size), options))
+    module = model.module.to(_device(device), dtype).eval()
+    metadata = {"model": model.name, **model.metadata, "torch": torch.__version__}
+    model = replace(model, module=module, metadata={key: str(value) for key, value in metadata.items()})
+    if preprocess is not None:
+        model = replace(model, preprocess=adapt(preprocess))
+    if class_names is not None:
+        model = replace(model, class_names=named(class_names))
+    return model
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The full names of all models that match a wildcard pattern, with or without the source in front.
+
+    timm's names with a tag ("vit_tiny_patch16_224.augreg_in21k_ft_in1k") are listed only when the pattern has a dot.
+    Hugging Face's hub is not listed, nor are libraries that are not installed.
+
+    Example:
+        >>> list_models("vit_tiny_patch16_*")
+        ['timm/vit_tiny_patch16_224', 'timm/vit_tiny_patch16_384']
+    """
+    listed = []
+    for prefix, source in SOURCES.items():
+        # Importing a library to list it takes seconds, so only where the pattern can match.
+        reachable = "/" not in pattern or fnmatch.fnmatchcase(prefix, pattern.partition("/")[0])
+        for name in source.names() if source.names is not None and reachable else []:
+            full = f"{prefix}/{name}" if name else prefix
+            wanted = "." in pattern or prefix != "timm" or "." not in name
+            if wanted and (fnmatch.fnmatchcase(full, pattern) or fnmatch.fnmatchcase(name, pattern)):
+                listed.append(full)
+    return listed
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise ModelError(f"size is one length in pixels or (height, width), not {size!r}")
+    return pair
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a device that this machine or build lacks
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {str(device)!r} cannot be used: {reason}") from error
+    return device

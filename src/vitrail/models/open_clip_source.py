@@ -1,0 +1,137 @@
+"""Visual towers of open_clip: `open_clip/ViT-B-16:laion2b_s34b_b88k`, `open_clip/hf-hub:owner/name`,
+`open_clip/local-dir:path`.
+
+The tower's "logits" are the numbers of its image embedding; they have no class names.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ModelError, UnknownModelError
+from .checkpoint import fill, fingerprint, read_checkpoint
+from .preprocess import Preprocess
+from .recipes import from_open_clip
+from .sources import Known, Request, missing_package, source
+from .vision_model import VisionModel
+
+__all__ = ["load_open_clip", "open_clip_names", "recognise_open_clip"]
+
+_SCHEMAS = ("hf-hub:", "local-dir:")
+_OTHER_TOWERS = ("RN", "convnext", "swin", "MobileCLIP", "ViTamin")  # without attention between all patches
+
+
+def open_clip_names() -> list[str]:
+    """NAME:TAG for all published weights of towers that attend from every patch to every patch."""
+    try:
+        import open_clip
+    except ImportError:
+        return []
+    names = [str(name) for name in open_clip.list_pretrained(as_str=True)]
+    return sorted(name for name in names if not name.startswith(_OTHER_TOWERS))
+
+
+def recognise_open_clip(module: nn.Module) -> Known | None:
+    """The preprocessing that open_clip's factory writes on its visual towers; None for other modules."""
+    config = getattr(module, "preprocess_cfg", None)
+    return Known(_preprocess(module, None)) if isinstance(config, Mapping) and "resize_mode" in config else None
+
+
+@source("open_clip", names=open_clip_names, recognise=recognise_open_clip)
+def load_open_clip(request: Request) -> VisionModel:
+    """Build a model by `open_clip.create_model` and keep its visual tower; options are those of `create_model`."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise missing_package("open_clip", "clip") from error
+    options = dict(request.options)
+    name, tag = _name_and_tag(request.name)
+    tag = options.pop("pretrained", tag)
+    if request.checkpoint is not None:
+        tag = None
+    elif tag is None and not name.startswith(_SCHEMAS):
+        raise ModelError(_needs_weights(name))
+    if request.size is not None:
+        _refuse_scrambled(name, request.size)
+        options["force_image_size"] = request.size
+    load_weights = request.checkpoint is None and tag is not False
+    try:
+        whole = open_clip.create_model(
+            name,
+            pretrained=tag or None,
+            load_weights=load_weights,
+            require_pretrained=load_weights,
+            **{"pretrained_text": load_weights, **options},
+        )
+    except Exception as error:  # open_clip raises what its libraries raise: network, hub, files, arguments
+        raise ModelError(f"open_clip could not build {request.name}: {str(error).splitlines()[0]}") from error
+    module: Any = whole.visual
+    metadata = {"source": "open_clip", "open_clip": open_clip.__version__}
+    if request.checkpoint is not None:
+        path = Path(request.checkpoint)
+        fill(module, read_checkpoint(path), str(path), repairs=[_tower_of(module)])
+        metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
+    else:
+        metadata["weights"] = (tag or "pretrained") if load_weights else "random"
+    return VisionModel(module, f"open_clip/{request.name}", _preprocess(module, request.size), metadata=metadata)
+
+
+def _name_and_tag(full: str) -> tuple[str, str | None]:
+    import open_clip
+
+    if full.startswith(_SCHEMAS):
+        return full, None
+    name, _, tag = full.partition(":")
+    known = open_clip.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4)
+        raise UnknownModelError(f"open_clip has no model {name!r}; near it: {', '.join(near) or 'none'}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag and tag not in tags:
+        raise UnknownModelError(f"open_clip has no weights {tag!r} of {name}; there are {', '.join(tags) or 'none'}")
+    return name, tag or None
+
+
+def _needs_weights(name: str) -> str:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    choice = f"open_clip/{name}:TAG with TAG one of {', '.join(tags)}; or " if tags else ""
+    return f"open_clip/{name} names no weights: give {choice}checkpoint=, or pretrained=False for random weights"
+
+
+def _tower_of(module: nn.Module) -> Any:
+    """From the tensors of a whole model, or of its tower, to those of this tower at its own resolution."""
+    from open_clip.model import resize_pos_embed
+
+    def repair(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        whole = any(name.startswith("visual.") for name in tensors)
+        tower = {k if whole else f"visual.{k}": v for k, v in tensors.items() if k.startswith("visual.") or not whole}
+        resize_pos_embed(tower, SimpleNamespace(visual=module))
+        return {name.removeprefix("visual."): tensor for name, tensor in tower.items()}
+
+    return repair
+
+
+def _refuse_scrambled(name: str, size: tuple[int, int]) -> None:
+    """open_clip resamples position embeddings when their number changes; 7 x 28 patches would get those of 14 x 14."""
+    import open_clip
+
+    patch = ((open_clip.get_model_config(name) or {}).get("vision_cfg") or {}).get("patch_size")
+    if isinstance(patch, int) and size[0] != size[1]:
+        patches = (size[0] // patch) * (size[1] // patch)
+        if math.isqrt(patches) ** 2 == patches:
+            raise ModelError(
+                f"{size[0]} x {size[1]} pixels are {patches} patches, as many as a square image has, and open_clip "
+                "would not resample the position embeddings; choose a size with another number of patches"
+            )
+
+
+def _preprocess(module: Any, size: tuple[int, int] | None) -> Preprocess:
+    preprocess = from_open_clip(module.preprocess_cfg)
+    return preprocess if size is None else preprocess.with_size(size)

@@ -1,0 +1,146 @@
+"""What happens to a photograph before the model sees it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ImageError, ModelError
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
+_CROP_MODES = ("center", "squash", "border")
+_MAX_PIXELS = 178_956_970  # of the resized picture; the limit that Pillow sets for decoded ones
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop and normalise a picture as a model was trained to see it; equal to torchvision and timm to the bit.
+
+    `size` is the height and width that the model takes. `resize` is the length that the shorter side gets before the
+    centre is cropped, or None to squash the picture to `size`. A pair (height, width) is a box: the picture covers it
+    (`crop_mode` "center"), is squashed to it ("squash"), or fits inside, on a ground of `fill` ("border"); these are
+    timm's words. `interpolation` is "bicubic", "bilinear", "nearest" or "lanczos", with antialiasing. `mean` and `std`
+    are of red, green and blue, for pixels from 0 to 1.
+
+    Raises:
+        ModelError: when built with numbers that make no sense.
+
+    Example:
+        >>> preprocess = Preprocess(size=(224, 224), resize=256)
+        >>> preprocess(Image.new("RGB", (640, 480))).shape
+        torch.Size([3, 224, 224])
+    """
+
+    size: tuple[int, int]
+    resize: int | tuple[int, int] | None = None
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    crop_mode: str = "center"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, tuple):
+            raise ModelError(f"size is (height, width), not {self.size!r}")
+        lengths = [*self.size, *((self.resize,) if isinstance(self.resize, int) else self.resize or ())]
+        if len(self.size) != 2 or len(lengths) > 4 or any(length < 1 for length in lengths):
+            raise ModelError(f"size and resize are lengths in pixels of at least 1, not {self.size} and {self.resize}")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ModelError(f"interpolation {self.interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}")
+        if self.crop_mode not in _CROP_MODES:
+            raise ModelError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(_CROP_MODES)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise ModelError(f"mean and std are three numbers, std above 0, not {self.mean} and {self.std}")
+
+    def view(self, image: Image.Image) -> Image.Image:
+        """The part of the picture that the model sees: RGB, exactly `size`, before normalisation.
+
+        Pictures smaller than the crop are padded with `fill`.
+
+        Raises:
+            ImageError: for another mode than RGB (`read_image` gives RGB), and for a picture so narrow that resizing it
+                would fill the memory.
+        """
+        # torchvision takes a second to import, and `import vitrail` has none to spare.
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as pil_or_tensor
+
+        if image.mode != "RGB":
+            raise ImageError(f"the picture has mode {image.mode}, not RGB; open it with vitrail.images.read_image")
+        height, width = self._resized(image.height, image.width)
+        if height * width > _MAX_PIXELS:
+            raise ImageError(
+                f"a picture of {image.width} x {image.height} pixels would become {width} x {height} before its centre "
+                f"is cropped, more than {_MAX_PIXELS} pixels; crop it to a less extreme shape first"
+            )
+        functional: Any = pil_or_tensor  # annotated for tensors only
+        image = functional.resize(image, [height, width], InterpolationMode(self.interpolation))
+        missing_rows, missing_cols = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        if missing_rows or missing_cols:
+            top, left = missing_rows // 2, missing_cols // 2
+            around = [left, top, missing_cols - left, missing_rows - top]
+            image = functional.pad(image, around, fill=self.fill)
+        return functional.center_crop(image, list(self.size))
+
+    def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """The pixels as the model takes them: float32, channels first, `(pixel / 255 - mean) / std`."""
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+        mean, std = _columns(self.mean, torch.float32), _columns(self.std, torch.float32)
+        return pixels.to(torch.float32).div(255).sub_(mean).div_(std)
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """`normalise(view(image))`: one image, channels first, without a batch axis."""
+        return self.normalise(self.view(image))
+
+    def denormalise(self, tensor: Float[Tensor, "3 height width"]) -> UInt8[np.ndarray, "height width 3"]:
+        """The picture behind one normalised tensor: pixels from 0 to 255, clipped to that range."""
+        mean, std = _columns(self.mean, torch.float64), _columns(self.std, torch.float64)
+        pixels = (tensor.detach().cpu().to(torch.float64) * std + mean) * 255
+        return pixels.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+    def with_size(self, size: tuple[int, int]) -> "Preprocess":
+        """The same for another (height, width), with the same share of the picture cropped away.
+
+        Example:
+            >>> Preprocess(size=(224, 224), resize=256).with_size((448, 448)).resize
+            512
+        """
+        (old_rows, old_cols), (rows, cols) = self.size, size
+        if self.resize is None:
+            return replace(self, size=(rows, cols))
+        # timm's rule is floor(size / crop_pct); here with the whole numbers that crop_pct became.
+        if isinstance(self.resize, int):
+            shorter = min(old_rows, old_cols)
+            box = (rows * self.resize // shorter, cols * self.resize // shorter)
+            return replace(self, size=(rows, cols), resize=box[0] if rows == cols else box)
+        box = (rows * self.resize[0] // old_rows, cols * self.resize[1] // old_cols)
+        square = self.crop_mode == "center" and rows == cols and box[0] == box[1]
+        return replace(self, size=(rows, cols), resize=box[0] if square else box)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture of that size after the resizing, before the crop."""
+        if self.resize is None:
+            return self.size
+        if isinstance(self.resize, int):
+            # torchvision truncates the longer side; timm rounds both where it fits a box.
+            if height <= width:
+                return self.resize, int(self.resize * width / height)
+            return int(self.resize * height / width), self.resize
+        if self.crop_mode == "squash":
+            return self.resize
+        ratios = height / self.resize[0], width / self.resize[1]
+        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _columns(values: tuple[float, ...], dtype: torch.dtype) -> Float[Tensor, "3 1 1"]:
+    return torch.tensor(values, dtype=dtype).view(3, 1, 1)

@@ -1,0 +1,95 @@
+"""The registry of the places that models come from: the part of a name before its first slash."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from ..errors import ModelError, UnknownModelError
+from .preprocess import Preprocess
+from .vision_model import VisionModel
+
+__all__ = ["SOURCES", "Known", "Request", "Source", "find", "source"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a source is asked to load: a name without the source's prefix, and how.
+
+    `size` is the (height, width) of the input, None for the model's own. `options` are passed on to the library's
+    function that builds the model; "pretrained" among them is True, False (random weights) or, for open_clip, the
+    tag.
+    """
+
+    name: str
+    checkpoint: str | PathLike | None = None
+    size: tuple[int, int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a library's own module tells about itself, for `wrap`."""
+
+    preprocess: Preprocess | None = None
+    class_names: tuple[str, ...] | None = None
+    forward_options: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Loader(Protocol):
+    def __call__(self, request: Request, /) -> VisionModel: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place: how to load from it, the names in it (None: it cannot be listed), and how to know its modules."""
+
+    load: Loader
+    names: Callable[[], list[str]] | None = None
+    recognise: Callable[[nn.Module], Known | None] | None = None
+
+
+SOURCES: dict[str, Source] = {}
+
+
+def source(
+    prefix: str,
+    *,
+    names: Callable[[], list[str]] | None = None,
+    recognise: Callable[[nn.Module], Known | None] | None = None,
+) -> Callable[[Loader], Loader]:
+    """Register the decorated function as the loader of all models called `prefix`/…, or `prefix` alone."""
+
+    def register(load: Loader) -> Loader:
+        SOURCES[prefix] = Source(load, names, recognise)
+        return load
+
+    return register
+
+
+def find(spec: str) -> tuple[Source, str]:
+    """The source of a model's full name, and the name within it.
+
+    Raises:
+        UnknownModelError: for a source that is not there.
+    """
+    prefix, _, name = spec.partition("/")
+    if prefix in SOURCES:
+        return SOURCES[prefix], name
+    known = ", ".join(f"{key}/…" for key in SOURCES)
+    raise UnknownModelError(
+        f"no model {spec!r}: a model's name begins with its source ({known}), as in timm/vit_base_patch16_224"
+    )
+
+
+def defined_in(module: nn.Module, package: str) -> bool:
+    """Whether the module's class, or one that it derives from, is the package's. Imports nothing."""
+    return any(base.__module__.partition(".")[0] == package for base in type(module).__mro__)
+
+
+def missing_package(package: str, extra: str) -> ModelError:
+    """The error for an optional library that is not installed."""
+    return ModelError(f"{package} is not installed; install it with: pip install 'vitrail[{extra}]'")

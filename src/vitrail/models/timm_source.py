@@ -1,0 +1,123 @@
+"""Models of timm: `timm/vit_base_patch16_224`, `timm/vit_base_patch16_224.augreg2_in21k_ft_in1k`,
+`timm/hf_hub:owner/name`."""
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ModelError, UnknownModelError
+from .checkpoint import fill, fingerprint, read_checkpoint
+from .preprocess import Preprocess
+from .recipes import from_timm
+from .sources import Known, Request, defined_in, source
+from .vision_model import VisionModel
+
+__all__ = ["load_timm", "recognise_timm", "timm_names"]
+
+# timm's files whose models attend from every patch to every patch; load() takes others too, and explain() tells.
+_FILES = ("beit", "deit", "eva", "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos")
+
+
+def timm_names() -> list[str]:
+    """timm's models with global attention, without tags and then with them."""
+    import timm
+
+    bare = [name for file in _FILES for name in timm.list_models(module=file)]
+    tagged = [name for file in _FILES for name in timm.list_models(module=file, pretrained=True)]
+    return sorted({*bare, *tagged})
+
+
+def recognise_timm(module: nn.Module) -> Known | None:
+    """Preprocessing and class names that a timm module carries with it; None for other modules."""
+    if not defined_in(module, "timm"):
+        return None
+    return Known(preprocess=_preprocess(module), class_names=_class_names(module))
+
+
+@source("timm", names=timm_names, recognise=recognise_timm)
+def load_timm(request: Request) -> VisionModel:
+    """Build a model by `timm.create_model`; options are timm's own, such as `num_classes` and `dynamic_img_size`."""
+    import timm
+
+    options = dict(request.options)
+    if request.size is not None:
+        options["img_size"] = request.size
+    pretrained = options.pop("pretrained", request.checkpoint is None) and request.checkpoint is None
+    if not request.name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) and not timm.is_model(request.name):
+        raise UnknownModelError(_unknown(request.name))
+    try:
+        module = timm.create_model(request.name, pretrained=pretrained, **options)
+    except Exception as error:  # timm raises what its libraries raise: network, hub, arguments
+        remedy = "; give the weights with checkpoint=" if pretrained else ""
+        raise ModelError(f"timm could not build {request.name}: {error}{remedy}") from error
+    config = getattr(module, "pretrained_cfg", None) or {}
+    metadata = {"source": "timm", "timm": timm.__version__}
+    if request.checkpoint is not None:
+        path = Path(request.checkpoint)
+        fill(module, read_checkpoint(path), str(path), repairs=_repairs(module))
+        metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
+    else:
+        metadata["weights"] = (config.get("tag") or "pretrained") if pretrained else "random"
+    return VisionModel(module, f"timm/{request.name}", _preprocess(module), _class_names(module), metadata=metadata)
+
+
+def _unknown(name: str) -> str:
+    import timm
+
+    base, _, tag = name.partition(".")
+    if tag and timm.is_model(base):
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
+        return f"timm has no weights {tag!r} of {base}; there are {', '.join(tags) or 'none'}"
+    near = difflib.get_close_matches(base, timm.list_models(), n=4)
+    return f"timm has no model {name!r}; near it: {', '.join(near) or 'none'} (vitrail models lists them)"
+
+
+def _repairs(module: nn.Module) -> list[Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]]:
+    """timm's own translations of checkpoints for this module: original names, other resolutions, layer scales."""
+    filters = [getattr(sys.modules[base.__module__], "checkpoint_filter_fn", None) for base in type(module).__mro__]
+    found = next((function for function in filters if function is not None), None)
+    if found is None:
+        return []
+    repairs = [partial(_call, found, module)]
+    if "adapt_layer_scale" in signature(found).parameters:
+        repairs.append(partial(_call, partial(found, adapt_layer_scale=True), module))  # DeiT-3 as its authors saved it
+    return repairs
+
+
+def _call(filter_function: Callable, module: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return filter_function(tensors, module)
+
+
+def _preprocess(module: nn.Module) -> Preprocess | None:
+    """timm's data config as a `Preprocess`, for the input size that the module was built for."""
+    from timm.data.config import resolve_data_config
+
+    config = getattr(module, "pretrained_cfg", None)
+    patches = getattr(module, "patch_embed", None)
+    if not config or getattr(getattr(patches, "proj", None), "in_channels", 3) != 3:
+        return None  # a module that timm did not configure, or one that takes no RGB pictures
+    size = getattr(patches, "img_size", None)
+    options = {} if size is None else {"input_size": (3, *size)}
+    return from_timm(resolve_data_config(options, pretrained_cfg=dict(config)))
+
+
+def _class_names(module: nn.Module) -> tuple[str, ...] | None:
+    """The names in the module's own config, or those of the ImageNet subset with as many classes."""
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    # The head tells the truth where a user has replaced it.
+    classifier: Any = getattr(module, "get_classifier", lambda: None)
+    head = classifier()
+    count = getattr(head, "out_features", getattr(module, "num_classes", 0))
+    config = getattr(module, "pretrained_cfg", None) or {}
+    labels, descriptions = config.get("label_names"), config.get("label_descriptions") or {}
+    if labels and len(labels) == count:
+        return tuple(descriptions.get(label, label) for label in labels)
+    subset = infer_imagenet_subset({"num_classes": count}) if config else None
+    return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None

@@ -1,0 +1,132 @@
+"""A model with all that is needed to explain it: preprocessing, class names, and where its logits are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import ModelError, OutputError
+from .class_names import class_index, short_name
+from .preprocess import Preprocess
+
+__all__ = ["VisionModel"]
+
+
+@dataclass(frozen=True, eq=False)
+class VisionModel:
+    """A Vision Transformer as `vitrail.load` and `vitrail.wrap` return it; the module itself is never changed.
+
+    `preprocess` turns pictures into the model's input; without it only tensors can be explained. Index i of
+    `class_names` is class i; synonyms are separated by commas. `readout`, `prefix` and `grid` say from which tokens
+    the head reads, how many tokens stand before the patches, and how many rows and columns of patches there are; None
+    means worked out from the model at work. `logits_from` finds the logits in an unusual output, `forward_options` go
+    along with each call, and `metadata` says where the weights came from.
+
+    Example:
+        >>> toy = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+        >>> model = VisionModel(toy, name="toy", class_names=("a", "b", "c"))
+        >>> model.logits(torch.zeros(1, 3, 2, 2)).shape, model.class_index("B"), model.class_name(1)
+        (torch.Size([1, 3]), 1, 'b')
+    """
+
+    module: nn.Module
+    name: str
+    preprocess: Preprocess | None = None
+    class_names: tuple[str, ...] | None = None
+    readout: str | int | Sequence | Tensor | None = None
+    prefix: int | None = None
+    grid: tuple[int, int] | None = None
+    logits_from: Callable[[Any], Tensor] | None = None
+    forward_options: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter (or buffer) lives; the CPU for a module that has none."""
+        return next((tensor.device for tensor in _tensors(self.module)), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating point type of the first such parameter (or buffer); float32 for a module that has none."""
+        return next((t.dtype for t in _tensors(self.module) if t.is_floating_point()), torch.float32)
+
+    def logits(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Run the model on normalised images, brought to its device and type, and find the logits in its output.
+
+        A module that answers one number per image has one class. Gradients flow.
+
+        Raises:
+            OutputError: when the output holds no tensor of batch x classes.
+            ModelError: when there are not as many class names as classes.
+        """
+        output = self.module(images.to(self.device, self.dtype), **self.forward_options)
+        logits = _find_logits(output, self.logits_from)
+        batch = images.shape[0]
+        if logits.ndim == 1 and logits.shape[0] == batch:
+            logits = logits[:, None]  # a regression or a yes-no answer: one number per image
+        if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] == 0:
+            raise OutputError(
+                f"{self.name} answered {batch} images with a tensor of shape {tuple(logits.shape)}, not ({batch}, "
+                "classes); say where the logits are with logits_from=, a function from the output to that tensor"
+            )
+        if self.class_names is not None and len(self.class_names) != logits.shape[1]:
+            raise ModelError(
+                f"{self.name} has {logits.shape[1]} classes, but class_names holds {len(self.class_names)} names; "
+                "give one name per class with class_names="
+            )
+        return logits
+
+    def class_index(self, name_or_index: Any, count: int | None = None) -> int:
+        """The index of a class given by name (case does not matter) or by index.
+
+        `count` is the number of classes, where it is known and there are no names to tell.
+
+        Raises:
+            UnknownClassError: for a name or an index that the model does not have.
+            AmbiguousClassError: for a name that several classes go by.
+        """
+        return class_index(name_or_index, self.class_names, count)
+
+    def class_name(self, index: Any) -> str:
+        """The short name of a class: the text before the first comma, or "class 7" where there is no name."""
+        return short_name(int(index), self.class_names)
+
+    def describe(self) -> str:
+        """A few lines that say what this model is and takes."""
+        parameters = sum(p.numel() for p in self.module.parameters())
+        kind = f"{type(self.module).__name__}, {parameters / 1e6:.1f} M parameters, {self.dtype}, {self.device}"
+        lines = [f"{self.name}: {kind}"]
+        if self.preprocess is not None:
+            rows, cols = self.preprocess.size
+            lines.append(f"pictures become {cols} x {rows} pixels (width x height), {self.preprocess.interpolation}")
+        names = f"{len(self.class_names)} named classes" if self.class_names is not None else "classes without names"
+        return "\n".join([*lines, names, *(f"{key}: {value}" for key, value in self.metadata.items())])
+
+
+def _tensors(module: nn.Module):
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None) -> Tensor:
+    if logits_from is not None:
+        found = logits_from(output)
+    elif isinstance(output, Tensor):
+        found = output
+    elif isinstance(output, Mapping) and "logits" in output:
+        found = output["logits"]
+    elif isinstance(output, (tuple, list)) and output:
+        found = output[0]
+    else:
+        found = getattr(output, "logits", None)
+    if isinstance(found, Tensor) and found.is_floating_point():
+        return found
+    fields = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    where = "logits_from= returned" if logits_from is not None else "the logits were looked for and found to be"
+    raise OutputError(
+        f"the model returned {type(output).__name__}{fields}, and {where} {type(found).__name__}; "
+        "say where the logits are with logits_from=, a function from the output to a tensor of batch x classes"
+    )

@@ -1,0 +1,160 @@
+"""Which scalar is differentiated: small registered functions of the logits."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .errors import ObjectiveError, UnknownObjectiveError
+
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveInfo", "evaluate_objective", "list_objectives", "register_objective"]
+
+Pair: TypeAlias = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
+Objective: TypeAlias = str | Callable[[Tensor], Tensor]
+
+
+class ObjectiveInfo(NamedTuple):
+    """A registered objective: its function, and whether it compares two classes."""
+
+    name: str
+    function: Callable[..., Float[Tensor, " batch"]]
+    compares: bool
+    positive_only: bool
+    summary: str
+
+
+OBJECTIVES: dict[str, ObjectiveInfo] = {}
+
+# Eq. 8 and the ratio divide by a logit. Below this part of the largest |logit| a divisor counts as zero.
+SMALLEST_DIVISOR = 1e-3
+
+
+def register_objective(*, compares: bool, positive_only: bool = False) -> Callable[[Callable], Callable]:
+    """Register a function of the logits under its own name.
+
+    Functions that compare take (logits, target's logit, other's logit), others (logits, target's logit); all return one
+    number per image. `positive_only` marks those that mean what they say only while both logits are positive.
+    """
+
+    def register(function: Callable) -> Callable:
+        summary = (function.__doc__ or "").strip().splitlines()[0]
+        OBJECTIVES[function.__name__] = ObjectiveInfo(function.__name__, function, compares, positive_only, summary)
+        return function
+
+    return register
+
+
+@register_objective(compares=False)
+def logit(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
+    """l_t, the target's logit (Cui, Fan, Chen, Eq. 7)."""
+    return target
+
+
+@register_objective(compares=True, positive_only=True)
+def normalized_difference(logits: Tensor, target: Tensor, other: Tensor) -> Float[Tensor, " batch"]:
+    """(l_1 − l_2) / l_1, differentiated through the denominator too (Eq. 8)."""
+    return (target - other) / target
+
+
+@register_objective(compares=True)
+def difference(logits: Tensor, target: Tensor, other: Tensor) -> Float[Tensor, " batch"]:
+    """l_1 − l_2: both classes weigh alike."""
+    return target - other
+
+
+@register_objective(compares=True, positive_only=True)
+def ratio(logits: Tensor, target: Tensor, other: Tensor) -> Float[Tensor, " batch"]:
+    """l_1 / l_2."""
+    return target / other
+
+
+@register_objective(compares=False)
+def probability(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
+    """The target's softmax probability."""
+    return (target - logits.logsumexp(dim=-1)).exp()
+
+
+@register_objective(compares=False)
+def log_probability(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
+    """The logarithm of the target's softmax probability."""
+    return target - logits.logsumexp(dim=-1)
+
+
+def list_objectives() -> list[str]:
+    """The names that `objective=` takes.
+
+    Example:
+        >>> "normalized_difference" in list_objectives()
+        True
+    """
+    return list(OBJECTIVES)
+
+
+def objective_name(objective: Objective | None, against: object) -> str:
+    """The name of an objective as recorded in a result; None is `logit`, or Eq. 8 when there is a class to compare with.
+
+    Raises:
+        UnknownObjectiveError: for a name that is not registered.
+        ObjectiveError: for a comparison without `against`, or `against` without a comparison.
+    """
+    if objective is None:
+        return "logit" if against is None else "normalized_difference"
+    if callable(objective):
+        return getattr(objective, "__name__", type(objective).__name__)
+    if objective not in OBJECTIVES:
+        raise UnknownObjectiveError(f"no objective is called {objective!r}; there are {', '.join(OBJECTIVES)}")
+    if OBJECTIVES[objective].compares and against is None:
+        raise ObjectiveError(f"objective={objective!r} compares two classes: say against= which class")
+    if not OBJECTIVES[objective].compares and against is not None:
+        comparing = ", ".join(name for name, info in OBJECTIVES.items() if info.compares)
+        raise ObjectiveError(f"objective={objective!r} takes one class, but against= is given; these compare: {comparing}")
+    return objective
+
+
+def evaluate_objective(
+    objective: Objective,
+    logits: Float[Tensor, "batch classes"],
+    target: Int[Tensor, " batch"],
+    against: Int[Tensor, " batch"] | None,
+) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """The scalar of every image, and for which images the plain difference stood in.
+
+    Eq. 8 and the ratio turn their sign where a logit is negative and blow up near zero. Where one of the two logits is
+    not above `SMALLEST_DIVISOR` times the image's largest |logit|, the `difference` l_1 − l_2 is taken instead, which
+    asks the same question; the second result says where.
+
+    Raises:
+        ObjectiveError: when a callable returns anything but one number per image (or one for all).
+    """
+    nowhere = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    if callable(objective):
+        return _of_callable(objective, logits), nowhere
+    info = OBJECTIVES[objective]
+    # Logits of half-precision models are compared in float32: their differences are what is explained.
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    own = wide.gather(1, target[:, None])[:, 0]
+    if not info.compares:
+        return info.function(wide, own), nowhere
+    if against is None:
+        raise ObjectiveError(f"objective={objective!r} compares two classes: say against= which class")
+    other = wide.gather(1, against[:, None])[:, 0]
+    if not info.positive_only:
+        return info.function(wide, own, other), nowhere
+    smallest = SMALLEST_DIVISOR * wide.detach().abs().amax(dim=1)
+    replaced = ((own <= smallest) | (other <= smallest)).detach()
+    # The divisors of replaced images are set to one, so that no infinity enters the sum that is differentiated.
+    one = torch.ones_like(own)
+    value = info.function(wide, torch.where(replaced, one, own), torch.where(replaced, one, other))
+    return torch.where(replaced, own - other, value), replaced
+
+
+def _of_callable(objective: Callable[[Tensor], Tensor], logits: Tensor) -> Float[Tensor, " batch"]:
+    value = objective(logits)
+    if not isinstance(value, Tensor) or value.numel() not in (1, len(logits)):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ObjectiveError(
+            f"the objective returned {shape} for {len(logits)} image(s): return one number per image, or one for all"
+        )
+    return value.reshape(-1)
