@@ -1,0 +1,214 @@
+"""explain(): the one verb."""
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from .attention.gradient_modes import GradientMode, check_gradient_mode
+from .errors import NonFiniteError, NoSignalError, OptionError, TrainingModeError
+from .explanation import Explanation
+from .inputs import prepare
+from .methods import MethodInfo, find_method
+from .methods.run import Run
+from .models import wrap
+from .models.layout import Readout, TokenLayout, layout_of, readout_weights
+from .models.vision_model import VisionModel
+from .objectives import Objective, objective_name
+from .targets import Wanted, pair_up, parse_targets, predicted
+
+__all__ = ["explain"]
+
+
+def explain(
+    model: VisionModel | nn.Module,
+    images: Any,
+    target: Wanted = None,
+    *,
+    against: Wanted = None,
+    method: str = "complete",
+    objective: Objective | None = None,
+    gradient: GradientMode = "full",
+    centred: bool = False,
+    start_layer: int = 0,
+    readout: Readout | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Explanation:
+    """Ask which patches of an image argue for a class, and which against it.
+
+    Args:
+        model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped. It is left exactly as it was.
+        images: a path, PIL image, uint8 array, float tensor (the model's own input, normalised), or a list of them.
+        target: class name or index; a list (one per image); a nested list (several per image, one forward pass); None
+            for the predicted class.
+        against: the class to compare with, in the same forms; then the objective is Eq. 8 unless `objective` says other.
+        method: a name from `vitrail.list_methods()`.
+        objective: a name from `vitrail.list_objectives()`, or a callable from logits (batch, classes) to one number per
+            image. Default: the target's logit.
+        gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too).
+        centred: take out of ∇A its mean under A in each row (METHODS 4.1).
+        start_layer: first block that takes part, counted from 0, negative from the end.
+        readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights); default:
+            what the model's head reads.
+        batch_size: images per pass; default: all at once.
+        **options: the method's own, see `list_methods()`.
+
+    Returns:
+        An `Explanation`; its scores are (batch, rows, cols), or (batch, targets, rows, cols) for nested targets: raw,
+        signed where the method is, float32 (float64 when the model runs in float64).
+
+    Raises:
+        VitrailError: one subtype per cause, see `vitrail.errors`; never an empty or silently wrong map.
+
+    Example:
+        >>> import timm, torch, vitrail
+        >>> vit = timm.create_model("test_vit", num_classes=10).eval()
+        >>> ex = vitrail.explain(vit, torch.randn(2, 3, 160, 160), target=[3, 7])
+        >>> ex.scores.shape
+        torch.Size([2, 10, 10])
+    """
+    if not isinstance(model, VisionModel):
+        model = wrap(model)
+    info = find_method(method, options)
+    _check_options(info, gradient, centred, start_layer, batch_size)
+    objective_label = objective_name(objective, against)
+    refuse_training_mode(model.module)
+    inputs = prepare(model, images)
+    count = len(inputs.batch)
+    wanted, other = pair_up(parse_targets(model, target, count), parse_targets(model, against, count, "against"))
+    layout = layout_of(model, inputs.batch)
+    weights = layout.readout if readout is None else _given_readout(readout, layout)
+    scores, logits, replaced = [], [], []
+    step = batch_size or count
+    for start in range(0, count, step):
+        some = slice(start, start + step)
+        run = Run(
+            model=model,
+            images=inputs.batch[some],
+            layout=layout,
+            target=wanted and wanted[some],
+            against=other and other[some],
+            objective=objective or objective_label,
+            readout=weights,
+            gradient=gradient,
+            start_layer=start_layer,
+            centred=centred,
+        )
+        tokens = info.function(run, **options)
+        logits.append(run.logits)
+        scores.append(layout.as_grid(tokens.detach()).expand(-1, run.targets.index.shape[1], -1, -1))
+        replaced.append(torch.stack(run.replaced, dim=1) if run.replaced else torch.zeros(len(tokens), 1, dtype=torch.bool))
+    all_logits = torch.cat(logits).cpu()
+    all_scores = torch.cat(scores).cpu()
+    targets = predicted(all_logits) if wanted is None else wanted
+    _check_finite(all_logits, all_scores, inputs.sources)
+    nested = targets.nested
+    fallback = torch.cat(replaced).cpu()
+    metadata = {
+        "model": model.name,
+        **model.metadata,
+        "sources": list(inputs.sources),
+        "gradient": gradient,
+        "centred": centred,
+        "start_layer": start_layer,
+        "readout": layout.reads if readout is None else repr(readout),
+        "grid": [layout.rows, layout.cols],
+        "prefix": layout.prefix,
+        "options": {name: options.get(name, default) for name, default in info.options.items()},
+        "versions": {package: version(package) for package in ("vitrail", "torch", "timm")},
+        "notes": _notes(fallback, objective_label),
+        "difference_instead": fallback.tolist() if bool(fallback.any()) else [],
+    }
+    return Explanation(
+        scores=all_scores if nested else all_scores[:, 0],
+        logits=all_logits.to(all_scores.dtype),
+        target=targets.index if nested else targets.index[:, 0],
+        against=None if other is None else (other.index if nested else other.index[:, 0]),
+        method=info.name,
+        objective=objective_label,
+        signed=info.signed,
+        class_names=model.class_names,
+        images=inputs.pictures,
+        metadata=metadata,
+    )
+
+
+def refuse_training_mode(module: nn.Module) -> None:
+    """Refuse a model whose answer is random, or which learns statistics while it answers.
+
+    Raises:
+        TrainingModeError: naming the first dropout, drop path or batch norm found in training mode.
+    """
+    for name, part in module.named_modules():
+        if not part.training:
+            continue
+        drops = isinstance(part, _DropoutNd) and part.p > 0
+        drops = drops or (type(part).__name__ in ("DropPath", "StochasticDepth", "PatchDropout") and _rate(part) > 0)
+        if drops or isinstance(part, _BatchNorm):
+            raise TrainingModeError(
+                f"the model is in training mode: {name or 'it'} ({type(part).__name__}) would make its answer random or "
+                "change it; call model.eval() first"
+            )
+
+
+def _rate(part: nn.Module) -> float:
+    return float(next((getattr(part, name) for name in ("drop_prob", "p", "prob") if hasattr(part, name)), 0.0) or 0.0)
+
+
+def _check_options(
+    info: MethodInfo, gradient: str, centred: bool, start_layer: int, batch_size: int | None
+) -> None:
+    check_gradient_mode(gradient)
+    if gradient != "full" and not info.uses_gradient:
+        raise OptionError(f"gradient={gradient!r} changes nothing for {info.name}, which uses no gradient")
+    if centred and "centred" not in info.accepts:
+        raise OptionError(f"centred=True is not defined for {info.name}")
+    if start_layer and "start_layer" not in info.accepts:
+        raise OptionError(f"start_layer={start_layer} is not defined for {info.name}")
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"batch_size={batch_size} must be 1 or more")
+
+
+def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " queries"]:
+    return readout_weights(readout, len(layout.readout), layout.prefix, (layout.rows, layout.cols), layout.pools)
+
+
+def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...]) -> None:
+    def named(bad: Tensor) -> str:
+        return ", ".join(f"{i}" + (f" ({sources[i]})" if sources[i] else "") for i in bad.nonzero()[:, 0].tolist()[:5])
+
+    wrong = ~logits.isfinite().all(dim=1)
+    if bool(wrong.any()):
+        raise NonFiniteError(
+            f"the logits of image {named(wrong)} hold NaN or infinity: check the image and the weights, or run in float32"
+        )
+    wrong = ~scores.isfinite().flatten(1).all(dim=1)
+    if bool(wrong.any()):
+        raise NonFiniteError(
+            f"the map of image {named(wrong)} holds NaN or infinity though its logits do not: the gradient overflows; run "
+            "the model in float32, or explain the logit instead of a quotient"
+        )
+    flat = scores.flatten(2)
+    wrong = (flat.amax(dim=2) == flat.amin(dim=2)).any(dim=1) & (flat.shape[2] > 1)
+    if bool(wrong.any()):
+        raise NoSignalError(
+            f"the map of image {named(wrong)} is the same everywhere: nothing in the image moves the objective "
+            "(a constant objective, a saturated probability, or weights that are zero)"
+        )
+
+
+def _notes(replaced: Tensor, objective: str) -> list[str]:
+    count = int(replaced.sum())
+    if not count:
+        return []
+    return [
+        f"{objective} is not defined where a logit is zero or negative: the difference of the logits was explained instead "
+        f"for {count} of {replaced.numel()} question(s)."
+    ]
+
+

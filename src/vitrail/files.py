@@ -1,0 +1,103 @@
+"""Files are written whole or not at all: everything that Vitrail writes goes through `atomic_write`."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from vitrail.errors import OutputFileError
+
+__all__ = ["atomic_write", "writable_folder"]
+
+# Errors of the disk itself. Any other OSError inside the block belongs to the caller's own work: a missing input, say.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a binary file that appears at `path` only when the block has ended well.
+
+    The bytes go to a temporary file in the same folder, which takes the place of `path` in one step. Whatever goes
+    wrong before, an interrupt included, `path` is as it was and the temporary file is gone. Missing folders are
+    created; a symbolic link stays a link.
+
+    Raises `OutputFileError` when the file cannot be written.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "notes" / "zebra.txt"
+    >>> with atomic_write(path) as file:
+    ...     _ = file.write(b"striped")
+    >>> path.read_bytes()
+    b'striped'
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".vitrail-{secrets.token_hex(8)}.tmp"
+    try:
+        if target.is_dir():
+            raise OutputFileError(f"cannot write {os.fspath(path)}: it is a folder; name a file inside it")
+        # Replacing /dev/null by a picture would be a poor joke. A name that is too long is refused here as well.
+        if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
+            raise OutputFileError(f"cannot write {os.fspath(path)}: it is not a regular file; name another path")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: that makes files which only their owner may read, while a result should follow the umask.
+        file = os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb"
+        )
+    except OSError as error:
+        raise OutputFileError(_refusal(path, error)) from error
+    try:
+        with file:
+            try:
+                yield file
+            except OSError as error:
+                if error.errno in DISK_ERRORS:
+                    raise OutputFileError(_refusal(path, error)) from error
+                raise
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise OutputFileError(_refusal(path, error)) from error
+        try:
+            if target.exists():
+                shutil.copymode(target, temporary)
+            temporary.replace(target)
+        except OSError as error:
+            raise OutputFileError(_refusal(path, error)) from error
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def writable_folder(folder: str | os.PathLike[str]) -> Path:
+    """Create `folder` where it is missing, check that files can be made in it, and return it.
+
+    Making a file is the only honest test: permission bits say nothing of read-only disks, quotas or the superuser.
+
+    Raises `OutputFileError` naming the folder and the reason.
+
+    >>> import tempfile
+    >>> writable_folder(Path(tempfile.mkdtemp()) / "out").name
+    'out'
+    """
+    path = Path(folder)
+    probe = path / f".vitrail-{secrets.token_hex(8)}.tmp"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OutputFileError(_refusal(folder, error, "into ")) from error
+    return path
+
+
+def _refusal(path: str | os.PathLike[str], error: OSError, preposition: str = "") -> str:
+    reason = error.strerror or type(error).__name__
+    where = f" ({error.filename})" if error.errno in (errno.ENOTDIR, errno.EEXIST) and error.filename else ""
+    return f"cannot write {preposition}{os.fspath(path)}: {reason}{where}; choose another path, or make it writable"

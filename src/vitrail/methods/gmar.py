@@ -1,0 +1,194 @@
+"""GMAR: rollout with heads weighted by the norm of their gradient (Jo, Jang, Park, ICIP 2025).
+
+Per block l: w_h = ‖∇A_h‖_p / Σ_h ‖∇A_h‖_p over the head's whole matrix, Ā = Σ_h w_h A_h + α I, each row divided by its
+sum, later blocks multiplied on the left, the readout's row read. The authors' released script does something else in
+every step (METHODS 5: its output depends on no gradient), so it is no reference; its choices that do mean something are
+options here.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attention.chain import row_times_attention
+from ..attention.calls import compute_dtype
+from ..attention.record import CallRecorder, RecordedLayer
+from ..attention.stream import HeadNormListener, add_update
+from ..errors import NoSignalError, OptionError
+from .registry import register_method
+from .run import Run
+
+__all__ = ["gmar_l1", "gmar_l2"]
+
+
+@register_method(
+    "gmar_l1",
+    signed=False,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Jo, Jang, Park 2025, L1",
+    accepts=("start_layer",),
+)
+def gmar_l1(
+    run: Run,
+    *,
+    alpha: float = 1.0,
+    residual: Literal["rollout", "paper"] = "rollout",
+    order: Literal["left", "right"] = "left",
+    shared_weights: bool = False,
+    grad_at: Literal["attention", "last_ln"] = "attention",
+    discard_ratio: float = 0.0,
+) -> Float[Tensor, "images targets tokens"]:
+    """Rollout with heads weighted by Σ|∇A_h|.
+
+    `alpha` weighs the residual. `residual="rollout"` puts it into each factor, row-normalised; "paper" adds it after each
+    product, R ← A_w R + α I. `order="right"` multiplies later blocks on the right. `shared_weights` takes the last
+    block's head weights for all; `grad_at="last_ln"` takes them, for all blocks, from the gradient at the last block's first
+    norm, its channels cut into as many groups as heads. `discard_ratio` zeroes that share of each fused matrix, the lowest.
+    """
+    return _gmar(run, 1, alpha, residual, order, shared_weights, grad_at, discard_ratio)
+
+
+@register_method(
+    "gmar_l2",
+    signed=False,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Jo, Jang, Park 2025, L2",
+    accepts=("start_layer",),
+)
+def gmar_l2(
+    run: Run,
+    *,
+    alpha: float = 1.0,
+    residual: Literal["rollout", "paper"] = "rollout",
+    order: Literal["left", "right"] = "left",
+    shared_weights: bool = False,
+    grad_at: Literal["attention", "last_ln"] = "attention",
+    discard_ratio: float = 0.0,
+) -> Float[Tensor, "images targets tokens"]:
+    """Rollout with heads weighted by (Σ ∇A_h²)^½; options as for gmar_l1."""
+    return _gmar(run, 2, alpha, residual, order, shared_weights, grad_at, discard_ratio)
+
+
+def _gmar(
+    run: Run,
+    norm: int,
+    alpha: float,
+    residual: str,
+    order: str,
+    shared_weights: bool,
+    grad_at: str,
+    discard_ratio: float,
+) -> Float[Tensor, "images targets tokens"]:
+    _check("residual", residual, ("rollout", "paper"))
+    _check("order", order, ("left", "right"))
+    _check("grad_at", grad_at, ("attention", "last_ln"))
+    if not alpha >= 0:
+        raise OptionError(f"alpha={alpha} weighs the residual: it must be 0 or more")
+    if not 0 <= discard_ratio < 1:
+        raise OptionError(f"discard_ratio={discard_ratio} is the share of links to drop: it must lie in [0, 1)")
+    recorder = CallRecorder()
+    if grad_at == "last_ln":
+        norms_by_target = [
+            dict.fromkeys(range(run.layout.layers), _norms_of_channel_groups(gradient[:, run.layout.prefix :], run, norm))
+            for gradient in run.gradients_at_last_norm(recorder)
+        ]
+    else:
+        norms_by_target = run.differentiate(HeadNormListener(norm), recorder)
+    rows = []
+    for norms in norms_by_target:
+        last = norms[run.layout.layers - 1]
+        layers = [
+            (layer, head_weights(last if shared_weights else norms[index], index))
+            for index, layer in enumerate(recorder.layers[: run.layout.layers])
+            if index >= run.first_layer
+        ]
+        walk = _paper_residual if residual == "paper" else _rollout_residual
+        rows.append(walk(run.readout_row(), layers, alpha, order, discard_ratio))
+    return torch.stack(rows, dim=1)
+
+
+Layers = list[tuple[RecordedLayer, Float[Tensor, "images heads"]]]
+
+
+def head_weights(norms: Float[Tensor, "images heads"], layer: int) -> Float[Tensor, "images heads"]:
+    """w_h = ‖∇A_h‖ / Σ_h ‖∇A_h‖.
+
+    Raises:
+        NoSignalError: when no head of the layer has any gradient.
+    """
+    total = norms.sum(dim=1, keepdim=True)
+    if bool((total == 0).any()):
+        raise NoSignalError(f"the objective has no gradient at attention {layer}, so its heads cannot be weighted")
+    return norms / total
+
+
+def _rollout_residual(
+    row: Float[Tensor, "images queries"], layers: Layers, alpha: float, order: str, discard_ratio: float
+) -> Float[Tensor, "images tokens"]:
+    """The row of ∏ Ā with Ā = (A_w + α I), each row divided by its sum."""
+    for layer, weights in reversed(layers) if order == "left" else layers:
+        if layer.queries != layer.keys:
+            row = row_times_attention(row, layer, weights)
+        elif discard_ratio:
+            fused = _fused(layer, weights, discard_ratio)
+            row = row / (fused.sum(dim=-1) + alpha)
+            row = torch.einsum("bq,bqk->bk", row, fused) + alpha * row
+        else:
+            # The weights sum to one and so do the rows of every A_h: the row sum of A_w + α I is 1 + α.
+            row = add_update(alpha * row, row_times_attention(row, layer, weights)) / (1 + alpha)
+    return row
+
+
+def _paper_residual(
+    row: Float[Tensor, "images queries"], layers: Layers, alpha: float, order: str, discard_ratio: float
+) -> Float[Tensor, "images tokens"]:
+    """The row of R after R ← A_w R + α I (left) or R ← R A_w + α I (right), from R = I."""
+
+    def times(row: Tensor, layer: RecordedLayer, weights: Tensor) -> Tensor:
+        if not discard_ratio:
+            return row_times_attention(row, layer, weights)
+        return torch.einsum("bq,bqk->bk", row, _fused(layer, weights, discard_ratio))
+
+    if order == "right":
+        readout = row
+        for layer, weights in layers:
+            row = times(row, layer, weights) + alpha * readout
+        return row
+    # Read from the last block: r R_l = (r A_w) R_{l-1} + α r, so what is left of r at each block adds α r to the sum.
+    added: Tensor | float = 0.0
+    for layer, weights in reversed(layers):
+        added = added + alpha * row if layer.queries == layer.keys else added
+        row = times(row, layer, weights)
+    return row + added
+
+
+def _fused(
+    layer: RecordedLayer, weights: Float[Tensor, "images heads"], discard_ratio: float
+) -> Float[Tensor, "images queries keys"]:
+    """A_w = Σ_h w_h A_h with the lowest entries zeroed; whole, because the lowest are sought among all."""
+    attention = layer.probabilities()
+    fused = torch.einsum("bh,bhqk->bqk", weights.to(attention.dtype), attention)
+    flat = fused.flatten(1)
+    dropped = int(flat.shape[1] * discard_ratio)
+    if dropped:
+        flat.scatter_(1, flat.topk(dropped, dim=1, largest=False).indices, 0.0)
+    return fused
+
+
+def _norms_of_channel_groups(
+    gradient: Float[Tensor, "images patches width"], run: Run, norm: int
+) -> Float[Tensor, "images heads"]:
+    """The norm of each of as many groups of channels as there are heads, over the patches (the authors' released choice)."""
+    groups = gradient.to(compute_dtype(gradient.dtype)).unflatten(2, (run.layout.heads, -1))
+    return groups.norm(p=norm, dim=(1, 3))
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{name}={value!r} is none of {', '.join(allowed)}")

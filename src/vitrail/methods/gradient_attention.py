@@ -1,0 +1,69 @@
+"""Maps from gradient times attention, multiplied through the layers: Ā^l = I + E_h[f(∇A^l) ⊙ A^l].
+
+The map is the readout's row of Ā^L … Ā^1 at the patches: one forward pass, one backward pass per target. What f does
+with the sign of the gradient is all that tells the three methods apart; the formulas stand in `attention.weighting`.
+
+The identity's own share of that row is left out unless `identity=True`. For a class token it lies outside the patches
+and changes nothing. For a head that reads the mean of P patches it is the same 1/P on every patch, hundreds of times
+larger than what the layers add: a signed map would be red everywhere.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attention.stream import RelevanceRow
+from .registry import register_method
+from .run import Run
+
+__all__ = ["absolute", "complete", "gae"]
+
+
+@register_method(
+    "gae",
+    aliases=("positive",),
+    signed=False,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Chefer, Gur, Wolf 2021 (Eq. 4 of Cui, Fan, Chen)",
+    accepts=("start_layer", "centred"),
+)
+def gae(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
+    """Positive gradient: Ā = I + E_h[(∇A)⁺ ⊙ A]; what speaks against the class is dropped."""
+    return _relevance(run, "positive", identity)
+
+
+@register_method(
+    "complete",
+    signed=True,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Cui, Fan, Chen, Eq. 5",
+    accepts=("start_layer", "centred"),
+)
+def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
+    """Complete gradient: Ā = I + E_h[∇A ⊙ A]; signed, red for the class and blue against it."""
+    return _relevance(run, "complete", identity)
+
+
+@register_method(
+    "absolute",
+    signed=False,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Cui, Fan, Chen, Eq. 6",
+    accepts=("start_layer", "centred"),
+)
+def absolute(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
+    """Absolute gradient: Ā = I + E_h[|∇A| ⊙ A]; how much the logit hangs on a patch, either way."""
+    return _relevance(run, "absolute", identity)
+
+
+def _relevance(run: Run, rule: str, identity: bool) -> Float[Tensor, "images targets tokens"]:
+    rows = torch.stack(run.differentiate(RelevanceRow(rule, run.centred)), dim=1)
+    readout = run.readout_row()[:, None]
+    # A head that pools by attention has queries of its own, and no identity joins them to the tokens.
+    return rows + readout if identity and not run.layout.pools else rows

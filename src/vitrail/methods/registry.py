@@ -1,0 +1,99 @@
+"""The methods by name: what each is, what it costs, which options it takes."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import OptionError, UnknownMethodError
+from .run import Run
+
+__all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_method"]
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What is known of a method without running it.
+
+    `signed`: scores below zero mean evidence against. `class_specific`: the map depends on the target. `passes`: forward
+    (F) and backward (B) passes. `level`: "patch" or "pixel". `uses_gradient`: whether `gradient=` means anything.
+    """
+
+    name: str
+    function: Callable[..., Float[Tensor, "images targets tokens"]] = field(repr=False)
+    signed: bool
+    class_specific: bool
+    uses_gradient: bool
+    passes: str
+    level: Literal["patch", "pixel"]
+    summary: str
+    reference: str
+    aliases: tuple[str, ...] = ()
+    accepts: frozenset[str] = frozenset()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own keyword options and their defaults."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+
+METHODS: dict[str, MethodInfo] = {}
+
+
+def register_method(
+    name: str,
+    *,
+    signed: bool,
+    class_specific: bool,
+    uses_gradient: bool,
+    passes: str,
+    reference: str,
+    level: Literal["patch", "pixel"] = "patch",
+    aliases: tuple[str, ...] = (),
+    accepts: tuple[str, ...] = (),
+) -> Callable[[Callable], Callable]:
+    """Register a function (run, **options) -> relevance of all tokens, under `name`.
+
+    The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
+    those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred".
+    """
+
+    def register(function: Callable) -> Callable:
+        summary = (function.__doc__ or "").strip().splitlines()[0]
+        METHODS[name] = MethodInfo(
+            name, function, signed, class_specific, uses_gradient, passes, level, summary, reference, aliases, frozenset(accepts)
+        )
+        return function
+
+    return register
+
+
+def list_methods() -> list[MethodInfo]:
+    """All methods, in the order in which they were registered.
+
+    Example:
+        >>> [info.name for info in list_methods() if info.signed]
+        ['complete']
+    """
+    return list(METHODS.values())
+
+
+def find_method(name: str, options: dict[str, Any]) -> MethodInfo:
+    """The method of that name or alias, once it is sure that it takes these options.
+
+    Raises:
+        UnknownMethodError: when no method is called so.
+        OptionError: for an option that the method does not know.
+    """
+    for info in METHODS.values():
+        if name == info.name or name in info.aliases:
+            unknown = sorted(set(options) - set(info.options))
+            if unknown:
+                takes = ", ".join(info.options) or "no options of its own"
+                raise OptionError(f"method {name!r} does not know {', '.join(unknown)}; it takes {takes}")
+            return info
+    raise UnknownMethodError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
