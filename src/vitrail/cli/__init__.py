@@ -1,0 +1,37 @@
+"""The command `vitrail`: one file per subcommand, the same words as in Python."""
+
+import typer
+
+from vitrail.cli import explain, methods, models
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="vitrail",
+    help="See why a Vision Transformer decided as it did: which patches argue for a class, and which against it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _vitrail(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        from vitrail import __version__
+
+        typer.echo(f"vitrail {__version__}")
+        raise typer.Exit
+
+
+app.command("explain")(explain.explain_command)
+app.command("models")(models.models_command)
+app.command("methods")(methods.methods_command)
+
+
+def main() -> None:
+    """Run the command line: exit code 0 for all done, 1 where an image failed, 2 for a question that cannot be asked."""
+    app()

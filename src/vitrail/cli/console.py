@@ -1,0 +1,114 @@
+"""What the commands say, and where: results on stdout, everything else on stderr; for eyes or for programs."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["Reporter", "one_line", "show_table", "stop"]
+
+
+class Reporter:
+    """Failure lines, warnings and the progress bar of one run, which share a terminal."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.failures: list[dict[str, str]] = []
+        self._console = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+
+    def fail(self, image: str, error: BaseException) -> None:
+        """Report an image that could not be explained: `FILE: message`, or one JSON object, on a line of stderr."""
+        failure = {"image": image, "error": type(error).__name__, "message": _message(error)}
+        self.failures.append(failure)
+        self.say(json.dumps(failure) if self.as_json else f"{one_line(image)}: {failure['message']}")
+
+    def say(self, line: str) -> None:
+        """Print a line on stderr, above the progress bar where there is one."""
+        if self._progress is None:
+            typer.echo(line, err=True)
+        else:
+            self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+    def advance(self, images: int = 1) -> None:
+        """Move the progress bar by so many images."""
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0], images)
+
+    @contextmanager
+    def working(self, total: int) -> Iterator[None]:
+        """Show a progress bar where a person watches more than one image; pass on the package's warnings."""
+        handler = _Handler(self)
+        logger = logging.getLogger("vitrail")
+        logger.addHandler(handler)
+        try:
+            if total > 1 and self._console.is_terminal:
+                columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                with Progress(*columns, console=self._console, transient=True) as self._progress:
+                    self._progress.add_task("explaining", total=total)
+                    yield
+            else:
+                yield
+        finally:
+            self._progress = None
+            logger.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self.reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reporter.say(f"{record.levelname.lower()}: {one_line(record.getMessage())}")
+
+
+def stop(error: BaseException, *, as_json: bool = False) -> NoReturn:
+    """End the run with exit code 2: the question itself cannot be asked, whatever the image."""
+    message = _message(error)
+    typer.echo(
+        json.dumps({"error": type(error).__name__, "message": message}) if as_json else f"Error: {message}", err=True
+    )
+    raise typer.Exit(2)
+
+
+def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table for eyes on a terminal; elsewhere lines of tab-separated fields, each as soon as it is known."""
+    lines = ([one_line(str(field)) for field in row] for row in rows)
+    if not sys.stdout.isatty():
+        for line in chain([header], lines):
+            typer.echo("\t".join(line))
+            sys.stdout.flush()
+        return
+    kept = list(lines)
+    used = [column for column in range(len(header)) if any(line[column] for line in kept)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in used:
+        table.add_column(header[column], overflow="fold")
+    for line in kept:
+        table.add_row(*(line[column] for column in used))
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def one_line(text: str) -> str:
+    """The text with every control character, line breaks included, written out: file names may hold any.
+
+    >>> one_line("two\\nlines")
+    'two\\\\nlines'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _message(error: BaseException) -> str:
+    from vitrail.errors import VitrailError
+
+    text = " ".join(str(error).split())
+    return text if isinstance(error, VitrailError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,190 @@
+"""The work behind `vitrail explain`: check the question, load the model once, explain in batches, write, report."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitrail.cli.batches import in_batches
+from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.explain import Request
+from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.errors import OptionError, VitrailError
+from vitrail.explanation import Explanation
+from vitrail.files import writable_folder
+from vitrail.render import save_picture
+from vitrail.render.lettering import number
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vitrail.models import VisionModel
+
+__all__ = ["run"]
+
+HEADER = ("image", "target", "its probability", "against", "and its", "lowest", "highest", "files")
+
+
+def run(request: Request) -> bool:
+    """Explain every image of the request; say whether any failed. Raises `VitrailError` for a question at fault."""
+    check_question(request)
+    output = writable_folder(request.output)
+    reporter = Reporter(as_json=request.as_json)
+    found, missing = find_images(request.images, leave_out=output)
+    model = load_model(request)
+    question = _question(request, model)
+    for argument, error in missing:
+        reporter.fail(argument, error)
+    rows: list[dict[str, Any]] = []
+    with reporter.working(len(found)):
+        results = _results(request, model, question, found, reporter)
+        if request.as_json:
+            rows.extend(results)
+        else:
+            show_table(HEADER, (_row(row) for row in results))
+    if request.as_json:
+        asked = {key: value for key, value in request.question.items() if value is not None}
+        document = {
+            "model": model.name,
+            **asked,
+            "metadata": dict(model.metadata),
+            "results": rows,
+            "failures": reporter.failures,
+        }
+        typer.echo(json.dumps(document, indent=2, default=str))
+    return bool(reporter.failures)
+
+
+def check_question(request: Request) -> None:
+    """Refuse what needs no model to be refused: unknown methods, options, objectives.
+
+    Raises `VitrailError`, as `vitrail.explain` would.
+    """
+    from vitrail.explain import explain
+    from vitrail.methods import find_method
+    from vitrail.objectives import objective_name
+
+    common = set(explain.__kwdefaults__ or ())
+    options = {name: value for name, value in request.question.items() if name not in common}
+    find_method(request.question["method"], options)
+    objective_name(request.question["objective"], request.against or None)
+    if len(request.against) > 1 and len(request.targets) > 1 and len(request.against) != len(request.targets):
+        raise OptionError(
+            f"{len(request.targets)} targets against {len(request.against)} classes; "
+            "give one --against, or one for each target"
+        )
+
+
+def load_model(request: Request) -> "VisionModel":
+    """The model of the request, on its device. Raises the errors of `vitrail.load`."""
+    import torch
+
+    from vitrail.models import load
+
+    device = request.load["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    dtype = getattr(torch, request.load["dtype"])
+    return load(request.model, checkpoint=request.checkpoint, device=device, dtype=dtype, size=request.load["size"])
+
+
+def _question(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:
+    return [model.class_index(name) for name in request.targets], [model.class_index(name) for name in request.against]
+
+
+def _results(
+    request: Request,
+    model: "VisionModel",
+    classes: tuple[list[int], list[int]],
+    found: Sequence[Found],
+    reporter: Reporter,
+) -> Iterator[dict[str, Any]]:
+    from vitrail.explain import explain
+    from vitrail.images import read_image
+
+    targets, against = classes
+
+    def load(image: Found) -> "Image":
+        return read_image(image.path)
+
+    def ask(images: list[Found], pictures: "list[Image]") -> Explanation:
+        ex = explain(
+            model,
+            pictures,
+            _each(targets, against, len(pictures)),
+            against=_each(against, targets, len(pictures)),
+            **request.question,
+        )
+        return replace(ex, metadata={**ex.metadata, "sources": [image.path.name for image in images]})
+
+    def failed(image: Found, error: Exception) -> None:
+        reporter.fail(str(image.path), error)
+        reporter.advance()
+
+    names = OutputNames(request.output, found)
+    for image, ex in in_batches(found, load, ask, size=request.batch_size, failed=failed):
+        try:
+            files = _write(ex, image, names, request.formats)
+        except VitrailError as error:
+            failed(image, error)
+            continue
+        yield from _rows(ex, image, files)
+        reporter.advance()
+
+
+def _each(classes: list[int], others: list[int], images: int) -> Any:
+    """The same question for every image: None, one class each, or (where there are several) a list for each."""
+    if not classes:
+        return None
+    return [classes] * images if max(len(classes), len(others)) > 1 else classes * images
+
+
+def _write(ex: Explanation, image: Found, names: OutputNames, formats: Sequence[str]) -> list[Path]:
+    sides = [ex.sides(target=j) for j in range(ex.targets)]
+    what = _joined([slug(side[0][0]) for side in sides])
+    if ex.against is not None:
+        what += ".against-" + _joined([slug(side[1][0]) for side in sides])
+    files = []
+    for kind in formats:
+        path = names.path(image, what, kind)
+        files.append(ex.save(path) if kind == "safetensors" else save_picture(ex, path))
+    return files
+
+
+def _joined(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    whole = "+".join(names)
+    return whole if len(whole.encode()) <= 100 else f"{names[0]}+{len(names) - 1}-more"
+
+
+def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    nested = ex.scores.ndim == 4
+    for j in range(ex.targets):
+        row: dict[str, Any] = {"image": str(image.path)}
+        for role, classes in (("target", ex.target), ("against", ex.against)):
+            if classes is not None:
+                index = int(classes[0, j] if nested else classes[0])
+                name, verdict = ex.sides(target=j)[0 if role == "target" else 1]
+                row |= {
+                    role: name,
+                    f"{role}_index": index,
+                    f"{role}_probability": ex.probability(index),
+                    f"{role}_says": verdict,
+                }
+        scores = ex.map(target=j)
+        notes = list(ex.metadata.get("notes", ()))
+        row |= {
+            "lowest": scores.min().item(),
+            "highest": scores.max().item(),
+            "files": [str(path) for path in files],
+            "notes": notes,
+        }
+        yield row
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    sides = [row.get(key, "") for key in ("target", "target_says", "against", "against_says")]
+    return row["image"], *sides, number(row["lowest"]), number(row["highest"]), ", ".join(row["files"])

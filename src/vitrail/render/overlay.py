@@ -1,0 +1,91 @@
+"""A map laid over its image like stained glass: the picture in grey behind panes of colour.
+
+The image's luminance, lightened so that dark fur does not swallow the colour, is multiplied by the colour of the score.
+Where the score is zero the glass is clear and the picture stands alone; nowhere does the picture disappear.
+"""
+
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from vitrail.render.palette import colour, grey
+
+__all__ = ["enlarge", "overlay", "resize", "strength"]
+
+SHADE = 0.5  # what black becomes behind the glass, from 0 (black) to 1 (white): raise it and the picture fades
+STEPS = 2048  # colours on either side of white: finer than 8 bits can tell, and a hundred times faster than colour()
+
+
+def strength(scores: Float[np.ndarray, "*shape"]) -> float:
+    """The largest absolute score, by which a map is scaled; 0 for a map without signal, NaN and infinity included."""
+    largest = float(np.abs(scores).max(initial=0.0))
+    return largest if np.isfinite(largest) else 0.0
+
+
+def overlay(
+    scores: Float[np.ndarray, "rows cols"],
+    image: UInt8[np.ndarray, "height width 3"] | None = None,
+    *,
+    opacity: float | int = 1.0,
+    smooth: bool = True,
+    limit: float | int | None = None,
+    size: tuple[int, int] | None = None,
+) -> UInt8[np.ndarray, "tall wide 3"]:
+    """Colour an image by a signed map: RGB of `size`, by default that of the image (without one, 16 pixels a patch).
+
+    A score of +`limit` is full red, one of -`limit` full blue, zero is clear; `limit` is the map's own largest absolute
+    score unless given, so no map is stretched to look stronger than it is on either side. `smooth` interpolates between
+    the patches; otherwise each patch is one pane. `opacity` goes from 0, the photograph in its own colours, to 1. A map
+    without signal (zero everywhere, or not finite) leaves the image grey.
+
+    >>> overlay(np.array([[1.0, 0.0], [0.0, -0.5]]), smooth=False, size=(2, 2))[0, 1].tolist()
+    [255, 255, 255]
+    """
+    if size is None:
+        size = image.shape[:2] if image is not None else (16 * scores.shape[0], 16 * scores.shape[1])
+    limit = strength(scores) if limit is None else limit
+    has_signal = limit > 0 and strength(scores) > 0
+    relative = scores / limit if has_signal else np.zeros(scores.shape)
+    steps = np.rint(np.clip(enlarge(relative, size, smooth=smooth), -1, 1) * STEPS).astype(np.int64) + STEPS
+    glass = _panes()[steps]
+    if image is None:
+        return _bytes(glass)
+    image = resize(image, size)
+    glass = glass * (SHADE + (1 - SHADE) * grey(image))[..., None]
+    return _bytes(opacity * glass + (1 - opacity) * image / 255.0)
+
+
+def resize(image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "tall wide 3"]:
+    """The photograph at another size, (height, width), without jagged edges."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def enlarge(
+    scores: Float[np.ndarray, "rows cols"], size: tuple[int, int], *, smooth: bool = True
+) -> Float[np.ndarray, "height width"]:
+    """A map on a finer grid, bilinear (corners not aligned, as `Explanation.upsample` does) or in panes."""
+    return _stretch(_stretch(scores.astype(np.float64), size[0], smooth).T, size[1], smooth).T
+
+
+def _stretch(rows: Float[np.ndarray, "rows cols"], length: int, smooth: bool) -> Float[np.ndarray, "length cols"]:
+    last = len(rows) - 1
+    place = (np.arange(length) + 0.5) * len(rows) / length  # in rows, whose centres lie at the halves
+    if not smooth:
+        return rows[np.clip(place.astype(int), 0, last)]
+    place = np.clip(place - 0.5, 0, last)
+    below = np.clip(place.astype(int), 0, max(last - 1, 0))
+    share = (place - below)[:, None]
+    return (1 - share) * rows[below] + share * rows[np.minimum(below + 1, last)]
+
+
+@cache
+def _panes() -> Float[np.ndarray, "steps 3"]:
+    return colour(np.arange(-STEPS, STEPS + 1) / STEPS)
+
+
+def _bytes(rgb: Float[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    return np.rint(255 * np.clip(rgb, 0, 1)).astype(np.uint8)

@@ -1,0 +1,86 @@
+"""Pictures as files: PNG for screens, PDF and SVG for print, the same bytes for the same picture."""
+
+import io
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import OptionError
+from vitrail.explanation import Explanation
+from vitrail.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMATS", "save_figure", "save_picture"]
+
+# No dates, and the same identifiers in every run: a picture in a repository changes only when it looks different.
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"Software": "Vitrail"},
+    "pdf": {"Creator": "Vitrail", "Producer": "Vitrail", "CreationDate": None},
+    "svg": {"Creator": "Vitrail", "Date": None},
+}
+SETTINGS: Any = {
+    "svg.hashsalt": "vitrail",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}  # 42: letters stay letters, as publishers ask
+
+
+def save_picture(explanations: Explanation | Sequence[Explanation], path: str | os.PathLike[str], **look: Any) -> Path:
+    """Draw and write: PNG, PDF or SVG by the suffix of `path`; the options are those of `draw`. Returns the path.
+
+    Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
+    """
+    from vitrail.render.figure import draw
+
+    _format(path)  # before the drawing, which takes longer than a refusal should
+    return save_figure(draw(explanations, **look), path)
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> Path:
+    """Write a figure whole or not at all: PNG, PDF or SVG by the suffix of `path`. Returns the path.
+
+    Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
+    """
+    kind = _format(path)
+    picture = _encode(figure, kind)
+    with atomic_write(path) as file:
+        file.write(picture)
+    return Path(path)
+
+
+def _encode(figure: "Figure", kind: str) -> bytes:
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    # A tenth larger than at the usual level of 6, and three times sooner: a folder of pictures spends its time here.
+    speed: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
+    with rc_context(SETTINGS):
+        figure.savefig(buffer, format=kind, metadata=FORMATS[kind], facecolor=figure.get_facecolor(), **speed)
+    return buffer.getvalue()
+
+
+def _format(path: str | os.PathLike[str]) -> str:
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise OptionError(f"cannot tell the format of {os.fspath(path)}: name it .png, .pdf or .svg")
+    return kind
+
+
+def notebook_figure(**size: Any) -> "Figure":
+    """A Matplotlib figure that a notebook shows by itself, though pyplot knows nothing of it."""
+    return _notebook_class()(**size)
+
+
+@cache
+def _notebook_class() -> type["Figure"]:
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            return _encode(self, "png")
+
+    return Picture
