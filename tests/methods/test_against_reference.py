@@ -1,0 +1,87 @@
+"""Every method on every family equals the slow float64 reference, in every gradient mode."""
+
+import copy
+from functools import cache
+
+import pytest
+import reference
+import torch
+from families import FAMILIES
+
+import vitrail
+
+TARGETS = [[2, 5], [0, 2]]
+GRADIENT_METHODS = ("gae", "complete", "absolute", "gmar_l1", "gmar_l2")
+
+
+@cache
+def references(name: str, gradient: str) -> dict[str, torch.Tensor]:
+    """All methods' maps by the reference: (2 images, 2 targets, patches)."""
+    family = FAMILIES[name]
+    captured = reference.capture(copy.deepcopy(family.build()), family.images(2), gradient)
+    maps = list(captured.maps)
+    shared: dict[str, list[torch.Tensor]] = {method: [] for method in (*GRADIENT_METHODS, "centred", "raw", "rollout")}
+    for column in range(2):
+        scalar = sum(captured.logits[image, TARGETS[image][column]] for image in range(2))
+        gradients = captured.gradients(scalar)
+        used = max(index for index, g in enumerate(gradients) if g.abs().max() > 0) + 1
+        a, g = [m.detach() for m in maps[:used]], gradients[:used]
+        # Several learned queries pool the tokens, but only those that the head reads count.
+        row = reference.readout(family.readout, family.prefix, family.grid[0] * family.grid[1], a[-1].shape[-2])
+        p = family.prefix
+        shared["gae"].append(reference.gae(a, g, p, row))
+        shared["complete"].append(reference.complete(a, g, p, row))
+        shared["absolute"].append(reference.absolute(a, g, p, row))
+        shared["centred"].append(reference.centred(a, g, p, row))
+        shared["gmar_l1"].append(reference.gmar(a, g, p, row, 1))
+        shared["gmar_l2"].append(reference.gmar(a, g, p, row, 2))
+        shared["raw"].append(reference.raw(a, p, row))
+        shared["rollout"].append(reference.rollout(a, p, row))
+    return {method: torch.stack(rows, 1).unflatten(-1, family.grid) for method, rows in shared.items()}
+
+
+def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((ours.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["raw", "rollout"])
+def test_attention_methods(family: str, method: str):
+    images = FAMILIES[family].images(2)
+    ours = vitrail.explain(FAMILIES[family].build(), images, TARGETS, method=method)
+    assert relative(ours.scores, references(family, "full")[method]) < 1e-5
+
+
+@pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_gradient_methods(family: str, method: str, gradient: str):
+    images = FAMILIES[family].images(2)
+    ours = vitrail.explain(FAMILIES[family].build(), images, TARGETS, method=method, gradient=gradient)
+    assert ours.scores.dtype == torch.float32
+    assert relative(ours.scores, references(family, gradient)[method]) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float64_is_exact(family: str):
+    images = FAMILIES[family].images(2).double()
+    module = FAMILIES[family].build().double()
+    ours = vitrail.explain(module, images, TARGETS, gradient="libra")
+    assert ours.scores.dtype == torch.float64
+    assert relative(ours.scores, references(family, "libra")["complete"]) < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_centred(family: str):
+    ours = vitrail.explain(FAMILIES[family].build(), FAMILIES[family].images(2), TARGETS, centred=True)
+    assert relative(ours.scores, references(family, "full")["centred"]) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [info.name for info in vitrail.list_methods()])
+def test_batches_of_mixed_targets_equal_single_calls(family: str, method: str):
+    module, images = FAMILIES[family].build(), FAMILIES[family].images(2)
+    together = vitrail.explain(module, images, [[1, 4], [3, 0]], method=method).scores
+    for image, column, target in [(0, 0, 1), (1, 1, 0)]:
+        alone = vitrail.explain(module, images[image : image + 1], target, method=method).scores[0]
+        assert relative(together[image, column], alone.double()) < 1e-5
