@@ -1,0 +1,29 @@
+"""The bestiary: a world of creatures drawn by code, whose every part is known."""
+
+from vitrail.bestiary.dataset import Bestiary, LabelErrors
+from vitrail.bestiary.draw import CreatureView, Rendered, render
+from vitrail.bestiary.errors import BestiaryError, ImpossibleCreatureError, UnknownNameError
+from vitrail.bestiary.sample import sample_scene
+from vitrail.bestiary.scene import Creature, Scene
+from vitrail.bestiary.species import CLASS_NAMES, FAMILIES, PARTS, SPECIES, VARIANTS, Family, Species
+
+__all__ = [
+    "CLASS_NAMES",
+    "FAMILIES",
+    "PARTS",
+    "SPECIES",
+    "VARIANTS",
+    "Bestiary",
+    "BestiaryError",
+    "Creature",
+    "CreatureView",
+    "Family",
+    "ImpossibleCreatureError",
+    "LabelErrors",
+    "Rendered",
+    "Scene",
+    "Species",
+    "UnknownNameError",
+    "render",
+    "sample_scene",
+]

@@ -1,0 +1,111 @@
+"""Smooth closed outlines as polygons: the only geometry that creatures, plants and hills are made of."""
+
+import operator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, reduce
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.path import Path
+from numpy.typing import ArrayLike
+
+Polygon = Float[np.ndarray, "points 2"]
+Real = float | int
+# Round ends of limbs: the half circle between the two sides, without the two points that the sides give already.
+_CAP = np.array([(np.cos(turn), np.sin(turn)) for turn in np.linspace(0, np.pi, 7)[1:-1]])
+STEPS = 7  # points drawn between two control points: no facets are seen at 512 px
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """Polygons filled with one of the three inks of a part: "base", "accent" or "dark"; outlined together if at all."""
+
+    polygons: tuple[np.ndarray, ...]
+    ink: str = "base"
+    outlined: bool = True
+
+    @cached_property
+    def path(self) -> Path:
+        """The polygons as one path for the rasteriser."""
+        points = np.concatenate([piece for polygon in self.polygons for piece in (polygon, polygon[:1])])
+        return Path(points, _codes(tuple(len(polygon) for polygon in self.polygons)))
+
+    def moved(self, x: Real, y: Real, angle: Real = 0.0, size: Real = 1.0, flip: Real = 1.0) -> "Shape":
+        """The same shape elsewhere, as `moved` moves one polygon."""
+        matrix, origin = motion(x, y, angle, size, flip)
+        return Shape(tuple(polygon @ matrix + origin for polygon in self.polygons), self.ink, self.outlined)
+
+
+@lru_cache(maxsize=1024)
+def _codes(lengths: tuple[int, ...]) -> np.ndarray:
+    one = [[Path.MOVETO, *[Path.LINETO] * (length - 1), Path.CLOSEPOLY] for length in lengths]
+    return np.array(reduce(operator.iadd, one, []), dtype=Path.code_type)
+
+
+@lru_cache
+def _catmull_rom(steps: int) -> np.ndarray:
+    t = np.linspace(0, 1, steps, endpoint=False)
+    basis = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
+    return np.stack([t**0, t, t**2, t**3], axis=1) @ basis
+
+
+@lru_cache
+def _windows(count: int, closed: bool) -> np.ndarray:
+    first = np.arange(count if closed else count - 1)[:, None] + np.arange(-1, 3)
+    return first % count if closed else first.clip(0, count - 1)
+
+
+@lru_cache
+def _circle(count: int) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def closed(points: ArrayLike, steps: int = STEPS) -> Polygon:
+    """A smooth closed outline through the given (count, 2) points."""
+    control = np.asarray(points, dtype=float)
+    return (_catmull_rom(steps) @ control[_windows(len(control), True)]).reshape(-1, 2)
+
+
+def opened(points: ArrayLike, steps: int = STEPS) -> Polygon:
+    """A smooth open line through the given (count, 2) points."""
+    control = np.asarray(points, dtype=float)
+    line = (_catmull_rom(steps) @ control[_windows(len(control), False)]).reshape(-1, 2)
+    return np.concatenate([line, control[-1:]])
+
+
+def limb(spine: ArrayLike, widths: ArrayLike, steps: int = STEPS) -> Polygon:
+    """The outline of a limb: a smooth (count, 2) spine with a (count,) full width at each of its points, round ends."""
+    path = np.array(spine, dtype=float)
+    control = np.empty((len(path), 3))
+    control[:, :2], control[:, 2] = path, widths
+    swept = np.empty(((len(control) - 1) * steps + 1, 3))
+    swept[:-1] = (_catmull_rom(steps) @ control[_windows(len(control), False)]).reshape(-1, 3)
+    swept[-1] = control[-1]
+    middle, radius = swept[:, :2], 0.5 * swept[:, 2:]
+    tangent = np.empty_like(middle)
+    tangent[1:-1] = middle[2:] - middle[:-2]
+    tangent[0], tangent[-1] = middle[1] - middle[0], middle[-1] - middle[-2]
+    tangent *= radius / (np.sqrt((tangent * tangent).sum(axis=1, keepdims=True)) + 1e-9)
+    normal = tangent[:, ::-1] * (-1.0, 1.0)
+    head = middle[-1] + _CAP @ np.stack((normal[-1], tangent[-1]))
+    foot = middle[0] - _CAP @ np.stack((normal[0], tangent[0]))
+    return np.concatenate((middle + normal, head, (middle - normal)[::-1], foot))
+
+
+def disc(x: Real, y: Real, width: Real, height: Real | None = None, angle: Real = 0.0, count: int = 24) -> Polygon:
+    """An ellipse around (x, y) with two radii, turned by `angle` radians."""
+    ellipse = _circle(count) * (width, width if height is None else height)
+    return moved(ellipse, x, y, angle)
+
+
+def motion(x: Real, y: Real, angle: Real, size: Real, flip: Real) -> tuple[np.ndarray, np.ndarray]:
+    """The (2, 2) matrix, for points as rows, and the origin that scale, mirror, turn and shift a plane."""
+    c, s = np.cos(angle) * size, np.sin(angle) * size
+    return np.array(((c * flip, s * flip), (-s, c))), np.array((x, y))
+
+
+def moved(polygon: Polygon, x: Real, y: Real, angle: Real = 0.0, size: Real = 1.0, flip: Real = 1.0) -> Polygon:
+    """The polygon scaled, mirrored in x when `flip` is -1, turned by `angle` radians, and put at (x, y)."""
+    matrix, origin = motion(x, y, angle, size, flip)
+    return polygon @ matrix + origin

@@ -1,0 +1,118 @@
+"""The recipe in miniature: it runs, resumes bit by bit, and refuses files that it cannot use."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from vitrail.bestiary.accuracy import evaluate
+from vitrail.bestiary.augment import augmented
+from vitrail.bestiary.model import build_model, load_weights, save_weights
+from vitrail.bestiary.optimise import orthogonalised
+from vitrail.bestiary.supervision import kept_tokens, patch_labels, tokens_forward
+from vitrail.bestiary.train import Progress, Recipe, train
+from vitrail.errors import CheckpointError, CheckpointMismatchError
+
+TINY = Recipe(scenes=20, steps=4, batch=4, warmup=1, interval=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    reports: list[Progress] = []
+    weights = train(folder, recipe=TINY, progress=reports.append, workers=1)
+    return folder, weights, reports
+
+
+def test_a_run_reports_and_leaves_weights_of_a_plain_vit(finished):
+    _, weights, reports = finished
+    assert [(r.stage, r.done, r.total) for r in reports if r.stage == "train"] == [("train", 2, 4), ("train", 4, 4)]
+    assert reports[-1].loss > 0
+    model, card = load_weights(weights)
+    assert type(model) is VisionTransformer
+    assert not model.training
+    assert card["recipe"]["steps"] == 4
+    assert weights.stat().st_size < 8e6
+    assert evaluate(model, count=4).scenes == 4
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
+    _, weights, _ = finished
+    assert train(tmp_path, recipe=TINY, workers=1, minutes=0.0) is None  # stops at the first checkpoint
+    resumed = train(tmp_path, recipe=TINY, workers=1)
+    assert resumed.read_bytes() == weights.read_bytes()
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished):
+    folder, _, _ = finished
+    with pytest.raises(CheckpointError, match="is of a run with another seed; choose another folder or pass resume=F"):
+        train(folder, recipe=TINY, workers=1, seed=5)
+
+
+def test_damaged_files_are_refused(finished, tmp_path):
+    _, weights, _ = finished
+    (tmp_path / "state.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="is damaged .*delete it or pass resume=False"):
+        train(tmp_path, recipe=TINY, workers=1)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="no readable safetensors file"):
+        load_weights(damaged)
+    with pytest.raises(CheckpointError, match="no readable safetensors file"):
+        load_weights(tmp_path / "missing.safetensors")
+    other = tmp_path / "other.safetensors"
+    save_weights({"head.weight": torch.zeros(2, 2)}, other, {})
+    with pytest.raises(CheckpointMismatchError, match="holds no bestiary model: the shape of cls_token is missing"):
+        load_weights(other)
+    save_weights({name: value * torch.nan for name, value in build_model().state_dict().items()}, other, {})
+    with pytest.raises(CheckpointError, match="weights that are not finite"):
+        load_weights(other)
+
+
+def test_with_all_tokens_the_training_forward_is_the_models_own():
+    model = build_model(torch.Generator().manual_seed(1)).eval()
+    model.head.weight.data.normal_()
+    images = torch.randn(2, 3, 96, 96)
+    logits, tokens = tokens_forward(model, images, None)
+    assert torch.allclose(logits, model(images), atol=1e-5)
+    assert tokens.shape == (2, 144, 128)
+
+
+def test_patch_labels_are_shares_of_pixels():
+    owners = torch.zeros(1, 16, 16, dtype=torch.long)
+    owners[0, :4, :8] = 3
+    owners[0, 8:, 8:] = 64 + 5
+    creatures = torch.eye(20)[None, [4, 7]]
+    parts, classes = patch_labels(owners, creatures, 8)
+    assert torch.allclose(parts.sum(2), torch.ones(1, 4))
+    assert torch.allclose(classes.sum(2), torch.ones(1, 4))
+    assert parts[0, 0, 3] == 0.5
+    assert classes[0, 0, 1 + 4] == 0.5
+    assert parts[0, 3, 5] == 1
+    assert classes[0, 3, 1 + 7] == 1
+
+
+def test_kept_tokens_prefer_creatures():
+    ground = torch.ones(1, 144)
+    ground[0, 10:20] = 0.3
+    kept = kept_tokens(ground, 72, torch.Generator().manual_seed(0))
+    assert set(range(10, 20)) <= set(kept[0].tolist())
+    assert len(set(kept[0].tolist())) == 72
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one():
+    matrices = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalised(matrices))
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+    assert torch.allclose(orthogonalised(matrices.mT), orthogonalised(matrices).mT)
+
+
+def test_augmentation_moves_owners_with_their_pixels():
+    images = torch.zeros(4, 3, 96, 96, dtype=torch.uint8)
+    owners = torch.zeros(4, 96, 96, dtype=torch.uint8)
+    images[:, :, 40:60, 20:50] = 200
+    owners[:, 40:60, 20:50] = 7
+    moved, owned = augmented(images, owners, torch.Generator().manual_seed(3))
+    bright = moved.mean(dim=1) > -0.2
+    assert ((owned == 7) == bright).float().mean() > 0.97
+    assert torch.equal(moved, augmented(images, owners, torch.Generator().manual_seed(3))[0])
