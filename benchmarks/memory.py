@@ -15,7 +15,8 @@ import timm
 import torch
 from environment import describe_machine, peak_memory, reset_peak_memory
 from speed import limit
-from stored_maps import WrittenOutAttention, stored_maps
+from stored_maps import StoredMaps
+from timm.models.vision_transformer import VisionTransformer
 
 import vitrail
 
@@ -25,9 +26,8 @@ def measure(name: str, model_name: str, size: int) -> int:
     torch.manual_seed(0)
     module = timm.create_model(model_name, img_size=size).eval()
     images, targets = torch.randn(1, 3, size, size), torch.tensor([3])
-    if name == "stored maps":
-        for block in module.blocks:
-            block.attn = WrittenOutAttention(block.attn)
+    assert isinstance(module, VisionTransformer)
+    stored_maps = StoredMaps(module) if name == "stored maps" else None
     if name == "plain":
         module.requires_grad_(False)
     model = vitrail.wrap(module)
@@ -37,8 +37,8 @@ def measure(name: str, model_name: str, size: int) -> int:
     before = reset_peak_memory()
     if name == "plain":
         limit(module, images, targets)
-    elif name == "stored maps":
-        stored_maps(module, images, targets, "gae")
+    elif stored_maps is not None:
+        stored_maps(images, targets, "gae")
     else:
         vitrail.explain(model, images, 3, method=name)
     return peak_memory() - before

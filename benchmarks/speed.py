@@ -17,14 +17,15 @@ from collections.abc import Callable
 import timm
 import torch
 from environment import describe_machine
-from stored_maps import WrittenOutAttention, stored_maps
-from torch import Tensor, nn
+from stored_maps import StoredMaps
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 import vitrail
 
 
-def limit(model: nn.Module, images: Tensor, targets: Tensor) -> None:
-    """Forward and backward of the plain model with fused attention, as far as the first block's input; no weight gradients."""
+def limit(model: VisionTransformer, images: Tensor, targets: Tensor) -> None:
+    """The plain model with fused attention, forward and backward to the first block's input; no weight gradients."""
     handle = model.patch_embed.register_forward_hook(lambda *args: args[-1].detach().requires_grad_())
     try:
         logits = model(images)
@@ -45,12 +46,12 @@ def main() -> None:
 
     torch.manual_seed(0)
     plain = timm.create_model(options.model).eval()
+    assert isinstance(plain, VisionTransformer)
     size = plain.patch_embed.img_size
+    assert size is not None
     images = torch.randn(options.batch, 3, *size)
     targets = torch.arange(options.batch)
-    stored = copy.deepcopy(plain)
-    for block in stored.blocks:
-        block.attn = WrittenOutAttention(block.attn)
+    stored_maps = StoredMaps(copy.deepcopy(plain))
     frozen = copy.deepcopy(plain).requires_grad_(False)
     model = vitrail.wrap(plain)
 
@@ -65,11 +66,11 @@ def main() -> None:
         "plain forward": forward,
         "limit: forward + activation-only backward": lambda: limit(frozen, images, targets),
         **{f"vitrail {method}": ours(method) for method in options.methods.split(",")},
-        "stored maps, gae, weight gradients": lambda: stored_maps(stored, images, targets, "gae"),
-        "stored maps, complete, weight gradients": lambda: stored_maps(stored, images, targets, "complete"),
+        "stored maps, gae, weight gradients": lambda: stored_maps(images, targets, "gae"),
+        "stored maps, complete, weight gradients": lambda: stored_maps(images, targets, "complete"),
     }
     ours_complete = vitrail.explain(model, images, targets.tolist()).scores.flatten(1)
-    theirs = stored_maps(stored, images, targets, "complete")
+    theirs = stored_maps(images, targets, "complete")
     difference = float((ours_complete - theirs).abs().max() / theirs.abs().max())
 
     times: dict[str, list[float]] = {name: [] for name in rows}
@@ -89,14 +90,23 @@ def main() -> None:
         }
         for name, taken in times.items()
     }
-    shape = f"{options.model}, batch {options.batch}, {size[0]}×{size[1]} px, {options.rounds} rounds after {options.warmup}"
+    rounds = f"{options.rounds} rounds after {options.warmup}"
+    shape = f"{options.model}, batch {options.batch}, {size[0]}×{size[1]} px, {rounds}"
     if options.json:
-        print(json.dumps({"machine": describe_machine(), "shape": shape, "rows": table, "agreement": difference}, indent=2))
+        print(
+            json.dumps(
+                {"machine": describe_machine(), "shape": shape, "rows": table, "agreement": difference}, indent=2
+            )
+        )
         return
     print(f"{describe_machine()}\n{shape}; complete against stored maps: max|Δ|/max|ref| = {difference:.1e}\n")
-    print(f"| {'row':<43} | seconds | × limit | × faster than stored gae |\n|{'-' * 45}|---------|---------|{'-' * 26}|")
+    print(
+        f"| {'row':<43} | seconds | × limit | × faster than stored gae |\n|{'-' * 45}|---------|---------|{'-' * 26}|"
+    )
     for name, row in table.items():
-        print(f"| {name:<43} | {row['seconds']:7.3f} | {row['over limit']:7.3f} | {row['faster than stored gae']:24.2f} |")
+        print(
+            f"| {name:<43} | {row['seconds']:7.3f} | {row['over limit']:7.3f} | {row['faster than stored gae']:24.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 GELU, SILU = F.gelu, F.silu
 
 
@@ -30,7 +29,7 @@ class Captured:
 
 
 def capture(module: nn.Module, images: Tensor, gradient: str = "full") -> Captured:
-    """Run a module (which is changed) in float64 with written-out attention; `gradient` as in METHODS 4.9 and 10.4, by its definition."""
+    """Run a module (which is changed) in float64 with written-out attention; `gradient` by its definition."""
     maps: list[Tensor] = []
 
     def keep(attention: Tensor) -> Tensor:
@@ -46,9 +45,7 @@ def capture(module: nn.Module, images: Tensor, gradient: str = "full") -> Captur
         assert not is_causal
         scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if attn_mask is not None:
-            scores = (
-                scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-            )
+            scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
         return keep(plain_softmax(scores, -1)) @ value
 
     plain_softmax = torch.softmax

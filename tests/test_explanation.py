@@ -141,6 +141,16 @@ def test_iteration_gives_batches_of_one(targets: int | None) -> None:
         ex[3]
 
 
+def test_what_belongs_to_one_image_stays_with_it() -> None:
+    notes = {"notes": ["of all"], "image_notes": [["of the first"], []], "difference_instead": [[True], [False]]}
+    ex = make(metadata={"sources": ["a.jpg", None], **notes})
+    assert ex.notes() == ["of all", "a.jpg: of the first"]
+    assert ex[0].notes() == ["of all", "of the first"]
+    assert ex[1].notes() == ["of all"]
+    assert ex[1].metadata["difference_instead"] == [[False]]
+    assert make(metadata={}).notes() == []
+
+
 def test_explanation_is_frozen_and_copies_its_metadata() -> None:
     given_metadata = {"model": "tiny"}
     ex = make(metadata=given_metadata)

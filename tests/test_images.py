@@ -339,7 +339,9 @@ def test_a_damaged_exif_block_does_not_stop_the_picture(caplog: pytest.LogCaptur
 def test_of_an_animation_the_first_frame_is_taken_and_the_log_says_so(format: str, tmp_path: Path, caplog):
     path = tmp_path / f"film.{format.lower()}"
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, WHITE)]
-    frames[0].save(path, format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
+    frames[0].save(
+        path, format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {})
+    )
     with caplog.at_level(logging.WARNING, logger="vitrail"):
         assert close(read_image(path), RED)
     assert caplog.messages == [f"{path} holds 3 frames; the first is used"]

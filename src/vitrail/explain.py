@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -24,6 +24,7 @@ from .targets import Wanted, pair_up, parse_targets, predicted
 __all__ = ["explain"]
 
 
+@torch.inference_mode(False)
 def explain(
     model: VisionModel | nn.Module,
     images: Any,
@@ -32,7 +33,7 @@ def explain(
     against: Wanted = None,
     method: str = "complete",
     objective: Objective | None = None,
-    gradient: GradientMode = "full",
+    gradient: GradientMode | str = "full",
     centred: bool = False,
     start_layer: int = 0,
     readout: Readout | None = None,
@@ -46,15 +47,15 @@ def explain(
         images: a path, PIL image, uint8 array, float tensor (the model's own input, normalised), or a list of them.
         target: class name or index; a list (one per image); a nested list (several per image, one forward pass); None
             for the predicted class.
-        against: the class to compare with, in the same forms; then the objective is Eq. 8 unless `objective` says other.
+        against: the class to compare with, in the same forms; the objective is then Eq. 8 unless `objective` is given.
         method: a name from `vitrail.list_methods()`.
         objective: a name from `vitrail.list_objectives()`, or a callable from logits (batch, classes) to one number per
             image. Default: the target's logit.
         gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too).
-        centred: take out of ∇A its mean under A in each row (METHODS 4.1).
+        centred: take out of ∇A its mean under A in each row.
         start_layer: first block that takes part, counted from 0, negative from the end.
-        readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights); default:
-            what the model's head reads.
+        readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights);
+            default: what the model's head reads.
         batch_size: images per pass; default: all at once.
         **options: the method's own, see `list_methods()`.
 
@@ -75,13 +76,17 @@ def explain(
     if not isinstance(model, VisionModel):
         model = wrap(model)
     info = find_method(method, options)
-    _check_options(info, gradient, centred, start_layer, batch_size)
+    mode = check_gradient_mode(gradient)
+    _check_options(info, mode, centred, start_layer, batch_size)
     objective_label = objective_name(objective, against)
     refuse_training_mode(model.module)
     inputs = prepare(model, images)
     count = len(inputs.batch)
-    wanted, other = pair_up(parse_targets(model, target, count), parse_targets(model, against, count, "against"))
     layout = layout_of(model, inputs.batch)
+    wanted, other = pair_up(
+        parse_targets(model, target, count, layout.classes),
+        parse_targets(model, against, count, layout.classes, "against"),
+    )
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     scores, logits, replaced = [], [], []
     step = batch_size or count
@@ -95,14 +100,16 @@ def explain(
             against=other and other[some],
             objective=objective or objective_label,
             readout=weights,
-            gradient=gradient,
+            gradient=mode,
             start_layer=start_layer,
             centred=centred,
         )
         tokens = info.function(run, **options)
         logits.append(run.logits)
         scores.append(layout.as_grid(tokens.detach()).expand(-1, run.targets.index.shape[1], -1, -1))
-        replaced.append(torch.stack(run.replaced, dim=1) if run.replaced else torch.zeros(len(tokens), 1, dtype=torch.bool))
+        replaced.append(
+            torch.stack(run.replaced, dim=1) if run.replaced else torch.zeros(len(tokens), 1, dtype=torch.bool)
+        )
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()
     targets = predicted(all_logits) if wanted is None else wanted
@@ -121,8 +128,9 @@ def explain(
         "prefix": layout.prefix,
         "options": {name: options.get(name, default) for name, default in info.options.items()},
         "versions": {package: version(package) for package in ("vitrail", "torch", "timm")},
-        "notes": _notes(fallback, objective_label),
-        "difference_instead": fallback.tolist() if bool(fallback.any()) else [],
+        "class_specific": info.class_specific,
+        "image_notes": [_notes(row, objective_label) for row in fallback],
+        "difference_instead": fallback.tolist(),
     }
     return Explanation(
         scores=all_scores if nested else all_scores[:, 0],
@@ -151,8 +159,8 @@ def refuse_training_mode(module: nn.Module) -> None:
         drops = drops or (type(part).__name__ in ("DropPath", "StochasticDepth", "PatchDropout") and _rate(part) > 0)
         if drops or isinstance(part, _BatchNorm):
             raise TrainingModeError(
-                f"the model is in training mode: {name or 'it'} ({type(part).__name__}) would make its answer random or "
-                "change it; call model.eval() first"
+                f"the model is in training mode: {name or 'it'} ({type(part).__name__}) would make its answer random "
+                "or change the model; call model.eval() first"
             )
 
 
@@ -160,10 +168,7 @@ def _rate(part: nn.Module) -> float:
     return float(next((getattr(part, name) for name in ("drop_prob", "p", "prob") if hasattr(part, name)), 0.0) or 0.0)
 
 
-def _check_options(
-    info: MethodInfo, gradient: str, centred: bool, start_layer: int, batch_size: int | None
-) -> None:
-    check_gradient_mode(gradient)
+def _check_options(info: MethodInfo, gradient: str, centred: bool, start_layer: int, batch_size: int | None) -> None:
     if gradient != "full" and not info.uses_gradient:
         raise OptionError(f"gradient={gradient!r} changes nothing for {info.name}, which uses no gradient")
     if centred and "centred" not in info.accepts:
@@ -185,13 +190,13 @@ def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...
     wrong = ~logits.isfinite().all(dim=1)
     if bool(wrong.any()):
         raise NonFiniteError(
-            f"the logits of image {named(wrong)} hold NaN or infinity: check the image and the weights, or run in float32"
+            f"the logits of image {named(wrong)} hold NaN or infinity: check the image and the weights; try float32"
         )
     wrong = ~scores.isfinite().flatten(1).all(dim=1)
     if bool(wrong.any()):
         raise NonFiniteError(
-            f"the map of image {named(wrong)} holds NaN or infinity though its logits do not: the gradient overflows; run "
-            "the model in float32, or explain the logit instead of a quotient"
+            f"the map of image {named(wrong)} holds NaN or infinity though its logits do not: the gradient overflows; "
+            "run the model in float32, or explain the logit instead of a quotient"
         )
     flat = scores.flatten(2)
     wrong = (flat.amax(dim=2) == flat.amin(dim=2)).any(dim=1) & (flat.shape[2] > 1)
@@ -202,13 +207,9 @@ def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...
         )
 
 
-def _notes(replaced: Tensor, objective: str) -> list[str]:
+def _notes(replaced: Bool[Tensor, " targets"], objective: str) -> list[str]:
     count = int(replaced.sum())
     if not count:
         return []
-    return [
-        f"{objective} is not defined where a logit is zero or negative: the difference of the logits was explained instead "
-        f"for {count} of {replaced.numel()} question(s)."
-    ]
-
-
+    some = "" if count == len(replaced) else f" for {count} of {len(replaced)} targets"
+    return [f"A logit is zero or negative, where {objective} means nothing: the logits' difference is shown{some}."]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +20,14 @@ from vitrail.files import atomic_write
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["Explanation", "ExplanationFileError"]
+__all__ = ["Explanation", "ExplanationFileError", "percent"]
 
 # One key in the header: safetensors promises no order for several, and equal results shall make equal files.
 HEADER = "vitrail"
 VERSION = 1
+
+# Metadata that are lists with one entry for each image, and are cut with the images.
+PER_IMAGE = ("sources", "image_notes", "difference_instead")
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 
@@ -40,7 +43,8 @@ class Explanation:
     `scores` are raw: positive where a patch argues for the target, negative where it argues against, not normalised.
     `target` and `against` hold class indices. `images` is what the model saw, RGB from 0 to 255. `metadata` holds plain
     JSON values, of which pictures show `model` (its name), `sources` (one file name per image), `notes` (sentences for
-    the reader), `gradient` (unless "full"), `centred`, and `class_specific` (where False).
+    the reader), `image_notes` (a list of them per image), `gradient` (unless "full"), `centred`, and `class_specific`
+    (where False).
 
     Raises `ValueError` when the shapes of the tensors disagree.
 
@@ -126,15 +130,20 @@ class Explanation:
             classes.append(self._by_target(self.against)[image, target].item())
         return [(self.class_name(index), self._verdict(index, image)) for index in map(int, classes)]
 
+    def notes(self) -> list[str]:
+        """What the reader should know: of all images, then of each, with its name where there are several."""
+        said = [str(note) for note in self.metadata.get("notes") or ()]
+        of_images: Sequence[Sequence[str]] = self.metadata.get("image_notes") or ()
+        sources: Sequence[str | None] = self.metadata.get("sources") or [None] * len(self)
+        for i, (source, notes) in enumerate(zip(sources, of_images, strict=False)):
+            where = f"{source or f'image {i}'}: " if len(self) > 1 else ""
+            said += [f"{where}{note}" for note in notes]
+        return list(dict.fromkeys(said))
+
     def _verdict(self, index: int, image: int) -> str:
         if self.logits.shape[1] == 1:  # a regression: the softmax of one number is always 1 and says nothing
             return f"= {self.logits[image, index].item():.3g}"
-        percent = 100 * self.probability(index, image)
-        if 0 < percent < 0.05:
-            return "<0.1 %"
-        if 99.95 <= percent < 100:
-            return ">99.9 %"
-        return f"{percent:.1f} %"
+        return percent(self.probability(index, image))
 
     # -- the map -----------------------------------------------------------------------------------------------------
 
@@ -178,10 +187,8 @@ class Explanation:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"image {index} of an explanation of {len(self)}")
             index = slice(index % len(self), index % len(self) + 1)
-        metadata = dict(self.metadata)
-        sources = metadata.get("sources")
-        if isinstance(sources, list | tuple) and len(sources) == len(self):
-            metadata["sources"] = list(sources[index])
+        per_image = {key: self.metadata[key] for key in PER_IMAGE if len(self.metadata.get(key) or ()) == len(self)}
+        metadata = {**self.metadata, **{key: list(values[index]) for key, values in per_image.items()}}
         return replace(
             self,
             scores=self.scores[index],
@@ -272,6 +279,19 @@ class Explanation:
             return Explanation(**tensors, **fields, class_names=None if names is None else tuple(names))
         except (KeyError, TypeError, ValueError) as error:
             raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {error!r}") from error
+
+
+def percent(probability: float) -> str:
+    """A probability in words, never rounded to certainty.
+
+    >>> percent(0.8214), percent(0.9999), percent(0.0001)
+    ('82.1 %', '>99.9 %', '<0.1 %')
+    """
+    if 0 < probability < 0.0005:
+        return "<0.1 %"
+    if 0.9995 <= probability < 1:
+        return ">99.9 %"
+    return f"{100 * probability:.1f} %"
 
 
 def _short(name: str) -> str:

@@ -49,7 +49,9 @@ def prepare(model: VisionModel, images: Any) -> Inputs:
     sizes = sorted({tuple(tensor.shape) for tensor in tensors})
     if len(sizes) > 1:
         raise ImageError(f"images of different sizes {sizes} cannot be one batch: explain them one by one")
-    shown = None if any(picture is None for picture in pictures) else torch.stack([p for p in pictures if p is not None])
+    shown = (
+        None if any(picture is None for picture in pictures) else torch.stack([p for p in pictures if p is not None])
+    )
     return Inputs(_on_device(model, torch.stack(tensors)), shown, sources)
 
 
@@ -59,7 +61,7 @@ def _one(model: VisionModel, item: Any) -> tuple[Tensor, Tensor | None, str | No
             item = item[0]
         if item.dim() != 3:
             raise ImageError(
-                f"a float tensor of shape {tuple(item.shape)} is no image: give (channels, height, width) or a batch of them"
+                f"a float tensor of shape {tuple(item.shape)} is no image: give (channels, height, width), or a batch"
             )
         shown = _pictures(model.preprocess, item[None])
         return item, None if shown is None else shown[0], None
@@ -85,6 +87,6 @@ def _pictures(preprocess: Preprocess | None, batch: Tensor) -> UInt8[Tensor, "im
 
 
 def _on_device(model: VisionModel, batch: Tensor) -> Tensor:
-    return batch.detach().to(model.device, model.dtype)
-
-
+    # Tensors made in inference mode can take no part in a backward pass; a copy can.
+    batch = batch.clone() if batch.is_inference() else batch.detach()
+    return batch.to(model.device, model.dtype)

@@ -93,7 +93,7 @@ def list_objectives() -> list[str]:
 
 
 def objective_name(objective: Objective | None, against: object) -> str:
-    """The name of an objective as recorded in a result; None is `logit`, or Eq. 8 when there is a class to compare with.
+    """The name of an objective as a result records it; None is `logit`, or Eq. 8 when there is a class to compare with.
 
     Raises:
         UnknownObjectiveError: for a name that is not registered.
@@ -109,7 +109,9 @@ def objective_name(objective: Objective | None, against: object) -> str:
         raise ObjectiveError(f"objective={objective!r} compares two classes: say against= which class")
     if not OBJECTIVES[objective].compares and against is not None:
         comparing = ", ".join(name for name, info in OBJECTIVES.items() if info.compares)
-        raise ObjectiveError(f"objective={objective!r} takes one class, but against= is given; these compare: {comparing}")
+        raise ObjectiveError(
+            f"objective={objective!r} takes one class, but against= is given; these compare: {comparing}"
+        )
     return objective
 
 

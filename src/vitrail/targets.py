@@ -19,7 +19,7 @@ Wanted: TypeAlias = str | int | Tensor | np.ndarray | Sequence[Any] | None
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Class indices for each image; `nested` says that the user asked for several per image, so results keep that axis."""
+    """Class indices for each image; `nested` says that several per image were asked for, so results keep that axis."""
 
     index: Int[Tensor, "images targets"]
     nested: bool
@@ -28,10 +28,13 @@ class Targets:
         return Targets(self.index[images], self.nested)
 
 
-def parse_targets(model: VisionModel, wanted: Wanted, images: int, name: str = "target") -> Targets | None:
+def parse_targets(
+    model: VisionModel, wanted: Wanted, images: int, classes: int | None = None, name: str = "target"
+) -> Targets | None:
     """Read a target as users give it: one for all images, a list (one per image), a nested list (several per image).
 
-    Returns None for None: the predicted class, known only after the forward pass.
+    `classes` is the number of logits, where known. Returns None for None: the predicted class, known only after the
+    forward pass.
 
     Raises:
         TargetCountError: when the numbers of targets and images disagree.
@@ -51,21 +54,27 @@ def parse_targets(model: VisionModel, wanted: Wanted, images: int, name: str = "
     if isinstance(wanted, Tensor | np.ndarray):
         wanted = wanted.tolist()
     if isinstance(wanted, str | int | np.integer):
-        return Targets(torch.tensor([[_class_index(model, wanted, name)]] * images), nested=False)
+        return Targets(torch.tensor([[_class_index(model, wanted, classes, name)]] * images), nested=False)
     if not isinstance(wanted, Sequence):
-        raise TargetError(f"{name}={wanted!r} is no class: give a name, an index, a list of one per image, or a nested list")
+        raise TargetError(
+            f"{name}={wanted!r} is no class: give a name, an index, a list of one per image, or a nested list"
+        )
     if len(wanted) != images:
         remedy = f"; for several targets of one image nest them: {name}=[[…]]" if images == 1 else ""
         raise TargetCountError(f"{name} lists {len(wanted)} for {images} image(s): give one per image{remedy}")
     nested = [isinstance(item, Sequence) and not isinstance(item, str) for item in wanted]
     if not any(nested):
-        return Targets(torch.tensor([[_class_index(model, item, name)] for item in wanted]), nested=False)
+        return Targets(torch.tensor([[_class_index(model, item, classes, name)] for item in wanted]), nested=False)
     if not all(nested):
         raise TargetCountError(f"{name} mixes single classes with lists: give a list for every image, or for none")
     counts = sorted({len(item) for item in wanted})
     if len(counts) > 1 or counts[0] == 0:
-        raise TargetCountError(f"{name} lists {' and '.join(map(str, counts))} targets for different images: give each as many")
-    return Targets(torch.tensor([[_class_index(model, one, name) for one in item] for item in wanted]), nested=True)
+        raise TargetCountError(
+            f"{name} lists {' and '.join(map(str, counts))} targets for different images: give each as many"
+        )
+    return Targets(
+        torch.tensor([[_class_index(model, one, classes, name) for one in item] for item in wanted]), nested=True
+    )
 
 
 def pair_up(target: Targets | None, against: Targets | None) -> tuple[Targets | None, Targets | None]:
@@ -85,7 +94,9 @@ def pair_up(target: Targets | None, against: Targets | None) -> tuple[Targets | 
         return target, Targets(against.index.expand(-1, targets), target.nested)
     if targets == 1 and target is not None:
         return Targets(target.index.expand(-1, others), True), against
-    raise TargetCountError(f"{targets} target(s) per image are held against {others}: give one class against, or as many")
+    raise TargetCountError(
+        f"{targets} target(s) per image are held against {others}: give one class against, or as many"
+    )
 
 
 def predicted(logits: Tensor) -> Targets:
@@ -93,7 +104,7 @@ def predicted(logits: Tensor) -> Targets:
     return Targets(logits.argmax(dim=1, keepdim=True), nested=False)
 
 
-def _class_index(model: VisionModel, wanted: Any, name: str) -> int:
+def _class_index(model: VisionModel, wanted: Any, classes: int | None, name: str) -> int:
     if isinstance(wanted, bool) or not isinstance(wanted, str | int | np.integer):
         raise TargetError(f"{name}={wanted!r} ({type(wanted).__name__}) is no class: give a name or an index")
-    return model.class_index(wanted)
+    return model.class_index(wanted, classes)

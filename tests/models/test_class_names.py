@@ -51,7 +51,10 @@ def test_a_class_is_found_by_any_of_its_names(wanted, index: int):
     [
         ("crane", r"'crane' is the name of 2 classes: 2 \(crane\); 5 \(crane\)"),
         ("maillot", r"6 \(maillot\); 7 \(maillot, tank suit\)"),
-        ("elephant", r"3 \(African elephant, Loxodonta africana\); 4 \(Indian elephant, Elephas maximus\); give the index"),
+        (
+            "elephant",
+            r"3 \(African elephant, Loxodonta africana\); 4 \(Indian elephant, Elephas maximus\); give the index",
+        ),
     ],
 )
 def test_several_classes_of_a_name_are_listed(wanted: str, message: str):
@@ -95,7 +98,9 @@ def test_digits_are_a_name_where_a_class_is_called_so():
 def test_without_names_indices_are_needed():
     assert class_index(5, None) == 5
     assert class_index("5", None, 7) == 5
-    with pytest.raises(UnknownClassError, match=r"no class names, so 'zebra' cannot be found; give the index \(0 to 6\)"):
+    with pytest.raises(
+        UnknownClassError, match=r"no class names, so 'zebra' cannot be found; give the index \(0 to 6\)"
+    ):
         class_index("zebra", None, 7)
     with pytest.raises(UnknownClassError, match="no class 7: the model's 7 classes are 0 to 6"):
         class_index(7, None, 7)

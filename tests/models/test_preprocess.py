@@ -100,7 +100,7 @@ def test_torchvision_weights_transforms_are_equalled(name: str, choice: int):
     assert torch.equal(ours(picture((300, 200))), reference(picture((300, 200))))
 
 
-@pytest.mark.parametrize("size", SIZES[:3])
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (224, 224), (120, 90)])  # an even number cropped away
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -123,7 +123,8 @@ def test_hugging_face_processors_are_equalled_to_a_level(kind: str, options: dic
     assert ours is not None
     assert ours(smooth(size)).shape == reference.shape
     levels = (ours(smooth(size)) - reference).abs() * torch.tensor(ours.std).view(3, 1, 1) * 255
-    assert levels.max() <= 1.01
+    assert levels.max() <= 2.01
+    assert levels.mean() <= 0.05
     assert adapt(processor) == ours
 
 
@@ -140,7 +141,8 @@ def test_a_processor_without_a_fixed_size_gives_nothing():
 def test_squashing_keeps_the_whole_picture():
     ours = Preprocess((40, 60))
     np.testing.assert_array_equal(
-        np.asarray(ours.view(picture((300, 200)))), np.asarray(picture((300, 200)).resize((60, 40), Image.Resampling.BICUBIC))
+        np.asarray(ours.view(picture((300, 200)))),
+        np.asarray(picture((300, 200)).resize((60, 40), Image.Resampling.BICUBIC)),
     )
 
 

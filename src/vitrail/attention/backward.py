@@ -24,7 +24,7 @@ def softmax_backward(
     attention: Float[Tensor, "*shape keys"], gradient: Float[Tensor, "*shape keys"]
 ) -> Float[Tensor, "*shape keys"]:
     """The gradient of the scores before the softmax: A ⊙ (∇A − rowsum(A ⊙ ∇A))."""
-    return torch._softmax_backward_data(gradient, attention, -1, attention.dtype)
+    return torch.ops.aten._softmax_backward_data(gradient, attention, -1, attention.dtype)
 
 
 def attention_backward(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["AttentionCall", "Block", "blocks", "compute_dtype", "from_scaled_dot_product", "probabilities"]
 
-# Elements of one block of probabilities: about the size of a core's cache on a CPU, and large enough to keep a GPU busy.
+# Elements of one block of probabilities: about a core's cache on a CPU, and large enough to keep a GPU busy.
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 
 
@@ -53,9 +53,7 @@ class AttentionCall:
     def detached(self) -> "AttentionCall":
         """The same call cut off from autograd."""
         mask = None if self.mask is None else self.mask.detach()
-        return replace(
-            self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask
-        )
+        return replace(self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask)
 
 
 def from_scaled_dot_product(

@@ -1,7 +1,5 @@
 """A row through the product of recorded attention maps, without forming any of them whole."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

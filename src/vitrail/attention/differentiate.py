@@ -1,7 +1,7 @@
 """Attention whose backward pass tells a listener, layer after layer from the last to the first."""
 
 from dataclasses import replace
-from typing import Any, Literal, Protocol, runtime_checkable, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,11 @@ class LayerListener(Protocol[Result]):
         ...
 
 
+def fused_by_default(query: Tensor) -> bool:
+    """Whether the fused backward is the faster way here: on a GPU, where it is flash attention."""
+    return query.is_cuda
+
+
 class DifferentiatedAttention:
     """The visitor under every gradient method: attention by the fused kernel forward, told block by block backward.
 
@@ -80,7 +85,7 @@ class DifferentiatedAttention:
         anchor = self._anchor_for(layer, call.query)
         if layer == self.start_layer:
             call = call.detached()
-        fused = self.kernel == "fused" or (self.kernel == "auto" and call.query.is_cuda)
+        fused = self.kernel == "fused" or (self.kernel == "auto" and fused_by_default(call.query))
         function = _FusedAttention if fused and self.listener.only_complete else _BlockAttention
         return function.apply(call.query, call.key, call.value, anchor, call, layer, self)  # pyright: ignore
 
@@ -134,7 +139,7 @@ class _BlockAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         visitor: DifferentiatedAttention = ctx.visitor
         call = AttentionCall(*ctx.saved_tensors, *ctx.rest)
         collector = visitor.listener.collector(ctx.layer)
@@ -179,14 +184,16 @@ class _FusedAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         visitor: DifferentiatedAttention = ctx.visitor
         (grad_output,) = grads
         local, output = ctx.local
         row = visitor.listener.current_row()[:, None, :, None].to(grad_output.dtype)
         (d_value,) = torch.autograd.grad(output, local.value, row * grad_output, retain_graph=True)
         visitor.listener.take_update(ctx.layer, fused_row(local.value.detach(), d_value))
-        wanted = [t for t, w in zip((local.query, local.key), ctx.needs_input_grad, strict=False) if t.requires_grad and w]
+        wanted = [
+            t for t, w in zip((local.query, local.key), ctx.needs_input_grad, strict=False) if t.requires_grad and w
+        ]
         if ctx.needs_input_grad[2]:
             wanted.append(local.value)
         flow = iter(torch.autograd.grad(output, wanted, grad_output, retain_graph=visitor.keep) if wanted else ())
@@ -201,7 +208,9 @@ class _WrittenOutAttention(Function):
     """A softmax over scores that the model multiplies with V by itself: A and ∇A are at hand, whole."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, anchor: Tensor | None, layer: int, visitor: DifferentiatedAttention) -> Tensor:
+    def forward(
+        ctx: Any, scores: Tensor, anchor: Tensor | None, layer: int, visitor: DifferentiatedAttention
+    ) -> Tensor:
         attention = torch.softmax(scores, dim=-1)
         ctx.save_for_backward(attention)
         ctx.layer, ctx.visitor = layer, visitor
@@ -209,7 +218,7 @@ class _WrittenOutAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         visitor: DifferentiatedAttention = ctx.visitor
         (attention,) = ctx.saved_tensors
         dtype = compute_dtype(attention.dtype)

@@ -23,14 +23,16 @@ __all__ = ["GradientMode", "check_gradient_mode", "libra_rules"]
 GradientMode: TypeAlias = Literal["full", "leaf", "libra"]
 
 
-def check_gradient_mode(mode: str) -> None:
-    """Refuse a gradient mode that does not exist.
+def check_gradient_mode(mode: str) -> GradientMode:
+    """The gradient mode of that name.
 
     Raises:
         OptionError: for anything but "full", "leaf" and "libra".
     """
-    if mode not in get_args(GradientMode):
-        raise OptionError(f"gradient={mode!r} is not a gradient mode; choose one of {', '.join(get_args(GradientMode))}")
+    for known in get_args(GradientMode):
+        if mode == known:
+            return known
+    raise OptionError(f"gradient={mode!r} is not a gradient mode; choose one of {', '.join(get_args(GradientMode))}")
 
 
 class _HeldDeviation(Function):
@@ -152,7 +154,7 @@ def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """The operations that `libra` replaces, by the function that PyTorch is called with.
 
     LayerNorm and RMSNorm (x − μ)·[1/σ]; GELU and SiLU x·[gate]; sigmoid, tanh, erf and the roots and deviations of
-    hand-written gates and norms constant; products of two activations shared. ReLU needs no rule: its gate has no slope.
+    hand-written gates and norms constant; products of two activations shared. ReLU's gate has no slope to hold.
     """
     rules: dict[Callable[..., Any], Callable[..., Any]] = {
         F.layer_norm: _layer_norm,

@@ -28,11 +28,13 @@ class Observation:
     `shapes` ends with the last attention that the logits depend on: some models compute an attention pooling that their
     classifier ignores. `patch_grids` are heights and widths of what the convolutions before the first attention gave.
     `reads` is the size of the logits' gradient at each query of that last attention: zero where the head does not look.
+    `classes` is the number of logits.
     """
 
     shapes: tuple[AttentionShape, ...]
     patch_grids: tuple[tuple[int, int], ...]
     reads: Float[Tensor, " queries"]
+    classes: int
 
 
 class ShapeObserver:
@@ -52,15 +54,21 @@ class ShapeObserver:
         self.shapes.append(AttentionShape(*scores.shape))
         return self._keep(torch.softmax(scores, dim=-1))
 
-    def observation(self, scalar: Float[Tensor, ""], patch_grids: tuple[tuple[int, int], ...]) -> Observation:
-        """What was seen, given a scalar of the logits; `shapes` is empty when it depends on no attention."""
+    def observation(
+        self, logits: Float[Tensor, "images classes"], patch_grids: tuple[tuple[int, int], ...]
+    ) -> Observation:
+        """What was seen, given the logits; `shapes` is empty when they depend on no attention."""
+        # A fixed mixture of the logits, so that no class's weights can hide a token by chance.
+        mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+        scalar = (logits * mixture).sum()
+        classes = logits.shape[1]
         gradients = torch.autograd.grad(scalar, self._outputs, allow_unused=True) if scalar.requires_grad else ()
         for count in range(len(gradients), 0, -1):
             gradient = gradients[count - 1]
             if gradient is not None and bool(gradient.any()):
                 reads = gradient.float().square().sum(dim=(0, 1, 3)).sqrt()
-                return Observation(tuple(self.shapes[:count]), patch_grids, reads)
-        return Observation((), patch_grids, torch.zeros(0))
+                return Observation(tuple(self.shapes[:count]), patch_grids, reads, classes)
+        return Observation((), patch_grids, torch.zeros(0), classes)
 
     def _keep(self, output: Tensor) -> Tensor:
         if not output.requires_grad:

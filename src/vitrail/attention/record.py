@@ -14,7 +14,7 @@ __all__ = ["CallRecorder", "DenseRecorder", "RecordedLayer"]
 
 @dataclass(frozen=True, eq=False)
 class RecordedLayer:
-    """One layer's attention, from which its probabilities can be formed again: a call, or the probabilities themselves."""
+    """One layer's attention: a call from which the probabilities can be formed again, or these themselves."""
 
     call: AttentionCall | None
     attention: Float[Tensor, "images heads queries keys"] | None

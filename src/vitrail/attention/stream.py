@@ -23,12 +23,12 @@ def add_update(
 class RelevanceRow:
     """The readout's row of Ā^L … Ā^l, kept up to date while the backward pass runs; what it hears of is the row less I.
 
-    `rule` is "complete" (Eq. 5), "positive" (GAE, Eq. 4) or "absolute" (Eq. 6); `centred` takes out of ∇A its mean under
-    A first (METHODS 4.1).
+    `rule` is "complete" (Eq. 5), "positive" (GAE, Eq. 4) or "absolute" (Eq. 6); `centred` first takes out of ∇A its
+    mean under A.
 
-    The row is kept in two parts, the readout itself (the row of the identity) and what the layers have added to it. Where
-    a head reads the mean of P patches, the identity is 1/P on every patch, hundreds of times what the layers add, and
-    says nothing of the class: kept apart, it neither tints the map nor eats its digits.
+    The row is kept in two parts, the readout itself (the row of the identity) and what the layers have added to it.
+    Where a head reads the mean of P patches, the identity is 1/P on every patch, hundreds of times what the layers add,
+    and says nothing of the class: kept apart, it neither tints the map nor eats its digits.
     """
 
     def __init__(self, rule: str, centred: bool = False) -> None:

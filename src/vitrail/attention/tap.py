@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import TrainingModeError, UnsupportedAttentionError
 from .calls import AttentionCall, from_scaled_dot_product
-from .gradient_modes import GradientMode, check_gradient_mode, libra_rules
+from .gradient_modes import GradientMode, libra_rules
 from .multihead import run_multi_head_attention
 
 __all__ = ["Tap", "Visitor"]
@@ -43,14 +43,12 @@ class Tap(TorchFunctionMode):
     `images` is the number of images that the model is given: from it, calls that merge batch and heads are told apart.
 
     Raises:
-        OptionError: for an unknown gradient mode.
         TrainingModeError: when attention is called with dropout.
         UnsupportedAttentionError: when an attention bias depends on the image through a gradient.
     """
 
     def __init__(self, visitor: Visitor, images: int, gradient: GradientMode = "full"):
         super().__init__()
-        check_gradient_mode(gradient)
         self.visitor = visitor
         self.images = images
         self.patch_grids: list[tuple[int, int]] = []
@@ -97,6 +95,11 @@ class Tap(TorchFunctionMode):
             raise UnsupportedAttentionError(
                 f"attention {self.attention_calls} has a bias that depends on the image; its gradient would be lost"
             )
+        if query.dim() not in (3, 4):
+            raise UnsupportedAttentionError(
+                f"attention {self.attention_calls} works on tensors of {query.dim()} dimensions {tuple(query.shape)}: "
+                "attention within windows of a pyramid (Hiera) is not supported"
+            )
         call = from_scaled_dot_product(self.images, query, key, value, attn_mask, is_causal, scale, enable_gqa)
         output = self.visitor.attend(call)
         self.attention_calls += 1
@@ -109,8 +112,8 @@ class Tap(TorchFunctionMode):
         def rule(input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
             if not self._is_attention(input, dim):
                 return function(input, dim, *args, **kwargs)
-            leading = input.shape[:-2].numel()
-            scores = input.reshape(self.images, leading // self.images, *input.shape[-2:])
+            # Three dimensions merge images and heads; in four, more rows than images are windows, and stay apart.
+            scores = input if input.dim() == 4 else input.unflatten(0, (self.images, -1))
             output = self.visitor.normalise(scores)
             self.attention_calls += 1
             return output.reshape(input.shape)

@@ -33,5 +33,5 @@ app.command("methods")(methods.methods_command)
 
 
 def main() -> None:
-    """Run the command line: exit code 0 for all done, 1 where an image failed, 2 for a question that cannot be asked."""
+    """Run the command line: exit code 0 for all done, 1 where an image failed, 2 for a question at fault."""
     app()

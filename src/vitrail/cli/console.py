@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, NoReturn
 
 import typer
@@ -19,17 +18,19 @@ __all__ = ["Reporter", "one_line", "show_table", "stop"]
 class Reporter:
     """Failure lines, warnings and the progress bar of one run, which share a terminal."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, console: Console | None = None) -> None:
         self.as_json = as_json
         self.failures: list[dict[str, str]] = []
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console or Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
 
     def fail(self, image: str, error: BaseException) -> None:
         """Report an image that could not be explained: `FILE: message`, or one JSON object, on a line of stderr."""
         failure = {"image": image, "error": type(error).__name__, "message": _message(error)}
         self.failures.append(failure)
-        self.say(json.dumps(failure) if self.as_json else f"{one_line(image)}: {failure['message']}")
+        # Most messages begin with the file's name, which the line has already.
+        reason = failure["message"].removeprefix(" ".join(image.split())).lstrip(" :")
+        self.say(json.dumps(failure) if self.as_json else f"{one_line(image)}: {reason}")
 
     def say(self, line: str) -> None:
         """Print a line on stderr, above the progress bar where there is one."""
@@ -84,11 +85,15 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table for eyes on a terminal; elsewhere lines of tab-separated fields, each as soon as it is known."""
     lines = ([one_line(str(field)) for field in row] for row in rows)
     if not sys.stdout.isatty():
-        for line in chain([header], lines):
+        for number, line in enumerate(lines):
+            if number == 0:  # not before: there may be nothing below it
+                typer.echo("\t".join(header))
             typer.echo("\t".join(line))
             sys.stdout.flush()
         return
     kept = list(lines)
+    if not kept:
+        return
     used = [column for column in range(len(header)) if any(line[column] for line in kept)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in used:

@@ -51,6 +51,7 @@ class Request:
     targets: list[str]
     against: list[str]
     question: dict[str, Any]  # method, objective, gradient, …: keyword arguments of vitrail.explain
+    options: dict[str, Any]  # the method's own
     load: dict[str, Any]  # device, dtype, size: keyword arguments of vitrail.load
     batch_size: int
     output: Path
@@ -128,8 +129,8 @@ def explain_command(
             "start_layer": start_layer,
             "centred": centred,
             "readout": None if readout is None else _readout(readout),
-            **options,
         },
+        options=options,
         load={"device": device, "dtype": dtype.value, "size": None if size is None else _size(size)},
         batch_size=batch_size,
         output=output,

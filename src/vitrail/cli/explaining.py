@@ -1,7 +1,8 @@
 """The work behind `vitrail explain`: check the question, load the model once, explain in batches, write, report."""
 
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from vitrail.cli.console import Reporter, show_table
 from vitrail.cli.explain import Request
 from vitrail.cli.inputs import Found, OutputNames, find_images, slug
 from vitrail.errors import OptionError, VitrailError
-from vitrail.explanation import Explanation
+from vitrail.explanation import Explanation, percent
 from vitrail.files import writable_folder
 from vitrail.render import save_picture
 from vitrail.render.lettering import number
@@ -30,52 +31,48 @@ HEADER = ("image", "target", "its probability", "against", "and its", "lowest", 
 
 def run(request: Request) -> bool:
     """Explain every image of the request; say whether any failed. Raises `VitrailError` for a question at fault."""
-    check_question(request)
+    objective = check_question(request)
     output = writable_folder(request.output)
     reporter = Reporter(as_json=request.as_json)
     found, missing = find_images(request.images, leave_out=output)
     model = load_model(request)
-    question = _question(request, model)
+    classes = _classes(request, model)
     for argument, error in missing:
         reporter.fail(argument, error)
-    rows: list[dict[str, Any]] = []
+    at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
     with reporter.working(len(found)):
-        results = _results(request, model, question, found, reporter)
-        if request.as_json:
-            rows.extend(results)
+        results: Iterable[dict[str, Any]] = _results(request, model, classes, found, reporter)
+        if at_the_end:
+            results = list(results)
         else:
-            show_table(HEADER, (_row(row) for row in results))
+            show_table(HEADER, map(_row, results))
     if request.as_json:
-        asked = {key: value for key, value in request.question.items() if value is not None}
-        document = {
-            "model": model.name,
-            **asked,
-            "metadata": dict(model.metadata),
-            "results": rows,
-            "failures": reporter.failures,
-        }
+        asked = {**request.question, "objective": objective, "options": request.options}
+        answers = {"results": results, "failures": reporter.failures}
+        document = {"model": model.name, "metadata": dict(model.metadata), **asked, **answers}
         typer.echo(json.dumps(document, indent=2, default=str))
+    elif at_the_end:
+        show_table(HEADER, map(_row, results))
     return bool(reporter.failures)
 
 
-def check_question(request: Request) -> None:
-    """Refuse what needs no model to be refused: unknown methods, options, objectives.
+def check_question(request: Request) -> str:
+    """Refuse what needs no model to be refused (unknown methods, options, objectives); return the objective's name.
 
     Raises `VitrailError`, as `vitrail.explain` would.
     """
-    from vitrail.explain import explain
     from vitrail.methods import find_method
     from vitrail.objectives import objective_name
 
-    common = set(explain.__kwdefaults__ or ())
-    options = {name: value for name, value in request.question.items() if name not in common}
-    find_method(request.question["method"], options)
-    objective_name(request.question["objective"], request.against or None)
+    info = find_method(request.question["method"], request.options)
+    if request.seed is not None and "seed" in info.options:
+        request.options.setdefault("seed", request.seed)
     if len(request.against) > 1 and len(request.targets) > 1 and len(request.against) != len(request.targets):
         raise OptionError(
             f"{len(request.targets)} targets against {len(request.against)} classes; "
             "give one --against, or one for each target"
         )
+    return objective_name(request.question["objective"], request.against or None)
 
 
 def load_model(request: Request) -> "VisionModel":
@@ -91,7 +88,7 @@ def load_model(request: Request) -> "VisionModel":
     return load(request.model, checkpoint=request.checkpoint, device=device, dtype=dtype, size=request.load["size"])
 
 
-def _question(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:
+def _classes(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:
     return [model.class_index(name) for name in request.targets], [model.class_index(name) for name in request.against]
 
 
@@ -117,6 +114,7 @@ def _results(
             _each(targets, against, len(pictures)),
             against=_each(against, targets, len(pictures)),
             **request.question,
+            **request.options,
         )
         return replace(ex, metadata={**ex.metadata, "sources": [image.path.name for image in images]})
 
@@ -167,24 +165,23 @@ def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict
         for role, classes in (("target", ex.target), ("against", ex.against)):
             if classes is not None:
                 index = int(classes[0, j] if nested else classes[0])
-                name, verdict = ex.sides(target=j)[0 if role == "target" else 1]
                 row |= {
-                    role: name,
+                    role: ex.class_name(index),
                     f"{role}_index": index,
                     f"{role}_probability": ex.probability(index),
-                    f"{role}_says": verdict,
                 }
         scores = ex.map(target=j)
-        notes = list(ex.metadata.get("notes", ()))
         row |= {
             "lowest": scores.min().item(),
             "highest": scores.max().item(),
             "files": [str(path) for path in files],
-            "notes": notes,
+            "notes": ex.notes(),
         }
         yield row
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    sides = [row.get(key, "") for key in ("target", "target_says", "against", "against_says")]
+    sides = []
+    for role in ("target", "against"):
+        sides += [row[role], percent(row[f"{role}_probability"])] if role in row else ["", ""]
     return row["image"], *sides, number(row["lowest"]), number(row["highest"]), ", ".join(row["files"])

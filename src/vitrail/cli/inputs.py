@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,14 @@ class OutputNames:
         self._stems: dict[Path, Path] = {}
         taken: set[str] = set()
         # Images whose stem is theirs alone keep it, whatever comes before them in the list.
-        for image in sorted(images, key=lambda one: sum(str(one.place) == str(other.place) for other in images) > 1):
+        namesakes = Counter(_fold(image.place) for image in images)
+        for image in sorted(images, key=lambda one: namesakes[_fold(one.place)] > 1):
             stem = image.place.with_name(_cut(image.place.name))
             number = 1
-            while str(stem).casefold() in taken:  # two names that differ in case alone are one on many disks
+            while _fold(stem) in taken:
                 number += 1
                 stem = image.place.with_name(f"{_cut(image.place.name)}-{number}")
-            taken.add(str(stem).casefold())
+            taken.add(_fold(stem))
             self._stems[image.path] = stem
 
     def path(self, image: Found, what: str, suffix: str) -> Path:
@@ -106,6 +108,10 @@ def slug(name: str) -> str:
 
 def _cut(name: str) -> str:
     return os.fsencode(name)[:LONGEST].decode(errors="ignore") if len(os.fsencode(name)) > LONGEST else name
+
+
+def _fold(path: Path) -> str:
+    return str(path).casefold()  # two names that differ in case alone are one on many disks
 
 
 def _key(path: Path) -> str:

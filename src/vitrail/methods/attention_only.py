@@ -38,4 +38,3 @@ def rollout(run: Run, *, row_normalise: bool = True) -> Float[Tensor, "images ta
         row = add_update(row, row_times_attention(row, layer))
         row = row / 2 if row_normalise and not pooled else row
     return row[:, None]
-

@@ -6,14 +6,12 @@ every step (METHODS 5: its output depends on no gradient), so it is no reference
 options here.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.chain import row_times_attention
 from ..attention.calls import compute_dtype
+from ..attention.chain import row_times_attention
 from ..attention.record import CallRecorder, RecordedLayer
 from ..attention.stream import HeadNormListener, add_update
 from ..errors import NoSignalError, OptionError
@@ -36,18 +34,19 @@ def gmar_l1(
     run: Run,
     *,
     alpha: float = 1.0,
-    residual: Literal["rollout", "paper"] = "rollout",
-    order: Literal["left", "right"] = "left",
+    residual: str = "rollout",
+    order: str = "left",
     shared_weights: bool = False,
-    grad_at: Literal["attention", "last_ln"] = "attention",
+    grad_at: str = "attention",
     discard_ratio: float = 0.0,
 ) -> Float[Tensor, "images targets tokens"]:
     """Rollout with heads weighted by Σ|∇A_h|.
 
-    `alpha` weighs the residual. `residual="rollout"` puts it into each factor, row-normalised; "paper" adds it after each
-    product, R ← A_w R + α I. `order="right"` multiplies later blocks on the right. `shared_weights` takes the last
-    block's head weights for all; `grad_at="last_ln"` takes them, for all blocks, from the gradient at the last block's first
-    norm, its channels cut into as many groups as heads. `discard_ratio` zeroes that share of each fused matrix, the lowest.
+    `alpha` weighs the residual. `residual="rollout"` puts it into each factor, row-normalised; "paper" adds it after
+    each product, R ← A_w R + α I. `order="right"` multiplies later blocks on the right. `shared_weights` takes the last
+    block's head weights for all; `grad_at="last_ln"` takes them, for all blocks, from the gradient at the last block's
+    first norm, its channels cut into as many groups as heads. `discard_ratio` zeroes that share of each fused matrix,
+    the lowest.
     """
     return _gmar(run, 1, alpha, residual, order, shared_weights, grad_at, discard_ratio)
 
@@ -65,10 +64,10 @@ def gmar_l2(
     run: Run,
     *,
     alpha: float = 1.0,
-    residual: Literal["rollout", "paper"] = "rollout",
-    order: Literal["left", "right"] = "left",
+    residual: str = "rollout",
+    order: str = "left",
     shared_weights: bool = False,
-    grad_at: Literal["attention", "last_ln"] = "attention",
+    grad_at: str = "attention",
     discard_ratio: float = 0.0,
 ) -> Float[Tensor, "images targets tokens"]:
     """Rollout with heads weighted by (Σ ∇A_h²)^½; options as for gmar_l1."""
@@ -95,7 +94,9 @@ def _gmar(
     recorder = CallRecorder()
     if grad_at == "last_ln":
         norms_by_target = [
-            dict.fromkeys(range(run.layout.layers), _norms_of_channel_groups(gradient[:, run.layout.prefix :], run, norm))
+            dict.fromkeys(
+                range(run.layout.layers), _norms_of_channel_groups(gradient[:, run.layout.prefix :], run, norm)
+            )
             for gradient in run.gradients_at_last_norm(recorder)
         ]
     else:
@@ -184,7 +185,7 @@ def _fused(
 def _norms_of_channel_groups(
     gradient: Float[Tensor, "images patches width"], run: Run, norm: int
 ) -> Float[Tensor, "images heads"]:
-    """The norm of each of as many groups of channels as there are heads, over the patches (the authors' released choice)."""
+    """The norm, over the patches, of each of as many groups of channels as there are heads (the authors' script)."""
     groups = gradient.to(compute_dtype(gradient.dtype)).unflatten(2, (run.layout.heads, -1))
     return groups.norm(p=norm, dim=(1, 3))
 

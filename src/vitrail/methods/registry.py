@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import OptionError, UnknownMethodError
-from .run import Run
 
 __all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_method"]
 
@@ -18,8 +17,9 @@ __all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_met
 class MethodInfo:
     """What is known of a method without running it.
 
-    `signed`: scores below zero mean evidence against. `class_specific`: the map depends on the target. `passes`: forward
-    (F) and backward (B) passes. `level`: "patch" or "pixel". `uses_gradient`: whether `gradient=` means anything.
+    `signed`: scores below zero mean evidence against. `class_specific`: the map depends on the target. `passes`:
+    forward (F) and backward (B) passes. `level`: "patch" or "pixel". `uses_gradient`: whether `gradient=` means
+    anything.
     """
 
     name: str
@@ -65,7 +65,17 @@ def register_method(
     def register(function: Callable) -> Callable:
         summary = (function.__doc__ or "").strip().splitlines()[0]
         METHODS[name] = MethodInfo(
-            name, function, signed, class_specific, uses_gradient, passes, level, summary, reference, aliases, frozenset(accepts)
+            name,
+            function,
+            signed,
+            class_specific,
+            uses_gradient,
+            passes,
+            level,
+            summary,
+            reference,
+            aliases,
+            frozenset(accepts),
         )
         return function
 

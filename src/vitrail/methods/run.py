@@ -27,8 +27,8 @@ Result = TypeVar("Result")
 class Run:
     """What a method needs, and nothing of files, pictures or names.
 
-    After `forward` or `differentiate`, `logits` and `targets` are known, and `replaced` says, target by target, for which images
-    the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`).
+    After `forward` or `differentiate`, `logits` and `targets` are known, and `replaced` says, target by target, for
+    which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`).
     """
 
     model: VisionModel
@@ -54,7 +54,9 @@ class Run:
         """
         layers = self.layout.layers
         if not -layers <= self.start_layer < layers:
-            raise OptionError(f"start_layer={self.start_layer}, but the model calls attention {layers} times (0…{layers - 1})")
+            raise OptionError(
+                f"start_layer={self.start_layer}, but the model calls attention {layers} times (0…{layers - 1})"
+            )
         return self.start_layer % layers
 
     @property
@@ -81,7 +83,7 @@ class Run:
     def differentiate(self, listener: LayerListener[Result], recorder: CallRecorder | None = None) -> list[Result]:
         """One forward pass, then one backward pass per target; what the listener heard of each target."""
         results = []
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             attention = DifferentiatedAttention(listener, self.gradient, self.first_layer, self.kernel)
             if recorder is not None:
                 recorder.inner = attention
@@ -100,7 +102,7 @@ class Run:
         """The gradient, per target, at the normalisation in front of the last attention; `recorder` sees the layers."""
         watcher = NormWatcher()
         gradients = []
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             # The sum is no leaf, so the tap takes it for an activation and the whole graph is built.
             images = self.images.detach().requires_grad_() + 0
             with Tap(recorder, len(self.images), self.gradient), watcher:

@@ -1,6 +1,7 @@
 """Reading weights from a file that may come from anywhere, and putting them into a module whole or not at all."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -139,7 +140,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, head: bytes) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Said of any pickle that torch did not write; whether it can be read is told by what follows.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -163,6 +167,8 @@ def _forbidden(text: str) -> str:
     if "TorchScript" in text:
         return "it is a TorchScript archive"
     lines = [line.strip() for line in text.splitlines() if "unsupported" in line.lower()]
+    if "operand" in lines[0]:  # the number of an instruction, which says nothing to anybody
+        return "it does more than hold tensors"
     return lines[0].rpartition("Error: ")[2].partition(" was not an allowed")[0]
 
 

@@ -27,7 +27,8 @@ def recognise_hugging_face(module: nn.Module) -> Known | None:
     if not defined_in(module, "transformers") or config is None:
         return None
     origin = getattr(module, "name_or_path", "")
-    return Known(_preprocess(origin, None, local=True) if origin else None, _class_names(config))
+    preprocess = _preprocess(origin, None, local=True) if origin else None
+    return Known(preprocess, _class_names(config), _forward_options(module, preprocess))
 
 
 @source("hf", recognise=recognise_hugging_face)

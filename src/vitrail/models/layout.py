@@ -16,7 +16,7 @@ from .vision_model import VisionModel
 
 __all__ = ["Readout", "TokenLayout", "layout_of", "observe", "readout_weights", "work_out_layout"]
 
-Readout: TypeAlias = str | int | tuple[int, int] | Sequence[float] | Tensor
+Readout: TypeAlias = str | int | tuple[int, int] | Sequence[float | int] | Tensor
 
 # Class, distillation and register tokens together; more than this is not a prefix but a grid that does not fit.
 LARGEST_PREFIX = 32
@@ -26,8 +26,9 @@ LARGEST_PREFIX = 32
 class TokenLayout:
     """Where the patches lie among the tokens, and how the head reads the last attention.
 
-    `readout` holds one weight per query of the last attention and sums to one; `reads` says it in words. `layers` is the
-    number of attention calls that the logits depend on, `pools` how many of them, at the end, pool the tokens.
+    `readout` holds one weight per query of the last attention and sums to one; `reads` says it in words. `layers` is
+    the number of attention calls that the logits depend on, `pools` how many of them, at the end, pool the tokens;
+    `classes` is the number of logits.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class TokenLayout:
     layers: int
     pools: int
     heads: int
+    classes: int
 
     @property
     def patches(self) -> int:
@@ -76,19 +78,17 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, *images.shape[1:], generator=generator).to(images)
     observer = ShapeObserver()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         tap = Tap(observer, images=1)
         with tap:
             logits = model.logits(noise)
         if not observer.shapes:
             raise NoAttentionError(_no_attention(model))
-        # A fixed mixture of the logits, so that no class's weights can hide a token by chance.
-        mixture = torch.randn(logits.shape, generator=generator).to(logits)
-        seen = observer.observation((logits * mixture).sum(), tuple(tap.patch_grids))
+        seen = observer.observation(logits, tuple(tap.patch_grids))
     if not seen.shapes:
         raise NoAttentionError(
-            f"{model.name} calls attention {len(observer.shapes)} times, but its logits do not depend on any of it: the "
-            "output is constant, or detached from the graph inside the model"
+            f"{model.name} calls attention {len(observer.shapes)} times, but its logits do not depend on any of it: "
+            "the output is constant, or detached from the graph inside the model"
         )
     return seen
 
@@ -104,7 +104,7 @@ def work_out_layout(model: VisionModel, seen: Observation, image_size: tuple[int
         weights = readout_weights(model.readout, seen.shapes[-1].queries, prefix, (rows, cols), pools)
         reads = f"readout={model.readout!r}" if not isinstance(model.readout, Tensor) else "given weights"
     heads = seen.shapes[0].heads
-    return TokenLayout(rows, cols, prefix, weights.to(seen.reads), reads, len(seen.shapes), pools, heads)
+    return TokenLayout(rows, cols, prefix, weights.to(seen.reads), reads, len(seen.shapes), pools, heads, seen.classes)
 
 
 def readout_weights(
@@ -120,10 +120,15 @@ def readout_weights(
     """
     rows, cols = grid
     weights = torch.zeros(queries)
-    if isinstance(readout, Tensor) or (isinstance(readout, Sequence) and not isinstance(readout, str | tuple)):
+    patch = _as_patch(readout)
+    if isinstance(readout, Tensor) or (
+        isinstance(readout, Sequence) and not isinstance(readout, str) and patch is None
+    ):
         weights = torch.as_tensor(readout, dtype=torch.float64)
         if weights.shape != (queries,):
-            raise LayoutError(f"readout has {tuple(weights.shape)} weights, but the last attention has {queries} queries")
+            raise LayoutError(
+                f"readout has {tuple(weights.shape)} weights, but the last attention has {queries} queries"
+            )
         return weights
     if pools and readout != "all":
         raise LayoutError(
@@ -138,8 +143,8 @@ def readout_weights(
         weights[prefix : prefix + rows * cols] = 1 / (rows * cols)
     elif readout == "all":
         weights[:] = 1 / queries
-    elif isinstance(readout, tuple):
-        row, col = readout
+    elif patch is not None:
+        row, col = patch
         if not (0 <= row < rows and 0 <= col < cols):
             raise LayoutError(f"readout={readout} is no patch of the {rows}×{cols} grid (counted from 0)")
         weights[prefix + row * cols + col] = 1
@@ -148,8 +153,19 @@ def readout_weights(
             raise LayoutError(f"readout={readout} is no token: the last attention has {queries} queries")
         weights[readout] = 1
     else:
-        raise LayoutError(f'readout={readout!r} is none of "class", "mean", "all", a token, a patch (row, column), weights')
+        raise LayoutError(
+            f'readout={readout!r} is none of "class", "mean", "all", a token, a patch (row, column), weights'
+        )
     return weights
+
+
+def _as_patch(readout: Readout) -> tuple[int, int] | None:
+    """A pair of whole numbers is a patch; any other sequence holds weights."""
+    if isinstance(readout, tuple) and len(readout) == 2:
+        row, col = readout
+        if isinstance(row, int) and isinstance(col, int):
+            return row, col
+    return None
 
 
 def _pools(shapes: Sequence[AttentionShape]) -> int:
@@ -182,7 +198,8 @@ def _grid(
     fitting = [
         (tokens - rows * cols, (rows, cols))
         for rows, cols in candidates
-        if 0 <= tokens - rows * cols <= LARGEST_PREFIX and (model.prefix is None or tokens - rows * cols == model.prefix)
+        if 0 <= tokens - rows * cols <= LARGEST_PREFIX
+        and (model.prefix is None or tokens - rows * cols == model.prefix)
     ]
     if fitting and (patch_grids or model.grid is not None or len(fitting) == 1):
         return fitting[0]
@@ -238,10 +255,12 @@ def _reading(
 
 
 def _no_attention(model: VisionModel) -> str:
-    names = [name for name, part in model.module.named_modules() if "attn" in name.lower() or "attention" in name.lower()]
+    names = [
+        name for name, part in model.module.named_modules() if "attn" in name.lower() or "attention" in name.lower()
+    ]
     like = f"modules that look like attention: {', '.join(names[:3])}" if names else "no module is named like attention"
     return (
-        f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, multi_head_attention_forward "
-        f"or a softmax over (images, heads, queries, keys) ({like}): compiled, scripted or custom kernels hide it; use "
-        "the plain PyTorch form of the model"
+        f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, "
+        f"multi_head_attention_forward or a softmax over (images, heads, queries, keys) ({like}): "
+        "compiled, scripted or custom kernels hide it; use the plain PyTorch form of the model"
     )

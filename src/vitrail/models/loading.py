@@ -72,8 +72,8 @@ def list_models(pattern: str = "*") -> list[str]:
     Hugging Face's hub is not listed, nor are libraries that are not installed.
 
     Example:
-        >>> list_models("vit_tiny_patch16_*")
-        ['timm/vit_tiny_patch16_224', 'timm/vit_tiny_patch16_384']
+        >>> list_models("timm/vit_tiny_patch16_?84"), list_models("vit_b_16")
+        (['timm/vit_tiny_patch16_384'], ['torchvision/vit_b_16'])
     """
     listed = []
     for prefix, source in SOURCES.items():

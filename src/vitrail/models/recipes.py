@@ -91,8 +91,8 @@ def from_torchvision(preset: Any) -> Preprocess:
 def from_processor(processor: Any) -> Preprocess | None:
     """What a Hugging Face image processor does; None where its output has no fixed size.
 
-    Processors resize 8-bit tensors and Vitrail resizes 8-bit pictures, both with antialiasing: a pixel may differ by
-    one level of 255.
+    Processors resize 8-bit tensors and Vitrail 8-bit pictures, both with antialiasing: a pixel may differ by a level or
+    two of 255. Where an odd number of pixels is cropped away, they begin half a pixel earlier and Vitrail half later.
     """
     size, crop = _lengths(processor.size), _lengths(getattr(processor, "crop_size", None))
     cropped = (crop["height"], crop["width"]) if getattr(processor, "do_center_crop", False) and crop else None

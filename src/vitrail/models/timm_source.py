@@ -54,6 +54,8 @@ def load_timm(request: Request) -> VisionModel:
     try:
         module = timm.create_model(request.name, pretrained=pretrained, **options)
     except Exception as error:  # timm raises what its libraries raise: network, hub, arguments
+        if "Invalid pretrained tag" in str(error):
+            raise UnknownModelError(_unknown(request.name)) from error
         remedy = "; give the weights with checkpoint=" if pretrained else ""
         raise ModelError(f"timm could not build {request.name}: {error}{remedy}") from error
     config = getattr(module, "pretrained_cfg", None) or {}
@@ -99,10 +101,10 @@ def _preprocess(module: nn.Module) -> Preprocess | None:
     from timm.data.config import resolve_data_config
 
     config = getattr(module, "pretrained_cfg", None)
-    patches = getattr(module, "patch_embed", None)
-    if not config or getattr(getattr(patches, "proj", None), "in_channels", 3) != 3:
+    stem = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if not config or (stem is not None and stem.in_channels != 3):
         return None  # a module that timm did not configure, or one that takes no RGB pictures
-    size = getattr(patches, "img_size", None)
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     options = {} if size is None else {"input_size": (3, *size)}
     return from_timm(resolve_data_config(options, pretrained_cfg=dict(config)))
 

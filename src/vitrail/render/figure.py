@@ -56,7 +56,7 @@ def draw(
     wide, high = _panel(first)
     count = sum(ex.targets for ex in columns) + photograph
     width = 2 * MARGIN + count * wide + (count - 1) * GAP
-    told = dict.fromkeys(str(note) for ex in columns for note in ex.metadata.get("notes", ()))
+    told = dict.fromkeys(note for ex in columns for note in ex.notes())
     notes = [line for note in told for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
     head = MARGIN / 2 + HEAD + SECOND * any(ex.against is not None for ex in columns)
     row = head + high + FOOT
@@ -84,7 +84,7 @@ def draw(
 Box = tuple[float, float, float, float]  # left, bottom, width, height in inches
 
 
-def _check(columns: list[Explanation], opacity: float) -> None:
+def _check(columns: list[Explanation], opacity: float | int) -> None:
     if not columns or not len(columns[0]):
         raise OptionError("there is nothing to draw: no explanation, or one of no image")
     counts = [len(ex) for ex in columns]
@@ -217,4 +217,4 @@ def _axes(figure: "Figure", box: Box) -> "Axes":
 
 
 def _show(axes: "Axes", rgb: np.ndarray) -> None:
-    axes.imshow(rgb, aspect="auto", interpolation="none")
+    axes.imshow(rgb, aspect="auto", interpolation="none", origin="upper")

@@ -87,7 +87,9 @@ def write(
     inches_wide, inches_high = figure.get_size_inches()
     text, ending = printable(text), printable(ending)
     place = x / inches_wide, y / inches_high
-    label = figure.text(*place, text + ending, fontsize=size, family=_families(), parse_math=False, **style)
+    label = figure.text(
+        *place, text + ending, fontsize=size, family=_families(), parse_math=False, usetex=False, **style
+    )
     while (
         size > smallest and _width(label, figure) > width
     ):  # letters snap to pixels: width is no smooth function of size

@@ -25,8 +25,11 @@ FORMATS: dict[str, dict[str, Any]] = {
 SETTINGS: Any = {
     "svg.hashsalt": "vitrail",
     "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-}  # 42: letters stay letters, as publishers ask
+    "pdf.fonttype": 42,  # letters stay letters, as publishers ask
+    "savefig.dpi": "figure",  # a reader's own style sheet shall not change the picture
+    "savefig.bbox": "standard",
+    "savefig.transparent": False,
+}
 
 
 def save_picture(explanations: Explanation | Sequence[Explanation], path: str | os.PathLike[str], **look: Any) -> Path:

@@ -1,0 +1,158 @@
+"""Grid, prefix and readout are worked out for every family, may be overridden, and are refused when they do not fit."""
+
+import pytest
+import reference
+import torch
+from families import FAMILIES, enliven
+from linear_patches import LinearPatches
+from torch import nn
+
+import vitrail
+from vitrail.errors import LayoutError, NoAttentionError, UnsupportedAttentionError
+from vitrail.models.layout import layout_of, readout_weights
+
+IN_WORDS = {
+    "class": "class token",
+    "mean": "mean of the patches",
+    "class+mean": "class token and mean of the patches",
+    "distilled": "mean of 2 prefix tokens",
+    "pool": "attention pooling",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layout_is_worked_out(name):
+    family = FAMILIES[name]
+    layout = layout_of(vitrail.wrap(family.build()), family.images(2))
+    assert (layout.rows, layout.cols) == family.grid
+    assert layout.prefix == family.prefix
+    assert layout.reads == IN_WORDS[family.readout]
+    assert layout.heads == family.heads
+    assert layout.classes == family.classes
+    assert layout.layers == family.depth + layout.pools
+    expected = reference.readout(family.readout, family.prefix, layout.patches, len(layout.readout))
+    torch.testing.assert_close(layout.readout.double(), expected)
+
+
+def test_another_resolution_than_the_trained_one_has_its_own_layout():
+    from timm.models.vision_transformer import VisionTransformer
+
+    module = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=5, dynamic_img_size=True
+    ).eval()
+    model = vitrail.wrap(module)
+    for size, grid in (((64, 64), (4, 4)), ((48, 96), (3, 6)), ((160, 32), (10, 2))):
+        assert vitrail.explain(model, torch.randn(1, 3, *size)).scores.shape[1:] == grid
+
+
+def test_mean_over_all_tokens_is_told_from_class_token_and_mean():
+    from timm.models.vision_transformer import VisionTransformer
+
+    module = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=5, global_pool="avg", fc_norm=False,
+        pool_include_prefix=True,
+    ).eval()  # fmt: skip
+    enliven(module)
+    layout = layout_of(vitrail.wrap(module), torch.randn(1, 3, 64, 64))
+    assert layout.reads == "mean of all tokens"
+    torch.testing.assert_close(layout.readout, torch.full_like(layout.readout, 1 / 17))
+
+
+def test_a_maximum_over_patches_reads_all_of_them():
+    from timm.models.vision_transformer import VisionTransformer
+
+    module = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=5, global_pool="max", fc_norm=False
+    ).eval()
+    assert layout_of(vitrail.wrap(module), torch.randn(1, 3, 64, 64)).reads == "mean of the patches"
+
+
+def test_grids_without_a_convolution_are_found_by_arithmetic():
+    layout = layout_of(vitrail.wrap(LinearPatches(8, 1).eval()), torch.randn(1, 3, 32, 48))
+    assert (layout.rows, layout.cols, layout.prefix) == (4, 6, 1)
+
+
+def test_a_grid_that_cannot_be_known_is_asked_for():
+    module = LinearPatches(8, 12).eval()
+    with pytest.raises(LayoutError, match=r"36 tokens of a 32×48 image fit no single grid.*grid=\(rows, columns\)"):
+        vitrail.explain(module, torch.randn(1, 3, 32, 48))
+    model = vitrail.wrap(module, grid=(4, 6))
+    assert vitrail.explain(model, torch.randn(1, 3, 32, 48)).scores.shape == (1, 4, 6)
+    with pytest.raises(LayoutError, match=r"36 tokens .* with 3 token\(s\) before the patches.*4×6 = 24"):
+        vitrail.explain(vitrail.wrap(module, grid=(4, 6), prefix=3), torch.randn(1, 3, 32, 48))
+
+
+@pytest.mark.parametrize(
+    ("readout", "nonzero"),
+    [
+        ("class", [0]),
+        ("mean", range(2, 8)),
+        ("all", range(8)),
+        (1, [1]),
+        (-1, [7]),
+        ((1, 2), [7]),
+        ([0, 1] + [0] * 6, [1]),
+    ],
+)
+def test_readouts_by_name(readout, nonzero):
+    weights = readout_weights(readout, queries=8, prefix=2, grid=(2, 3))
+    assert weights.nonzero()[:, 0].tolist() == list(nonzero)
+    assert float(weights.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("readout", "prefix", "message"),
+    [
+        ("class", 0, 'readout="class", but this model has no token before its patches: use "mean"'),
+        (9, 2, "readout=9 is no token: the last attention has 8 queries"),
+        ((2, 0), 2, r"readout=\(2, 0\) is no patch of the 2×3 grid"),
+        ([1.0, 2.0], 2, r"readout has \(2,\) weights, but the last attention has 8 queries"),
+        ("cls", 2, "readout='cls' is none of"),
+    ],
+)
+def test_readouts_that_do_not_exist(readout, prefix, message):
+    with pytest.raises(LayoutError, match=message):
+        readout_weights(readout, queries=8, prefix=prefix, grid=(2, 3))
+
+
+def test_a_token_of_a_model_that_pools_by_attention():
+    with pytest.raises(LayoutError, match="pools its tokens by attention with 1 query"):
+        vitrail.explain(FAMILIES["timm_siglip"].build(), FAMILIES["timm_siglip"].images(1), readout=(0, 0))
+
+
+def test_the_row_of_any_patch_can_be_read():
+    family = FAMILIES["timm_vit"]
+    module, images = family.build(), family.images(1)
+    maps = [
+        vitrail.explain(module, images, 2, method="rollout", readout=(row, col)).scores[0]
+        for row, col in [(0, 1), (3, 2)]
+    ]
+    # Half of every block's row is the token itself.
+    assert maps[0].argmax() == 1
+    assert maps[1].argmax() == 14
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mvitv2_tiny", "hiera_tiny_224"])
+def test_window_and_pyramid_models_are_refused_by_name_of_the_numbers(name):
+    import timm
+
+    module = timm.create_model(name, num_classes=3).eval()
+    with pytest.raises(
+        UnsupportedAttentionError, match=r"attention \d+.*(queries see \d+ keys|dimensions).*not supported"
+    ):
+        vitrail.explain(module, torch.randn(1, 3, 224, 224))
+
+
+def test_a_model_without_attention():
+    convolutions = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(64, 3)).eval()
+    with pytest.raises(NoAttentionError, match="no attention reached.*no module is named like attention"):
+        vitrail.explain(convolutions, torch.randn(1, 3, 32, 32))
+
+
+def test_logits_that_do_not_depend_on_attention():
+    class Detached(LinearPatches):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    with pytest.raises(NoAttentionError, match="calls attention 1 times, but its logits do not depend"):
+        vitrail.explain(Detached(8, 1).eval(), torch.randn(1, 3, 32, 48))
