@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: demo test test-long quality format bench environment clean
+.PHONY: demo test quality format bench environment clean
 
 environment: $(READY)
 
@@ -16,15 +16,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
-# Arguments: IMAGE= a file or folder, MODEL= and CHECKPOINT= as for `vitrail explain`, TARGET= a class.
+# IMAGE= a file or folder; MODEL= and CHECKPOINT= as for `vitrail explain`; TARGET= a class, default the predicted one.
+MODEL ?= timm/vit_tiny_patch16_224
 demo: $(READY)
-	$(BIN)/vitrail explain $(IMAGE) --model $(MODEL) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(TARGET),--target "$(TARGET)") --output $(OUT)
+	@test -n "$(IMAGE)" || { echo "make demo IMAGE=photo.jpg [TARGET=class] [MODEL=timm/…] [CHECKPOINT=weights.safetensors]"; exit 2; }
+	$(BIN)/vitrail explain "$(IMAGE)" --model "$(MODEL)" $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
+		$(if $(TARGET),--target "$(TARGET)") --output "$(OUT)"
+	@echo "The pictures are in $(OUT)/"
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 -m "not long"
-
-test-long: $(READY)
-	$(BIN)/python -m pytest -q -n 2 -m long
+	$(BIN)/python -m pytest -q -n 2
 
 quality: $(READY)
 	$(BIN)/ruff check

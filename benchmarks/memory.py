@@ -1,7 +1,7 @@
 """Peak memory over the plain pass: it must grow with the tokens, not with their square.
 
-Each figure is taken in a process of its own: the peak of resident memory during the pass, less what the process held
-before it.
+Each figure is taken in a process of its own, in its first pass: the peak of resident memory, less what the process held
+before. For Vitrail this includes the one look at the model by which it works out the tokens' layout.
 
     python benchmarks/memory.py                      # ViT-S/16 at 224, 512 and 1024 px, batch 1
 """
@@ -31,9 +31,6 @@ def measure(name: str, model_name: str, size: int) -> int:
     if name == "plain":
         module.requires_grad_(False)
     model = vitrail.wrap(module)
-    if name not in ("plain", "stored maps"):
-        # The layout is looked up once per model and size; it is not part of a pass.
-        vitrail.explain(model, images, 3, method="raw")
     before = reset_peak_memory()
     if name == "plain":
         limit(module, images, targets)

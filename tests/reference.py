@@ -169,18 +169,18 @@ def absolute(a: list[Tensor], g: list[Tensor], prefix: int, row: Tensor) -> Tens
 
 
 def centred(a: list[Tensor], g: list[Tensor], prefix: int, row: Tensor) -> Tensor:
-    """METHODS 4.1: B = E_h[A ⊙ (G − rowsum(A ⊙ G))]."""
+    """Eq. 5 with the gradient centred: B = E_h[A ⊙ (G − rowsum(A ⊙ G))]."""
     maps = [(al * (gl - (al * gl).sum(-1, keepdim=True))).mean(1) for al, gl in zip(a, g, strict=True)]
     return product(maps, prefix, row)
 
 
 def raw(a: list[Tensor], prefix: int, row: Tensor) -> Tensor:
-    """METHODS 1.1."""
+    """E_h A of the last layer."""
     return torch.einsum("q,bqk->bk", row, a[-1].mean(1))[:, prefix:]
 
 
 def rollout(a: list[Tensor], prefix: int, row: Tensor) -> Tensor:
-    """METHODS 1.2: Ā = (I + E_h A) / 2, later layers on the left."""
+    """Ā = (I + E_h A) / 2, later layers on the left."""
     total = None
     for al in a:
         mean = al.mean(1)
@@ -195,7 +195,7 @@ def rollout(a: list[Tensor], prefix: int, row: Tensor) -> Tensor:
 
 
 def gmar(a: list[Tensor], g: list[Tensor], prefix: int, row: Tensor, p: int, alpha: float = 1.0) -> Tensor:
-    """METHODS 5: Ā = Σ_h w_h A_h + α I, rows normalised, w_h = ‖G_h‖_p / Σ_h ‖G_h‖_p."""
+    """Ā = Σ_h w_h A_h + α I, rows normalised, w_h = ‖G_h‖_p / Σ_h ‖G_h‖_p."""
     total = None
     for al, gl in zip(a, g, strict=True):
         norm = gl.abs().pow(p).sum((2, 3)).pow(1 / p)

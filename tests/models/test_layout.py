@@ -34,6 +34,17 @@ def test_layout_is_worked_out(name):
     torch.testing.assert_close(layout.readout.double(), expected)
 
 
+def test_a_description_says_how_the_tokens_lie():
+    family = FAMILIES["timm_dinov2_registers"]
+    model = vitrail.wrap(family.build(), preprocess=vitrail.Preprocess(size=family.image_size, resize=None))
+    assert (
+        "5 token(s) before 4 x 3 patches; 3 attention layers of 3 heads; the head reads: class token"
+        in model.describe()
+    )
+    toy = vitrail.wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), preprocess=vitrail.Preprocess(size=(2, 2)))
+    assert "not to be explained: Sequential ran, but no attention" in toy.describe()
+
+
 def test_another_resolution_than_the_trained_one_has_its_own_layout():
     from timm.models.vision_transformer import VisionTransformer
 

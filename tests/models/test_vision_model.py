@@ -113,11 +113,12 @@ def test_classes_by_name_and_back():
 
 
 def test_describe_says_what_it_is():
-    model = wrap(nn.Linear(2, 2), name="mine", class_names=["a", "b"], preprocess=Preprocess((32, 64)))
+    family = FAMILIES["timm_vit_non_square"]
+    model = wrap(family.build(), name="mine", class_names=list("abcdefg"), preprocess=Preprocess((32, 64)))
     text = model.describe()
-    assert "mine: Linear" in text
+    assert "mine: VisionTransformer" in text
     assert "64 x 32 pixels" in text
-    assert "2 named classes" in text
+    assert "7 named classes" in text
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,7 +3,7 @@
 full    the gradient as it is.
 leaf    the attention probabilities are constant: nothing flows to queries and keys.
 libra   as `leaf`; besides, the deviation of a normalisation and the gate of an activation are constant, and a product
-        of two activations passes half to each (LibraGrad: Mehri et al., CVPR 2025; METHODS 4.9 and 10.4). Then a
+        of two activations passes half to each (LibraGrad: Mehri et al., CVPR 2025). Then a
         backward pass splits the logit over its inputs instead of following its slope.
 """
 

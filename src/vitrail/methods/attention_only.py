@@ -11,7 +11,9 @@ from .run import Run
 __all__ = ["raw", "rollout"]
 
 
-@register_method("raw", signed=False, class_specific=False, uses_gradient=False, passes="1F", reference="METHODS 1.1")
+@register_method(
+    "raw", signed=False, class_specific=False, uses_gradient=False, passes="1F", reference="Abnar & Zuidema 2020"
+)
 def raw(run: Run) -> Float[Tensor, "images targets tokens"]:
     """The last layer's attention at the readout, averaged over heads: E_h[A^L]."""
     return row_times_attention(run.readout_row(), run.record()[-1])[:, None]

@@ -2,8 +2,8 @@
 
 Per block l: w_h = ‖∇A_h‖_p / Σ_h ‖∇A_h‖_p over the head's whole matrix, Ā = Σ_h w_h A_h + α I, each row divided by its
 sum, later blocks multiplied on the left, the readout's row read. The authors' released script does something else in
-every step (METHODS 5: its output depends on no gradient), so it is no reference; its choices that do mean something are
-options here.
+every step (it reads one head, wrapped over the diagonals, and depends on no gradient), so it is no reference; its
+choices that do mean something are options here.
 """
 
 import torch

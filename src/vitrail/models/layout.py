@@ -49,6 +49,13 @@ class TokenLayout:
     def tokens(self) -> int:
         return self.prefix + self.patches
 
+    def describe(self) -> str:
+        """One line: tokens, layers, readout."""
+        return (
+            f"{self.prefix} token(s) before {self.rows} x {self.cols} patches; {self.layers} attention layers of "
+            f"{self.heads} heads; the head reads: {self.reads}"
+        )
+
     def as_grid(self, tokens: Float[Tensor, "*batch tokens"]) -> Float[Tensor, "*batch rows cols"]:
         """The patches' part of a row over all tokens, as the grid that they form in the image."""
         patches = tokens[..., self.prefix : self.prefix + self.patches]

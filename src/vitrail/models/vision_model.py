@@ -95,15 +95,24 @@ class VisionModel:
         return short_name(int(index), self.class_names)
 
     def describe(self) -> str:
-        """A few lines that say what this model is and takes."""
+        """A few lines that say what this model is, what it takes, and how its tokens lie (which takes one pass)."""
         parameters = sum(p.numel() for p in self.module.parameters())
         kind = f"{type(self.module).__name__}, {parameters / 1e6:.1f} M parameters, {self.dtype}, {self.device}"
         lines = [f"{self.name}: {kind}"]
         if self.preprocess is not None:
             rows, cols = self.preprocess.size
             lines.append(f"pictures become {cols} x {rows} pixels (width x height), {self.preprocess.interpolation}")
+            lines.append(self._tokens(rows, cols))
         names = f"{len(self.class_names)} named classes" if self.class_names is not None else "classes without names"
         return "\n".join([*lines, names, *(f"{key}: {value}" for key, value in self.metadata.items())])
+
+    def _tokens(self, rows: int, cols: int) -> str:
+        from .layout import layout_of  # which builds on this class
+
+        try:
+            return layout_of(self, torch.empty(1, 3, rows, cols, device=self.device, dtype=self.dtype)).describe()
+        except ModelError as error:
+            return f"not to be explained: {error}"
 
 
 def _tensors(module: nn.Module):
