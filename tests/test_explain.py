@@ -206,6 +206,12 @@ class TestRefusals:
         with pytest.raises(TrainingModeError, match=rf"1 \({type(kind).__name__}\).*call model.eval\(\) first"):
             vitrail.explain(module, images)
 
+    def test_gradient_checkpointing(self, images):
+        module = FAMILIES["timm_vit"].build()
+        module.set_grad_checkpointing(True)
+        with pytest.raises(TrainingModeError, match=r"set_grad_checkpointing\(False\) first"):
+            vitrail.explain(module, images)
+
     def test_drop_path_in_training_mode(self, images):
         from timm.models.vision_transformer import VisionTransformer
 
@@ -273,10 +279,19 @@ class TestResult:
         with_ = vitrail.explain(family.build(), family.images(1), 1, identity=True).scores
         torch.testing.assert_close(with_ - without, torch.full_like(without, 1 / 16))
 
-    def test_a_compiled_model_is_explained_as_the_plain_one(self, images):
-        module = FAMILIES["timm_vit"].build()
-        expected = vitrail.explain(module, images, 1).scores
-        assert torch.equal(vitrail.explain(torch.compile(module), images, 1).scores, expected)
+    def test_compiled_models_are_explained_as_the_plain_one(self, images):
+        expected = vitrail.explain(FAMILIES["timm_vit"].build(), images, 1).scores
+        whole, in_place, by_block = (FAMILIES["timm_vit"].build() for _ in range(3))
+        in_place.compile(backend="eager")
+        for block in by_block.blocks:
+            block.compile(backend="eager")
+        for module in (torch.compile(whole, backend="eager"), in_place, by_block):
+            assert torch.equal(vitrail.explain(module, images, 1).scores, expected)
+        # Afterwards they run compiled again.
+        runs = []
+        compiled = torch.compile(nn.Linear(64, 2), backend=lambda graph, _: runs.append(1) or graph.forward)
+        compiled(images)
+        assert runs
 
 
 class TestFusedKernel:

@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from .attention.gradient_modes import GradientMode, check_gradient_mode
-from .errors import NonFiniteError, NoSignalError, OptionError, TrainingModeError
+from .errors import NonFiniteError, NoSignalError, OptionError
 from .explanation import Explanation
 from .inputs import prepare
 from .methods import MethodInfo, find_method
 from .methods.run import Run
 from .models import wrap
 from .models.layout import Readout, TokenLayout, layout_of, readout_weights
+from .models.readiness import refuse_training
 from .models.vision_model import VisionModel
 from .objectives import Objective, objective_name
 from .targets import Wanted, pair_up, parse_targets, predicted
@@ -79,7 +78,7 @@ def explain(
     mode = check_gradient_mode(gradient)
     _check_options(info, mode, centred, start_layer, batch_size)
     objective_label = objective_name(objective, against)
-    refuse_training_mode(model.module)
+    refuse_training(model.module)
     inputs = prepare(model, images)
     count = len(inputs.batch)
     layout = layout_of(model, inputs.batch)
@@ -144,28 +143,6 @@ def explain(
         images=inputs.pictures,
         metadata=metadata,
     )
-
-
-def refuse_training_mode(module: nn.Module) -> None:
-    """Refuse a model whose answer is random, or which learns statistics while it answers.
-
-    Raises:
-        TrainingModeError: naming the first dropout, drop path or batch norm found in training mode.
-    """
-    for name, part in module.named_modules():
-        if not part.training:
-            continue
-        drops = isinstance(part, _DropoutNd) and part.p > 0
-        drops = drops or (type(part).__name__ in ("DropPath", "StochasticDepth", "PatchDropout") and _rate(part) > 0)
-        if drops or isinstance(part, _BatchNorm):
-            raise TrainingModeError(
-                f"the model is in training mode: {name or 'it'} ({type(part).__name__}) would make its answer random "
-                "or change the model; call model.eval() first"
-            )
-
-
-def _rate(part: nn.Module) -> float:
-    return float(next((getattr(part, name) for name in ("drop_prob", "p", "prob") if hasattr(part, name)), 0.0) or 0.0)
 
 
 def _check_options(info: MethodInfo, gradient: str, centred: bool, start_layer: int, batch_size: int | None) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
+from ..attention.eager import eager
 from ..attention.gradient_modes import GradientMode
 from ..attention.norms import NormWatcher
 from ..attention.record import CallRecorder, RecordedLayer
@@ -71,7 +72,7 @@ class Run:
 
     def forward(self, visitor: Visitor) -> None:
         """One forward pass without gradients."""
-        with torch.no_grad(), Tap(visitor, len(self.images)):
+        with eager(), torch.no_grad(), Tap(visitor, len(self.images)):
             self.logits = self.model.logits(self.images).detach()
 
     def record(self) -> list[RecordedLayer]:
@@ -88,7 +89,7 @@ class Run:
             if recorder is not None:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
-            with Tap(visitor, len(self.images), self.gradient):
+            with eager(), Tap(visitor, len(self.images), self.gradient):
                 logits = self.model.logits(self.images)
             self.logits = logits.detach()
             count = self.targets.index.shape[1]
@@ -105,7 +106,7 @@ class Run:
         with torch.enable_grad():
             # The sum is no leaf, so the tap takes it for an activation and the whole graph is built.
             images = self.images.detach().requires_grad_() + 0
-            with Tap(recorder, len(self.images), self.gradient), watcher:
+            with eager(), Tap(recorder, len(self.images), self.gradient), watcher:
                 logits = self.model.logits(images)
             self.logits = logits.detach()
             at = watcher.before_attention

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..attention.eager import eager
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.tap import Tap
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
@@ -87,7 +88,7 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
     observer = ShapeObserver()
     with torch.enable_grad():
         tap = Tap(observer, images=1)
-        with tap:
+        with eager(), tap:
             logits = model.logits(noise)
         if not observer.shapes:
             raise NoAttentionError(_no_attention(model))
