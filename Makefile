@@ -24,8 +24,9 @@ demo: $(READY)
 		$(if $(TARGET),--target "$(TARGET)") --output "$(OUT)"
 	@echo "The pictures are in $(OUT)/"
 
+# Two workers of one thread each: with more threads than cores they would wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 quality: $(READY)
 	$(BIN)/ruff check

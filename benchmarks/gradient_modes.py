@@ -73,7 +73,8 @@ def perturbed_hits(model: vitrail.VisionModel, photograph: Photograph, scores: T
 
 def area(hits: np.ndarray) -> float:
     """The area under accuracy over share, 0 at 100 %, by the trapezoid rule."""
-    return float(np.trapezoid(np.append(hits, 0.0), dx=0.1))
+    heights = np.append(hits, 0.0)
+    return float((heights[1:] + heights[:-1]).sum() / 2 * 0.1)
 
 
 def interval(values: np.ndarray, generator: np.random.Generator) -> str:

@@ -178,6 +178,9 @@ class TestObjectives:
             ({"objective": "loss"}, UnknownObjectiveError, "no objective is called 'loss'; there are logit, "),
             ({"objective": lambda z: z}, ObjectiveError, r"returned \(3, 7\) for 3 image\(s\)"),
             ({"objective": lambda z: 1.0}, ObjectiveError, "returned float"),
+            ({"objective": lambda z: z.mean()}, ObjectiveError, r"returned \(\) for 3 image\(s\)"),
+            ({"objective": lambda z: z[:, 1], "against": 2}, ObjectiveError, "against= means nothing to an objective"),
+            ({"method": "raw", "against": 2}, OptionError, "raw is the same for every class"),
             ({"method": "gradcam3"}, UnknownMethodError, "no method is called 'gradcam3'; there are raw, rollout, gae"),
             ({"alpha": 0.5}, OptionError, "method 'complete' does not know alpha; it takes identity"),
             ({"method": "gmar_l2", "alpha": -1.0}, OptionError, "alpha=-1.0 weighs the residual"),
@@ -205,6 +208,20 @@ class TestRefusals:
         kind.train()
         with pytest.raises(TrainingModeError, match=rf"1 \({type(kind).__name__}\).*call model.eval\(\) first"):
             vitrail.explain(module, images)
+
+    def test_dropout_called_by_hand(self, images):
+        class Dropping(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = FAMILIES["timm_vit"].build()
+
+            def forward(self, x):
+                return nn.functional.dropout(self.inner(x), 0.5, training=self.training)
+
+        module = Dropping().eval()
+        vitrail.explain(module, images)
+        with pytest.raises(TrainingModeError, match=r"dropout\(0.5\) in training mode"):
+            vitrail.explain(module.train(), images)
 
     def test_gradient_checkpointing(self, images):
         module = FAMILIES["timm_vit"].build()
@@ -311,3 +328,16 @@ class TestFusedKernel:
         fused = vitrail.explain(module, images, [[1, 2], [3, 4]], gradient=gradient).scores
         assert calls
         torch.testing.assert_close(fused, blocks, rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("scale", [1.0, 1e-3])
+    def test_float16_does_not_underflow(self, scale, monkeypatch):
+        from vitrail.attention import differentiate
+
+        monkeypatch.setattr(differentiate, "fused_by_default", lambda query: True)
+        family = FAMILIES["timm_vit_average"]
+        exact = vitrail.explain(family.build(), family.images(1), objective=lambda z: z[:, 1] * scale).scores
+        half = vitrail.explain(
+            family.build().half(), family.images(1), objective=lambda z: z[:, 1].float() * scale
+        ).scores
+        correlation = torch.corrcoef(torch.stack([exact.flatten(), half.flatten()]))[0, 1]
+        assert correlation > 0.99

@@ -49,7 +49,7 @@ def explain(
         against: the class to compare with, in the same forms; the objective is then Eq. 8 unless `objective` is given.
         method: a name from `vitrail.list_methods()`.
         objective: a name from `vitrail.list_objectives()`, or a callable from logits (batch, classes) to one number per
-            image. Default: the target's logit.
+            image, which decides alone what is explained (`target` then only names it). Default: the target's logit.
         gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too).
         centred: take out of ∇A its mean under A in each row.
         start_layer: first block that takes part, counted from 0, negative from the end.
@@ -76,6 +76,8 @@ def explain(
         model = wrap(model)
     info = find_method(method, options)
     mode = check_gradient_mode(gradient)
+    if not info.class_specific and (against is not None or objective is not None):
+        raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
     _check_options(info, mode, centred, start_layer, batch_size)
     objective_label = objective_name(objective, against)
     refuse_training(model.module)
@@ -179,7 +181,7 @@ def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...
     wrong = (flat.amax(dim=2) == flat.amin(dim=2)).any(dim=1) & (flat.shape[2] > 1)
     if bool(wrong.any()):
         raise NoSignalError(
-            f"the map of image {named(wrong)} is the same everywhere: nothing in the image moves the objective "
+            f"the map of image {named(wrong)} is the same everywhere: nothing in the image moves it "
             "(a constant objective, a saturated probability, or weights that are zero)"
         )
 

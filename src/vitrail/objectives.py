@@ -102,6 +102,8 @@ def objective_name(objective: Objective | None, against: object) -> str:
     if objective is None:
         return "logit" if against is None else "normalized_difference"
     if callable(objective):
+        if against is not None:
+            raise ObjectiveError("against= means nothing to an objective that is a function: compare the classes in it")
         return getattr(objective, "__name__", type(objective).__name__)
     if objective not in OBJECTIVES:
         raise UnknownObjectiveError(f"no objective is called {objective!r}; there are {', '.join(OBJECTIVES)}")
@@ -128,7 +130,7 @@ def evaluate_objective(
     asks the same question; the second result says where.
 
     Raises:
-        ObjectiveError: when a callable returns anything but one number per image (or one for all).
+        ObjectiveError: when a callable returns anything but one number per image.
     """
     nowhere = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if callable(objective):
@@ -154,9 +156,7 @@ def evaluate_objective(
 
 def _of_callable(objective: Callable[[Tensor], Tensor], logits: Tensor) -> Float[Tensor, " batch"]:
     value = objective(logits)
-    if not isinstance(value, Tensor) or value.numel() not in (1, len(logits)):
+    if not isinstance(value, Tensor) or value.numel() != len(logits):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ObjectiveError(
-            f"the objective returned {shape} for {len(logits)} image(s): return one number per image, or one for all"
-        )
+        raise ObjectiveError(f"the objective returned {shape} for {len(logits)} image(s): return one number per image")
     return value.reshape(-1)

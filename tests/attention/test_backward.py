@@ -183,6 +183,27 @@ def test_merged_heads_and_grouped_queries_are_told_apart():
     assert grouped.scale == pytest.approx(8**-0.5)
 
 
+def test_a_mask_of_three_dimensions_is_one_per_head_as_in_pytorch():
+    query, mask = torch.randn(3, 3, 5, 4), torch.randn(3, 5, 5)
+    call = from_scaled_dot_product(3, query, query, query, attn_mask=mask)
+    plain = torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+    torch.testing.assert_close(call.output(), plain)
+    torch.testing.assert_close(probabilities(call) @ query, plain)
+
+
+def test_keys_shared_by_broadcasting():
+    query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 1, 5, 8)
+    call = from_scaled_dot_product(2, query, key, key)
+    assert call.key.shape == (2, 4, 5, 8)
+
+
+def test_autocast_does_not_reach_into_the_engine():
+    call = a_call()
+    single = AttentionCall(call.query.float(), call.key.float(), call.value.float(), None, False, call.scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert probabilities(single).dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_float32(dtype):
     call = a_call(queries=60, keys=60)

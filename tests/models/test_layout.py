@@ -15,7 +15,7 @@ IN_WORDS = {
     "class": "class token",
     "mean": "mean of the patches",
     "class+mean": "class token and mean of the patches",
-    "distilled": "mean of 2 prefix tokens",
+    "distilled": "mean of 2 tokens beside the patches",
     "pool": "attention pooling",
 }
 
@@ -114,7 +114,6 @@ def test_readouts_by_name(readout, nonzero):
 @pytest.mark.parametrize(
     ("readout", "prefix", "message"),
     [
-        ("class", 0, 'readout="class", but this model has no token before its patches: use "mean"'),
         (9, 2, "readout=9 is no token: the last attention has 8 queries"),
         ((2, 0), 2, r"readout=\(2, 0\) is no patch of the 2×3 grid"),
         ([1.0, 2.0], 2, r"readout has \(2,\) weights, but the last attention has 8 queries"),
@@ -124,6 +123,64 @@ def test_readouts_by_name(readout, nonzero):
 def test_readouts_that_do_not_exist(readout, prefix, message):
     with pytest.raises(LayoutError, match=message):
         readout_weights(readout, queries=8, prefix=prefix, grid=(2, 3))
+
+
+def test_a_class_token_that_does_not_exist():
+    with pytest.raises(
+        LayoutError, match='readout="class", but this model has no token beside its patches: use "mean"'
+    ):
+        readout_weights("class", queries=6, prefix=0, grid=(2, 3))
+
+
+class PatchesFirst(LinearPatches):
+    """The class token and registers stand behind the patches."""
+
+    def forward(self, x):
+        x = nn.functional.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
+        x = torch.cat([self.embed(x), self.tokens.expand(len(x), -1, -1)], dim=1)
+        return self.head((x + self.attention(x, x, x, need_weights=False)[0])[:, -1])
+
+
+def test_tokens_behind_the_patches():
+    first, last = LinearPatches(8, 1).eval(), PatchesFirst(8, 1).eval()
+    last.load_state_dict(first.state_dict())
+    images = torch.randn(1, 3, 32, 48)
+    layout = layout_of(vitrail.wrap(last), images)
+    assert (layout.prefix, layout.rows, layout.cols, layout.reads) == (0, 4, 6, "class token")
+    assert layout.readout.nonzero().tolist() == [[24]]
+    torch.testing.assert_close(vitrail.explain(last, images, 1).scores, vitrail.explain(first, images, 1).scores)
+
+
+def test_blocks_side_by_side_are_refused():
+    from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
+
+    module = VisionTransformer(
+        img_size=64, embed_dim=48, depth=2, num_heads=3, num_classes=5, block_fn=ParallelThingsBlock
+    ).eval()
+    with pytest.raises(UnsupportedAttentionError, match="attention 1 of 4 does not follow from attention 0"):
+        vitrail.explain(module, torch.randn(1, 3, 64, 64))
+
+
+def test_two_passes_in_one_forward_are_refused():
+    class Flipped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) + self.inner(x.flip(-1))
+
+    with pytest.raises(UnsupportedAttentionError, match="attention 3 of 6 does not follow from attention 2"):
+        vitrail.explain(Flipped(FAMILIES["timm_vit"].build()).eval(), FAMILIES["timm_vit"].images(1))
+
+
+def test_a_model_that_has_changed_since_it_was_wrapped():
+    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
+    model = vitrail.wrap(module)
+    vitrail.explain(model, images)
+    module.reset_classifier(5)
+    with pytest.raises(LayoutError, match="3 times for 5 logits, but 3 times for 7.*wrap it again"):
+        vitrail.explain(model, images)
 
 
 def test_a_token_of_a_model_that_pools_by_attention():

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .calls import AttentionCall, Block, blocks, compute_dtype, probabilities
+from .calls import AttentionCall, Block, blocks, compute_dtype, probabilities, without_autocast
 from .weighting import Collector
 
 __all__ = ["Gradients", "attention_backward", "fused_row", "softmax_backward"]
@@ -27,6 +27,7 @@ def softmax_backward(
     return torch.ops.aten._softmax_backward_data(gradient, attention, -1, attention.dtype)
 
 
+@without_autocast
 def attention_backward(
     call: AttentionCall,
     grad_output: Float[Tensor, "images heads queries value_width"],

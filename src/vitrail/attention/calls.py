@@ -1,14 +1,28 @@
 """One call of attention as a value, and the attention probabilities that it stands for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["AttentionCall", "Block", "blocks", "compute_dtype", "from_scaled_dot_product", "probabilities"]
+__all__ = [
+    "AttentionCall",
+    "Block",
+    "blocks",
+    "compute_dtype",
+    "from_scaled_dot_product",
+    "probabilities",
+    "without_autocast",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Elements of one block of probabilities: about a core's cache on a CPU, and large enough to keep a GPU busy.
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
@@ -83,10 +97,29 @@ def from_scaled_dot_product(
     if enable_gqa and k.shape[1] != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    if k.shape[:2] != q.shape[:2] or v.shape[:2] != q.shape[:2]:
+        # Heads or images that share keys by broadcasting (multi-query attention).
+        leading = torch.broadcast_shapes(q.shape[:2], k.shape[:2], v.shape[:2])
+        q, k, v = (tensor.expand(*leading, *tensor.shape[2:]) for tensor in (q, k, v))
     if attn_mask is not None and attn_mask.dim() == 3:
-        leading = attn_mask.shape[0]
-        attn_mask = attn_mask.reshape(q.shape[0], -1, *attn_mask.shape[1:]) if leading > 1 else attn_mask[None]
+        # Beside three-dimensional queries a mask merges images and heads as they do; beside four it is one per head.
+        merged = query.dim() == 3 and attn_mask.shape[0] > 1
+        attn_mask = attn_mask.reshape(q.shape[0], -1, *attn_mask.shape[1:]) if merged else attn_mask[None]
     return AttentionCall(q, k, v, attn_mask, is_causal, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function in the precision that it asks for, also inside a user's `torch.autocast`."""
+
+    @wraps(function)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return plain
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -125,6 +158,7 @@ def blocks(call: AttentionCall) -> Iterator[Block]:
                 )
 
 
+@without_autocast
 def probabilities(call: AttentionCall, block: Block | None = None) -> Float[Tensor, "images heads rows keys"]:
     """The attention A = softmax(q kᵀ · scale + mask) of a block (default: of the whole call), rows summing to one.
 

@@ -4,12 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .calls import blocks, compute_dtype, probabilities
+from .calls import blocks, compute_dtype, probabilities, without_autocast
 from .record import RecordedLayer
 
 __all__ = ["row_times_attention"]
 
 
+@without_autocast
 def row_times_attention(
     row: Float[Tensor, "images queries"],
     layer: RecordedLayer,

@@ -188,9 +188,13 @@ class _FusedAttention(Function):
         visitor: DifferentiatedAttention = ctx.visitor
         (grad_output,) = grads
         local, output = ctx.local
-        row = visitor.listener.current_row()[:, None, :, None].to(grad_output.dtype)
-        (d_value,) = torch.autograd.grad(output, local.value, row * grad_output, retain_graph=True)
-        visitor.listener.take_update(ctx.layer, fused_row(local.value.detach(), d_value))
+        dtype = compute_dtype(grad_output.dtype)
+        upstream = visitor.listener.current_row()[:, None, :, None].to(dtype) * grad_output.to(dtype)
+        # Scaled to one per image: r ⊙ dO is tiny where many tokens share the readout, and float16 would lose it.
+        largest = upstream.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+        scaled = (upstream / largest).to(grad_output.dtype)
+        (d_value,) = torch.autograd.grad(output, local.value, scaled, retain_graph=True)
+        visitor.listener.take_update(ctx.layer, fused_row(local.value.detach(), d_value) * largest[:, 0, :, 0])
         wanted = [
             t for t, w in zip((local.query, local.key), ctx.needs_input_grad, strict=False) if t.requires_grad and w
         ]

@@ -150,11 +150,28 @@ def _product(function: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
+
+
+def _power(function: Callable[..., Any]) -> Callable[..., Any]:
+    """x ** −½ and other negative powers are normalisers; positive ones are not."""
+
+    def rule(base: Any, exponent: Any, *args: Any, **kwargs: Any) -> Any:
+        result = function(base, exponent, *args, **kwargs)
+        held = isinstance(exponent, int | float) and exponent < 0 and _is_tokens(base)
+        return result.detach() if held else result
+
+    return rule
+
+
 def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """The operations that `libra` replaces, by the function that PyTorch is called with.
 
-    LayerNorm and RMSNorm (x − μ)·[1/σ]; GELU and SiLU x·[gate]; sigmoid, tanh, erf and the roots and deviations of
-    hand-written gates and norms constant; products of two activations shared. ReLU's gate has no slope to hold.
+    LayerNorm and RMSNorm (x − μ)·[1/σ]; GELU and SiLU x·[gate]; sigmoid, tanh, erf, roots, norms, negative powers and
+    deviations of hand-written gates and normalisers constant; products `a * b` of two activations shared. ReLU's gate
+    has no slope to hold. Not covered, and differentiated as they are: products in place, `F.glu`, and activations
+    other than these (mish, hardswish, softplus).
     """
     rules: dict[Callable[..., Any], Callable[..., Any]] = {
         F.layer_norm: _layer_norm,
@@ -163,8 +180,13 @@ def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         torch.rms_norm: _rms_norm,
         F.gelu: _gelu,
         F.silu: _silu,
+        F.normalize: _normalize,
+        torch.linalg.vector_norm: _held(torch.linalg.vector_norm),
+        torch.pow: _power(torch.pow),
+        Tensor.pow: _power(Tensor.pow),
+        Tensor.__pow__: _power(Tensor.__pow__),
     }
-    for name in ("sigmoid", "tanh", "erf", "rsqrt", "sqrt", "std", "var"):
+    for name in ("sigmoid", "tanh", "erf", "rsqrt", "sqrt", "std", "var", "norm"):
         for owner in (torch, Tensor):
             rules[getattr(owner, name)] = _held(getattr(owner, name))
     for function in (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__):

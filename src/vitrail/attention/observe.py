@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import UnsupportedAttentionError
 from .calls import AttentionCall
 
 __all__ = ["AttentionShape", "Observation", "ShapeObserver"]
@@ -28,13 +29,15 @@ class Observation:
     `shapes` ends with the last attention that the logits depend on: some models compute an attention pooling that their
     classifier ignores. `patch_grids` are heights and widths of what the convolutions before the first attention gave.
     `reads` is the size of the logits' gradient at each query of that last attention: zero where the head does not look.
-    `classes` is the number of logits.
+    `classes` is the number of logits. `from_image` says which tokens carry anything of the image into the first
+    attention.
     """
 
     shapes: tuple[AttentionShape, ...]
     patch_grids: tuple[tuple[int, int], ...]
     reads: Float[Tensor, " queries"]
     classes: int
+    from_image: Bool[Tensor, " tokens"] | None = None
 
 
 class ShapeObserver:
@@ -43,15 +46,18 @@ class ShapeObserver:
     def __init__(self) -> None:
         self.shapes: list[AttentionShape] = []
         self._outputs: list[Tensor] = []
+        self.first: Tensor | None = None
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         self.shapes.append(AttentionShape(call.images, call.heads, call.queries, call.keys))
+        self._note_first(call.query)
         return self._keep(call.output())
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
         self.shapes.append(AttentionShape(*scores.shape))
+        self._note_first(scores.diagonal(dim1=-2, dim2=-1)[..., None])
         return self._keep(torch.softmax(scores, dim=-1))
 
     def observation(
@@ -62,13 +68,31 @@ class ShapeObserver:
         mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
         scalar = (logits * mixture).sum()
         classes = logits.shape[1]
-        gradients = torch.autograd.grad(scalar, self._outputs, allow_unused=True) if scalar.requires_grad else ()
+        needed = scalar.requires_grad
+        gradients = torch.autograd.grad(scalar, self._outputs, allow_unused=True, retain_graph=True) if needed else ()
         for count in range(len(gradients), 0, -1):
             gradient = gradients[count - 1]
             if gradient is not None and bool(gradient.any()):
+                self._check_chain(count)
                 reads = gradient.float().square().sum(dim=(0, 1, 3)).sqrt()
                 return Observation(tuple(self.shapes[:count]), patch_grids, reads, classes)
         return Observation((), patch_grids, torch.zeros(0), classes)
+
+    def _note_first(self, tokens: Float[Tensor, "images heads queries width"]) -> None:
+        """Something of every token as it enters the first attention, where tokens have not yet been mixed."""
+        if self.first is None:
+            self.first = tokens.detach()
+
+    def _check_chain(self, count: int) -> None:
+        for layer in range(1, count):
+            before, here = self._outputs[layer - 1], self._outputs[layer]
+            (follows,) = torch.autograd.grad(here.sum(), [before], retain_graph=True, allow_unused=True)
+            if follows is None:
+                raise UnsupportedAttentionError(
+                    f"attention {layer} of {count} does not follow from attention {layer - 1}: blocks side by side, "
+                    "several passes in one forward, or a part under no_grad; a relevance row needs one attention "
+                    "after the other"
+                )
 
     def _keep(self, output: Tensor) -> Tensor:
         if not output.requires_grad:

@@ -59,6 +59,9 @@ class Tap(TorchFunctionMode):
             F.softmax: self._softmax(F.softmax),
             torch.softmax: self._softmax(torch.softmax),
             Tensor.softmax: self._softmax(Tensor.softmax),
+            torch.special.softmax: self._softmax(torch.special.softmax),
+            F.dropout: _refuse_dropout(F.dropout),
+            torch.dropout: _refuse_dropout(torch.dropout),
             F.conv2d: self._convolve(F.conv2d),
             torch.conv2d: self._convolve(torch.conv2d),
         }
@@ -70,7 +73,7 @@ class Tap(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name == "__get__" or name == "__set__":
-            return func(*args, **(kwargs or {}))
+            return _constant_view(func(*args, **(kwargs or {})), args)
         args = tuple(_without_gradient(argument) for argument in args)
         kwargs = {key: _without_gradient(value) for key, value in kwargs.items()} if kwargs else {}
         return self._rules.get(func, func)(*args, **kwargs)
@@ -112,8 +115,10 @@ class Tap(TorchFunctionMode):
         def rule(input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
             if not self._is_attention(input, dim):
                 return function(input, dim, *args, **kwargs)
+            dtype = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), None)
             # Three dimensions merge images and heads; in four, more rows than images are windows, and stay apart.
             scores = input if input.dim() == 4 else input.unflatten(0, (self.images, -1))
+            scores = scores if dtype is None else scores.to(dtype)
             output = self.visitor.normalise(scores)
             self.attention_calls += 1
             return output.reshape(input.shape)
@@ -137,6 +142,25 @@ class Tap(TorchFunctionMode):
             return output
 
         return rule
+
+
+def _refuse_dropout(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def rule(input: Tensor, p: float = 0.5, *args: Any, **kwargs: Any) -> Tensor:
+        training = args[0] if args else kwargs.get("training", kwargs.get("train", True))
+        if training and p > 0:
+            raise TrainingModeError(
+                f"the model calls dropout({p}) in training mode, so no two maps would agree: call model.eval() first"
+            )
+        return function(input, p, *args, **kwargs)
+
+    return rule
+
+
+def _constant_view(result: Any, args: tuple) -> Any:
+    """A transposed weight (`weight.T`) is as constant as the weight, though it comes by attribute and not by a call."""
+    if not isinstance(result, Tensor) or not result.requires_grad or not args or result is args[0]:
+        return result
+    return result.detach() if isinstance(args[0], Tensor) and args[0].is_leaf else result
 
 
 def _without_gradient(argument: Any) -> Any:

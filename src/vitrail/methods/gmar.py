@@ -87,6 +87,8 @@ def _gmar(
     _check("residual", residual, ("rollout", "paper"))
     _check("order", order, ("left", "right"))
     _check("grad_at", grad_at, ("attention", "last_ln"))
+    if order == "right" and run.layout.pools:
+        raise OptionError("order='right' has no meaning for a head that pools its tokens by attention: use 'left'")
     if not alpha >= 0:
         raise OptionError(f"alpha={alpha} weighs the residual: it must be 0 or more")
     if not 0 <= discard_ratio < 1:
@@ -138,7 +140,8 @@ def _rollout_residual(
             row = row_times_attention(row, layer, weights)
         elif discard_ratio:
             fused = _fused(layer, weights, discard_ratio)
-            row = row / (fused.sum(dim=-1) + alpha)
+            total = fused.sum(dim=-1) + alpha
+            row = row / torch.where(total == 0, 1.0, total)
             row = torch.einsum("bq,bqk->bk", row, fused) + alpha * row
         else:
             # The weights sum to one and so do the rows of every A_h: the row sum of A_w + α I is 1 + α.

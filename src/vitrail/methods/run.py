@@ -13,7 +13,7 @@ from ..attention.gradient_modes import GradientMode
 from ..attention.norms import NormWatcher
 from ..attention.record import CallRecorder, RecordedLayer
 from ..attention.tap import Tap, Visitor
-from ..errors import OptionError
+from ..errors import LayoutError, OptionError
 from ..models.layout import TokenLayout
 from ..models.vision_model import VisionModel
 from ..objectives import Objective, evaluate_objective
@@ -72,8 +72,9 @@ class Run:
 
     def forward(self, visitor: Visitor) -> None:
         """One forward pass without gradients."""
-        with eager(), torch.no_grad(), Tap(visitor, len(self.images)):
+        with eager(), torch.no_grad(), Tap(visitor, len(self.images)) as tap:
             self.logits = self.model.logits(self.images).detach()
+        self._check_layout(tap)
 
     def record(self) -> list[RecordedLayer]:
         """One forward pass; the queries and keys of every layer that the logits depend on."""
@@ -89,9 +90,10 @@ class Run:
             if recorder is not None:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
-            with eager(), Tap(visitor, len(self.images), self.gradient):
+            with eager(), Tap(visitor, len(self.images), self.gradient) as tap:
                 logits = self.model.logits(self.images)
             self.logits = logits.detach()
+            self._check_layout(tap)
             count = self.targets.index.shape[1]
             for number in range(count):
                 listener.begin(self.readout_row())
@@ -111,11 +113,22 @@ class Run:
             self.logits = logits.detach()
             at = watcher.before_attention
             if at is None:
-                raise OptionError("grad_at='last_ln', but this model calls no layer norm before its last attention")
+                raise OptionError(
+                    "grad_at='last_ln', but this model calls no layer norm before its last attention, "
+                    "or writes that attention out by hand"
+                )
             for number in range(self.targets.index.shape[1]):
                 (gradient,) = torch.autograd.grad(self._scalar(logits, number), [at], retain_graph=True)
                 gradients.append(gradient)
         return gradients
+
+    def _check_layout(self, tap: Tap) -> None:
+        if tap.attention_calls < self.layout.layers or self.logits.shape[1] != self.layout.classes:
+            raise LayoutError(
+                f"the model called attention {tap.attention_calls} times for {self.logits.shape[1]} logits, but "
+                f"{self.layout.layers} times for {self.layout.classes} when its tokens were worked out: it has changed "
+                "since; wrap it again"
+            )
 
     def _scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
         target = self.targets.index[:, number].to(logits.device)

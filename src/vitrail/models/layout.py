@@ -1,12 +1,12 @@
 """How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..attention.eager import eager
@@ -82,10 +82,16 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
 
 
 def observe(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> Observation:
-    """Send one image of noise through the model and look at the attention it calls and the tokens its head reads."""
+    """Send images of noise through the model and look at the attention it calls and the tokens its head reads.
+
+    A second image shows which tokens carry anything of the image when they enter the first attention: the patches.
+    """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, *images.shape[1:], generator=generator).to(images)
     observer = ShapeObserver()
+    again = ShapeObserver()
+    with eager(), torch.no_grad(), Tap(again, images=1):
+        model.logits(torch.randn(noise.shape, generator=generator).to(noise))
     with torch.enable_grad():
         tap = Tap(observer, images=1)
         with eager(), tap:
@@ -98,6 +104,11 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
             f"{model.name} calls attention {len(observer.shapes)} times, but its logits do not depend on any of it: "
             "the output is constant, or detached from the graph inside the model"
         )
+    assert observer.first is not None
+    assert again.first is not None
+    if observer.first.shape == again.first.shape:
+        changed = (observer.first - again.first).abs().amax(dim=(0, 1, 3)) > 0
+        seen = replace(seen, from_image=changed.cpu())
     return seen
 
 
@@ -105,7 +116,8 @@ def work_out_layout(model: VisionModel, seen: Observation, image_size: tuple[int
     """The layout that an observation shows, with the user's own `grid`, `prefix` and `readout` where given."""
     pools = _pools(seen.shapes)
     tokens = seen.shapes[0].keys
-    prefix, (rows, cols) = _grid(model, tokens, seen.patch_grids, image_size)
+    others, (rows, cols) = _grid(model, tokens, seen.patch_grids, image_size)
+    prefix = _first_patch(seen.from_image, rows * cols, others)
     if model.readout is None:
         weights, reads = _reading(seen.reads, prefix, rows * cols, pools)
     else:
@@ -144,9 +156,9 @@ def readout_weights(
             'query: leave readout out, or give "all"'
         )
     if readout == "class":
-        if prefix == 0:
-            raise LayoutError('readout="class", but this model has no token before its patches: use "mean"')
-        weights[0] = 1
+        if queries == rows * cols:
+            raise LayoutError('readout="class", but this model has no token beside its patches: use "mean"')
+        weights[0 if prefix else rows * cols] = 1
     elif readout == "mean":
         weights[prefix : prefix + rows * cols] = 1 / (rows * cols)
     elif readout == "all":
@@ -220,6 +232,24 @@ def _grid(
     )
 
 
+def _first_patch(from_image: Bool[Tensor, " tokens"] | None, patches: int, others: int) -> int:
+    """How many tokens stand before the patches; `others` is how many there are besides them, before or after.
+
+    Raises:
+        LayoutError: when the tokens that carry the image are not one run as long as the grid.
+    """
+    if from_image is None or bool(from_image.all()) or len(from_image) != patches + others:
+        # A stem may mix the image into every token; then the usual order is taken.
+        return others
+    first = int(from_image.int().argmax())
+    if bool(from_image[first : first + patches].all()) and int(from_image.sum()) == patches:
+        return first
+    raise LayoutError(
+        f"{int(from_image.sum())} of {len(from_image)} tokens carry the image, not in one run of {patches} as the grid "
+        "has: this order of tokens is not supported"
+    )
+
+
 def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Grids of square patches that leave a small prefix, for models that embed patches without a convolution."""
     height, width = image_size
@@ -244,20 +274,21 @@ def _reading(
     weights = seen.to(torch.float64)
     if pools:
         return weights / weights.sum(), "attention pooling"
-    in_prefix, in_patches = int(seen[:prefix].sum()), int(seen[prefix : prefix + patches].sum())
-    if in_patches == 0:
-        name = "class token" if bool(seen[0]) and in_prefix == 1 else f"mean of {in_prefix} prefix tokens"
-        return weights / weights.sum(), name
+    is_patch = torch.zeros_like(seen)
+    is_patch[prefix : prefix + patches] = True
+    others = int((seen & ~is_patch).sum())
+    if not bool((seen & is_patch).any()):
+        return weights / weights.sum(), "class token" if others == 1 else f"mean of {others} tokens beside the patches"
     # A maximum over tokens shows only where the maxima lie; the head reads all patches nevertheless.
-    weights[prefix : prefix + patches] = 1
-    if in_prefix == 0:
+    weights[is_patch] = 1
+    if others == 0:
         return weights / weights.sum(), "mean of the patches"
     # A token read by itself gets a gradient as large as all patches of a mean together, about √patches … patches times
     # one patch's; as one of many pooled alike it gets about the same as each of them.
-    typical = reads[prefix : prefix + patches].median()
-    if bool((reads[:prefix][seen[:prefix]] > typical * patches**0.5).all()):
-        weights[:prefix] /= in_prefix
-        weights[prefix:] /= patches
+    typical = reads[is_patch].median()
+    if bool((reads[seen & ~is_patch] > typical * patches**0.5).all()):
+        weights[~is_patch] /= others
+        weights[is_patch] /= patches
         return weights / 2, "class token and mean of the patches"
     return weights / weights.sum(), "mean of all tokens"
 

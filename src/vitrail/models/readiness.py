@@ -35,7 +35,7 @@ def refuse_training(module: nn.Module) -> None:
 def _drops(part: nn.Module) -> bool:
     if isinstance(part, _DropoutNd):
         return part.p > 0
-    if type(part).__name__ not in ("DropPath", "StochasticDepth", "PatchDropout"):
+    if not type(part).__name__.endswith(("DropPath", "StochasticDepth", "PatchDropout")):
         return False
     rate = next((getattr(part, name) for name in ("drop_prob", "p", "prob") if hasattr(part, name)), 0.0)
     return float(rate or 0.0) > 0
