@@ -14,8 +14,9 @@ from .inputs import prepare
 from .methods import MethodInfo, find_method
 from .methods.run import Run
 from .models import wrap
-from .models.layout import Readout, TokenLayout, layout_of, readout_weights
+from .models.layout import TokenLayout, layout_of
 from .models.readiness import refuse_training
+from .models.readout import Readout, readout_weights
 from .models.vision_model import VisionModel
 from .objectives import Objective, objective_name
 from .targets import Wanted, pair_up, parse_targets, predicted

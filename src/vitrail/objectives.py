@@ -9,7 +9,15 @@ from torch import Tensor
 
 from .errors import ObjectiveError, UnknownObjectiveError
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveInfo", "evaluate_objective", "list_objectives", "register_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "ObjectiveInfo",
+    "evaluate_objective",
+    "list_objectives",
+    "objective_name",
+    "register_objective",
+]
 
 Pair: TypeAlias = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
 Objective: TypeAlias = str | Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import TargetCountError, TargetError
 from .models.vision_model import VisionModel
 
-__all__ = ["Targets", "Wanted", "parse_targets", "predicted"]
+__all__ = ["Targets", "Wanted", "pair_up", "parse_targets", "predicted"]
 
 Wanted: TypeAlias = str | int | Tensor | np.ndarray | Sequence[Any] | None
 

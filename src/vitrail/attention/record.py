@@ -87,16 +87,15 @@ class DenseRecorder:
     """
 
     maps: list[Float[Tensor, "images heads queries keys"]] = field(default_factory=list)
-    values: list[Float[Tensor, "images heads keys width"] | None] = field(default_factory=list)
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
-        attention = self._keep(probabilities(call), call.value)
+        attention = self._keep(probabilities(call))
         return (attention.to(call.value.dtype) @ call.value).to(call.value.dtype)
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
-        return self._keep(torch.softmax(scores, dim=-1), None)
+        return self._keep(torch.softmax(scores, dim=-1))
 
     def gradients(
         self, scalar: Float[Tensor, ""], keep: bool = False
@@ -105,9 +104,8 @@ class DenseRecorder:
         gradients = torch.autograd.grad(scalar, self.maps, retain_graph=keep, allow_unused=True)
         return [torch.zeros_like(a) if g is None else g for a, g in zip(self.maps, gradients, strict=True)]
 
-    def _keep(self, attention: Tensor, value: Tensor | None) -> Tensor:
+    def _keep(self, attention: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not attention.requires_grad:
             attention.requires_grad_()
         self.maps.append(attention)
-        self.values.append(value)
         return attention

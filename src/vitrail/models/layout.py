@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,11 +12,10 @@ from ..attention.eager import eager
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.tap import Tap
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
+from .readout import readout_weights, worked_out_readout
 from .vision_model import VisionModel
 
-__all__ = ["Readout", "TokenLayout", "layout_of", "observe", "readout_weights", "work_out_layout"]
-
-Readout: TypeAlias = str | int | tuple[int, int] | Sequence[float | int] | Tensor
+__all__ = ["TokenLayout", "layout_of", "observe", "work_out_layout"]
 
 # Class, distillation and register tokens together; more than this is not a prefix but a grid that does not fit.
 LARGEST_PREFIX = 32
@@ -119,73 +117,12 @@ def work_out_layout(model: VisionModel, seen: Observation, image_size: tuple[int
     others, (rows, cols) = _grid(model, tokens, seen.patch_grids, image_size)
     prefix = _first_patch(seen.from_image, rows * cols, others)
     if model.readout is None:
-        weights, reads = _reading(seen.reads, prefix, rows * cols, pools)
+        weights, reads = worked_out_readout(seen.reads, prefix, rows * cols, pools)
     else:
         weights = readout_weights(model.readout, seen.shapes[-1].queries, prefix, (rows, cols), pools)
         reads = f"readout={model.readout!r}" if not isinstance(model.readout, Tensor) else "given weights"
     heads = seen.shapes[0].heads
     return TokenLayout(rows, cols, prefix, weights.to(seen.reads), reads, len(seen.shapes), pools, heads, seen.classes)
-
-
-def readout_weights(
-    readout: Readout, queries: int, prefix: int, grid: tuple[int, int], pools: int = 0
-) -> Float[Tensor, " queries"]:
-    """Weights over the queries of the last attention for a readout named by the user.
-
-    "class" is token 0, "mean" the patches, "all" every token; an integer is a token, a pair (row, column) a patch; a
-    sequence gives the weights themselves.
-
-    Raises:
-        LayoutError: when the model has no such token.
-    """
-    rows, cols = grid
-    weights = torch.zeros(queries)
-    patch = _as_patch(readout)
-    if isinstance(readout, Tensor) or (
-        isinstance(readout, Sequence) and not isinstance(readout, str) and patch is None
-    ):
-        weights = torch.as_tensor(readout, dtype=torch.float64)
-        if weights.shape != (queries,):
-            raise LayoutError(
-                f"readout has {tuple(weights.shape)} weights, but the last attention has {queries} queries"
-            )
-        return weights
-    if pools and readout != "all":
-        raise LayoutError(
-            f"readout={readout!r} names a token, but this model's head pools its tokens by attention with {queries} "
-            'query: leave readout out, or give "all"'
-        )
-    if readout == "class":
-        if queries == rows * cols:
-            raise LayoutError('readout="class", but this model has no token beside its patches: use "mean"')
-        weights[0 if prefix else rows * cols] = 1
-    elif readout == "mean":
-        weights[prefix : prefix + rows * cols] = 1 / (rows * cols)
-    elif readout == "all":
-        weights[:] = 1 / queries
-    elif patch is not None:
-        row, col = patch
-        if not (0 <= row < rows and 0 <= col < cols):
-            raise LayoutError(f"readout={readout} is no patch of the {rows}×{cols} grid (counted from 0)")
-        weights[prefix + row * cols + col] = 1
-    elif isinstance(readout, int):
-        if not -queries <= readout < queries:
-            raise LayoutError(f"readout={readout} is no token: the last attention has {queries} queries")
-        weights[readout] = 1
-    else:
-        raise LayoutError(
-            f'readout={readout!r} is none of "class", "mean", "all", a token, a patch (row, column), weights'
-        )
-    return weights
-
-
-def _as_patch(readout: Readout) -> tuple[int, int] | None:
-    """A pair of whole numbers is a patch; any other sequence holds weights."""
-    if isinstance(readout, tuple) and len(readout) == 2:
-        row, col = readout
-        if isinstance(row, int) and isinstance(col, int):
-            return row, col
-    return None
 
 
 def _pools(shapes: Sequence[AttentionShape]) -> int:
@@ -260,37 +197,6 @@ def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int,
             if rows * cols > 1 and 0 <= tokens - rows * cols <= 8:
                 grids.append((rows, cols))
     return grids
-
-
-def _reading(
-    reads: Float[Tensor, " queries"], prefix: int, patches: int, pools: int
-) -> tuple[Float[Tensor, " queries"], str]:
-    """Weights over the queries of the last attention, from the gradient that reaches each.
-
-    Only which tokens are read is taken from the gradient, not how strongly: a class token counts as itself, pooled
-    patches as their mean. A head that joins the class token with the patches' mean (DINOv2) gives each half.
-    """
-    seen = reads > reads.max() * 1e-9
-    weights = seen.to(torch.float64)
-    if pools:
-        return weights / weights.sum(), "attention pooling"
-    is_patch = torch.zeros_like(seen)
-    is_patch[prefix : prefix + patches] = True
-    others = int((seen & ~is_patch).sum())
-    if not bool((seen & is_patch).any()):
-        return weights / weights.sum(), "class token" if others == 1 else f"mean of {others} tokens beside the patches"
-    # A maximum over tokens shows only where the maxima lie; the head reads all patches nevertheless.
-    weights[is_patch] = 1
-    if others == 0:
-        return weights / weights.sum(), "mean of the patches"
-    # A token read by itself gets a gradient as large as all patches of a mean together, about √patches … patches times
-    # one patch's; as one of many pooled alike it gets about the same as each of them.
-    typical = reads[is_patch].median()
-    if bool((reads[seen & ~is_patch] > typical * patches**0.5).all()):
-        weights[~is_patch] /= others
-        weights[is_patch] /= patches
-        return weights / 2, "class token and mean of the patches"
-    return weights / weights.sum(), "mean of all tokens"
 
 
 def _no_attention(model: VisionModel) -> str:
