@@ -47,7 +47,7 @@ def test_gradient_maps(vit_tiny, oracle, tensors, image, target, name, options):
     assert relative(ours.scores[0], oracle(name)[f"{image}/{target}"]) < 1e-4
 
 
-@pytest.mark.parametrize("image", ["catdog", "el2", "dogbird", "snail", "bald_eagle", "zebra"])
+@pytest.mark.parametrize("image", ["catdog", "snail"])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -58,10 +58,7 @@ def test_gradient_maps(vit_tiny, oracle, tensors, image, target, name, options):
     ],
 )
 def test_attention_maps(vit_tiny, oracle, tensors, image, name, options):
-    maps = oracle(name)
-    if image not in maps:
-        pytest.skip(f"{name} holds no map of {image}")
-    assert relative(vitrail.explain(vit_tiny, tensors(image), **options).scores[0], maps[image]) < 1e-4
+    assert relative(vitrail.explain(vit_tiny, tensors(image), **options).scores[0], oracle(name)[image]) < 1e-4
 
 
 @pytest.mark.parametrize(("image", "target", "against"), [("catdog", 243, 282), ("snail", 113, 112)])
