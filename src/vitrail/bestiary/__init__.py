@@ -1,5 +1,6 @@
 """The bestiary: a world of creatures drawn by code, whose every part is known."""
 
+from vitrail.bestiary.causal import CausalTruth, causal_truth
 from vitrail.bestiary.dataset import Bestiary, LabelErrors
 from vitrail.bestiary.draw import CreatureView, Rendered, render
 from vitrail.bestiary.errors import BestiaryError, ImpossibleCreatureError, UnknownNameError
@@ -15,6 +16,7 @@ __all__ = [
     "VARIANTS",
     "Bestiary",
     "BestiaryError",
+    "CausalTruth",
     "Creature",
     "CreatureView",
     "Family",
@@ -24,6 +26,7 @@ __all__ = [
     "Scene",
     "Species",
     "UnknownNameError",
+    "causal_truth",
     "render",
     "sample_scene",
 ]

@@ -35,7 +35,7 @@ class Recipe:
     """Every number of the training; the defaults made the weights that are shipped."""
 
     scenes: int = 12000
-    steps: int = 7500
+    steps: int = 5000
     batch: int = 32
     rate: float = 2e-3
     warmup: int = 200

@@ -1,0 +1,101 @@
+"""What each part is truly worth to a model: the same scene is drawn again without it, and the logits are compared."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vitrail.bestiary.accuracy import predict
+from vitrail.bestiary.draw import Rendered, render
+from vitrail.bestiary.model import SIZE
+from vitrail.bestiary.scene import Scene
+from vitrail.bestiary.species import CLASS_NAMES, species
+
+__all__ = ["CausalTruth", "causal_truth"]
+
+
+@dataclass(frozen=True, eq=False)
+class CausalTruth:
+    """One scene, its visible parts, and the model's logits with all of them and without each.
+
+    `parts` are (creature, slot) pairs; `masks` says which pixels each owns, and `creatures` the same for whole
+    creatures; row p of `without` holds the logits of the scene drawn without part p.
+    """
+
+    scene: Scene
+    drawn: Rendered
+    parts: tuple[tuple[int, str], ...]
+    masks: Bool[Tensor, "parts height width"]
+    creatures: Bool[Tensor, "creatures height width"]
+    logits: Float[Tensor, " classes"]
+    without: Float[Tensor, "parts classes"]
+
+    def importance(self, target: str, against: str | None = None) -> Float[Tensor, " parts"]:
+        """How much each part raises the target's logit, or its difference to that of `against`; negative: lowers.
+
+        Raises `UnknownNameError` for a class that is not in the bestiary.
+        """
+        gain = self.logits - self.without
+        worth = gain[:, CLASS_NAMES.index(species(target).name)]
+        return worth if against is None else worth - gain[:, CLASS_NAMES.index(species(against).name)]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.drawn.image.shape[0], self.drawn.image.shape[1]
+
+    @property
+    def image(self) -> Float[Tensor, "3 height width"]:
+        """The picture of the whole scene, values in [0, 1]."""
+        return _pixels(self.drawn)
+
+
+def causal_truth(
+    model: nn.Module, scenes: Iterable[Scene], *, size: int = SIZE, batch: int = 64
+) -> Iterator[CausalTruth]:
+    """For each scene, draw it without each visible part in turn and run the model on all these pictures.
+
+    Parts that are hidden behind others or behind grass have no pixels and are left out. The model takes pictures of
+    `size` pixels, scaled to [-1, 1], as the bestiary's own models do. After Hesse et al., FunnyBirds (ICCV 2023).
+
+    >>> from vitrail.bestiary import sample_scene
+    >>> from vitrail.bestiary.model import build_model
+    >>> truth = next(causal_truth(build_model().eval(), [sample_scene("single", seed=0, species="tavel")]))
+    >>> truth.importance("tavel", "borrin").shape == (len(truth.parts),)
+    True
+    """
+    for scene in scenes:
+        drawn = render(scene, size)
+        seen = [
+            (number, slot, mask)
+            for number, view in enumerate(drawn.creatures)
+            for slot, mask in view.parts.items()
+            if mask.any()
+        ]
+        pictures = [_pixels(drawn), *(_pixels(render(scene.without(n, slot), size)) for n, slot, _ in seen)]
+        logits = torch.cat([predict(model, torch.stack(some)) for some in _batches(pictures, batch)])
+        yield CausalTruth(
+            scene=scene,
+            drawn=drawn,
+            parts=tuple((number, slot) for number, slot, _ in seen),
+            masks=_stack([mask for *_, mask in seen], size),
+            creatures=_stack([view.mask for view in drawn.creatures], size),
+            logits=logits[0],
+            without=logits[1:],
+        )
+
+
+def _pixels(drawn: Rendered) -> Float[Tensor, "3 height width"]:
+    return torch.from_numpy(drawn.image).permute(2, 0, 1).float() / 255
+
+
+def _stack(masks: list[np.ndarray], size: int) -> Bool[Tensor, "some height width"]:
+    return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, size, size, dtype=torch.bool)
+
+
+def _batches(items: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

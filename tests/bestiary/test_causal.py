@@ -1,0 +1,54 @@
+"""Causal truth: the logits of the scene drawn again without each part, nothing else."""
+
+import pytest
+import torch
+
+from vitrail.bestiary import UnknownNameError, render, sample_scene
+from vitrail.bestiary.accuracy import predict
+from vitrail.bestiary.causal import causal_truth
+from vitrail.bestiary.model import build_model
+from vitrail.bestiary.species import CLASS_NAMES
+
+
+def picture(scene):
+    return torch.from_numpy(render(scene).image).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(torch.Generator().manual_seed(0)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _speaking_head(model):
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))  # it starts at zero
+
+
+def test_importance_is_the_change_of_the_logit_and_of_the_difference(model):
+    scene = sample_scene("pair", seed=3, species=("tavel", "murlo"))
+    (truth,) = causal_truth(model, [scene], batch=3)
+    assert {number for number, _ in truth.parts} == {0, 1}
+    whole = predict(model, picture(scene))[0]
+    tavel, murlo = CLASS_NAMES.index("tavel"), CLASS_NAMES.index("murlo")
+    for (number, slot), worth, duel in zip(
+        truth.parts, truth.importance("tavel"), truth.importance("tavel", "murlo"), strict=True
+    ):
+        without = predict(model, picture(scene.without(number, slot)))[0]
+        torch.testing.assert_close(worth, whole[tavel] - without[tavel], atol=1e-5, rtol=0)
+        expected = (whole[tavel] - whole[murlo]) - (without[tavel] - without[murlo])
+        torch.testing.assert_close(duel, expected, atol=1e-5, rtol=0)
+    assert truth.importance("tavel").abs().max() > 0
+
+
+def test_only_visible_parts_are_asked_about_and_masks_do_not_overlap(model):
+    for truth in causal_truth(model, [sample_scene("single", seed=k) for k in range(4)]):
+        assert truth.masks.flatten(1).any(dim=1).all()
+        assert int(truth.masks.sum(0).max()) == 1
+        assert torch.equal(truth.masks.any(0), truth.creatures[0])
+        assert truth.without.shape == (len(truth.parts), len(CLASS_NAMES))
+
+
+def test_an_unknown_class_is_refused(model):
+    (truth,) = causal_truth(model, [sample_scene("single", seed=0)])
+    with pytest.raises(UnknownNameError, match="unknown species 'tavle'.*Did you mean 'tavel'"):
+        truth.importance("tavle")
