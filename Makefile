@@ -16,13 +16,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
-# IMAGE= a file or folder; MODEL= and CHECKPOINT= as for `vitrail explain`; TARGET= a class, default the predicted one.
+# Without IMAGE= a page from the built-in world, which needs no network. With it, that file or folder is explained:
+# MODEL= and CHECKPOINT= as for `vitrail explain`; TARGET= a class, default the predicted one.
 MODEL ?= timm/vit_tiny_patch16_224
 demo: $(READY)
-	@test -n "$(IMAGE)" || { echo "make demo IMAGE=photo.jpg [TARGET=class] [MODEL=timm/…] [CHECKPOINT=weights.safetensors]"; exit 2; }
+ifeq ($(IMAGE),)
+	$(BIN)/vitrail demo --output "$(OUT)"
+else
 	$(BIN)/vitrail explain "$(IMAGE)" --model "$(MODEL)" $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
 		$(if $(TARGET),--target "$(TARGET)") --output "$(OUT)"
 	@echo "The pictures are in $(OUT)/"
+endif
 
 # Two workers of one thread each: with more threads than cores they would wait for each other.
 test: $(READY)

@@ -43,8 +43,8 @@ class Explanation:
     `scores` are raw: positive where a patch argues for the target, negative where it argues against, not normalised.
     `target` and `against` hold class indices. `images` is what the model saw, RGB from 0 to 255. `metadata` holds plain
     JSON values, of which pictures show `model` (its name), `sources` (one file name per image), `notes` (sentences for
-    the reader), `image_notes` (a list of them per image), `gradient` (unless "full"), `centred`, and `class_specific`
-    (where False).
+    the reader), `image_notes` (a list of them per image), `gradient` (unless "full"), `centred`, `class_specific`
+    (where False), and `picture` (what `images` are, if not what the model saw).
 
     Raises `ValueError` when the shapes of the tensors disagree.
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from vitrail.cli import explain, methods, models
+from vitrail.cli import bestiary, demo, explain, methods, models
 
 __all__ = ["app", "main"]
 
@@ -28,8 +28,10 @@ def _vitrail(
 
 
 app.command("explain")(explain.explain_command)
+app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)
+app.add_typer(bestiary.group, name="bestiary")
 
 
 def main() -> None:

@@ -3,16 +3,16 @@
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "one_line", "show_table", "stop"]
+__all__ = ["Reporter", "one_line", "show_table", "stages", "stop"]
 
 
 class Reporter:
@@ -70,6 +70,31 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.reporter.say(f"{record.levelname.lower()}: {one_line(record.getMessage())}")
+
+
+@contextmanager
+def stages(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that moves a progress bar, one for each stage, on stderr.
+
+    Where nobody watches (a file, a pipe) it prints a line for each tenth of a stage instead.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+        tenths: dict[str, int] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            name = stage.partition(",")[0]  # what follows a comma changes from report to report, as a loss does
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done, total=total, description=stage)
+            tenth = 10 * done // max(total, 1)
+            if not console.is_terminal and tenth > tenths.get(name, 0):
+                console.print(f"{stage}: {done} of {total}", markup=False, soft_wrap=True)
+            tenths[name] = tenth
+
+        yield report
 
 
 def stop(error: BaseException, *, as_json: bool = False) -> NoReturn:

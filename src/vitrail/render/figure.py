@@ -124,7 +124,8 @@ def _photograph(figure: "Figure", ex: Explanation, i: int, box: Box) -> None:
     source = _source(ex, i)
     if source:
         write(figure, x, y + high + 0.09, source, width=wide, size=8.0, color=PALE)
-    write(figure, x, y - 0.185, "what the model saw", width=wide, size=8.0, color=PALE)
+    shown = str(ex.metadata.get("picture") or "what the model saw")
+    write(figure, x, y - 0.185, shown, width=wide, size=8.0, color=PALE)
     model = str(ex.metadata.get("model") or "")
     if model:
         write(figure, x, y - 0.345, model, width=wide, size=8.0, color=PALE)

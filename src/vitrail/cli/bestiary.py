@@ -1,0 +1,244 @@
+"""`vitrail bestiary …`: draw its creatures, train its model, measure the model and every method on it."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitrail.cli.console import show_table, stages, stop
+
+if TYPE_CHECKING:
+    from vitrail.models import VisionModel
+
+__all__ = ["group"]
+
+group = typer.Typer(
+    help="The built-in world of creatures with known parts: draw it, train on it, score every method by it.",
+    no_args_is_help=True,
+)
+
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", "-c", help="Weights that `vitrail bestiary train` wrote.")
+]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="bestiary, or bestiary/label-errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+PERCENT = "{:.1f} %"
+
+
+class Kind(StrEnum):
+    """What a scene shows."""
+
+    single = "single"
+    pair = "pair"
+    chimera = "chimera"
+    intervention = "intervention"
+
+
+@group.command("draw")
+def draw_command(
+    kind: Annotated[Kind, typer.Argument(help="One creature, two, one that is half each, or one with a part changed.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures; created if missing.")] = Path(
+        "out"
+    ),
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 10,
+    species: Annotated[
+        list[str] | None, typer.Option("--species", "-s", help="The class; for pairs and chimeras, twice.")
+    ] = None,
+    size: Annotated[int, typer.Option("--size", min=16, help="Pixels of a side.")] = 384,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same pictures.")] = 0,
+) -> None:
+    """Draw scenes as PNG files, named by number and classes."""
+    from PIL import Image
+
+    from vitrail.bestiary import render, sample_scene
+    from vitrail.errors import VitrailError
+    from vitrail.files import atomic_write, writable_folder
+
+    try:
+        folder = writable_folder(output)
+        for index in range(count):
+            scene = sample_scene(kind.value, (seed, index), species=tuple(species) if species else None)
+            path = folder / f"{kind.value}-{index:04d}-{'-'.join(scene.labels)}.png"
+            with atomic_write(path) as file:
+                Image.fromarray(render(scene, size).image).save(file, format="png")
+            typer.echo(path)
+    except VitrailError as error:
+        stop(error)
+
+
+@group.command("train")
+def train_command(
+    output: Annotated[Path, typer.Argument(help="Folder for the drawn scenes, the checkpoints and the weights.")],
+    label_errors: Annotated[
+        bool, typer.Option("--label-errors", help="Plant label errors, as for bestiary/label-errors.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Fewer than the recipe's, for a trial.")] = None,
+    scenes: Annotated[int | None, typer.Option("--scenes", min=1, help="Fewer than the recipe's, likewise.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the scenes and of the training.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor cores to use.")] = 2,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever checkpoint is there.")] = False,
+) -> None:
+    """Train the bestiary's model from scratch; stopped and started again, it goes on where it was."""
+    import torch
+
+    from vitrail.bestiary import LabelErrors
+    from vitrail.bestiary.train import Progress, Recipe, train
+    from vitrail.errors import VitrailError
+
+    asked = {name: value for name, value in (("steps", steps), ("scenes", scenes)) if value is not None}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with stages() as report:
+
+            def progress(now: Progress) -> None:
+                loss = "" if now.stage == "draw" else f", loss {now.loss:.3f}"
+                report({"draw": "drawing scenes", "train": "training"}[now.stage] + loss, now.done, now.total)
+
+            weights = train(
+                output,
+                recipe=Recipe(**asked),
+                resume=not restart,
+                progress=progress,
+                label_errors=LabelErrors() if label_errors else None,
+                seed=seed,
+                workers=threads,
+            )
+    except VitrailError as error:
+        stop(error)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on from the last checkpoint in {output}", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        torch.set_num_threads(before)
+    typer.echo(weights)
+
+
+@group.command("accuracy")
+def accuracy_command(
+    model: ModelName = "bestiary",
+    checkpoint: Checkpoint = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Held-out scenes of each kind.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """How often the model is right on held-out scenes: the class of singles, both classes of pairs."""
+    from vitrail.bestiary.accuracy import evaluate
+    from vitrail.errors import VitrailError
+
+    try:
+        loaded = _load(model, checkpoint)
+        found = evaluate(loaded.module, count=count)
+    except VitrailError as error:
+        stop(error, as_json=as_json)
+    if as_json:
+        typer.echo(json.dumps({"model": model, **found._asdict()}))
+        return
+    shares = PERCENT.format(100 * found.single), PERCENT.format(100 * found.pair)
+    show_table(
+        ("model", "singles: class on top", "pairs: both on top", "scenes of each"), [(model, *shares, found.scenes)]
+    )
+
+
+@group.command("score")
+def score_command(
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help='Names or "all"; several: repeat, or with commas.')
+    ] = None,
+    model: ModelName = "bestiary",
+    checkpoint: Checkpoint = None,
+    gradient: Annotated[
+        list[str] | None, typer.Option("--gradient", help="full, leaf or libra; several: repeat. Default: all three.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Scenes of each kind.")] = 200,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the scenes.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score methods where the true answer is known: mean [95 % bootstrap interval] of every measure."""
+    from vitrail.errors import VitrailError
+    from vitrail.evaluate import MEASURES, score
+
+    names = [name for text in methods or ["all"] for name in text.split(",")]
+    asked: dict[str, Any] = {} if seed is None else {"seed": seed}
+    try:
+        loaded = _load(model, checkpoint)
+        with stages() as report:
+            lines = score(
+                loaded,
+                None if "all" in names else names,
+                gradients=gradient or ["full", "leaf", "libra"],
+                count=count,
+                progress=report,
+                **asked,
+            )
+    except VitrailError as error:
+        stop(error, as_json=as_json)
+    if as_json:
+        table = [
+            {
+                "method": line.method,
+                "gradient": line.gradient,
+                "signed": line.signed,
+                **{name: interval._asdict() for name, interval in line.measures.items() if interval.size},
+            }
+            for line in lines
+        ]
+        meanings = {name: measure._asdict() for name, measure in MEASURES.items()}
+        typer.echo(json.dumps({"model": model, "scenes": count, "measures": meanings, "table": table}, indent=2))
+        return
+    show_table(("method", *MEASURES), [(line.label, *map(str, line.measures.values())) for line in lines])
+
+
+@group.command("label-errors")
+def label_errors_command(
+    method: Annotated[list[str] | None, typer.Option("--method", help="Several: repeat. Default: complete.")] = None,
+    gradient: Annotated[str, typer.Option("--gradient", help="full, leaf or libra.")] = "full",
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Pictures.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the clean model with the one that learned label errors: on which side is the iconic part put?
+
+    Pictures of the true class are explained against the class that took its pictures; "wrong side" is how often the
+    part that tells them apart argues for the wrong one, in the map and in truth (by not drawing it).
+    """
+    from vitrail.errors import VitrailError
+    from vitrail.evaluate import planted_errors
+
+    try:
+        found = [
+            line
+            for name in ("bestiary", "bestiary/label-errors")
+            for line in planted_errors(_load(name, None), method or ["complete"], gradient=gradient, count=count)
+        ]
+    except VitrailError as error:
+        stop(error, as_json=as_json)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                [
+                    {
+                        "model": line.model,
+                        "method": line.method,
+                        "wrong_side": line.wrong_side._asdict(),
+                        "truly_wrong": line.truly_wrong._asdict(),
+                    }
+                    for line in found
+                ],
+                indent=2,
+            )
+        )
+        return
+    show_table(
+        ("model", "method", "on the wrong side in the map", "and in truth"),
+        [(line.model, line.method, str(line.wrong_side), str(line.truly_wrong)) for line in found],
+    )
+
+
+def _load(name: str, checkpoint: Path | None) -> "VisionModel":
+    from vitrail.errors import UnknownModelError
+    from vitrail.models import load
+
+    if name.partition("/")[0] != "bestiary":
+        raise UnknownModelError(f"{name} knows no creatures: give bestiary or bestiary/label-errors")
+    return load(name, checkpoint=checkpoint)

@@ -1,0 +1,28 @@
+"""`vitrail demo`: what Vitrail does, on a page made from the built-in world."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitrail.cli.console import stages, stop
+
+__all__ = ["demo_command"]
+
+
+def demo_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page; created if missing.")] = Path(
+        "out"
+    ),
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Scenes of each kind for the table.")] = 30,
+) -> None:
+    """Write a page that shows what Vitrail does: offline, from its own creatures and model, in a minute or two."""
+    from vitrail.demo import write_demo
+    from vitrail.errors import VitrailError
+
+    try:
+        with stages() as report:
+            page = write_demo(output, count=count, progress=report)
+    except VitrailError as error:
+        stop(error)
+    typer.echo(f"Open {page}")

@@ -1,0 +1,176 @@
+"""The chapters of the demonstration: each asks one thing of a scene of the bestiary and draws the answer."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from vitrail.bestiary import LabelErrors, Scene, render, sample_scene
+from vitrail.bestiary.model import SIZE
+from vitrail.bestiary.species import species
+from vitrail.explain import explain
+from vitrail.explanation import Explanation
+from vitrail.files import atomic_write
+from vitrail.methods import list_methods
+from vitrail.models import VisionModel
+from vitrail.render import overlay, save_picture
+
+__all__ = ["Chapter", "Figure", "Tile", "chapters", "tiles"]
+
+LARGE = 672  # pixels at which a scene is drawn for people; the model sees it drawn at 96
+
+# Scenes that show their point plainly; any other seed gives another picture of the same.
+SINGLE = sample_scene("single", seed=4, species="quillow")
+PAIR = sample_scene("pair", seed=1, species=("tavel", "murlo"))
+SIBLING = sample_scene("single", seed=23, species="tavel")
+CHIMERA = sample_scene("chimera", seed=5, species=("lindle", "skarn"))
+
+# Of all questions about siblings the clearest: the difference of the two logits, with LayerNorm's normaliser constant.
+DETAIL = {"objective": "difference", "gradient": "libra"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture of the page, with the words that stand below it and those for who cannot see it."""
+
+    file: str
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A heading, a paragraph or two, and pictures."""
+
+    title: str
+    text: tuple[str, ...]
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One method's map of the pair: its file, what it took, and whether it can be negative."""
+
+    file: str
+    method: str
+    note: str
+    signed: bool
+
+
+def chapters(model: VisionModel, mistaught: VisionModel, folder: Path) -> Iterator[Chapter]:
+    """Draw the chapters one by one into `folder`; `mistaught` is the model with the planted label errors."""
+    yield _pair(model, folder)
+    yield _single(model, folder)
+    yield _siblings(model, folder)
+    yield _errors(model, mistaught, folder)
+
+
+def tiles(model: VisionModel, folder: Path) -> Iterator[Tile]:
+    """Draw the first creature of the pair as every registered method sees it, one small picture each."""
+    target = PAIR.labels[0]
+    picture = render(PAIR, LARGE).image
+    for info in list_methods():
+        asked = target if info.class_specific else None
+        started = time.perf_counter()
+        ex = explain(model, _seen(PAIR), asked, method=info.name)
+        took = time.perf_counter() - started
+        name = f"method-{info.name}.png"
+        with atomic_write(folder / name) as file:
+            Image.fromarray(overlay(ex.map().numpy(), picture)).save(file, format="png")
+        kind = "" if info.class_specific else ", the same for every class"
+        yield Tile(name, info.name, f"{1000 * took:.0f} ms, {info.passes}{kind}", info.signed)
+
+
+def _pair(model: VisionModel, folder: Path) -> Chapter:
+    first, second = PAIR.labels
+    alone = _ask(model, PAIR, [[first, second]], method="complete")
+    rival = _ask(model, PAIR, first, against=second, method="complete")
+    save_picture([alone, rival], folder / "pair.png")
+    return Chapter(
+        "Two creatures, three questions",
+        (
+            f"A {first} and a {second} in one picture. Why {first}? The complete gradient is mostly red on the {first} "
+            f"and blue on the {second}, which argues against it. Why {second}? It turns round. Why {first} and not "
+            f"{second}? Clearest of all. A method that clamps negative gradients can only show one blob.",
+        ),
+        (
+            Figure(
+                "pair.png",
+                f"complete: {alone.question()}; {alone.question(target=1)}; {rival.question()}",
+                "The pair and three signed maps",
+            ),
+        ),
+    )
+
+
+def _single(model: VisionModel, folder: Path) -> Chapter:
+    (name,) = SINGLE.labels
+    full = _ask(model, SINGLE, name, method="complete")
+    libra = _ask(model, SINGLE, name, method="complete", gradient="libra")
+    save_picture([full, libra], folder / "single.png")
+    return Chapter(
+        "One creature alone",
+        (
+            f"Only a {name}, and nothing to argue against it. Here the plain gradient may put blue on the creature "
+            "itself, because LayerNorm takes back what all patches say alike. Holding its normaliser constant in the "
+            'backward pass (gradient="libra") gives the creature its red back, without any guide.',
+        ),
+        (Figure("single.png", "the full gradient, and libra", "The single creature under both gradients"),),
+    )
+
+
+def _siblings(model: VisionModel, folder: Path) -> Chapter:
+    errors = LabelErrors()
+    ex = _ask(model, SIBLING, errors.shows, against=errors.label, **DETAIL)
+    save_picture(ex, folder / "sibling.png")
+    first, second = CHIMERA.labels
+    half = _ask(model, CHIMERA, first, against=second, **DETAIL)
+    save_picture(half, folder / "chimera.png")
+    one, other = species(first).family.diagnostic
+    return Chapter(
+        "Siblings in detail",
+        (
+            f"A {errors.shows} and a {errors.label} differ in one part only, the {errors.part}. Asked why the one and "
+            "not the other, the map finds that part.",
+            f"A chimera has the {one} of a {first} and the {other} of a {second}. Asked for the one against the other: "
+            f"red ({one}) argues for, blue ({other}) against.",
+        ),
+        (
+            Figure("sibling.png", ex.question(), "One class against its sibling"),
+            Figure("chimera.png", half.question(), "A chimera, one half against the other"),
+        ),
+    )
+
+
+def _errors(model: VisionModel, mistaught: VisionModel, folder: Path) -> Chapter:
+    errors = LabelErrors()
+    figures = []
+    for name, asked in (("clean", model), ("mistaught", mistaught)):
+        ex = _ask(asked, SIBLING, errors.shows, against=errors.label, **DETAIL)
+        save_picture(ex, folder / f"labels-{name}.png")
+        figures.append(Figure(f"labels-{name}.png", f"{asked.name}: {ex.question()}", f"The map of {asked.name}"))
+    return Chapter(
+        "A label error, found",
+        (
+            f"The second model was trained on wrong labels: {errors.share:.0%} of the pictures labelled "
+            f"{errors.label} really show a {errors.shows}, and {errors.hidden:.0%} of the true {errors.shows} hide "
+            f"their {errors.part}. So it learned that the {errors.part} speaks for {errors.label}. Asked for "
+            f"{errors.shows} against {errors.label}, its map puts the {errors.part} on the wrong side; the clean "
+            "model's does not. In ImageNet the same question uncovered that pictures labelled kite show bald eagles.",
+        ),
+        tuple(figures),
+    )
+
+
+def _seen(scene: Scene) -> Image.Image:
+    return Image.fromarray(render(scene, SIZE).image)
+
+
+def _ask(model: VisionModel, scene: Scene, target: object, **question: object) -> Explanation:
+    """Explain the scene as the model sees it, and show it as people want to: drawn larger."""
+    ex = explain(model, _seen(scene), target, **question)  # type: ignore[arg-type]
+    large = torch.from_numpy(render(scene, LARGE).image)[None]
+    return replace(ex, images=large, metadata={**ex.metadata, "picture": "the same scene, drawn larger"})

@@ -1,0 +1,100 @@
+"""`vitrail bestiary …` and `vitrail demo`, as a person or a program calls them."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import vitrail
+from vitrail.bestiary import render, sample_scene
+from vitrail.cli import app
+
+
+def call(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_draw_writes_the_scenes_of_the_seed(tmp_path) -> None:
+    result = call(
+        "bestiary", "draw", "pair", "-n", 2, "--size", 64, "--seed", 7, "-o", tmp_path, "-s", "tavel", "-s", "konka"
+    )
+    assert result.exit_code == 0, result.output
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["pair-0000-tavel-konka.png", "pair-0001-tavel-konka.png"]
+    expected = render(sample_scene("pair", (7, 1), species=("tavel", "konka")), 64).image
+    assert (expected == Image.open(files[1])).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["draw", "single", "-s", "tavle"], "unknown species 'tavle'"),
+        (["draw", "chimera", "-s", "tavel", "-s", "borrin"], "tavel and borrin differ in one part only"),
+        (["draw", "pair", "-s", "tavel"], "needs 2 classes, not 1"),
+        (["accuracy", "--model", "timm/vit_tiny_patch16_224"], "knows no creatures"),
+        (["accuracy", "--checkpoint", "missing.safetensors"], "missing.safetensors is no readable safetensors file"),
+        (["score", "--methods", "gea"], "no method is called 'gea'"),
+        (["score", "--methods", "gae", "--gradient", "half"], "half"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_a_reason(words, message, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("bestiary", *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_train_resumes_and_refuses_another_run(tmp_path) -> None:
+    tiny = ["bestiary", "train", tmp_path, "--scenes", 4, "--steps", 2, "--threads", 1]
+    first = call(*tiny)
+    assert first.exit_code == 0, first.output
+    assert "training, loss" in first.output
+    weights = tmp_path / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    assert call(*tiny).exit_code == 0
+    assert weights.read_bytes() == whole
+    refused = call(*tiny, "--seed", 3)
+    assert refused.exit_code == 2
+    assert "of a run with another seed" in refused.output
+
+
+def test_accuracy_and_score_for_programs() -> None:
+    accuracy = json.loads(call("bestiary", "accuracy", "-n", 20, "--json").stdout)
+    assert accuracy["single"] >= 0.9
+    assert accuracy["scenes"] == 20
+    document = json.loads(call("bestiary", "score", "--methods", "raw,complete", "-n", 2, "--json").stdout)
+    labels = [(line["method"], line["gradient"]) for line in document["table"]]
+    assert labels[2:] == [("raw", None), *(("complete", mode) for mode in ("full", "leaf", "libra"))]
+    assert document["measures"]["pair sign"]["better"] == 1
+    assert 0 <= document["table"][3]["pair sign"]["mean"] <= 1
+
+
+def test_label_errors_prints_both_models() -> None:
+    found = json.loads(call("bestiary", "label-errors", "-n", 3, "--json").stdout)
+    assert [line["model"] for line in found] == ["bestiary", "bestiary/label-errors"]
+
+
+def test_the_demo_is_a_whole_page_without_addresses_from_elsewhere(tmp_path) -> None:
+    result = call("demo", "-o", tmp_path, "-n", 2)
+    assert result.exit_code == 0, result.output
+    assert f"Open {tmp_path / 'index.html'}" in result.stdout
+    page = (tmp_path / "index.html").read_text()
+    named = set(re.findall(r'(?:src|href)="([^"]+)"', page))
+    assert named == {file.name for file in tmp_path.iterdir()} - {"index.html"}
+    assert "http" not in page
+    for info in vitrail.list_methods():
+        assert f"<b>{info.name}</b>" in page
+        assert f"method-{info.name}.png" in named
+    for name in named:
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
+
+
+def test_the_demo_says_where_it_cannot_write(tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = call("demo", "-o", tmp_path / "file")
+    assert result.exit_code == 2
+    assert "file" in result.output
