@@ -23,12 +23,10 @@ from ..targets import parse_targets
 from .attention_parameters import find_constraint
 from .descent import Course, Descent
 from .optimisers import find_optimiser
-from .transfer_result import Transfer
+from .transfer_result import Transfer, usual_snapshots
 from .transfer_state import Belonging, fingerprint, read_course, write_course
 
-__all__ = ["SNAPSHOTS", "transfer"]
-
-SNAPSHOTS = (0, 5, 10, 20, 50)  # where the maps are drawn unless others are asked for, as far as the steps go
+__all__ = ["transfer"]
 
 # An interrupt writes the state; so does this many seconds of work, for a machine that goes down without a word.
 SAVE_EVERY = 60.0
@@ -177,7 +175,7 @@ def _check_numbers(steps: int, lr: float | int) -> None:
 
 def _snapshots(snapshots: Sequence[int] | None, steps: int) -> tuple[int, ...]:
     if snapshots is None:
-        return tuple(sorted({step for step in SNAPSHOTS if step <= steps} | {steps}))
+        return usual_snapshots(steps)
     chosen = tuple(sorted(set(map(int, snapshots))))
     beyond = [step for step in chosen if not 0 <= step <= steps]
     if beyond or not chosen:

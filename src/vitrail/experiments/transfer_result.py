@@ -17,7 +17,7 @@ from .tensor_file import TransferFileError, read_tensors, write_tensors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Transfer", "TransferFileError"]
+__all__ = ["Transfer", "TransferFileError", "usual_snapshots"]
 
 KIND, VERSION = "vitrail transfer", 1
 
@@ -177,6 +177,15 @@ class Transfer:
             for index in self.classes[:2]
         )
         return f"Transfer({target}; {opposing}; {self.steps} steps of {self.optimiser} at {self.lr:g})"
+
+
+def usual_snapshots(steps: int) -> tuple[int, ...]:
+    """Where maps are drawn unless other steps are asked for: 0, 5, 10, 20, 50 as far as the steps go, and the last.
+
+    >>> usual_snapshots(12), usual_snapshots(50)
+    ((0, 5, 10, 12), (0, 5, 10, 20, 50))
+    """
+    return tuple(sorted({step for step in (0, 5, 10, 20, 50) if step <= steps} | {steps}))
 
 
 def _listed(steps: Sequence[int]) -> str:
