@@ -95,9 +95,19 @@ def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
     # k-means, because a median cut alone gives the greys of the photograph most of the colours, and red too few.
     palette = Image.fromarray(sheet).quantize(256, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
     colours = np.array(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)
-    colours[colours.sum(axis=1, dtype=int).argmax()] = 255  # zero is white, and so is the paper
+    white = int(colours.sum(axis=1, dtype=int).argmax())
+    colours[white] = 255  # zero is white, and so is the paper
     palette.putpalette(colours.tobytes())
-    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    return [_of_palette(frame, palette, white) for frame in frames]
+
+
+def _of_palette(frame: Image.Image, palette: Image.Image, white: int) -> Image.Image:
+    indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    # Pillow finds the nearest colour of every fourth shade only, and so takes the nearest of 252 for white's.
+    indices[(np.asarray(frame) == 255).all(axis=-1)] = white
+    picture = Image.fromarray(indices)
+    picture.putpalette(palette.getpalette() or [])
+    return picture
 
 
 def _mp4(frames: Sequence[Image.Image], seconds: Sequence[float], fps: float) -> bytes:
