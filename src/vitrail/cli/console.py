@@ -45,16 +45,16 @@ class Reporter:
             self._progress.advance(self._progress.task_ids[0], images)
 
     @contextmanager
-    def working(self, total: int) -> Iterator[None]:
-        """Show a progress bar where a person watches more than one image; pass on the package's warnings."""
+    def working(self, total: int, doing: str = "explaining") -> Iterator[None]:
+        """Show a progress bar where a person watches more than one image or step; pass on the package's warnings."""
         handler = _Handler(self)
         logger = logging.getLogger("vitrail")
         logger.addHandler(handler)
         try:
             if total > 1 and self._console.is_terminal:
-                columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
                 with Progress(*columns, console=self._console, transient=True) as self._progress:
-                    self._progress.add_task("explaining", total=total)
+                    self._progress.add_task(doing, total=total)
                     yield
             else:
                 yield

@@ -1,0 +1,175 @@
+"""The work behind `vitrail transfer`: load the model, take the steps, write record, figure and film, report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.inputs import Found, OutputNames, slug
+from vitrail.cli.transfer import TransferRequest
+from vitrail.errors import ImageError, ModelError, OptionError, VitrailError
+from vitrail.experiments.transfer_result import Transfer, usual_snapshots
+from vitrail.explanation import percent
+from vitrail.files import writable_folder
+from vitrail.render import save_figure, save_film
+from vitrail.render.film import check_film
+from vitrail.render.lettering import number
+
+if TYPE_CHECKING:
+    from vitrail.models import VisionModel
+
+__all__ = ["run"]
+
+FRAMES = 60  # about as many as a film gets unless `--every` says otherwise
+
+
+def run(request: TransferRequest) -> int:
+    """Do what is asked; the exit code. Raises `VitrailError` for a question at fault."""
+    from vitrail.experiments import transfer
+
+    reporter = Reporter(as_json=request.as_json)
+    columns, snapshots = _snapshots(request)
+    if request.film != "none":
+        check_film(f"film.{request.film}")  # before the work: there may be no ffmpeg
+    names = OutputNames(writable_folder(request.output), [Found(request.image, Path(request.image.stem))])
+    model = _load(request)
+    target, opposing, *also = (
+        None if name is None else model.class_index(name) for name in (request.target, request.opposing, *request.also)
+    )
+    state = _state(request, names, model, target, opposing)
+    if request.restart:
+        state.unlink(missing_ok=True)
+    taken = 0
+
+    def progress(now: int, _: int) -> None:
+        nonlocal taken
+        reporter.advance(now - taken)
+        taken = now
+
+    try:
+        with reporter.working(request.question["steps"], "moving attention"):
+            found = transfer(
+                model,
+                request.image,
+                target,
+                opposing,
+                also=[index for index in also if index is not None],
+                snapshots=snapshots,
+                progress=progress,
+                state=state,
+                **request.question,
+            )
+    except ImageError as error:
+        reporter.fail(str(request.image), error)
+        return 1
+    except KeyboardInterrupt:
+        steps = request.question["steps"]
+        kept = f": {state} is kept, and the same command goes on from there" if state.exists() else ""
+        reporter.say(f"stopped after {taken} of {steps} steps{kept}")
+        return 130
+    files = _write(request, found, names, columns, reporter)
+    _report(request, found, columns, files, reporter)
+    return 1 if reporter.failures else 0
+
+
+def _snapshots(request: TransferRequest) -> tuple[list[int], list[int]]:
+    """The steps that the figure shows, and all at which maps are drawn."""
+    steps = request.question["steps"]
+    columns = sorted(set(request.at or usual_snapshots(max(steps, 1))))
+    if request.film == "none":
+        if request.every is not None:
+            raise OptionError(f"--every {request.every} sets the frames of a film, and --film none asks for no film")
+        return columns, columns
+    every = request.every or max(1, -(-steps // FRAMES))
+    return columns, sorted({*columns, *range(0, steps + 1, every), max(steps, 0)})
+
+
+def _load(request: TransferRequest) -> "VisionModel":
+    import torch
+
+    from vitrail.models import load
+
+    device = request.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    dtype = getattr(torch, request.dtype)
+    model = load(request.model, checkpoint=request.checkpoint, device=device, dtype=dtype)
+    if request.resize is None:
+        return model
+    if model.preprocess is None:
+        raise ModelError(f"{model.name} comes without preprocessing, so --resize {request.resize} means nothing to it")
+    return replace(model, preprocess=replace(model.preprocess, resize=request.resize))
+
+
+def _state(
+    request: TransferRequest, names: OutputNames, model: "VisionModel", target: int | None, opposing: int | None
+) -> Path:
+    """The file that an interrupt leaves: one for each question, so that none is taken for another."""
+    first = "predicted" if target is None else slug(model.class_name(target))
+    second = "strongest" if opposing is None else slug(model.class_name(opposing))
+    how = "-".join(f"{request.question[key]}" for key in ("optimiser", "lr", "constraint"))
+    return names.path(
+        Found(request.image, Path(request.image.stem)), f"transfer.{first}-to-{second}.{how}.state", "safetensors"
+    )
+
+
+def _write(
+    request: TransferRequest, found: Transfer, names: OutputNames, columns: Sequence[int], reporter: Reporter
+) -> list[Path]:
+    """The record first: from it the pictures can be drawn again. A film that fails takes nothing down with it."""
+    what = "transfer." + "-to-".join(slug(found.class_name(index)) for index in (found.target, found.opposing))
+
+    def path(kind: str) -> Path:
+        return names.path(Found(request.image, Path(request.image.stem)), what, kind)
+
+    files = [found.save(path("safetensors"))]
+    files += [save_figure(found.plot(steps=columns), path(kind)) for kind in request.pictures]
+    if request.film != "none":
+        try:
+            files.append(save_film(found, path(request.film)))
+        except VitrailError as error:
+            reporter.fail(str(path(request.film)), error)
+    return files
+
+
+def _report(
+    request: TransferRequest, found: Transfer, columns: Sequence[int], files: Sequence[Path], reporter: Reporter
+) -> None:
+    probabilities = found.logits.double().softmax(dim=-1)
+    if request.as_json:
+        classes = [
+            {
+                "class": found.class_name(index),
+                "index": index,
+                "logits": found.curve(index).tolist(),
+                "probabilities": probabilities[:, index].tolist(),
+            }
+            for index in found.classes
+        ]
+        document: dict[str, Any] = {
+            "image": str(request.image),
+            "model": found.metadata["model"],
+            "metadata": dict(found.metadata),
+            **request.question,
+            "snapshots": list(found.snapshots),
+            "classes": classes,
+            "files": [str(path) for path in files],
+        }
+        typer.echo(json.dumps(document, indent=2, default=str))
+        return
+    header = ["step"]
+    for index in found.classes:
+        header += [found.class_name(index), "its probability"]
+    rows = []
+    for step in columns:
+        row = [str(step)]
+        for index in found.classes:
+            row += [number(float(found.logits[step, index])), percent(float(probabilities[step, index]))]
+        rows.append(row)
+    show_table(header, rows)
+    for path in files:
+        reporter.say(f"written: {path}")

@@ -1,0 +1,193 @@
+"""What a transfer of attention found: logits over the steps, maps of all classes on the way, and what was asked."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..errors import OptionError
+from ..explanation import Explanation
+from .tensor_file import TransferFileError, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Transfer", "TransferFileError", "usual_snapshots"]
+
+KIND, VERSION = "vitrail transfer", 1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Transfer:
+    """The course of one image's attention while the target's logit was lowered.
+
+    `logits` are the model's answers after 0, 1, …, `steps` steps. `classes` are the target, the opposing class and
+    others that were asked for; `maps` are their complete-gradient maps (Eq. 5; raw, signed) after each of the steps in
+    `snapshots`. `image` is what the model saw, RGB from 0 to 255. `metadata` holds plain JSON values.
+
+    Raises `ValueError` when the shapes disagree.
+
+    Example:
+        >>> found = Transfer(
+        ...     logits=torch.tensor([[3.0, 2.0], [1.0, 1.9]]),
+        ...     maps=torch.zeros(2, 2, 4, 4),
+        ...     snapshots=(0, 1),
+        ...     classes=(0, 1),
+        ...     lr=4e-4,
+        ...     optimiser="sgd",
+        ...     constraint="none",
+        ...     class_names=("zebra", "horse"),
+        ... )
+        >>> found.steps, found.class_name(found.target), found.curve(0).tolist()
+        (1, 'zebra', [3.0, 1.0])
+        >>> found.after(1).scores.shape
+        torch.Size([1, 2, 4, 4])
+    """
+
+    logits: Float[Tensor, "states classes"]
+    maps: Float[Tensor, "snapshots shown rows cols"]
+    snapshots: tuple[int, ...]
+    classes: tuple[int, ...]
+    lr: float
+    optimiser: str
+    constraint: str
+    class_names: tuple[str, ...] | None = None
+    image: UInt8[Tensor, "height width 3"] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if tuple(self.maps.shape[:2]) != (len(self.snapshots), len(self.classes)):
+            raise ValueError(
+                f"maps are {tuple(self.maps.shape)}, but there are {len(self.snapshots)} snapshots of "
+                f"{len(self.classes)} classes"
+            )
+        if len(self.classes) < 2 or list(self.snapshots) != sorted({*self.snapshots} & {*range(len(self.logits))}):
+            raise ValueError(
+                f"{len(self.classes)} classes and snapshots {self.snapshots} of {len(self.logits)} states: give two "
+                "classes or more, and steps in rising order"
+            )
+        object.__setattr__(self, "metadata", dict(self.metadata))
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return len(self.logits) - 1
+
+    @property
+    def target(self) -> int:
+        """The class whose logit was lowered."""
+        return self.classes[0]
+
+    @property
+    def opposing(self) -> int:
+        """The class that attention was expected to go to."""
+        return self.classes[1]
+
+    def curve(self, index: int) -> Float[Tensor, " states"]:
+        """The logit of any class of the model after 0, 1, …, `steps` steps."""
+        return self.logits[:, index]
+
+    def class_name(self, index: int) -> str:
+        """A short name for a class, as in `Explanation.class_name`."""
+        return self.after(self.snapshots[0]).class_name(index)
+
+    def after(self, step: int) -> Explanation:
+        """The maps of all classes after a step that was drawn, as an explanation that can be drawn and saved.
+
+        Raises:
+            OptionError: when no maps were drawn at that step.
+        """
+        if step not in self.snapshots:
+            raise OptionError(f"no maps were drawn after step {step}; there are those of {_listed(self.snapshots)}")
+        return Explanation(
+            scores=self.maps[self.snapshots.index(step)][None],
+            logits=self.logits[step][None],
+            target=torch.tensor([self.classes]),
+            method="complete",
+            objective="logit",
+            class_names=self.class_names,
+            images=None if self.image is None else self.image[None],
+            metadata={
+                **{key: self.metadata[key] for key in ("model", "sources") if key in self.metadata},
+                "gradient": "leaf",
+                "notes": [f"Attention after {step} of {self.steps} steps down the logit of the first class."],
+            },
+        )
+
+    def plot(self, **look: Any) -> "Figure":
+        """Draw classes by steps, with the curves below; the options are those of `vitrail.render.draw_transfer`."""
+        from ..render.transfer import draw_transfer
+
+        return draw_transfer(self, **look)
+
+    def animate(self, path: str | os.PathLike[str], **look: Any) -> Path:
+        """Write a film of the maps and the curves: .gif, .webp or .mp4; see `vitrail.render.save_film`."""
+        from ..render.film import save_film
+
+        return save_film(self, path, **look)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write everything to one .safetensors file, whole or not at all. Returns the path.
+
+        Raises `OutputFileError` when the file cannot be written.
+        """
+        values = {
+            "snapshots": list(self.snapshots),
+            "classes": list(self.classes),
+            "lr": self.lr,
+            "optimiser": self.optimiser,
+            "constraint": self.constraint,
+            "class_names": self.class_names,
+            "metadata": dict(self.metadata),
+        }
+        tensors = {"logits": self.logits, "maps": self.maps}
+        if self.image is not None:
+            tensors["image"] = self.image
+        return write_tensors(path, KIND, VERSION, values, tensors)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Transfer":
+        """Read what `save` wrote; the tensors come back on the CPU, bit for bit.
+
+        Raises `TransferFileError` when the file is missing, damaged, not a transfer, or of a later version.
+        """
+        values, tensors = read_tensors(path, KIND, VERSION)
+        try:
+            names = values["class_names"]
+            return Transfer(
+                logits=tensors["logits"],
+                maps=tensors["maps"],
+                image=tensors.get("image"),
+                snapshots=tuple(values["snapshots"]),
+                classes=tuple(values["classes"]),
+                class_names=None if names is None else tuple(names),
+                **{key: values[key] for key in ("lr", "optimiser", "constraint", "metadata")},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TransferFileError(f"{os.fspath(path)} is no transfer that Vitrail can read: {error!r}") from error
+
+    def __repr__(self) -> str:
+        target, opposing = (
+            f"{self.class_name(index)} {self.logits[0, index]:.4g} → {self.logits[-1, index]:.4g}"
+            for index in self.classes[:2]
+        )
+        return f"Transfer({target}; {opposing}; {self.steps} steps of {self.optimiser} at {self.lr:g})"
+
+
+def usual_snapshots(steps: int) -> tuple[int, ...]:
+    """Where maps are drawn unless other steps are asked for: 0, 5, 10, 20, 50 as far as the steps go, and the last.
+
+    >>> usual_snapshots(12), usual_snapshots(50)
+    ((0, 5, 10, 12), (0, 5, 10, 20, 50))
+    """
+    return tuple(sorted({step for step in (0, 5, 10, 20, 50) if step <= steps} | {steps}))
+
+
+def _listed(steps: Sequence[int]) -> str:
+    few = [str(step) for step in steps]
+    return ", ".join(few if len(few) <= 12 else [*few[:6], "…", few[-1]])
