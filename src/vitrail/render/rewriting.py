@@ -62,7 +62,7 @@ def draw_rewrite(result: "Rewrite") -> "Figure":
     much = f"L∞ {round(255 * result.similarity.linf)}/255 · L2 {result.similarity.l2:.2f}"
     alike = f"{much} · PSNR {result.similarity.psnr:.1f} dB · SSIM {result.similarity.ssim:.4f}"
     _picture(figure, difference, (across[2], y, panel, photo), f"difference × {factor}, grey: unchanged", alike)
-    _curves(figure, result, (across[3] + 0.3, y + 0.02, column - 0.34, photo - 0.02))
+    _curves(figure, result, (across[3] + 0.42, y + 0.02, column - 0.46, photo - 0.02))
     if maps:
         y -= 0.5 + HEAD + lower[1]
         for i, (ex, when) in enumerate(zip(maps, ("before", "after"), strict=True)):
