@@ -2,7 +2,7 @@
 
 import typer
 
-from vitrail.cli import bestiary, demo, explain, methods, models, transfer
+from vitrail.cli import bestiary, demo, explain, methods, models, rewrite, transfer
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ def _vitrail(
 
 app.command("explain")(explain.explain_command)
 app.command("transfer")(transfer.transfer_command)
+app.command("rewrite")(rewrite.rewrite_command)
 app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)

@@ -1,6 +1,8 @@
-"""Experiments on a model's attention: what happens to the answer, and to its reasons, when attention is moved."""
+"""Experiments on a model: what a change of its attention or of the photograph does to its answer and its reasons."""
 
+from .rewrite import classify, rewrite
+from .rewritten import Rewrite
 from .transfer import transfer
 from .transfer_result import Transfer, TransferFileError
 
-__all__ = ["Transfer", "TransferFileError", "transfer"]
+__all__ = ["Rewrite", "Transfer", "TransferFileError", "classify", "rewrite", "transfer"]

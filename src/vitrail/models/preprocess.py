@@ -76,7 +76,7 @@ class Preprocess:
 
         if image.mode != "RGB":
             raise ImageError(f"the picture has mode {image.mode}, not RGB; open it with vitrail.images.read_image")
-        height, width = self._resized(image.height, image.width)
+        height, width = self.resized(image.height, image.width)
         if height * width > _MAX_PIXELS:
             raise ImageError(
                 f"a picture of {image.width} x {image.height} pixels would become {width} x {height} before its centre "
@@ -126,7 +126,7 @@ class Preprocess:
         square = self.crop_mode == "center" and rows == cols and box[0] == box[1]
         return replace(self, size=(rows, cols), resize=box[0] if square else box)
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a picture of that size after the resizing, before the crop."""
         if self.resize is None:
             return self.size

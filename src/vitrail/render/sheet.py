@@ -14,7 +14,7 @@ from vitrail.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "save_figure", "save_picture"]
+__all__ = ["FORMATS", "save_figure", "save_picture", "suffix_of"]
 
 # No dates, and the same identifiers in every run: a picture in a repository changes only when it looks different.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ def save_picture(explanations: Explanation | Sequence[Explanation], path: str | 
     """
     from vitrail.render.figure import draw
 
-    _format(path)  # before the drawing, which takes longer than a refusal should
+    suffix_of(path)  # before the drawing, which takes longer than a refusal should
     return save_figure(draw(explanations, **look), path)
 
 
@@ -48,7 +48,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> Path:
 
     Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
     """
-    kind = _format(path)
+    kind = suffix_of(path)
     picture = _encode(figure, kind)
     with atomic_write(path) as file:
         file.write(picture)
@@ -66,7 +66,8 @@ def _encode(figure: "Figure", kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _format(path: str | os.PathLike[str]) -> str:
+def suffix_of(path: str | os.PathLike[str]) -> str:
+    """The format of a figure by the suffix of its path: "png", "pdf" or "svg". Raises `OptionError` for another."""
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise OptionError(f"cannot tell the format of {os.fspath(path)}: name it .png, .pdf or .svg")

@@ -1,0 +1,169 @@
+"""`vitrail rewrite`: a picture that looks the same and is another class."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitrail.cli.console import one_line, stop
+from vitrail.cli.explain import Gradient
+
+if TYPE_CHECKING:
+    from vitrail.experiments.rewrite import Progress
+
+__all__ = ["rewrite_command"]
+
+
+class Variant(StrEnum):
+    """What a step follows."""
+
+    gradient = "gradient"
+    sign = "sign"
+    adam = "adam"
+
+
+class Norm(StrEnum):
+    """How the budget is measured."""
+
+    linf = "linf"
+    l2 = "l2"
+
+
+def rewrite_command(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")],
+    target: Annotated[str, typer.Option("--target", "-t", help="The class to reach, by name or index.")],
+    source: Annotated[
+        str | None, typer.Option("--source", "-s", help="The class to leave. Default: the predicted class.")
+    ] = None,
+    until: Annotated[float, typer.Option("--until", help="Stop at this probability of the target.")] = 0.9,
+    variant: Annotated[Variant, typer.Option("--variant", help="What a step follows.")] = Variant.gradient,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Largest change in all, pixels counted from 0 to 1: 0.03 or 8/255.")
+    ] = None,
+    norm: Annotated[Norm, typer.Option("--norm", help="The norm of the budget.")] = Norm.linf,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps at most.")] = 500,
+    step: Annotated[
+        str | None, typer.Option("--step", help="Largest change of a pixel in one step. Default: by the variant.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The picture, .png or .webp. Default: out/<stem>.<target>.png")
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", help="Drawing of it all, .png, .pdf or .svg. Default: beside the picture."),
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="Of the signed maps before and after.")] = "complete",
+    gradient: Annotated[Gradient, typer.Option("--gradient", help="Of the signed maps.")] = Gradient.full,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+) -> None:
+    """Change a photograph as little as it takes until the model names another class; for auditing one's own model.
+
+    The picture is saved without loss at its own resolution, read again and classified. The exit code is 0 when that
+    file is the target class with the probability asked for, 1 when not (the best found is saved all the same), and 2
+    when the question cannot be asked.
+    """
+    limit, size = _number(budget, "--budget"), _number(step, "--step")
+
+    from vitrail.cli.inputs import slug
+    from vitrail.errors import VitrailError
+    from vitrail.experiments.rewrite import classify, rewrite
+    from vitrail.experiments.rewritten import lossless_format
+    from vitrail.render.sheet import save_figure, suffix_of
+
+    try:
+        for path, check in ((output, lossless_format), (figure, suffix_of)):
+            if path is not None:
+                check(path)  # before the search, which takes longer than a refusal should
+        loaded = _load(model, checkpoint, device)
+        with _bar(until, hidden=as_json) as progress:
+            result = rewrite(
+                loaded,
+                image,
+                target=target,
+                source=source,
+                until=until,
+                variant=variant.value,
+                budget=limit,
+                norm=norm.value,
+                steps=steps,
+                step=size,
+                method=method,
+                gradient=gradient.value,
+                progress=progress,
+            )
+        saved = result.save(output or Path("out") / f"{image.stem}.{slug(result.names[1])}.png")
+        drawn = save_figure(result.plot(), figure or saved.with_name(f"{saved.stem}.figure.png"))
+        answer = classify(loaded, saved).softmax(dim=0)
+    except VitrailError as error:
+        stop(error, as_json=as_json)
+    probability = float(answer[result.target])
+    reached = result.reached and int(answer.argmax()) == result.target and probability >= until
+    if as_json:
+        read_back = {"file": str(saved), "figure": str(drawn), "probability_of_file": probability}
+        typer.echo(json.dumps(result.record() | {"reached": reached} | read_back, indent=2))
+    else:
+        typer.echo(f"{one_line(str(image))}: {result.summary()}", err=not reached)
+        typer.echo(
+            f"{one_line(str(saved))}: read back, {result.names[1]} {100 * probability:.2f} %; "
+            f"L2 {result.similarity.l2:.3f}, SSIM {result.similarity.ssim:.4f}; drawn in {one_line(str(drawn))}"
+        )
+    raise typer.Exit(0 if reached else 1)
+
+
+def _load(model: str, checkpoint: Path | None, device: str) -> Any:
+    import torch
+
+    from vitrail.models import load
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return load(model, checkpoint=checkpoint, device=device)
+
+
+@contextmanager
+def _bar(until: float, *, hidden: bool) -> "Iterator[Callable[[Progress], None] | None]":
+    """How far the target's probability has come, where a person watches."""
+    if hidden or not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("step {task.fields[step]}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("rewriting", total=until, step="0")
+
+        def show(at: "Progress") -> None:
+            bar.update(
+                task,
+                completed=min(at.target, until),
+                step=f"{at.step} of at most {at.steps}",
+                description=f"target {100 * at.target:.1f} %, source {100 * at.source:.1f} %",
+            )
+
+        yield show
+
+
+def _number(text: str | None, option: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r} is no number; write 0.03 or 8/255", param_hint=option) from None

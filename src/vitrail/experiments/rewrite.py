@@ -1,0 +1,284 @@
+"""Class rewriting: change a photograph until the model names another class, and keep the file that proves it.
+
+    x ← x − η ∇ₓ (l_source − l_target)        (Cui, Fan, Chen, "pixel rewriting")
+
+**What it is for**: auditing one's own model. If a change that no eye finds turns a zebra into a bull mastiff, then
+what the model reads in those pixels is not what people read, and its maps before and after show where. The numbers
+to quote are the PSNR and the largest change at which the answer turns.
+
+**The file counts.** At each step the pixels are rounded to 8 bits and pass through the model's own preprocessing, just
+as the saved file will; the gradient is taken there and carried back to the unrounded pixels, through the crop and the
+resizing as if there were no rounding (straight through). So the curves are those of files, rounding is part of
+the search, and the last picture is encoded, decoded and classified once more before success is reported.
+
+**Beside FGSM and PGD.** FGSM takes one step of the whole budget along the gradient's sign, PGD many such small steps
+within it: every pixel moves, whether it matters or not. Steps along the gradient itself move the pixels that matter
+most, so that the same class is reached with a smaller squared change (a higher PSNR), at the price of a larger change
+of single pixels. `variant="sign"` with a budget is PGD without a random start.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import ImageError, ModelError, NonFiniteError, OptionError, TargetError
+from ..explain import explain
+from ..images import read_image
+from ..models import wrap
+from ..models.preprocess import Preprocess
+from ..models.readiness import refuse_training
+from ..models.vision_model import VisionModel
+from .budget import check_budget, project, to_levels
+from .resample import linear_view
+from .rewritten import Rewrite, encode
+from .similarity import similarity
+
+__all__ = ["VARIANTS", "Progress", "classify", "rewrite"]
+
+# The default step of each variant, in pixels from 0 to 1: the largest change of a pixel in one step.
+VARIANTS = {"gradient": 0.01, "sign": 0.5 / 255, "adam": 0.5 / 255}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the search stands: so many of at most `steps` steps, and the probabilities of both classes."""
+
+    step: int
+    steps: int
+    source: float
+    target: float
+
+
+@torch.inference_mode(False)
+def rewrite(
+    model: VisionModel | nn.Module,
+    image: Any,
+    *,
+    target: str | int,
+    source: str | int | None = None,
+    until: float | int = 0.9,
+    variant: str = "gradient",
+    budget: float | int | None = None,
+    norm: str = "linf",
+    steps: int = 500,
+    step: float | int | None = None,
+    method: str | None = "complete",
+    gradient: str = "full",
+    progress: Callable[[Progress], Any] | None = None,
+) -> Rewrite:
+    """Change a photograph, at its own resolution, until the model takes it for the target class.
+
+    Args:
+        model: from `vitrail.load` or `vitrail.wrap`, with its preprocessing; a bare module is wrapped.
+        image: a path, PIL image or uint8 array. (Not a float tensor: the result is an 8-bit file.)
+        target: the class to reach, by name or index.
+        source: the class to leave; default: the predicted one.
+        until: the target's probability at which to stop, between 0 and 1.
+        variant: "gradient" (steps along the raw gradient, scaled to a largest change of `step`), "sign" (along its
+            sign) or "adam".
+        budget: the largest change allowed in all, for pixels from 0 to 1 (as in 8/255), or None.
+        norm: the budget's norm: "linf" or "l2".
+        steps: how many to take at most.
+        step: the size of a step for pixels from 0 to 1; default: 0.01 for "gradient", half a level of 255 else.
+        method: of the signed maps before and after (see `vitrail.list_methods`), or None for no maps.
+        gradient: the gradient mode of those maps.
+        progress: called at each step with a `Progress`.
+
+    Returns:
+        A `Rewrite`. Nothing is random: the same call gives the same picture. Where the target cannot be reached,
+        `reached` is False, and the picture is the best that was found.
+
+    Raises:
+        TargetError: for a target that is the source, and for a class that is not the model's.
+        OptionError: for numbers out of range.
+        ModelError: for a model without preprocessing or in training mode.
+        ImageError: for what is no picture.
+
+    Example:
+        >>> import timm, vitrail
+        >>> vit = timm.create_model("test_vit", num_classes=10).eval()
+        >>> picture = np.random.default_rng(0).integers(0, 256, (180, 200, 3), dtype=np.uint8)
+        >>> result = rewrite(vit, picture, target=3, until=0.2)
+        >>> result.reached, result.picture.shape, result.similarity.psnr > 30
+        (True, (180, 200, 3), True)
+    """
+    if not isinstance(model, VisionModel):
+        model = wrap(model)
+    if model.preprocess is None:
+        raise ModelError(
+            f"{model.name} comes without preprocessing, so no file can be classified: give wrap(…, preprocess=…)"
+        )
+    _check(until, variant, budget, norm, steps, step)
+    refuse_training(model.module)
+    if isinstance(image, Tensor):
+        raise ImageError("a tensor is no file of 8 bits: give a path, a PIL image or a uint8 array")
+    photograph = np.array(read_image(image))
+    first = classify(model, photograph)
+    goal = _class(model, target, len(first))
+    start = int(first.argmax()) if source is None else _class(model, source, len(first))
+    if start == goal:
+        how = "which the model predicts already" if source is None else "which is the source as well"
+        raise TargetError(f"target {goal} is {model.class_name(goal)}, {how}; name another class")
+
+    search = _Search(model, photograph, start, goal, step or VARIANTS[variant], variant, budget, norm)
+    curves: list[tuple[float, float]] = []
+    best, picture, reason = 0, photograph, f"{steps} steps taken"
+    for number in range(steps + 1):
+        seen = search.see()
+        curves.append(seen)
+        if progress is not None:
+            progress(Progress(number, steps, *seen))
+        if number == 0 or seen[1] > curves[best][1]:
+            best, picture = number, search.picture
+        if seen[1] >= until and search.is_target:
+            best, picture, reason = number, search.picture, "reached"
+            break
+        if number < steps and not search.advance():
+            reason = f"no gradient is left after {number} steps"
+            break
+
+    # The proof: a file's bytes, read and classified as any other file.
+    answer = classify(model, encode(picture)).softmax(dim=0)
+    reached = bool(answer[goal] >= until) and int(answer.argmax()) == goal
+    names = (model.class_name(start), model.class_name(goal))
+    return Rewrite(
+        original=photograph,
+        picture=picture,
+        source=start,
+        target=goal,
+        until=until,
+        reached=reached,
+        reason=reason if budget is None or reached else f"{reason}, budget {norm} {budget:.4g}",
+        step=best,
+        curves=np.array(curves),
+        similarity=similarity(photograph, picture),
+        names=names,
+        before=_maps(model, photograph, start, goal, method, gradient),
+        after=_maps(model, picture, start, goal, method, gradient),
+        metadata={
+            "model": model.name,
+            **model.metadata,
+            "variant": variant,
+            "step_size": step or VARIANTS[variant],
+            "steps": steps,
+            "budget": budget,
+            "norm": norm,
+        },
+    )
+
+
+def classify(model: VisionModel, image: Any) -> Float[Tensor, " classes"]:
+    """The logits of one picture (path, bytes, PIL image, uint8 array) through the model's own preprocessing.
+
+    Raises:
+        ModelError: for a model without preprocessing.
+        NonFiniteError: for logits that are NaN or infinite.
+    """
+    if model.preprocess is None:
+        raise ModelError(f"{model.name} comes without preprocessing, so no file can be classified")
+    with torch.no_grad():
+        logits = model.logits(model.preprocess(read_image(image))[None])[0]
+    return _finite(logits.detach().cpu().double())
+
+
+class _Search:
+    """The unrounded pixels on their way, and the picture of 8 bits that they stand for."""
+
+    def __init__(
+        self,
+        model: VisionModel,
+        photograph: UInt8[np.ndarray, "height width 3"],
+        source: int,
+        target: int,
+        size: float | int,
+        variant: str,
+        budget: float | int | None,
+        norm: str,
+    ) -> None:
+        assert model.preprocess is not None
+        self.model, self.preprocess, self.classes = model, model.preprocess, (source, target)
+        self.size, self.variant, self.budget, self.norm = size, variant, budget, norm
+        self.levels = torch.from_numpy(photograph).permute(2, 0, 1).contiguous()
+        self.original = self.levels.float() / 255
+        self.pixels = self.original.clone()
+        self.view = linear_view(self.preprocess, *photograph.shape[:2])
+        self.adam = torch.optim.Adam([self.pixels], lr=float(size)) if variant == "adam" else None
+        self.picture, self.is_target = photograph, False
+        self.gradient = torch.zeros_like(self.pixels)
+
+    def see(self) -> tuple[float, float]:
+        """Round, show the picture to the model, keep the gradient; returns the two probabilities."""
+        source, target = self.classes
+        rounded = to_levels(self.pixels, self.levels, self.budget, self.norm)
+        self.picture = rounded.permute(1, 2, 0).contiguous().numpy()
+        view = self.preprocess(Image.fromarray(self.picture)).requires_grad_()
+        with torch.enable_grad():
+            logits = self.model.logits(view[None])[0].cpu()
+            (slope,) = torch.autograd.grad(logits[source] - logits[target], view)
+        self.gradient = self.view.back(_per_pixel(slope.float(), self.preprocess))
+        probabilities = _finite(logits.detach().double()).softmax(dim=0)
+        self.is_target = int(probabilities.argmax()) == target
+        return probabilities[source].item(), probabilities[target].item()
+
+    def advance(self) -> bool:
+        """One step, back into the budget; False where no gradient is left."""
+        largest = self.gradient.abs().max()
+        if not bool(largest.isfinite()):
+            raise NonFiniteError("the gradient holds NaN or infinity: run the model in float32")
+        if largest == 0:
+            return False
+        if self.adam is not None:
+            # Divided by its largest value, as for the raw gradient: Adam's own small number must not swallow it.
+            self.pixels.grad = self.gradient / largest
+            self.adam.step()
+        else:
+            direction = self.gradient.sign() if self.variant == "sign" else self.gradient / largest
+            self.pixels -= self.size * direction
+        self.pixels.copy_(project(self.pixels, self.original, self.budget, self.norm))
+        return True
+
+
+def _per_pixel(slope: Float[Tensor, "3 height width"], preprocess: Preprocess) -> Float[Tensor, "3 height width"]:
+    return slope.cpu() / torch.tensor(preprocess.std).view(
+        3, 1, 1
+    )  # the view counts from 0 to 1, before (x − mean)/std
+
+
+def _maps(model: VisionModel, picture: Any, source: int, target: int, method: str | None, gradient: str) -> Any:
+    if method is None:
+        return None
+    return explain(model, picture, [[source, target]], method=method, gradient=gradient)
+
+
+def _class(model: VisionModel, wanted: str | int, count: int) -> int:
+    if isinstance(wanted, bool):
+        raise TargetError(f"{wanted!r} is no class: give a name or an index")
+    return model.class_index(wanted, count)
+
+
+def _finite(logits: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:
+    if not bool(logits.isfinite().all()):
+        raise NonFiniteError("the logits hold NaN or infinity: check the image and the weights; try float32")
+    return logits
+
+
+def _check(
+    until: float | int, variant: str, budget: float | int | None, norm: str, steps: int, step: float | int | None
+) -> None:
+    if not 0 < until < 1:
+        raise OptionError(
+            f"until={until:g} is no probability to reach: give a number between 0 and 1, without the ends"
+        )
+    if variant not in VARIANTS:
+        raise OptionError(f"variant={variant!r} is not one of {', '.join(VARIANTS)}")
+    check_budget(budget, norm)
+    if steps < 1:
+        raise OptionError(f"steps={steps} must be 1 or more")
+    if step is not None and not 0 < step <= 1:
+        raise OptionError(f"step={step:g} must lie above 0 and be at most 1, the range of a pixel")

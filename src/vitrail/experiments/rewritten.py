@@ -1,0 +1,149 @@
+"""What one call of `rewrite` found: the picture, how it came about, and how far it lies from the photograph."""
+
+import io
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ..errors import OptionError, OutputFileError
+from ..explanation import Explanation, percent
+from ..files import atomic_write
+from ..images import read_image
+from .similarity import Similarity
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+__all__ = ["LOSSLESS", "Rewrite", "encode", "lossless_format"]
+
+# Formats that give back every level, and what makes Pillow write them so.
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "optimize": True},
+    "webp": {"format": "WEBP", "lossless": True, "exact": True, "method": 4},
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Rewrite:
+    """A photograph rewritten until the model names another class.
+
+    `original` and `picture` are 8-bit RGB at the photograph's own size. Row i of `curves` holds the probabilities of
+    `source` and `target` after i steps, each of the rounded picture as a file of it would be classified; `picture` is
+    that of row `step`. `reached` says whether it is the target class with a probability of at least `until` after a
+    round trip through a file; where not, `picture` is the most probable one found within the budget, and `reason` says
+    what ended the search. `before` and `after` are the signed maps of both classes, unless they were not asked for.
+    """
+
+    original: UInt8[np.ndarray, "height width 3"]
+    picture: UInt8[np.ndarray, "height width 3"]
+    source: int
+    target: int
+    until: float | int
+    reached: bool
+    reason: str
+    step: int
+    curves: Float[np.ndarray, "steps 2"]
+    similarity: Similarity
+    names: tuple[str, str]
+    before: Explanation | None = None
+    after: Explanation | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def probability(self) -> float:
+        """Of the target, in the picture."""
+        return float(self.curves[self.step, 1])
+
+    def summary(self) -> str:
+        """What happened, in one line.
+
+        "zebra 98.0 % → bull mastiff 94.3 % after 43 steps, …" or "bull mastiff not reached: 21.3 % of 93.8 % …".
+        """
+        source, target = self.names
+        way = f"PSNR {self.similarity.psnr:.1f} dB, L∞ {round(255 * self.similarity.linf)}/255"
+        if self.reached:
+            first = percent(float(self.curves[0, 0]))
+            return f"{source} {first} → {target} {percent(self.probability)} after {self.step} steps; {way}"
+        return (
+            f"{target} not reached: {percent(self.probability)} of the {percent(self.until)} asked for is the most "
+            f"found ({self.reason}); {way}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """All but the pictures and maps, as plain JSON values."""
+        finite = {name: value if math.isfinite(value) else None for name, value in self.similarity._asdict().items()}
+        return {
+            "source": self.names[0],
+            "source_index": self.source,
+            "target": self.names[1],
+            "target_index": self.target,
+            "until": self.until,
+            "reached": self.reached,
+            "reason": self.reason,
+            "step": self.step,
+            "source_probability": [float(self.curves[0, 0]), float(self.curves[self.step, 0])],
+            "target_probability": [float(self.curves[0, 1]), self.probability],
+            **finite,
+            "curves": {"source": self.curves[:, 0].tolist(), "target": self.curves[:, 1].tolist()},
+            **self.metadata,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture as PNG or lossless WebP, by the suffix, and read it back to see that every level is there.
+
+        Raises:
+            OptionError: for another suffix; JPEG and its like change the levels on which the answer rests.
+            OutputFileError: when the file cannot be written, or comes back different.
+        """
+        path, kind = Path(path), lossless_format(path)
+        content = encode(self.picture, kind)
+        with atomic_write(path) as file:
+            file.write(content)
+        if not np.array_equal(np.asarray(read_image(path)), self.picture):
+            raise OutputFileError(f"{path} does not hold the pixels that were written to it; save as .png")
+        return path
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """Draw both pictures, their difference amplified, the probabilities, and the signed maps before and after."""
+        from ..render.rewriting import draw_rewrite
+
+        return draw_rewrite(self)
+
+    def __repr__(self) -> str:
+        return f"Rewrite({self.summary()})"
+
+
+def lossless_format(path: str | os.PathLike[str]) -> str:
+    """The format that a suffix names: "png" or "webp".
+
+    Raises:
+        OptionError: for any other.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in LOSSLESS:
+        raise OptionError(
+            f"cannot save a rewritten picture to {os.fspath(path)}: the answer rests on single levels, which only "
+            "lossless files keep; name it .png or .webp"
+        )
+    return kind
+
+
+def encode(picture: UInt8[np.ndarray, "height width 3"], kind: str = "png") -> bytes:
+    """The bytes of a lossless file.
+
+    Raises:
+        OutputFileError: when the format cannot hold the picture (WebP ends at 16383 pixels a side).
+    """
+    buffer = io.BytesIO()
+    try:
+        Image.fromarray(np.ascontiguousarray(picture)).save(buffer, **LOSSLESS[kind])
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputFileError(f"the picture cannot be written as {kind}: {error}; save it as .png") from error
+    return buffer.getvalue()

@@ -1,0 +1,94 @@
+"""`vitrail rewrite` from the words on the command line to the file that is classified again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+import vitrail
+from vitrail.cli import app
+from vitrail.experiments import classify
+
+MODEL = "timm/test_vit"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (170, 190, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: Any) -> Result:
+        given = [str(word) for word in words]
+        result = CliRunner().invoke(app, ["rewrite", *given, "--model", MODEL, "--checkpoint", str(checkpoint)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return call
+
+
+def test_picture_figure_and_lines(run, photo, tmp_path, checkpoint):
+    result = run(photo, "--target", "zebra", "--until", 0.01)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "→ zebra" in result.stdout
+    assert "read back, zebra" in result.stdout
+    saved = tmp_path / "out" / "photo.zebra.png"
+    answer = classify(vitrail.load(MODEL, checkpoint=checkpoint), saved)
+    assert int(answer.argmax()) == 340
+    assert (tmp_path / "out" / "photo.zebra.figure.png").stat().st_size > 10_000
+    with Image.open(saved) as picture:
+        assert picture.size == (190, 170)
+
+
+def test_not_reached_is_exit_code_1(run, photo):
+    words = ("--target", "zebra", "--until", 0.99, "--budget", "1/255", "--steps", 2, "-o", "new.webp", "--json")
+    result = run(photo, *words, "--figure", "new.svg")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert not told["reached"]
+    assert (told["file"], told["figure"], told["target_index"]) == ("new.webp", "new.svg", 340)
+    assert told["linf"] <= 1 / 255 + 1e-9
+    assert told["probability_of_file"] == told["target_probability"][1]
+    assert len(told["curves"]["target"]) == 3
+    plain = run(photo, "--target", "zebra", "--until", 0.99, "--steps", 1)
+    assert plain.exit_code == 1
+    assert "zebra not reached" in plain.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--target", "zebra", "-o", "new.jpg"), "cannot save a rewritten picture to new.jpg"),
+        (("--target", "zebra", "--figure", "new.jpg"), "cannot tell the format of new.jpg"),
+        (("--target", "zebrra"), "no class of the model's 1000 is called 'zebrra'"),
+        (("--target", "zebra", "--source", 340), "which is the source as well"),
+        (("--target", "zebra", "--budget", "0"), "budget=0 allows no change"),
+        (("--target", "zebra", "--until", "1.5"), "until=1.5 is no probability"),
+        (("--target", "zebra", "--budget", "much"), "write 0.03 or 8/255"),
+    ],
+)
+def test_questions_at_fault_are_exit_code_2(run, photo, tmp_path, words, message):
+    result = run(photo, *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
