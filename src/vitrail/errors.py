@@ -17,6 +17,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "OutputFileError",
+    "SameClassError",
     "TargetCountError",
     "TargetError",
     "TrainingModeError",
@@ -105,6 +106,10 @@ class AmbiguousClassError(TargetError):
 
 class TargetCountError(TargetError):
     """The number of targets does not fit the number of images."""
+
+
+class SameClassError(TargetError):
+    """A class is held against itself."""
 
 
 class MethodError(VitrailError):
