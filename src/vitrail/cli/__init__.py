@@ -2,7 +2,8 @@
 
 import typer
 
-from vitrail.cli import explain, methods, models
+from vitrail.cli import detail, explain, methods, models
+from vitrail.cli.many_values import ManyValues
 
 __all__ = ["app", "main"]
 
@@ -28,6 +29,7 @@ def _vitrail(
 
 
 app.command("explain")(explain.explain_command)
+app.command("detail", cls=ManyValues)(detail.detail_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)
 
