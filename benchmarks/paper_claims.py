@@ -3,7 +3,8 @@
 1. `classes`: Pearson's correlation between the maps of two classes of one image. The paper's absolute gradient is said
    to show the encoder rather than the class, so its maps should hardly depend on the class.
 2. `objects`: on photographs with masks of two kinds of object, how many of the patches on the *other* object are
-   negative, beside the share of negative patches anywhere in the map: only what exceeds that is a finding.
+   negative, beside the share of negative patches anywhere in the map: only what exceeds that is a finding. `pairs`
+   counts the same on photographs of two animals whose patches were marked by eye.
 3. `stitched`: each photograph squashed to the left half beside a zebra (224×224), its label explained, 16×16 patches
    set to black before normalisation at 0 %, 10 % … 90 %; score top-1 = label, area by trapezoid with 0 at 100 %. Two
    controls: GAE(label) − GAE(zebra), which has signs too; and the photograph's own half alone, the zebra half being
@@ -51,6 +52,23 @@ PAIRS = {
     "catdog.png": ("bull mastiff", "tiger cat"),
     "cat_dog_original.jpg": ("bull mastiff", "tiger cat"),
 }
+# Where the two animals of PAIRS are: blocks of patches (top, bottom, left, right; ends excluded) of the centre crop.
+MARKED = {
+    "el1.png": ([(6, 9, 0, 3), (5, 7, 2, 4), (9, 11, 1, 2)], [(1, 11, 8, 13), (4, 12, 7, 9)]),
+    "el2.png": (
+        [(7, 10, 6, 13), (6, 8, 10, 14), (10, 13, 6, 8), (10, 13, 10, 11)],
+        [(0, 5, 3, 10), (5, 7, 3, 5), (5, 7, 6, 7), (2, 6, 0, 3)],
+    ),
+    "el3.png": ([(9, 12, 4, 14), (7, 9, 7, 10)], [(3, 12, 0, 2), (4, 6, 2, 4), (6, 7, 5, 9)]),
+    "el4.png": ([(6, 11, 0, 3), (7, 10, 3, 7), (7, 10, 9, 14), (10, 13, 5, 11)], [(1, 6, 0, 14)]),
+    "el5.png": (
+        [(9, 11, 0, 1), (9, 11, 4, 12), (11, 13, 0, 3), (11, 13, 4, 9), (11, 13, 12, 14)],
+        [(7, 9, 0, 2), (7, 9, 3, 5), (7, 9, 11, 13)],
+    ),
+    "catdog.png": ([(0, 8, 5, 9)], [(8, 13, 9, 12), (10, 14, 2, 10)]),
+    "cat_dog_original.jpg": ([(0, 8, 4, 9)], [(8, 13, 10, 13), (10, 14, 2, 10)]),
+}
+SIGNS = ["positive on own object", "negative on the other", "negative anywhere", "excess on the other"]
 # COCO's kinds of object, by name, and the ImageNet classes that are of that kind.
 KINDS: dict[str, list[int]] = {
     "bird": [*range(7, 25), *range(80, 101), *range(127, 147)], "cat": [*range(281, 286)], "dog": [*range(151, 269)],
@@ -114,6 +132,50 @@ def kinds_in(mask: np.ndarray, names: dict[int, str]) -> Iterator[tuple[str, Ten
                 yield name, covered
 
 
+def count_signs(
+    model: vitrail.VisionModel,
+    path: Path,
+    objects: tuple[tuple[int, Tensor], tuple[int, Tensor]],
+    figures: dict[str, dict[str, list[float]]],
+) -> None:
+    """Add one photograph: two classes with the patches of each, asked both ways and counted as one."""
+    (first, on_first), (second, on_second) = objects
+    both = {name: vitrail.explain(model, path, [[first, second]], **how).scores[0] for name, how in MAPS.items()}
+    both["gae − gae(other)"] = both["gae"] - both["gae"].flip(0)
+    for loss in ("normalized_difference", "difference"):
+        ex = vitrail.explain(model, path, [[first, second]], against=[[second, first]], objective=loss)
+        both[f"complete, {loss.replace('_', ' ')}"] = ex.scores[0]
+    for name, maps in both.items():
+        rows = []
+        for scores, own, far in ((maps[0], on_first, on_second), (maps[1], on_second, on_first)):
+            negative = (scores < 0).float()
+            rows.append([float(x) for x in (1 - negative[own].mean(), negative[far].mean(), negative.mean())])
+        own, far, anywhere = np.mean(rows, axis=0).tolist()
+        for column, value in zip(SIGNS, (own, far, anywhere, far - anywhere), strict=True):
+            figures[name][column].append(value)
+
+
+def signs_on_pairs(model: vitrail.VisionModel, data: Path, *_: float) -> None:
+    """The same on the photographs of two animals, whose patches were marked by eye."""
+    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for file, marked in MARKED.items():
+        objects = []
+        for name, blocks in zip(PAIRS[file], marked, strict=True):
+            patches = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+            for top, bottom, left, right in blocks:
+                patches[top:bottom, left:right] = True
+            objects.append((model.class_index(name), patches))
+        alone: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        count_signs(model, data / "pairs" / file, (objects[0], objects[1]), alone)
+        for name in (name for name in alone if name.startswith("complete")):
+            own, far, anywhere, _ = (alone[name][column][0] for column in SIGNS)
+            print(f"{file}, {name}: own > 0 {own:.2f}, other < 0 {far:.2f}, anywhere < 0 {anywhere:.2f}", flush=True)
+        for name, row in alone.items():
+            for column, values in row.items():
+                figures[name][column] += values
+    report(f"Share of patches by sign, {len(MARKED)} photographs of two animals", SIGNS, figures)
+
+
 def signs_on_objects(model: vitrail.VisionModel, data: Path, count: int, _: float) -> None:
     """The sign on the object that is asked about, on the other one, and anywhere."""
     assert model.preprocess is not None
@@ -132,23 +194,8 @@ def signs_on_objects(model: vitrail.VisionModel, data: Path, count: int, _: floa
         (one, on_one), (other, on_other) = found[:2]
         first, second = (max(KINDS[kind], key=lambda index: float(logits[index])) for kind in (one, other))
         asked.append(f"{path.stem}: {model.class_name(first)} / {model.class_name(second)}")
-        both = {name: vitrail.explain(model, path, [[first, second]], **how).scores[0] for name, how in MAPS.items()}
-        both["gae − gae(other)"] = both["gae"] - both["gae"].flip(0)
-        for loss in ("normalized_difference", "difference"):
-            ex = vitrail.explain(model, path, [[first, second]], against=[[second, first]], objective=loss)
-            both[f"complete, {loss.replace('_', ' ')}"] = ex.scores[0]
-        for name, maps in both.items():
-            rows = []
-            for scores, own, far in ((maps[0], on_one, on_other), (maps[1], on_other, on_one)):
-                negative = (scores < 0).float()
-                rows.append([float(x) for x in (1 - negative[own].mean(), negative[far].mean(), negative.mean())])
-            means = np.mean(rows, axis=0)  # an image counts once, both ways together
-            figures[name]["positive on own object"].append(float(means[0]))
-            figures[name]["negative on the other"].append(float(means[1]))
-            figures[name]["negative anywhere"].append(float(means[2]))
-            figures[name]["excess on the other"].append(float(means[1] - means[2]))
-    columns = ["positive on own object", "negative on the other", "negative anywhere", "excess on the other"]
-    report(f"Share of patches by sign, {len(asked)} photographs with masks of two kinds of object", columns, figures)
+        count_signs(model, path, ((first, on_one), (second, on_other)), figures)
+    report(f"Share of patches by sign, {len(asked)} photographs with masks of two kinds of object", SIGNS, figures)
     print("\n" + "; ".join(asked))
 
 
@@ -235,7 +282,7 @@ def stitched(model: vitrail.VisionModel, data: Path, count: int, minutes: float)
         print(f"| {name} | {way} | " + " ".join(f"{value:.3f}" for value in np.mean(rows, axis=0)) + " |")
 
 
-CLAIMS = {"classes": class_dependence, "objects": signs_on_objects, "stitched": stitched}
+CLAIMS = {"classes": class_dependence, "pairs": signs_on_pairs, "objects": signs_on_objects, "stitched": stitched}
 
 
 def main() -> None:

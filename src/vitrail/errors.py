@@ -4,6 +4,7 @@ __all__ = [
     "AmbiguousClassError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "ExperimentError",
     "ImageError",
     "ImageTooLargeError",
     "LayoutError",
@@ -23,6 +24,7 @@ __all__ = [
     "TrainingModeError",
     "TruncatedImageError",
     "UnknownClassError",
+    "UnknownExperimentError",
     "UnknownMethodError",
     "UnknownModelError",
     "UnknownObjectiveError",
@@ -130,6 +132,14 @@ class ObjectiveError(VitrailError):
 
 class UnknownObjectiveError(ObjectiveError):
     """No objective of that name."""
+
+
+class ExperimentError(VitrailError):
+    """An experiment lacks what it shows: a second class, say, or a folder of pictures."""
+
+
+class UnknownExperimentError(ExperimentError):
+    """No experiment of that name, or it is not known which one the paper's figure shows."""
 
 
 class NonFiniteError(VitrailError):

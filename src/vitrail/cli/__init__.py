@@ -2,7 +2,7 @@
 
 import typer
 
-from vitrail.cli import detail, explain, methods, models
+from vitrail.cli import detail, explain, methods, models, reproduce
 from vitrail.cli.many_values import ManyValues
 
 __all__ = ["app", "main"]
@@ -30,6 +30,7 @@ def _vitrail(
 
 app.command("explain")(explain.explain_command)
 app.command("detail", cls=ManyValues)(detail.detail_command)
+app.command("reproduce", cls=ManyValues)(reproduce.reproduce_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)
 
