@@ -133,7 +133,7 @@ def _run(name: str, request: Request, typical: Path | None) -> bool:
 
 
 def _readable(paths: list[Path], reporter: Reporter) -> Iterator[Path]:
-    """The images that can be opened; an experiment draws several together, so one must not spoil the others' picture."""
+    """The images that can be opened: an experiment draws several together, and one must not spoil the rest."""
     from vitrail.errors import ImageError
     from vitrail.images import read_image
 
