@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ import vitrail
 SIZE, PATCH, SIDE = 224, 16, 14
 ZEBRA = 340
 SHARES = [step / 10 for step in range(10)]
-MAPS = {
+MAPS: dict[str, dict[str, Any]] = {
     "absolute": {"method": "absolute"},
     "gae": {"method": "gae"},
     "complete, full": {"method": "complete"},
@@ -147,11 +148,11 @@ def count_signs(
         both[f"complete, {loss.replace('_', ' ')}"] = ex.scores[0]
     for name, maps in both.items():
         rows = []
-        for scores, own, far in ((maps[0], on_first, on_second), (maps[1], on_second, on_first)):
+        for scores, mine, far in ((maps[0], on_first, on_second), (maps[1], on_second, on_first)):
             negative = (scores < 0).float()
-            rows.append([float(x) for x in (1 - negative[own].mean(), negative[far].mean(), negative.mean())])
-        own, far, anywhere = np.mean(rows, axis=0).tolist()
-        for column, value in zip(SIGNS, (own, far, anywhere, far - anywhere), strict=True):
+            rows.append([float(x) for x in (1 - negative[mine].mean(), negative[far].mean(), negative.mean())])
+        means = [float(value) for value in np.mean(rows, axis=0)]
+        for column, value in zip(SIGNS, [*means, means[1] - means[2]], strict=True):
             figures[name][column].append(value)
 
 
@@ -168,7 +169,7 @@ def signs_on_pairs(model: vitrail.VisionModel, data: Path, *_: float) -> None:
         alone: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         count_signs(model, data / "pairs" / file, (objects[0], objects[1]), alone)
         for name in (name for name in alone if name.startswith("complete")):
-            own, far, anywhere, _ = (alone[name][column][0] for column in SIGNS)
+            own, far, anywhere = (alone[name][column][0] for column in SIGNS[:3])
             print(f"{file}, {name}: own > 0 {own:.2f}, other < 0 {far:.2f}, anywhere < 0 {anywhere:.2f}", flush=True)
         for name, row in alone.items():
             for column, values in row.items():
