@@ -4,6 +4,7 @@ __all__ = [
     "AmbiguousClassError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "ExperimentError",
     "ImageError",
     "ImageTooLargeError",
     "LayoutError",
@@ -17,11 +18,13 @@ __all__ = [
     "OptionError",
     "OutputError",
     "OutputFileError",
+    "SameClassError",
     "TargetCountError",
     "TargetError",
     "TrainingModeError",
     "TruncatedImageError",
     "UnknownClassError",
+    "UnknownExperimentError",
     "UnknownMethodError",
     "UnknownModelError",
     "UnknownObjectiveError",
@@ -107,6 +110,10 @@ class TargetCountError(TargetError):
     """The number of targets does not fit the number of images."""
 
 
+class SameClassError(TargetError):
+    """A class is held against itself."""
+
+
 class MethodError(VitrailError):
     """A method cannot be applied as asked."""
 
@@ -125,6 +132,14 @@ class ObjectiveError(VitrailError):
 
 class UnknownObjectiveError(ObjectiveError):
     """No objective of that name."""
+
+
+class ExperimentError(VitrailError):
+    """An experiment lacks what it shows: a second class, say, or a folder of pictures."""
+
+
+class UnknownExperimentError(ExperimentError):
+    """No experiment of that name, or it is not known which one the paper's figure shows."""
 
 
 class NonFiniteError(VitrailError):

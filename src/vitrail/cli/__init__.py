@@ -2,7 +2,8 @@
 
 import typer
 
-from vitrail.cli import bestiary, demo, explain, methods, models, rewrite, transfer
+from vitrail.cli import bestiary, demo, detail, explain, methods, models, reproduce, rewrite, transfer
+from vitrail.cli.many_values import ManyValues
 
 __all__ = ["app", "main"]
 
@@ -28,8 +29,10 @@ def _vitrail(
 
 
 app.command("explain")(explain.explain_command)
+app.command("detail", cls=ManyValues)(detail.detail_command)
 app.command("transfer")(transfer.transfer_command)
 app.command("rewrite")(rewrite.rewrite_command)
+app.command("reproduce", cls=ManyValues)(reproduce.reproduce_command)
 app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)

@@ -1,0 +1,188 @@
+"""The work behind `vitrail detail`: the classes named once, each image compared, a sheet per pair."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitrail.cli.batches import QUESTION_ERRORS
+from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.detail import DetailRequest
+from vitrail.cli.explaining import load_model
+from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.errors import NotAnImageError, SameClassError
+from vitrail.explanation import percent
+from vitrail.files import writable_folder
+
+if TYPE_CHECKING:
+    from vitrail.guidance import Detail, TypicalPictures
+    from vitrail.models import VisionModel
+
+__all__ = ["run"]
+
+HEADER = ("image", "target", "its probability", "against", "and its", "both ways", "files")
+
+
+def run(request: DetailRequest) -> bool:
+    """Compare the classes on every image of the request; say whether any image failed.
+
+    Raises `VitrailError` for a question at fault.
+    """
+    from vitrail.methods import find_method
+
+    find_method(request.question["method"], request.options)
+    output = writable_folder(request.output)
+    reporter = Reporter(as_json=request.as_json)
+    found, missing = find_images(request.images, leave_out=output)
+    if request.typical is not None:
+        _refuse_empty(request.typical)
+    model = load_model(request)
+    for argument, error in missing:
+        reporter.fail(argument, error)
+    at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
+    with reporter.working(len(found)):
+        results: Iterable[dict[str, Any]] = _results(request, model, found, reporter)
+        if at_the_end:
+            results = list(results)
+        else:
+            show_table(HEADER, map(_row, results))
+    if request.as_json:
+        asked = {**request.question, "losses": request.losses}
+        document = {"model": model.name, "metadata": dict(model.metadata), **asked, "results": results}
+        typer.echo(json.dumps({**document, "failures": reporter.failures}, indent=2, default=str))
+    elif at_the_end:
+        show_table(HEADER, map(_row, results))
+    return bool(reporter.failures)
+
+
+def _refuse_empty(folder: Path) -> None:
+    from vitrail.guidance import picture_files
+
+    if not folder.is_dir():
+        raise NotAnImageError(f"--typical {folder} is no folder; give one of pictures, or with a subfolder per class")
+    inside = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+    if not any(picture_files(path) for path in inside):
+        raise NotAnImageError(f"--typical {folder}: there is no picture in this folder or its subfolders")
+
+
+def _results(
+    request: DetailRequest, model: "VisionModel", found: Sequence[Found], reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    from vitrail.guidance import detail
+    from vitrail.images import read_image
+
+    target = model.class_index(request.targets[0]) if request.targets else None
+    against = [model.class_index(name) for name in request.against] or None
+    names = OutputNames(request.output, found)
+    known: "dict[tuple[int, ...], dict[int, TypicalPictures]]" = {}
+    for image in found:
+        try:
+            answer = detail(
+                model, read_image(image.path), target, against,
+                top=request.top, losses=request.losses, **request.question,
+            )  # fmt: skip
+            maps = {
+                loss: replace(ex, metadata={**ex.metadata, "sources": [image.path.name]})
+                for loss, ex in answer.maps.items()
+            }
+            answer = replace(answer, maps=maps)
+            typical = _typical(request, model, answer, known, reporter)
+            yield from _written(request, answer, typical, image, names)
+        except Exception as error:
+            # What a prediction is held against may be itself on one image only; other faults are the question's.
+            if isinstance(error, QUESTION_ERRORS) and not (target is None and isinstance(error, SameClassError)):
+                raise
+            reporter.fail(str(image.path), error)
+        reporter.advance()
+
+
+def _typical(
+    request: DetailRequest,
+    model: "VisionModel",
+    answer: "Detail",
+    known: "dict[tuple[int, ...], dict[int, TypicalPictures]]",
+    reporter: Reporter,
+) -> "dict[int, TypicalPictures]":
+    from vitrail.guidance import typical_pictures
+
+    if request.typical is None:
+        return {}
+    classes = tuple(dict.fromkeys(index for pair in answer.pairs for index in pair))
+    if classes not in known:
+        try:
+            opposing = list(dict.fromkeys(pair[1] for pair in answer.pairs))
+            known[classes] = typical_pictures(model, request.typical, classes, opposing)
+        except NotAnImageError as error:
+            reporter.say(f"warning: {error}")
+            known[classes] = {}
+        for pictures in known[classes].values():
+            for path, reason in pictures.failures:
+                reporter.say(f"warning: {path}: {reason}")
+    return known[classes]
+
+
+def _written(
+    request: DetailRequest, answer: "Detail", typical: "dict[int, TypicalPictures]", image: Found, names: OutputNames
+) -> Iterator[dict[str, Any]]:
+    from vitrail.render import save_figure
+    from vitrail.render.class_pair import draw_pair
+
+    pictures = [kind for kind in request.formats if kind != "safetensors"]
+    maps = []
+    if "safetensors" in request.formats:
+        for loss, ex in answer.maps.items():
+            maps.append(str(ex.save(names.path(image, f"detail.{loss}", "safetensors"))))
+    for pair in answer.pairs:
+        ex = next(iter(answer.maps.values()))
+        what = f"detail.{slug(ex.class_name(pair[0]))}-and-{slug(ex.class_name(pair[1]))}"
+        files = []
+        if pictures:
+            figure = draw_pair(answer, *pair, typical=typical)
+            files = [str(save_figure(figure, names.path(image, what, kind))) for kind in pictures]
+        yield _result(answer, pair, typical, image.path) | {"files": files + maps}
+
+
+def _result(
+    answer: "Detail", pair: tuple[int, int], typical: "dict[int, TypicalPictures]", path: Path
+) -> dict[str, Any]:
+    ex = next(iter(answer.maps.values()))
+    row: dict[str, Any] = {"image": str(path)}
+    for role, index in zip(("target", "against"), pair, strict=True):
+        row |= {
+            role: ex.class_name(index),
+            f"{role}_index": index,
+            f"{role}_probability": ex.probability(index),
+            f"{role}_logit": float(answer.logits[index]),
+        }
+    row["losses"] = {}
+    for loss in answer.losses:
+        ways = {}
+        for way, (one, other) in (("forward", pair), ("reverse", pair[::-1])):
+            view = answer.view(loss, one, other)
+            ways[way] = {
+                "value": answer.value(loss, one, other),
+                "lowest": view.scores.min().item(),
+                "highest": view.scores.max().item(),
+                "difference_instead": view.metadata["difference_instead"][0][0],
+            }
+        row["losses"][loss] = {**ways, "correlation": answer.reversal(loss, *pair)}
+    row["typical"] = {
+        ex.class_name(index): {
+            "folder": str(typical[index].folder),
+            "pictures": len(typical[index].pictures),
+            "predicted": {ex.class_name(asked): typical[index].predicted_as(asked) for asked in pair},
+        }
+        for index in pair
+        if index in typical
+    }
+    return row
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    sides = [value for role in ("target", "against") for value in (row[role], percent(row[f"{role}_probability"]))]
+    loss = "normalized_difference" if "normalized_difference" in row["losses"] else next(iter(row["losses"]))
+    return row["image"], *sides, f"{row['losses'][loss]['correlation']:+.2f}".replace("-", "−"), ", ".join(row["files"])

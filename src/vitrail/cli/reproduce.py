@@ -1,0 +1,146 @@
+"""`vitrail reproduce`: the paper's experiments on given images and model."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitrail.cli.console import Reporter, show_table, stop
+from vitrail.cli.explain import Format, Gradient, Precision, Request, _size
+
+__all__ = ["reproduce_command"]
+
+
+def reproduce_command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="What --list shows: gradients, fig9, …")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A name that `vitrail models` lists.")] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", "-t", help="Class by name or index; repeat.")] = None,
+    against: Annotated[list[str] | None, typer.Option("--against", help="Opposing classes.")] = None,
+    typical: Annotated[
+        Path | None, typer.Option("--typical", help="Pictures of the opposing class, or a subfolder per class.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")] = Path(
+        "out"
+    ),
+    format_: Annotated[Format, typer.Option("--format", "-f", help="png, pdf or svg.")] = Format.png,
+    gradient: Annotated[
+        Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
+    ] = Gradient.full,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
+    list_: Annotated[bool, typer.Option("--list", help="List the experiments and what they need, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Draw an experiment of the paper on your own images and model, and write its numbers beside the pictures.
+
+    OUTPUT gets the pictures and NAME.json. Images come before --against.
+    """
+    from vitrail.errors import VitrailError
+
+    if list_:
+        _list(as_json)
+        return
+    if not name or not images or not model:
+        raise typer.BadParameter("give NAME, IMAGE... and --model, or --list", param_hint="NAME")
+    if format_ in (Format.safetensors, Format.all):
+        raise typer.BadParameter("an experiment is drawn as png, pdf or svg", param_hint="--format")
+    request = Request(
+        images=images,
+        model=model,
+        checkpoint=checkpoint,
+        targets=target or [],
+        against=against or [],
+        question={} if gradient is Gradient.full else {"gradient": gradient.value},
+        options={},
+        load={"device": device, "dtype": dtype.value, "size": None if size is None else _size(size)},
+        batch_size=1,
+        output=output,
+        formats=(format_.value,),
+        as_json=as_json,
+        seed=None,
+    )
+    try:
+        failed = _run(name, request, typical)
+    except VitrailError as error:
+        stop(error, as_json=as_json)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _list(as_json: bool) -> None:
+    from vitrail.experiments.reproduce import EXPERIMENTS
+
+    found = [
+        {"name": one.name, "figure": one.figure, "needs": one.wants, "shows": one.summary}
+        for one in EXPERIMENTS.values()
+    ]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    rows = [
+        (one["name"], f"Fig. {one['figure']}" if one["figure"] else "", one["needs"], one["shows"]) for one in found
+    ]
+    show_table(("name", "in the paper", "needs", "shows"), rows)
+
+
+def _run(name: str, request: Request, typical: Path | None) -> bool:
+    from vitrail.cli.explaining import load_model
+    from vitrail.cli.inputs import find_images
+    from vitrail.experiments.reproduce import Question, find_experiment
+    from vitrail.files import atomic_write, writable_folder
+
+    experiment = find_experiment(name)
+    output = writable_folder(request.output)
+    found, missing = find_images(request.images, leave_out=output)
+    reporter = Reporter(as_json=request.as_json)
+    for argument, error in missing:
+        reporter.fail(argument, error)
+    readable = list(_readable([image.path for image in found], reporter))
+    if not readable:
+        return True
+    model = load_model(request)
+    question = Question(
+        model=model,
+        images=tuple(readable),
+        output=output,
+        targets=tuple(model.class_index(one) for one in request.targets),
+        against=tuple(model.class_index(one) for one in request.against),
+        typical=typical,
+        format=request.formats[0],
+        options=dict(request.question),
+    )
+    results = experiment.function(question)
+    about = {"experiment": experiment.name, "figure": experiment.figure, "model": model.name}
+    document: dict[str, Any] = {**about, "metadata": dict(model.metadata), **request.question, "results": results}
+    text = json.dumps(document, indent=2, default=str)
+    with atomic_write(output / f"{experiment.name}.json") as file:
+        file.write(text.encode())
+    if request.as_json:
+        typer.echo(text)
+    else:
+        show_table(("file",), [(result["file"],) for result in results])
+    return bool(reporter.failures)
+
+
+def _readable(paths: list[Path], reporter: Reporter) -> Iterator[Path]:
+    """The images that can be opened: an experiment draws several together, and one must not spoil the rest."""
+    from vitrail.errors import ImageError
+    from vitrail.images import read_image
+
+    for path in paths:
+        try:
+            read_image(path)
+        except ImageError as error:
+            reporter.fail(str(path), error)
+        else:
+            yield path

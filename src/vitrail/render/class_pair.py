@@ -1,0 +1,226 @@
+"""One sheet for a pair of classes: the photograph, every loss one way and the other, pictures of the other class."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitrail.explanation import Explanation, percent
+from vitrail.guidance.detail import Detail
+from vitrail.guidance.typical import Typical, TypicalPictures
+from vitrail.render.figure import (
+    FRAME,
+    INK,
+    MARGIN,
+    NOTE,
+    NOTE_SIZE,
+    PALE,
+    Box,
+    _axes,
+    _bar,
+    _figure,
+    _pixels,
+    _show,
+)
+from vitrail.render.lettering import lines, number, write
+from vitrail.render.overlay import overlay, resize, strength
+from vitrail.render.palette import AGAINST, FOR
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_pair"]
+
+PANEL, GAP = 2.3, 0.16  # inches: the height of a map, the space between two
+TITLE, HEAD, FOOT = 0.36, 0.72, 0.5
+THUMB, CAPTION = 0.98, 0.17  # a typical picture, and the line below it
+COLUMNS = 3  # of typical pictures, in two rows
+BARS = 5  # classes whose probabilities are shown
+FORMULAS = {
+    "logit": ("logit, Eq. 7", "l₁"),
+    "normalized_difference": ("normalised difference, Eq. 8", "(l₁ − l₂) / l₁"),
+    "difference": ("difference", "l₁ − l₂"),
+    "ratio": ("ratio", "l₁ / l₂"),
+}
+
+
+def draw_pair(
+    found: Detail, target: int, against: int, *, typical: dict[int, TypicalPictures] | None = None, smooth: bool = True
+) -> "Figure":
+    """Draw the maps of `target` against `against` above those of the reverse question, one column per loss.
+
+    Red argues for the first class of a row's question, blue against it; each map is scaled by its own largest absolute
+    score, and the bar below it has the true range. `typical` holds pictures by class, from `typical_pictures`; each row
+    shows those of its opposing class with what the model takes them for.
+
+    Raises `TargetError` for a pair that `found` does not hold.
+    """
+    typical = typical or {}
+    first = found.view(found.losses[0], target, against)
+    wide = _width(first)
+    shown = [len(typical[index].pictures) for index in (target, against) if index in typical]
+    beside = max(min(COLUMNS, max(shown, default=0)), 2) * (THUMB + 0.08) - 0.08
+    left = wide if first.images is not None else 1.9
+    width = 2 * MARGIN + left + len(found.losses) * (wide + GAP)
+    width += (2.5 * GAP + beside) * bool(shown)
+    notes = [line for note in _notes(found, target, against) for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
+    row = HEAD + PANEL + FOOT
+    height = MARGIN + TITLE + 2 * row + NOTE * len(notes) + MARGIN / 2
+    figure = _figure(width, height)
+    _title(figure, first, target, against, (MARGIN, height - MARGIN - 0.22, width - 2 * MARGIN))
+    top = height - MARGIN - TITLE - HEAD - PANEL
+    for number_of_row, (one, other) in enumerate(((target, against), (against, target))):
+        y = top - number_of_row * row
+        if number_of_row == 0:
+            _photograph(figure, first, (MARGIN, y, left, PANEL))
+        else:
+            _bars(figure, first, target, against, (MARGIN, y, left, PANEL))
+        x = MARGIN + left + GAP
+        _question(figure, first, one, other, (x, y + PANEL + 0.45, width - x - MARGIN))
+        for loss in found.losses:
+            _panel(figure, found, loss, one, other, (x, y, wide, PANEL), smooth=smooth)
+            x += wide + GAP
+        if other in typical:
+            _typical(figure, typical[other], first, one, other, (x + 1.5 * GAP, y, beside, PANEL))
+    for line, note in enumerate(reversed(notes)):
+        write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
+    return figure
+
+
+def _width(ex: Explanation) -> float:
+    rows, cols = ex.grid if ex.images is None else ex.images.shape[1:3]
+    return float(np.clip(PANEL * cols / rows, 1.6, 4.0))
+
+
+def _verdict(ex: Explanation, index: int) -> str:
+    return percent(ex.probability(index))
+
+
+Line = tuple[float, float, float]  # left, base, width in inches
+
+
+def _title(figure: "Figure", ex: Explanation, target: int, against: int, place: Line) -> None:
+    x, y, width = place
+    for index, word, colour in ((target, "", FOR), (against, "against ", AGAINST)):
+        text = write(
+            figure, x, y, word + ex.class_name(index), ending=f" {_verdict(ex, index)}", width=width * 0.45, size=14.0,
+            weight="bold", color=colour,
+        )  # fmt: skip
+        x += _inches(figure, text) + 0.12
+
+
+def _question(figure: "Figure", ex: Explanation, one: int, other: int, place: Line) -> None:
+    x, y, width = place
+    text = write(figure, x, y, ex.class_name(one), width=width * 0.4, size=10.0, weight="bold", color=FOR)
+    x += _inches(figure, text) + 0.08
+    write(figure, x, y, f"against {ex.class_name(other)}", width=width * 0.4, size=10.0, weight="bold", color=AGAINST)
+
+
+def _inches(figure: "Figure", text: Any) -> float:
+    return text.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi  # type: ignore[attr-defined]
+
+
+def _photograph(figure: "Figure", ex: Explanation, box: Box) -> None:
+    x, y, wide, high = box
+    if ex.images is None:
+        return
+    _show(_axes(figure, box), resize(ex.images[0].numpy(force=True), _pixels(box)))
+    source = (ex.metadata.get("sources") or [None])[0]
+    if source:
+        write(figure, x, y + high + 0.09, str(source), width=wide, color=PALE)
+    write(figure, x, y - 0.185, "what the model saw", width=wide, color=PALE)
+    write(figure, x, y - 0.345, str(ex.metadata.get("model") or ""), width=wide, color=PALE)
+
+
+def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box) -> None:
+    """The model's best classes and their probabilities, the two of the question among them in their colours."""
+    x, y, wide, high = box
+    best = ex.logits[0].topk(min(BARS, ex.logits.shape[1])).indices.tolist()
+    classes = best + [index for index in (target, against) if index not in best]
+    write(figure, x, y + high + 0.09, "what the model says", width=wide, color=PALE)
+    step = min(high / len(classes), 0.46)
+    for place, index in enumerate(classes):
+        base = y + high - (place + 1) * step
+        colour = FOR if index == target else AGAINST if index == against else PALE
+        write(
+            figure, x, base + 0.17, ex.class_name(index), width=wide, size=8.0, color=colour,
+            ending=f"  {_verdict(ex, index)}  logit {number(float(ex.logits[0, index]))}",
+        )  # fmt: skip
+        axes = _axes(figure, (x, base + 0.05, wide, 0.08))
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.barh(0.5, ex.probability(index), height=1.0, color=colour)
+
+
+def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
+    x, y, wide, high = box
+    ex = found.view(loss, one, other)
+    instead = bool(ex.metadata["difference_instead"][0][0])
+    name, formula = FORMULAS["difference" if instead else loss]
+    scores = ex.map().numpy(force=True).astype(np.float64)
+    image = None if ex.images is None else ex.images[0].numpy(force=True)
+    _show(_axes(figure, box), overlay(scores, image, smooth=smooth, size=_pixels(box)))
+    title = f"{FORMULAS[loss][0]}: difference instead" if instead else name
+    write(figure, x, y + high + 0.24, title, width=wide, size=8.5, color=INK)
+    scalar = f"{formula} = {number(found.value(loss, one, other), sign=True)}"
+    write(figure, x, y + high + 0.08, scalar, width=wide, size=8.0, color=PALE)
+    if strength(scores) > 0:
+        _bar(figure, scores, strength(scores), ex.signed, box)
+    else:
+        write(figure, x, y - 0.17, "no signal: the map is zero everywhere", width=wide, size=8.0, color=INK)
+
+
+def _notes(found: Detail, target: int, against: int) -> list[str]:
+    ex = found.view(found.losses[0], target, against)
+    options = [ex.method]
+    gradient = ex.metadata.get("gradient", "full")
+    options += [f"{gradient} gradient"] if gradient != "full" else []
+    options += ["centred"] if ex.metadata.get("centred") else []
+    said = [
+        f"{', '.join(options)}. Red argues for a row's first class l₁, blue against it; each map has its own scale."
+    ]
+    said += [str(note) for note in ex.metadata.get("notes") or ()]
+    for loss in found.losses:
+        for pair in ((target, against), (against, target)):
+            said += found.view(loss, *pair).notes()
+    return list(dict.fromkeys(said))
+
+
+def _typical(figure: "Figure", pictures: TypicalPictures, ex: Explanation, asked: int, label: int, box: Box) -> None:
+    """Pictures of the opposing class, above the most typical, below those most like the class that is asked about."""
+    x, y, wide, high = box
+    count, name = len(pictures.pictures), ex.class_name(label)
+    write(
+        figure, x, y + high + 0.24, f"pictures of {name}", width=wide, size=8.5, color=INK,
+        ending=f" ({count} in {pictures.folder.name})",
+    )  # fmt: skip
+    of_them = (
+        f"predicted {name}: {pictures.predicted_as(label)};  {ex.class_name(asked)}: {pictures.predicted_as(asked)}"
+    )
+    write(figure, x, y + high + 0.08, of_them, width=wide, size=8.0, smallest=5.5, color=PALE)
+    chosen = pictures.chosen(asked, 2 * COLUMNS)
+    step = THUMB + CAPTION + 0.06
+    for place, one in enumerate(chosen):
+        left, base = x + place % COLUMNS * (THUMB + 0.08), y + high - THUMB - place // COLUMNS * step
+        _thumb(figure, one, ex, asked, label, (left, base, THUMB, THUMB))
+    if count > len(chosen):
+        words = f"above the most typical, below those most like {ex.class_name(asked)}"
+        write(figure, x, y + high - 2 * step - 0.06, words, width=wide, size=7.0, color=PALE)
+
+
+def _thumb(figure: "Figure", one: Typical, ex: Explanation, asked: int, label: int, box: Box) -> None:
+    axes = _axes(figure, box)
+    _show(axes, resize(_square(one.picture.numpy(force=True)), _pixels(box)))
+    colour = FOR if one.predicted == asked else AGAINST if one.predicted == label else INK
+    for spine in axes.spines.values():
+        spine.set(color=colour if one.predicted == asked else FRAME, linewidth=1.6 if one.predicted == asked else 0.6)
+    style: dict[str, Any] = {"weight": "bold"} if one.predicted == asked else {}
+    verdict = f" {percent(float(one.probabilities[one.predicted]))}"
+    write(
+        figure, box[0], box[1] - CAPTION + 0.05, ex.class_name(one.predicted), ending=verdict, width=box[2], size=7.0,
+        smallest=5.0, color=colour, **style,
+    )  # fmt: skip
+
+
+def _square(picture: np.ndarray) -> np.ndarray:
+    side = min(picture.shape[:2])
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]

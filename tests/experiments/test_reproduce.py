@@ -1,0 +1,175 @@
+"""The paper's experiments on a tiny ViT with random weights: what is drawn, and the numbers beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+import vitrail
+from vitrail.cli import app
+from vitrail.errors import ExperimentError, UnknownExperimentError
+from vitrail.experiments.reproduce import EXPERIMENTS, Question, find_experiment
+
+NAMES = ("kite", "bald eagle", "zebra", "snail", "conch", "slug", "coil")
+
+
+@pytest.fixture(scope="module")
+def model() -> vitrail.VisionModel:
+    family = families.FAMILIES["timm_vit"]
+    preprocess = vitrail.Preprocess(size=family.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    # Logits above zero, so that quotients of them mean something.
+    return vitrail.wrap(
+        family.build(), preprocess=preprocess, class_names=NAMES, logits_from=lambda output: output + 50
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> tuple[Path, ...]:
+    generator = np.random.default_rng(2)
+    paths = tuple(tmp_path / name for name in ("a.png", "b.png"))
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def ask(name: str, model: vitrail.VisionModel, images: tuple[Path, ...], output: Path, **given: Any) -> list[dict]:
+    return find_experiment(name).function(Question(model=model, images=images, output=output, **given))
+
+
+def test_gradients_draws_each_image_and_correlates_the_classes(model, photos, tmp_path):
+    results = ask("gradients", model, photos, tmp_path / "out", targets=(3, 4))
+    assert [Path(one["file"]).name for one in results] == ["gradients.a.png", "gradients.b.png"]
+    for path, one in zip(photos, results, strict=True):
+        assert Path(one["file"]).stat().st_size > 10_000
+        for method, found in one["correlation"].items():
+            maps = vitrail.explain(model, path, [[3, 4]], method=method).scores[0].flatten(1)
+            assert found == [pytest.approx(np.corrcoef(maps.double().numpy())[0, 1], abs=1e-5)]
+    assert list(results[0]["correlation"]) == ["gae", "complete", "absolute"]
+
+
+def test_gradients_without_classes_takes_the_two_best(model, photos, tmp_path):
+    (result,) = ask("gradients", model, photos[:1], tmp_path / "out")
+    assert result["targets"] == vitrail.explain(model, photos[0]).logits[0].topk(2).indices.tolist()
+
+
+def test_pairs_asks_every_pair_both_ways(model, photos, tmp_path):
+    (result,) = ask("pairs", model, photos[:1], tmp_path / "out", targets=(3, 4, 5))
+    assert result["pairs"] == [(3, 4), (3, 5)]
+    assert Path(result["file"]).is_file()
+    assert all(-1 <= one <= 1 for one in result["reversal"])
+    (result,) = ask("pairs", model, photos[:1], tmp_path / "out")
+    assert len(result["pairs"]) == 3
+
+
+def test_typical_counts_what_the_folder_holds(model, photos, tmp_path):
+    folder = tmp_path / "kites"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 40), (60 * number, 90, 30)).save(folder / f"{number}.png")
+    (result,) = ask("fig9", model, photos[:1], tmp_path / "out", targets=(1,), against=(0,), typical=folder)
+    assert Path(result["file"]).name == "typical.a.bald-eagle-and-kite.png"
+    logits = vitrail.explain(model, sorted(folder.iterdir()), method="raw").logits
+    expected = int((logits.argmax(dim=1) == 0).sum())
+    assert result["typical"]["kite"]["pictures"] == 3
+    assert result["typical"]["kite"]["predicted kite"] == expected
+
+
+def test_methods_lays_every_class_aware_method_side_by_side(model, photos, tmp_path):
+    (result,) = ask("fig13", model, photos, tmp_path / "out", targets=(3,))
+    assert {"gae", "complete", "absolute"} <= set(result["methods"])
+    assert not {"raw", "rollout"} & set(result["methods"])
+    with Image.open(result["file"]) as picture:
+        assert picture.width > picture.height  # many columns, two rows
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("gradients", {"targets": (3,)}, "name two or more, or none"),
+        ("typical", {"targets": (1,)}, "name the opposing one with --against"),
+        ("typical", {"targets": (1,), "against": (0,)}, "give their folder with --typical"),
+    ],
+)
+def test_what_an_experiment_lacks_is_named(model, photos, tmp_path, name, given, message):
+    with pytest.raises(ExperimentError, match=message):
+        ask(name, model, photos[:1], tmp_path / "out", **given)
+
+
+def test_figures_whose_content_is_not_known_are_not_invented():
+    with pytest.raises(UnknownExperimentError, match=r"no experiment is known to be figure 4; .* typical \(fig9\)"):
+        find_experiment("fig4")
+    with pytest.raises(UnknownExperimentError, match="no experiment is called 'nope'"):
+        find_experiment("nope")
+    assert find_experiment("Fig13").name == "methods"
+
+
+def test_every_experiment_says_what_it_shows_and_needs():
+    figures = [one.figure for one in EXPERIMENTS.values() if one.figure is not None]
+    assert len(figures) == len(set(figures))
+    for one in EXPERIMENTS.values():
+        assert one.summary.endswith(".")
+        assert "image" in one.wants
+
+
+# -- on the command line ----------------------------------------------------------------------------------------------
+
+
+def run(*words: Any) -> Result:
+    result = CliRunner().invoke(app, ["reproduce", *map(str, words)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_the_list() -> None:
+    found = json.loads(run("--list", "--json").stdout)
+    assert {one["name"] for one in found} == set(EXPERIMENTS)
+    assert "Fig. 9" in run("--list").stdout
+
+
+def test_pictures_and_numbers_in_the_folder(photos, tmp_path):
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    words = (
+        "--model",
+        "timm/test_vit",
+        "-c",
+        tmp_path / "w.safetensors",
+        "-t",
+        "snail",
+        "--against",
+        "conch",
+        "slug",
+        "-o",
+        tmp_path / "out",
+    )
+    result = run("pairs", photos[0], tmp_path / "none.png", *words)
+    assert result.exit_code == 1  # one of the images is missing
+    assert "none.png" in result.stderr
+    assert result.stdout.splitlines()[1:] == [str(tmp_path / "out" / "pairs.a.png")]
+    numbers = json.loads((tmp_path / "out" / "pairs.json").read_text())
+    assert (numbers["experiment"], numbers["model"]) == ("pairs", "timm/test_vit")
+    assert numbers["results"][0]["pairs"] == [[113, 112], [113, 114]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("fig4", "a.png", "--model", "timm/test_vit"), "no experiment is known to be figure 4"),
+        (("typical", "--model", "timm/test_vit", "-t", 1), "give NAME, IMAGE... and --model"),
+        (("pairs", "a.png", "--model", "timm/test_vit", "-f", "safetensors"), "drawn as png, pdf or svg"),
+        (("pairs", "a.png", "--model", "timm/nope"), "timm has no model 'nope'"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_exit_code_two(photos, monkeypatch, words, message):
+    monkeypatch.chdir(photos[0].parent)
+    result = run(*words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
