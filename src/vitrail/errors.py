@@ -4,8 +4,10 @@ __all__ = [
     "AmbiguousClassError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "GuideError",
     "ImageError",
     "ImageTooLargeError",
+    "InputSizeError",
     "LayoutError",
     "MethodError",
     "ModelError",
@@ -83,6 +85,10 @@ class LayoutError(ModelError):
     """The tokens fit no grid of patches, or the readout names a token that does not exist."""
 
 
+class InputSizeError(ModelError):
+    """The model takes no larger input than its own."""
+
+
 class NoAttentionError(ModelError):
     """The model ran, but no attention was seen."""
 
@@ -125,6 +131,10 @@ class ObjectiveError(VitrailError):
 
 class UnknownObjectiveError(ObjectiveError):
     """No objective of that name."""
+
+
+class GuideError(VitrailError):
+    """The guide shows what is asked for, so it cannot steer the question."""
 
 
 class NonFiniteError(VitrailError):

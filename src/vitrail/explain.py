@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from .attention.gradient_modes import GradientMode, check_gradient_mode
 from .errors import NonFiniteError, NoSignalError, OptionError
 from .explanation import Explanation
-from .guidance import as_guide
-from .guidance.dominance import WARNING, dominates, explain_by_rule, misleads
-from .guidance.guided import explain_guided
 from .inputs import prepare
 from .methods import MethodInfo, find_method
 from .methods.run import Run
@@ -82,6 +79,11 @@ def explain(
         >>> ex.scores.shape
         torch.Size([2, 10, 10])
     """
+    # Guidance steers the question that is asked here; other parts of it ask by this function themselves.
+    from .guidance.dominance import WARNING, dominates, explain_by_rule, misleads
+    from .guidance.guide import as_guide
+    from .guidance.guided import explain_guided
+
     if not isinstance(model, VisionModel):
         model = wrap(model)
     info = find_method(method, options)
@@ -152,7 +154,10 @@ def explain(
         "options": {name: options.get(name, default) for name, default in info.options.items()},
         "versions": {package: version(package) for package in ("vitrail", "torch", "timm")},
         "class_specific": info.class_specific,
-        "image_notes": [_notes(*row, objective_label) for row in zip(fallback, doubtful.tolist(), strict=True)],
+        "image_notes": [
+            ([WARNING] if warn else []) + _notes(row, objective_label)
+            for row, warn in zip(fallback, doubtful.tolist(), strict=True)
+        ],
         "difference_instead": fallback.tolist(),
     }
     return Explanation(
@@ -217,10 +222,8 @@ def _check_guide(info: MethodInfo, readout: Readout | None) -> None:
         )
 
 
-def _notes(replaced: Bool[Tensor, " targets"], doubtful: bool, objective: str) -> list[str]:
+def _notes(replaced: Bool[Tensor, " targets"], objective: str) -> list[str]:
     count = int(replaced.sum())
-    if doubtful:
-        return [WARNING]
     if not count:
         return []
     some = "" if count == len(replaced) else f" for {count} of {len(replaced)} targets"

@@ -2,7 +2,7 @@
 
 import typer
 
-from vitrail.cli import explain, methods, models
+from vitrail.cli import explain, guide, methods, models
 
 __all__ = ["app", "main"]
 
@@ -28,6 +28,7 @@ def _vitrail(
 
 
 app.command("explain")(explain.explain_command)
+app.command("guide")(guide.guide_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)
 

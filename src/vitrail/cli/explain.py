@@ -25,8 +25,9 @@ class Format(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What the backward pass holds constant."""
+    """What the backward pass holds constant; auto: libra where one class dominates, else full."""
 
+    auto = "auto"
     full = "full"
     leaf = "leaf"
     libra = "libra"
@@ -85,8 +86,13 @@ def explain_command(
         typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8."),
     ] = None,
     gradient: Annotated[
-        Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
-    ] = Gradient.full,
+        Gradient,
+        typer.Option(
+            "--gradient",
+            help="Leaf: attention held constant backward; libra: norms, gates too; auto: libra where one class "
+            "dominates an image, else full.",
+        ),
+    ] = Gradient.auto,
     start_layer: Annotated[int, typer.Option("--start-layer", help="First block that takes part, from 0.")] = 0,
     centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
     readout: Annotated[

@@ -90,10 +90,6 @@ def _range(model: VisionModel, channels: int) -> tuple[Tensor, Tensor]:
     if model.preprocess is None or channels != 3:
         ends = torch.full((channels, 1, 1), 2.0, device=model.device)
         return -ends, ends
-    mean, std = (torch.tensor(values, device=model.device)[:, None, None] for values in _colours(model))
+    colours = (model.preprocess.mean, model.preprocess.std)
+    mean, std = (torch.tensor(values, device=model.device)[:, None, None] for values in colours)
     return -mean / std, (1 - mean) / std
-
-
-def _colours(model: VisionModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    assert model.preprocess is not None
-    return model.preprocess.mean, model.preprocess.std

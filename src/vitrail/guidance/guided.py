@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import LayoutError, VitrailError
+from ..errors import GuideError, LayoutError
 from ..explanation import Explanation, percent
 from ..inputs import Inputs, prepare
 from ..models.layout import TokenLayout, layout_of
@@ -26,15 +26,11 @@ from .guide import Guide
 from .stitching import Box, Stitch, crop_map, on_one_grid, plan_stitch, stitch
 from .widening import widened
 
-__all__ = ["GuideError", "explain_guided"]
+__all__ = ["explain_guided"]
 
 Ask = Callable[..., Explanation]
 
 WORDS = {"side": "side by side", "stack": "stacked", "wide": "side by side, wide", "tall": "stacked, tall"}
-
-
-class GuideError(VitrailError):
-    """The guide shows what is asked for, so it cannot steer the question."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,11 +186,15 @@ def _refuse_same(shown: Sequence[Shown], wanted: Targets, sources: Sequence[str 
             )
 
 
-def _part(ex: Explanation, plan: Stitch, shown: Sequence[Shown], sources: Sequence[str | None], how: str):
+def _part(
+    ex: Explanation, plan: Stitch, shown: Sequence[Shown], sources: Sequence[str | None], how: str
+) -> Explanation:
     placed = {key: value for key, value in asdict(plan).items() if key != "patch"}
+    notes = [[note for note in one if note != WARNING] for one in ex.metadata["image_notes"]]
     metadata = {
         **ex.metadata,
         "sources": list(sources),
+        "image_notes": notes,
         "stitch": {**placed, "patch": list(plan.patch), "grid": list(plan.grid), "input": how},
         "guides": [one.facts() for one in shown],
     }
@@ -277,4 +277,4 @@ def _notes(number: int, parts: list[Explanation], told: list[list[Shown]], alone
     ]
     if any(one["layout"] in ("wide", "tall") for one in stitches):
         notes.append("The larger input is Vitrail's extension of the published method.")
-    return notes + [note for note in first.metadata["image_notes"][number] if note != WARNING]
+    return notes + first.metadata["image_notes"][number]

@@ -7,16 +7,12 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
+from ..errors import InputSizeError
 from ..models.layout import TokenLayout, layout_of
 from ..models.sources import defined_in
 from ..models.vision_model import VisionModel
 
-__all__ = ["InputSizeError", "widened"]
-
-
-class InputSizeError(ModelError):
-    """The model takes no larger input than its own."""
+__all__ = ["widened"]
 
 
 def widened(

@@ -154,7 +154,7 @@ def _map(
         style = {"ha": "center", "va": "center", "color": INK, "bbox": frame}
         write(figure, x + wide / 2, y + high / 2, "no signal", width=wide, size=12.0, **style)
         write(figure, x, y - 0.17, f"no signal: {reason}", width=wide, size=8.0, color=INK)
-    write(figure, x, y - 0.51, _method(ex), width=wide, size=8.0, smallest=5.0, color=PALE)
+    write(figure, x, y - 0.51, _method(ex, i), width=wide, size=8.0, smallest=5.0, color=PALE)
 
 
 def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box) -> None:
@@ -189,10 +189,11 @@ def _bar(figure: "Figure", scores: Float[np.ndarray, "rows cols"], limit: float,
             write(figure, zero, base, "0", width=0.3, color=INK, ha="center")
 
 
-def _method(ex: Explanation) -> str:
+def _method(ex: Explanation, i: int) -> str:
     specific = ex.metadata.get("class_specific", True)
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
-    gradient = ex.metadata.get("gradient", "full")
+    modes = ex.metadata.get("gradients") or ()  # one per image, where they were chosen by themselves
+    gradient = modes[i] if i < len(modes) else ex.metadata.get("gradient", "full")
     parts += [f"{gradient} gradient"] if gradient != "full" else []
     parts += ["centred"] if ex.metadata.get("centred") else []
     parts += [] if ex.signed else ["unsigned"]
