@@ -218,7 +218,7 @@ def _shares(coarse: int, fine: int, like: Tensor) -> Float[Tensor, "fine coarse"
     return (overlap.clamp(min=0) * fine).to(like)
 
 
-def _padded(half: tuple[int, int], picture: tuple[float, float]) -> Box:
+def _padded(half: tuple[int, int], picture: tuple[float | int, float | int]) -> Box:
     """The largest box of whole patches in the middle of a half that keeps the picture's shape, nearly."""
     scale = min(half[0] / picture[0], half[1] / picture[1])
     rows, cols = (min(most, max(1, round(length * scale))) for most, length in zip(half, picture, strict=True))

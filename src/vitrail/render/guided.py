@@ -54,7 +54,8 @@ def draw_guided(
     parts = guided.guided[:MOST]
     second = _Row([panel for part in parts for panel in _both(part)])
     width = 2 * MARGIN + max(first.width, second.width)
-    told = dict.fromkeys(note for ex in (guided, *((unguided,) if unguided else ())) for note in ex.notes())
+    told = dict.fromkeys(guided.notes())
+    told |= dict.fromkeys(f"Without a guide: {note}" for note in (unguided.notes() if unguided is not None else ()))
     told |= dict.fromkeys(
         [f"{len(parts)} of {len(guided.guided)} stitched inputs shown."] * (len(guided.guided) > MOST)
     )
