@@ -9,7 +9,7 @@ from PIL import Image
 
 import vitrail
 from vitrail.errors import LayoutError, OptionError
-from vitrail.guidance.stitching import FITS, LAYOUTS, crop_map, fit_picture, on_one_grid, plan_stitch, stitch
+from vitrail.guidance.stitching import FITS, LAYOUTS, crop_map, fit_picture, plan_stitch, stitch, to_grid
 
 EVERY = [(layout, side) for layout, sides in LAYOUTS.items() for side in sides]
 
@@ -103,13 +103,12 @@ def test_resampling_stays_within_the_pictures_values():
     assert squeezed.max() <= 4
 
 
-def test_maps_on_one_grid_keep_their_mean():
-    side, stacked = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:, :1], torch.tensor([[1.0, 5.0]])
-    fine = on_one_grid([side, stacked], (2, 2))
-    assert fine[0].tolist() == [[1.0, 1.0], [3.0, 3.0]]
-    assert fine[1].tolist() == [[1.0, 5.0], [1.0, 5.0]]
-    odd = on_one_grid([torch.tensor([[2.0, 5.0]]), torch.tensor([[1.0], [1.0]])], (1, 3))[0]
+def test_a_map_on_another_grid_keeps_its_values():
+    assert to_grid(torch.tensor([[1.0], [3.0]]), (2, 2)).tolist() == [[1.0, 1.0], [3.0, 3.0]]
+    assert to_grid(torch.tensor([[1.0, 5.0]]), (2, 2)).tolist() == [[1.0, 5.0], [1.0, 5.0]]
+    odd = to_grid(torch.tensor([[2.0, 5.0]]), (1, 3))
     torch.testing.assert_close(odd, torch.tensor([[2.0, 3.5, 5.0]]))  # the middle is half of each
+    torch.testing.assert_close(to_grid(odd, (1, 3)), odd)
 
 
 def test_what_cannot_be_stitched():

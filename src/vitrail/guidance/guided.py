@@ -23,7 +23,7 @@ from .dominance import WARNING, logits_of
 from .drawing import draw_guide
 from .far_class import class_likeness, far_class
 from .guide import Guide
-from .stitching import Box, Stitch, crop_map, on_one_grid, plan_stitch, stitch
+from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid
 from .widening import widened
 
 __all__ = ["explain_guided"]
@@ -213,11 +213,10 @@ def _joined(
 ) -> Explanation:
     """One explanation of the originals: the mean of the cropped maps, with everything stitched beside it."""
     first = parts[0]
-    grid = (first.metadata["stitch"]["original"]["rows"], first.metadata["stitch"]["original"]["cols"])
     if len({tuple(scores.shape[-2:]) for scores in maps}) > 1:
         own = layout_of(model, inputs.batch)
-        grid = (own.rows, own.cols)
-    scores = torch.stack(on_one_grid(maps, grid)).mean(dim=0)
+        maps = [to_grid(scores, (own.rows, own.cols)) for scores in maps]
+    scores = torch.stack(maps).mean(dim=0)
     pictures = inputs.pictures
     if guide.fit == "crop" and first.images is not None and guide.layouts[0] in ("side", "stack"):
         plan = first.metadata["stitch"]

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import LayoutError, OptionError
 
-__all__ = ["FITS", "LAYOUTS", "Box", "Stitch", "crop_map", "fit_picture", "on_one_grid", "plan_stitch", "stitch"]
+__all__ = ["FITS", "LAYOUTS", "Box", "Stitch", "crop_map", "fit_picture", "plan_stitch", "stitch", "to_grid"]
 
 # The sides on which the original can lie, the usual one first.
 LAYOUTS: dict[str, tuple[str, str]] = {
@@ -190,24 +190,20 @@ def crop_map(
     return scores[..., rows, cols]
 
 
-def on_one_grid(
-    maps: list[Float[Tensor, "*batch rows cols"]], grid: tuple[int, int]
-) -> list[Float[Tensor, "*batch fine_rows fine_cols"]]:
-    """Maps of one picture cut into different patches, brought to the grid of the model's own patches.
+def to_grid(
+    scores: Float[Tensor, "*batch rows cols"], grid: tuple[int, int]
+) -> Float[Tensor, "*batch fine_rows fine_cols"]:
+    """A map whose patches are not the model's own, brought to the grid of those.
 
     A patch of a squashed half covers several of the model's own, wholly or in part; each of these gets the mean of what
-    covers it, weighted by area. Maps that are alike stay as they are.
+    covers it, weighted by area.
 
     Example:
-        >>> on_one_grid([torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0]])], (1, 2))
-        [tensor([[1., 2.]]), tensor([[5., 5.]])]
+        >>> to_grid(torch.tensor([[5.0]]), (1, 2))
+        tensor([[5., 5.]])
     """
-    if len({tuple(scores.shape[-2:]) for scores in maps}) == 1:
-        return maps
-    return [
-        _shares(scores.shape[-2], grid[0], scores) @ scores @ _shares(scores.shape[-1], grid[1], scores).mT
-        for scores in maps
-    ]
+    rows, cols = _shares(scores.shape[-2], grid[0], scores), _shares(scores.shape[-1], grid[1], scores)
+    return rows @ scores @ cols.mT
 
 
 def _shares(coarse: int, fine: int, like: Tensor) -> Float[Tensor, "fine coarse"]:

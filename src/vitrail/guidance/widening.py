@@ -1,6 +1,7 @@
 """A model at a larger input than its own, without touching it: for the layouts `wide` and `tall`."""
 
 import copy
+import warnings
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -66,7 +67,8 @@ def _resized(model: VisionModel, size: tuple[int, int]) -> VisionModel | None:
     # The copy has modules of its own but the same weights: whatever is resampled is made anew, not written over.
     same: dict[int, Any] = {id(p): p for p in (*model.module.parameters(), *model.module.buffers())}
     module: Any = copy.deepcopy(model.module, same)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PyTorch has to say of timm's interpolation is no matter of the user's
         module.set_input_size(img_size=size)
     return replace(model, module=module, grid=None)
 
