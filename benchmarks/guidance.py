@@ -29,6 +29,7 @@ from PIL import Image
 import vitrail
 from vitrail.errors import GuideError
 from vitrail.guidance.dominance import dominates
+from vitrail.guidance.far_class import class_rows
 
 CHOICE = "complete, chosen by itself"
 BINS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 100)
@@ -64,7 +65,11 @@ def measure(
             continue
         maps[name], logits = ex.scores[0], ex.logits
         figures[name] = measures(model, photograph, ex.scores[0], perturb=perturb)
-    chosen = "libra" if bool(dominates(logits, torch.tensor([[photograph.label]]))) else "full"
+    chosen = (
+        "libra"
+        if bool(dominates(logits, torch.tensor([[photograph.label]]), class_rows(model, logits.shape[1])))
+        else "full"
+    )
     figures[CHOICE] = figures[f"complete, {chosen}"]  # what gradient="auto" gives: tests/guidance/test_dominance.py
     first, second = logits[0].topk(2).values.tolist()
     agree = (maps["complete, full"].sign() == maps["complete, libra"].sign()).float().mean().item()

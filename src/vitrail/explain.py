@@ -81,6 +81,7 @@ def explain(
     """
     # Guidance steers the question that is asked here; other parts of it ask by this function themselves.
     from .guidance.dominance import WARNING, dominates, explain_by_rule, misleads
+    from .guidance.far_class import class_rows
     from .guidance.guide import as_guide
     from .guidance.guided import explain_guided
 
@@ -138,9 +139,9 @@ def explain(
     _check_finite(all_logits, all_scores, inputs.sources)
     nested = targets.nested
     fallback = torch.cat(replaced).cpu()
-    doubtful = dominates(all_logits, targets.index).any(dim=1) & (
-        mode == "full" and misleads(info.name, objective_label)
-    )
+    doubtful = torch.zeros(count, dtype=torch.bool)
+    if mode == "full" and misleads(info.name, objective_label):
+        doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
     metadata = {
         "model": model.name,
         **model.metadata,

@@ -5,7 +5,8 @@ import torch
 from families import FAMILIES
 
 import vitrail
-from vitrail.guidance.dominance import INSTEAD, MARGIN, WARNING, dominates
+from vitrail.guidance.dominance import INSTEAD, MARGIN, UNLIKE, WARNING, dominates
+from vitrail.guidance.far_class import class_rows
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +27,23 @@ class Scaled(torch.nn.Module):
 
 def test_the_rule_at_its_edge():
     logits = torch.tensor([[MARGIN, 0.0, -1.0], [MARGIN - 1e-4, 0.0, -1.0]])
-    assert dominates(logits, torch.tensor([[0], [0]])).tolist() == [[True], [False]]
-    assert dominates(logits, torch.tensor([[1], [1]])).tolist() == [[False], [False]]  # it is not the first class
+    assert dominates(logits, torch.tensor([[0, 1], [0, 1]])).tolist() == [[True, False], [False, False]]
     assert dominates(torch.tensor([[-3.0]]), torch.tensor([[0]])).tolist() == [[True]]  # there is no other
+
+
+def test_a_class_like_the_target_is_no_rival():
+    rows = torch.tensor([[1.0, 0.0], [UNLIKE, (1 - UNLIKE**2) ** 0.5], [0.0, 1.0]])
+    logits = torch.tensor([[3.0, 3.5, 0.0], [3.0, 0.0, 2.5]])
+    assert dominates(logits, torch.tensor([[0], [0]]), rows).tolist() == [[True], [False]]
 
 
 def test_auto_takes_libra_where_one_class_dominates_and_full_elsewhere(module):
     images = FAMILIES["timm_vit"].images(4)
-    gaps = module(images).detach().topk(2).values
-    gaps = gaps[:, 0] - gaps[:, 1]
-    order = gaps.argsort()
-    factor = float(MARGIN / gaps[order[1:3]].mean())  # two images above the margin, two below
+    logits, rows = module(images).detach(), class_rows(vitrail.wrap(module), 7)
+    first = logits.argmax(dim=1)
+    unlike = (rows[first] @ rows.T) < UNLIKE
+    gaps = logits.amax(dim=1) - logits.masked_fill(~unlike, -torch.inf).amax(dim=1)
+    factor = float(MARGIN / gaps.sort().values[1:3].mean())  # two images above the margin, two below
     model = vitrail.wrap(Scaled(module, factor).eval())
     libra = (factor * gaps >= MARGIN).tolist()
     assert sum(libra) == 2

@@ -7,16 +7,21 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..explanation import PER_IMAGE, Explanation
 from ..inputs import prepare
 from ..models.vision_model import VisionModel
 from ..targets import Wanted, parse_targets, predicted
+from .far_class import class_rows
 
-__all__ = ["MARGIN", "WARNING", "dominates", "explain_by_rule", "logits_of", "misleads"]
+__all__ = ["MARGIN", "UNLIKE", "WARNING", "dominates", "explain_by_rule", "logits_of", "misleads"]
 
-# How far the largest logit stands above the second, in nats: the first class is then e² = 7 times as probable.
-MARGIN = 2.0
+# A class competes when it is unlike the target (the cosine of their rows of the classifier is below `UNLIKE`) and its
+# logit within `MARGIN` of the target's. Classes that are alike (two breeds of dog) mostly name one and the same object.
+# Chosen on 158 photographs with boxes, where the plain margin to the second class predicts nothing (correlation +0.05
+# with what libra gains over full in the box) and the margin to the best unlike class does (+0.26).
+UNLIKE, MARGIN = 0.1, 1.0
 
 WARNING = (
     "One class dominates this image: with the full gradient, blue may lie on the object itself. "
@@ -29,18 +34,23 @@ INSTEAD = (
 
 
 def dominates(
-    logits: Float[Tensor, "images classes"], target: Int[Tensor, "images targets"]
+    logits: Float[Tensor, "images classes"],
+    target: Int[Tensor, "images targets"],
+    rows: Float[Tensor, "classes width"] | None = None,
 ) -> Bool[Tensor, "images targets"]:
-    """Whether the target is the image's first class, and its logit `MARGIN` or more above the second.
+    """Whether the target's logit is `MARGIN` or more above that of every class unlike it.
+
+    `rows` are the classifier's, from `class_rows`; without them every other class counts as unlike.
 
     Example:
-        >>> dominates(torch.tensor([[5.0, 1.0, 0.0], [5.0, 4.0, 0.0]]), torch.tensor([[0, 1], [0, 1]])).tolist()
-        [[True, False], [False, False]]
+        >>> logits = torch.tensor([[5.0, 4.9, 0.0], [5.0, 0.0, 4.9]])
+        >>> dominates(logits, torch.tensor([[0], [0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).tolist()
+        [[True], [False]]
     """
-    if logits.shape[1] < 2:
-        return torch.ones_like(target, dtype=torch.bool)
-    first, second = logits.topk(2, dim=1).values.unbind(dim=1)
-    return ((first - second) >= MARGIN)[:, None] & (target == logits.argmax(dim=1, keepdim=True))
+    own = logits.gather(1, target)
+    alike = one_hot(target, logits.shape[1]).bool() if rows is None else rows[target] @ rows.T >= UNLIKE
+    rivals = logits[:, None].expand_as(alike).masked_fill(alike, -torch.inf).amax(dim=2)
+    return own - rivals >= MARGIN
 
 
 def misleads(method: str, objective: str) -> bool:
@@ -65,7 +75,7 @@ def explain_by_rule(
     inputs = prepare(model, images)
     logits = logits_of(model, inputs.batch, step or len(inputs.batch))
     parsed = parse_targets(model, target, len(logits), logits.shape[1]) or predicted(logits)
-    libra = dominates(logits, parsed.index).any(dim=1)
+    libra = dominates(logits, parsed.index, class_rows(model, logits.shape[1])).any(dim=1)
     question = parsed.index.tolist() if parsed.nested else parsed.index[:, 0].tolist()
     chosen: dict[int, Explanation] = {}
     for mode in ("full", "libra"):

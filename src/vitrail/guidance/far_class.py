@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import TargetError
 from ..models.vision_model import VisionModel
 
-__all__ = ["class_likeness", "far_class", "poles"]
+__all__ = ["class_likeness", "class_rows", "far_class", "poles"]
 
 PROBES = 16
 
@@ -22,18 +22,25 @@ def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int)
     out first. A model without one is asked about `PROBES` pictures of coarse noise: then likeness is the correlation of
     the classes' logits over these.
     """
-    heads = [part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
-    if heads:
-        rows = heads[-1].weight.detach().cpu().double()
-    else:
+    rows = class_rows(model, classes)
+    if rows is None:
         generator = torch.Generator().manual_seed(0)
         coarse = torch.randn(PROBES, size[0], 8, 8, generator=generator)
         noise = nn.functional.interpolate(coarse, size=size[1:], mode="bilinear", align_corners=False)
         rows = model.logits(noise).cpu().double().T
-        rows = rows - rows.mean(dim=1, keepdim=True)
-    rows = rows - rows.mean(dim=0)
-    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        rows = _directions(rows - rows.mean(dim=1, keepdim=True))
     return rows @ rows.T
+
+
+def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width"] | None:
+    """The classifier's rows without what all share, each of length 1; None for a model without a linear classifier."""
+    heads = [part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
+    return _directions(heads[-1].weight.detach().cpu().double()) if heads else None
+
+
+def _directions(rows: Float[Tensor, "classes width"]) -> Float[Tensor, "classes width"]:
+    rows = rows - rows.mean(dim=0)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
