@@ -100,8 +100,8 @@ class Guide:
         many = isinstance(given, Sequence) and not isinstance(given, str | bytes)
         found = []
         for item in given if many else [given]:
-            folder = isinstance(item, str | os.PathLike) and Path(item).is_dir()
-            found += picture_files(Path(item), self.most) if folder else [item]
+            path = Path(item) if isinstance(item, str | os.PathLike) else None
+            found += picture_files(path, self.most) if path is not None and path.is_dir() else [item]
         if not found:
             raise OptionError('guide=[] holds no picture; give one, or guide="auto"')
         return found
