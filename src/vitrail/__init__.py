@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from .explain import explain
 from .explanation import Explanation
+from .guidance import Guide
 from .methods import list_methods
 from .models import VisionModel, list_models, load, wrap
 from .models.preprocess import Preprocess
@@ -11,6 +12,7 @@ from .objectives import list_objectives
 
 __all__ = [
     "Explanation",
+    "Guide",
     "Preprocess",
     "VisionModel",
     "explain",

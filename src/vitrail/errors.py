@@ -5,8 +5,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "ExperimentError",
+    "GuideError",
     "ImageError",
     "ImageTooLargeError",
+    "InputSizeError",
     "LayoutError",
     "MethodError",
     "ModelError",
@@ -86,6 +88,10 @@ class LayoutError(ModelError):
     """The tokens fit no grid of patches, or the readout names a token that does not exist."""
 
 
+class InputSizeError(ModelError):
+    """The model takes no larger input than its own."""
+
+
 class NoAttentionError(ModelError):
     """The model ran, but no attention was seen."""
 
@@ -140,6 +146,10 @@ class ExperimentError(VitrailError):
 
 class UnknownExperimentError(ExperimentError):
     """No experiment of that name, or it is not known which one the paper's figure shows."""
+
+
+class GuideError(VitrailError):
+    """The guide shows what is asked for, so it cannot steer the question."""
 
 
 class NonFiniteError(VitrailError):

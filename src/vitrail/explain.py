@@ -1,5 +1,6 @@
 """explain(): the one verb."""
 
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -37,6 +38,7 @@ def explain(
     centred: bool = False,
     start_layer: int = 0,
     readout: Readout | None = None,
+    guide: Any = None,
     batch_size: int | None = None,
     **options: Any,
 ) -> Explanation:
@@ -51,11 +53,15 @@ def explain(
         method: a name from `vitrail.list_methods()`.
         objective: a name from `vitrail.list_objectives()`, or a callable from logits (batch, classes) to one number per
             image, which decides alone what is explained (`target` then only names it). Default: the target's logit.
-        gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too).
+        gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too); "auto"
+            is libra where one class dominates an image, and full elsewhere, which the notes tell.
         centred: take out of ∇A its mean under A in each row.
         start_layer: first block that takes part, counted from 0, negative from the end.
         readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights);
             default: what the model's head reads.
+        guide: external guidance: a picture of another class to lay beside each image (a path, PIL image, uint8 array or
+            normalised tensor), a list of them, a folder, "auto" (the model draws one), or a `vitrail.Guide`, which says
+            how. The scores are those of the image's own patches; the whole stitched maps are in the result's `guided`.
         batch_size: images per pass; default: all at once.
         **options: the method's own, see `list_methods()`.
 
@@ -73,15 +79,30 @@ def explain(
         >>> ex.scores.shape
         torch.Size([2, 10, 10])
     """
+    # Guidance steers the question that is asked here; other parts of it ask by this function themselves.
+    from .guidance.dominance import WARNING, dominates, explain_by_rule, misleads
+    from .guidance.far_class import class_rows
+    from .guidance.guide import as_guide
+    from .guidance.guided import explain_guided
+
     if not isinstance(model, VisionModel):
         model = wrap(model)
     info = find_method(method, options)
-    mode = check_gradient_mode(gradient)
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
-    _check_options(info, mode, centred, start_layer, batch_size)
     objective_label = objective_name(objective, against)
+    by_rule = gradient == "auto" and guide is None and misleads(info.name, objective_label)
+    mode = check_gradient_mode("full" if gradient == "auto" else gradient)
+    _check_options(info, mode, centred, start_layer, batch_size)
     refuse_training(model.module)
+    if guide is not None or by_rule:
+        question = {"against": against, "method": method, "objective": objective, "centred": centred}
+        question |= {"start_layer": start_layer, "readout": readout, "batch_size": batch_size, **options}
+        ask = partial(explain, **question)
+        if by_rule:
+            return explain_by_rule(ask, model, images, target, batch_size)
+        _check_guide(info, readout)
+        return explain_guided(partial(ask, gradient=mode), model, images, target, as_guide(guide), batch_size)
     inputs = prepare(model, images)
     count = len(inputs.batch)
     layout = layout_of(model, inputs.batch)
@@ -118,11 +139,14 @@ def explain(
     _check_finite(all_logits, all_scores, inputs.sources)
     nested = targets.nested
     fallback = torch.cat(replaced).cpu()
+    doubtful = torch.zeros(count, dtype=torch.bool)
+    if mode == "full" and misleads(info.name, objective_label):
+        doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
     metadata = {
         "model": model.name,
         **model.metadata,
         "sources": list(inputs.sources),
-        "gradient": gradient,
+        "gradient": mode,
         "centred": centred,
         "start_layer": start_layer,
         "readout": layout.reads if readout is None else repr(readout),
@@ -131,7 +155,10 @@ def explain(
         "options": {name: options.get(name, default) for name, default in info.options.items()},
         "versions": {package: version(package) for package in ("vitrail", "torch", "timm")},
         "class_specific": info.class_specific,
-        "image_notes": [_notes(row, objective_label) for row in fallback],
+        "image_notes": [
+            ([WARNING] if warn else []) + _notes(row, objective_label)
+            for row, warn in zip(fallback, doubtful.tolist(), strict=True)
+        ],
         "difference_instead": fallback.tolist(),
     }
     return Explanation(
@@ -184,6 +211,15 @@ def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...
         raise NoSignalError(
             f"the map of image {named(wrong)} is the same everywhere: nothing in the image moves it "
             "(a constant objective, a saturated probability, or weights that are zero)"
+        )
+
+
+def _check_guide(info: MethodInfo, readout: Readout | None) -> None:
+    if not info.class_specific:
+        raise OptionError(f"{info.name} is the same for every class, so guide= cannot steer it")
+    if readout is not None and not isinstance(readout, str):
+        raise OptionError(
+            f"readout={readout!r} names a token of the image alone; with guide= give a word, or leave it out"
         )
 
 

@@ -24,10 +24,10 @@ __all__ = ["Explanation", "ExplanationFileError", "percent"]
 
 # One key in the header: safetensors promises no order for several, and equal results shall make equal files.
 HEADER = "vitrail"
-VERSION = 1
+VERSION = 2  # a file without guides is written as version 1, which older readers know
 
 # Metadata that are lists with one entry for each image, and are cut with the images.
-PER_IMAGE = ("sources", "image_notes", "difference_instead")
+PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "gradients")
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 
@@ -45,6 +45,11 @@ class Explanation:
     JSON values, of which pictures show `model` (its name), `sources` (one file name per image), `notes` (sentences for
     the reader), `image_notes` (a list of them per image), `gradient` (unless "full"), `centred`, `class_specific`
     (where False), and `picture` (what `images` are, if not what the model saw).
+
+    `guided` is not empty where a guide was given: one explanation for each way in which the originals were laid beside
+    a guide, with the whole stitched map, the stitched picture and the logits that the model gave for it; its metadata
+    entry `stitch` says where the original's patches are. `scores` is then the mean of these maps on those patches,
+    while `logits` are those of the originals alone.
 
     Raises `ValueError` when the shapes of the tensors disagree.
 
@@ -72,6 +77,7 @@ class Explanation:
     class_names: tuple[str, ...] | None = None
     images: UInt8[Tensor, "batch height width 3"] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    guided: tuple["Explanation", ...] = ()
 
     def __post_init__(self) -> None:
         if self.scores.ndim not in (3, 4):
@@ -88,6 +94,11 @@ class Explanation:
             if tensor is not None and tensor.shape != torch.Size(expected):
                 raise ValueError(
                     f"{name} is {_shape(tensor)}, but scores of {_shape(self.scores)} need {tuple(expected)}"
+                )
+        for part in self.guided:
+            if part.scores.shape[:-2] != questions:
+                raise ValueError(
+                    f"a guided map of {_shape(part.scores)} does not belong to one of {_shape(self.scores)}"
                 )
         object.__setattr__(self, "metadata", dict(self.metadata))
 
@@ -197,6 +208,7 @@ class Explanation:
             against=None if self.against is None else self.against[index],
             images=None if self.images is None else self.images[index],
             metadata=metadata,
+            guided=tuple(part[index] for part in self.guided),
         )
 
     def __iter__(self) -> Iterator["Explanation"]:
@@ -232,18 +244,22 @@ class Explanation:
                 "for a picture use vitrail.render.save_picture"
             )
         text = {
-            "version": VERSION,
+            "version": VERSION if self.guided else 1,
             "method": self.method,
             "objective": self.objective,
             "signed": self.signed,
             "class_names": self.class_names,
             "metadata": dict(self.metadata),
         }
+        if self.guided:
+            text["guided"] = [dict(part.metadata) for part in self.guided]
         try:
             header = json.dumps(text, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise OutputFileError(f"cannot save to {path}: the metadata are not plain JSON values ({error})") from error
-        tensors = {name: getattr(self, name) for name in ("scores", "logits", "target", "against", "images")}
+        tensors = _tensors(self)
+        for number, part in enumerate(self.guided):
+            tensors |= {f"guided.{number}.{name}": tensor for name, tensor in _tensors(part).items()}
         stored = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items() if t is not None}
         with atomic_write(path) as file:
             file.write(to_safetensors(stored, metadata={HEADER: header}))
@@ -275,8 +291,14 @@ class Explanation:
                     f"this Vitrail reads up to {VERSION}; update Vitrail"
                 )
             names = text["class_names"]
-            fields = {key: text[key] for key in ("method", "objective", "signed", "metadata")}
-            return Explanation(**tensors, **fields, class_names=None if names is None else tuple(names))
+            fields = {key: text[key] for key in ("method", "objective", "signed")}
+            fields["class_names"] = None if names is None else tuple(names)
+            guided = []
+            for number, metadata in enumerate(text.get("guided", ())):
+                prefix = f"guided.{number}."
+                own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+                guided.append(Explanation(**own, **fields, metadata=metadata))
+            return Explanation(**tensors, **fields, metadata=text["metadata"], guided=tuple(guided))
         except (KeyError, TypeError, ValueError) as error:
             raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {error!r}") from error
 
@@ -292,6 +314,10 @@ def percent(probability: float) -> str:
     if 0.9995 <= probability < 1:
         return ">99.9 %"
     return f"{100 * probability:.1f} %"
+
+
+def _tensors(ex: Explanation) -> dict[str, Tensor | None]:
+    return {name: getattr(ex, name) for name in ("scores", "logits", "target", "against", "images")}
 
 
 def _short(name: str) -> str:

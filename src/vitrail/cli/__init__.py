@@ -2,7 +2,7 @@
 
 import typer
 
-from vitrail.cli import bestiary, demo, detail, explain, methods, models, reproduce, rewrite, transfer
+from vitrail.cli import bestiary, demo, detail, explain, guide, methods, models, reproduce, rewrite, transfer
 from vitrail.cli.many_values import ManyValues
 
 __all__ = ["app", "main"]
@@ -30,6 +30,7 @@ def _vitrail(
 
 app.command("explain")(explain.explain_command)
 app.command("detail", cls=ManyValues)(detail.detail_command)
+app.command("guide")(guide.guide_command)
 app.command("transfer")(transfer.transfer_command)
 app.command("rewrite")(rewrite.rewrite_command)
 app.command("reproduce", cls=ManyValues)(reproduce.reproduce_command)

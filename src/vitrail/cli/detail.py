@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitrail.cli.console import stop
-from vitrail.cli.explain import Format, Gradient, Precision, Request, _size
+from vitrail.cli.explain import Format, Gradient, Precision, Request, parse_size
 
 __all__ = ["DetailRequest", "detail_command"]
 
@@ -87,7 +87,7 @@ def detail_command(
         against=against or [],
         question={"method": method, "gradient": gradient.value, "start_layer": start_layer, "centred": centred},
         options={},
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else _size(size)},
+        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
         batch_size=1,
         output=output,
         formats=tuple(kind.value for kind in Format if kind is not Format.all) if "all" in formats else formats,

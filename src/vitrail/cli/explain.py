@@ -11,7 +11,7 @@ import typer
 
 from vitrail.cli.console import stop
 
-__all__ = ["Request", "explain_command"]
+__all__ = ["Request", "explain_command", "parse_size"]
 
 
 class Format(StrEnum):
@@ -25,8 +25,9 @@ class Format(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What the backward pass holds constant."""
+    """What the backward pass holds constant; auto: libra where one class dominates, else full."""
 
+    auto = "auto"
     full = "full"
     leaf = "leaf"
     libra = "libra"
@@ -85,8 +86,13 @@ def explain_command(
         typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8."),
     ] = None,
     gradient: Annotated[
-        Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
-    ] = Gradient.full,
+        Gradient,
+        typer.Option(
+            "--gradient",
+            help="Leaf: attention held constant backward; libra: norms, gates too; auto: libra where one class "
+            "dominates an image, else full.",
+        ),
+    ] = Gradient.auto,
     start_layer: Annotated[int, typer.Option("--start-layer", help="First block that takes part, from 0.")] = 0,
     centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
     readout: Annotated[
@@ -131,7 +137,7 @@ def explain_command(
             "readout": None if readout is None else _readout(readout),
         },
         options=options,
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else _size(size)},
+        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
         batch_size=batch_size,
         output=output,
         formats=tuple(kind.value for kind in Format if kind is not Format.all) if "all" in formats else formats,
@@ -147,7 +153,7 @@ def explain_command(
     raise typer.Exit(1 if failed else 0)
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
     if not height.isdecimal() or not (width or height).isdecimal() or not int(height) * int(width or height):
         raise typer.BadParameter(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vitrail.cli.batches import in_batches
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import Reporter, one_line, show_table
 from vitrail.cli.explain import Request
 from vitrail.cli.inputs import Found, OutputNames, find_images, slug
 from vitrail.errors import OptionError, VitrailError
@@ -129,6 +129,9 @@ def _results(
         except VitrailError as error:
             failed(image, error)
             continue
+        if not request.as_json:
+            for note in ex.notes():
+                reporter.say(f"{one_line(str(image.path))}: {note}")
         yield from _rows(ex, image, files)
         reporter.advance()
 

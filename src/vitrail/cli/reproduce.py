@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vitrail.cli.console import Reporter, show_table, stop
-from vitrail.cli.explain import Format, Gradient, Precision, Request, _size
+from vitrail.cli.explain import Format, Gradient, Precision, Request, parse_size
 
 __all__ = ["reproduce_command"]
 
@@ -63,7 +63,7 @@ def reproduce_command(
         against=against or [],
         question={} if gradient is Gradient.full else {"gradient": gradient.value},
         options={},
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else _size(size)},
+        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
         batch_size=1,
         output=output,
         formats=(format_.value,),

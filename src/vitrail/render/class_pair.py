@@ -7,23 +7,11 @@ import numpy as np
 from vitrail.explanation import Explanation, percent
 from vitrail.guidance.detail import Detail
 from vitrail.guidance.typical import Typical, TypicalPictures
-from vitrail.render.figure import (
-    FRAME,
-    INK,
-    MARGIN,
-    NOTE,
-    NOTE_SIZE,
-    PALE,
-    Box,
-    _axes,
-    _bar,
-    _figure,
-    _pixels,
-    _show,
-)
+from vitrail.render.figure import MARGIN, NOTE, NOTE_SIZE
 from vitrail.render.lettering import lines, number, write
 from vitrail.render.overlay import overlay, resize, strength
 from vitrail.render.palette import AGAINST, FOR
+from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, bar, blank, pixels, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,19 +53,19 @@ def draw_pair(
     notes = [line for note in _notes(found, target, against) for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
     row = HEAD + PANEL + FOOT
     height = MARGIN + TITLE + 2 * row + NOTE * len(notes) + MARGIN / 2
-    figure = _figure(width, height)
+    figure = blank(width, height)
     _title(figure, first, target, against, (MARGIN, height - MARGIN - 0.22, width - 2 * MARGIN))
     top = height - MARGIN - TITLE - HEAD - PANEL
     for number_of_row, (one, other) in enumerate(((target, against), (against, target))):
         y = top - number_of_row * row
         if number_of_row == 0:
-            _photograph(figure, first, (MARGIN, y, left, PANEL))
+            photograph(figure, first, (MARGIN, y, left, PANEL))
         else:
             _bars(figure, first, target, against, (MARGIN, y, left, PANEL))
         x = MARGIN + left + GAP
         _question(figure, first, one, other, (x, y + PANEL + 0.45, width - x - MARGIN))
         for loss in found.losses:
-            _panel(figure, found, loss, one, other, (x, y, wide, PANEL), smooth=smooth)
+            panel_size(figure, found, loss, one, other, (x, y, wide, PANEL), smooth=smooth)
             x += wide + GAP
         if other in typical:
             _typical(figure, typical[other], first, one, other, (x + 1.5 * GAP, y, beside, PANEL))
@@ -123,7 +111,7 @@ def _photograph(figure: "Figure", ex: Explanation, box: Box) -> None:
     x, y, wide, high = box
     if ex.images is None:
         return
-    _show(_axes(figure, box), resize(ex.images[0].numpy(force=True), _pixels(box)))
+    show(axes_at(figure, box), resize(ex.images[0].numpy(force=True), pixels(box)))
     source = (ex.metadata.get("sources") or [None])[0]
     if source:
         write(figure, x, y + high + 0.09, str(source), width=wide, color=PALE)
@@ -145,25 +133,25 @@ def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box
             figure, x, base + 0.17, ex.class_name(index), width=wide, size=8.0, color=colour,
             ending=f"  {_verdict(ex, index)}  logit {number(float(ex.logits[0, index]))}",
         )  # fmt: skip
-        axes = _axes(figure, (x, base + 0.05, wide, 0.08))
+        axes = axes_at(figure, (x, base + 0.05, wide, 0.08))
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.barh(0.5, ex.probability(index), height=1.0, color=colour)
 
 
-def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
+def panel_size(figure: "Figure", found: Detail, loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
     x, y, wide, high = box
     ex = found.view(loss, one, other)
     instead = bool(ex.metadata["difference_instead"][0][0])
     name, formula = FORMULAS["difference" if instead else loss]
     scores = ex.map().numpy(force=True).astype(np.float64)
     image = None if ex.images is None else ex.images[0].numpy(force=True)
-    _show(_axes(figure, box), overlay(scores, image, smooth=smooth, size=_pixels(box)))
+    show(axes_at(figure, box), overlay(scores, image, smooth=smooth, size=pixels(box)))
     title = f"{FORMULAS[loss][0]}: difference instead" if instead else name
     write(figure, x, y + high + 0.24, title, width=wide, size=8.5, color=INK)
     scalar = f"{formula} = {number(found.value(loss, one, other), sign=True)}"
     write(figure, x, y + high + 0.08, scalar, width=wide, size=8.0, color=PALE)
     if strength(scores) > 0:
-        _bar(figure, scores, strength(scores), ex.signed, box)
+        bar(figure, scores, strength(scores), ex.signed, box)
     else:
         write(figure, x, y - 0.17, "no signal: the map is zero everywhere", width=wide, size=8.0, color=INK)
 
@@ -207,8 +195,8 @@ def _typical(figure: "Figure", pictures: TypicalPictures, ex: Explanation, asked
 
 
 def _thumb(figure: "Figure", one: Typical, ex: Explanation, asked: int, label: int, box: Box) -> None:
-    axes = _axes(figure, box)
-    _show(axes, resize(_square(one.picture.numpy(force=True)), _pixels(box)))
+    axes = axes_at(figure, box)
+    show(axes, resize(_square(one.picture.numpy(force=True)), pixels(box)))
     colour = FOR if one.predicted == asked else AGAINST if one.predicted == label else INK
     for spine in axes.spines.values():
         spine.set(color=colour if one.predicted == asked else FRAME, linewidth=1.6 if one.predicted == asked else 0.6)

@@ -18,7 +18,7 @@ from vitrail.render.panel import PALE, Box, axes_at, blank, pixels, show, signed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["draw", "explained", "panel_size", "seen_picture"]
 
 MARGIN, GAP = 0.22, 0.16  # inches: around the picture, between its panels
 HEAD, FOOT = 0.32, 0.6  # above each panel for the question, below it for the range and the method
@@ -49,7 +49,7 @@ def draw(
     _check(columns, opacity)
     first, rows = columns[0], len(columns[0])
     photograph = photograph and first.images is not None
-    wide, high = _panel(first)
+    wide, high = panel_size(first)
     count = sum(ex.targets for ex in columns) + photograph
     width = 2 * MARGIN + count * wide + (count - 1) * GAP
     told = dict.fromkeys(note for ex in columns for note in ex.notes())
@@ -65,12 +65,12 @@ def draw(
     for i in range(rows):
         x, y = MARGIN, height - i * row - head - high
         if photograph:
-            _photograph(figure, first, i, (x, y, wide, high))
+            seen_picture(figure, first, i, (x, y, wide, high))
             x += wide + GAP
         for ex in columns:
             limit = _shared(ex) if shared_scale else None
             for target in range(ex.targets):
-                _map(figure, ex, i, target, (x, y, wide, high), opacity=opacity, smooth=smooth, limit=limit)
+                explained(figure, ex, i, target, (x, y, wide, high), opacity=opacity, smooth=smooth, limit=limit)
                 x += wide + GAP
     for line, note in enumerate(reversed(notes)):
         write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
@@ -87,7 +87,8 @@ def _check(columns: list[Explanation], opacity: float | int) -> None:
         raise OptionError(f"opacity={opacity} must lie between 0 (the photograph) and 1 (the map over it)")
 
 
-def _panel(ex: Explanation) -> tuple[float, float]:
+def panel_size(ex: Explanation) -> tuple[float, float]:
+    """Width and height of a panel, in inches."""
     rows, cols = ex.grid if ex.images is None else ex.images.shape[1:3]
     wide = SIDE * cols / rows
     if wide > WIDEST:
@@ -100,7 +101,8 @@ def _shared(ex: Explanation) -> float:
     return max(strength(scores) for scores in maps)  # a map without signal has no say
 
 
-def _photograph(figure: "Figure", ex: Explanation, i: int, box: Box) -> None:
+def seen_picture(figure: "Figure", ex: Explanation, i: int, box: Box) -> None:
+    """The image itself, with its file's name above it and the model's below."""
     x, y, wide, high = box
     assert ex.images is not None
     show(axes_at(figure, box), resize(ex.images[i].numpy(force=True), pixels(box)))
@@ -114,7 +116,7 @@ def _photograph(figure: "Figure", ex: Explanation, i: int, box: Box) -> None:
         write(figure, x, y - 0.345, model, width=wide, size=8.0, color=PALE)
 
 
-def _map(
+def explained(
     figure: "Figure",
     ex: Explanation,
     i: int,
@@ -125,12 +127,13 @@ def _map(
     smooth: bool,
     limit: float | None,
 ) -> None:
+    """One map: the question above it, the bar of its colours and the method below."""
     x, y, wide, _ = box
     scores = ex.map(i, target).numpy(force=True).astype(np.float64)
     image = None if ex.images is None else ex.images[i].numpy(force=True)
     signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, limit=limit, signed=ex.signed)
     _title(figure, ex, i, target, box)
-    write(figure, x, y - 0.51, _method(ex), width=wide, size=8.0, smallest=5.0, color=PALE)
+    write(figure, x, y - 0.51, _method(ex, i), width=wide, size=8.0, smallest=5.0, color=PALE)
 
 
 def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box) -> None:
@@ -144,10 +147,11 @@ def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box) -> 
     write(figure, x, top, name, ending=f" {verdict}", width=wide, size=12.5, weight="bold", color=FOR)
 
 
-def _method(ex: Explanation) -> str:
+def _method(ex: Explanation, i: int) -> str:
     specific = ex.metadata.get("class_specific", True)
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
-    gradient = ex.metadata.get("gradient", "full")
+    modes = ex.metadata.get("gradients") or ()  # one per image, where they were chosen by themselves
+    gradient = modes[i] if i < len(modes) else ex.metadata.get("gradient", "full")
     parts += [f"{gradient} gradient"] if gradient != "full" else []
     parts += ["centred"] if ex.metadata.get("centred") else []
     parts += [] if ex.signed else ["unsigned"]

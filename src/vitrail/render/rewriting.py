@@ -6,24 +6,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vitrail.explanation import Explanation, percent
-from vitrail.render.figure import (
-    FOOT,
-    FRAME,
-    GAP,
-    INK,
-    MARGIN,
-    PALE,
-    SIDE,
-    WIDEST,
-    _axes,
-    _figure,
-    _map,
-    _pixels,
-    _show,
-)
+from vitrail.render.figure import FOOT, GAP, MARGIN, SIDE, WIDEST, explained
 from vitrail.render.lettering import write
 from vitrail.render.overlay import resize
 from vitrail.render.palette import AGAINST, FOR
+from vitrail.render.panel import FRAME, INK, PALE, axes_at, blank, pixels, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +36,7 @@ def draw_rewrite(result: "Rewrite") -> "Figure":
     lower = _lower(maps, column)
     width = 2 * MARGIN + 4 * column + 3 * GAP
     height = MARGIN + LINE + HEAD + photo + 0.5 + (HEAD + lower[1] + FOOT if maps else 0) + MARGIN / 2
-    figure = _figure(width, height)
+    figure = blank(width, height)
     y = height - MARGIN / 2 - LINE
     write(figure, MARGIN, y + 0.06, result.summary(), width=width - 2 * MARGIN, size=12.5, weight="bold", color=INK)
     y -= HEAD + photo
@@ -68,7 +55,7 @@ def draw_rewrite(result: "Rewrite") -> "Figure":
         for i, (ex, when) in enumerate(zip(maps, ("before", "after"), strict=True)):
             for target in range(ex.targets):
                 x = across[2 * i + target]
-                _map(figure, ex, 0, target, (x, y, *lower), opacity=1.0, smooth=True, limit=None)
+                explained(figure, ex, 0, target, (x, y, *lower), opacity=1.0, smooth=True, limit=None)
                 write(figure, x + lower[0], y + lower[1] + 0.09, when, width=0.8, size=8.0, ha="right", color=PALE)
     return figure
 
@@ -106,7 +93,7 @@ def _picture(
     below: str,
 ) -> None:
     x, y, wide, high = box
-    _show(_axes(figure, box), resize(picture, _pixels(box)))
+    show(axes_at(figure, box), resize(picture, pixels(box)))
     write(figure, x, y + high + 0.09, title, width=wide, size=10.0, weight="bold", color=INK)
     write(figure, x, y - 0.185, below, width=wide, size=8.0, color=PALE)
 
@@ -118,7 +105,7 @@ def _verdict(result: "Rewrite", step: int) -> str:
 
 def _curves(figure: "Figure", result: "Rewrite", box: tuple[float, float, float, float]) -> None:
     x, y, wide, high = box
-    axes = _axes(figure, box)
+    axes = axes_at(figure, box)
     steps = np.arange(len(result.curves))
     axes.axhline(result.until, color=PALE, linewidth=0.8, linestyle=(0, (4, 3)))
     for side, colour in ((0, AGAINST), (1, FOR)):

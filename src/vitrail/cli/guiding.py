@@ -1,0 +1,155 @@
+"""The work behind `vitrail guide`: each image explained with the guide and without, one picture of both."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitrail.cli.batches import in_batches
+from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.explaining import check_question, load_model
+from vitrail.cli.guide import GuideRequest
+from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.errors import OptionError, VitrailError
+from vitrail.explanation import Explanation, percent
+from vitrail.files import writable_folder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vitrail.guidance import Guide
+    from vitrail.models import VisionModel
+
+__all__ = ["run"]
+
+HEADER = ("image", "target", "its probability", "guide", "beside it", "files")
+
+
+def run(request: GuideRequest) -> bool:
+    """Explain every image of the request beside its guides; say whether any failed.
+
+    Raises `VitrailError` for a question at fault.
+    """
+    from vitrail.guidance import Guide
+    from vitrail.methods import find_method
+
+    check_question(request)
+    method = find_method(request.question["method"], request.options)
+    if not method.class_specific:
+        raise OptionError(f"{method.name} is the same for every class, so a guide cannot steer it")
+    guide = Guide(**request.guide)
+    if not guide.drawn:
+        guide = replace(guide, pictures=_opened(guide))  # a folder without pictures is told before a model is loaded
+    output = writable_folder(request.output)
+    reporter = Reporter(as_json=request.as_json)
+    found, missing = find_images(request.images, leave_out=output)
+    model = load_model(request)
+    targets = [model.class_index(name) for name in request.targets]
+    if guide.guide_class is not None:
+        guide = replace(guide, guide_class=model.class_index(guide.guide_class))
+    for argument, error in missing:
+        reporter.fail(argument, error)
+    at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
+    with reporter.working(len(found)):
+        results: Iterable[dict[str, Any]] = _results(request, model, targets, guide, found, reporter)
+        if at_the_end:
+            results = list(results)
+        else:
+            show_table(HEADER, map(_row, results))
+    if request.as_json:
+        asked = {**request.question, "guide": {**request.guide, "pictures": str(request.guide["pictures"])}}
+        answers = {"results": results, "failures": reporter.failures}
+        document = {"model": model.name, "metadata": dict(model.metadata), **asked, **answers}
+        typer.echo(json.dumps(document, indent=2, default=str))
+    elif at_the_end:
+        show_table(HEADER, map(_row, results))
+    return bool(reporter.failures)
+
+
+def _opened(guide: "Guide") -> list[Any]:
+    """The guide's files, each read once, so that one which is no picture stops the run at its start."""
+    from vitrail.images import read_image
+
+    items = guide.items()
+    for item in items:
+        read_image(item)
+    return items
+
+
+def _results(
+    request: GuideRequest,
+    model: "VisionModel",
+    targets: list[int],
+    guide: "Guide",
+    found: Sequence[Found],
+    reporter: Reporter,
+) -> Iterator[dict[str, Any]]:
+    from vitrail.explain import explain
+    from vitrail.images import read_image
+
+    def load(image: Found) -> "Image":
+        return read_image(image.path)
+
+    def ask(images: list[Found], pictures: "list[Image]") -> list[tuple[Explanation, Explanation]]:
+        wanted = targets * len(pictures) or None
+        both = []
+        for steered in (guide, None):
+            ex = explain(model, pictures, wanted, guide=steered, **request.question, **request.options)
+            both.append(replace(ex, metadata={**ex.metadata, "sources": [image.path.name for image in images]}))
+        return list(zip(both[0], both[1], strict=True))
+
+    def failed(image: Found, error: Exception) -> None:
+        reporter.fail(str(image.path), error)
+        reporter.advance()
+
+    names = OutputNames(request.output, found)
+    for image, (guided, unguided) in in_batches(found, load, ask, size=request.batch_size, failed=failed):
+        try:
+            files = _write(guided, unguided, image, names, request.formats)
+        except VitrailError as error:
+            failed(image, error)
+            continue
+        yield _fields(guided, image, files)
+        reporter.advance()
+
+
+def _write(
+    guided: Explanation, unguided: Explanation, image: Found, names: OutputNames, formats: Sequence[str]
+) -> list[Path]:
+    from vitrail.render.guided import draw_guided
+    from vitrail.render.sheet import save_figure
+
+    what = f"{slug(guided.sides()[0][0])}.guided"
+    files = []
+    for kind in formats:
+        path = names.path(image, what, kind)
+        shown = kind != "safetensors"
+        files.append(save_figure(draw_guided(guided, unguided), path) if shown else guided.save(path))
+    return files
+
+
+def _fields(ex: Explanation, image: Found, files: Sequence[Path]) -> dict[str, Any]:
+    index = int(ex.target[0])
+    return {
+        "image": str(image.path),
+        "target": ex.class_name(index),
+        "target_index": index,
+        "target_probability": ex.probability(index),
+        "guides": ex.metadata["guides"][0],
+        "beside_the_guide": [part.probability(index) for part in ex.guided],
+        "stitched": [part.metadata["stitch"] for part in ex.guided],
+        "files": [str(path) for path in files],
+        "notes": ex.notes(),
+    }
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    guides = dict.fromkeys(f"{guide['class_name']}{' (drawn)' if guide['drawn'] else ''}" for guide in row["guides"])
+    beside = sorted(row["beside_the_guide"])
+    spread = "…".join(dict.fromkeys((percent(beside[0]), percent(beside[-1]))))
+    own = percent(row["target_probability"])
+    return row["image"], row["target"], own, ", ".join(guides), spread, ", ".join(row["files"])

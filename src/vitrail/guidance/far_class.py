@@ -1,0 +1,78 @@
+"""Which class a guide should show: one that the model holds for as unlike the target as any."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import TargetError
+from ..models.vision_model import VisionModel
+
+__all__ = ["class_likeness", "class_rows", "far_class", "poles"]
+
+PROBES = 16
+
+
+@torch.no_grad()
+def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int) -> Float[Tensor, "classes classes"]:
+    """How alike the model holds two classes to be, from −1 to 1: the cosine between their rows of the classifier.
+
+    The classifier is the last linear layer with as many outputs as there are classes; what all its rows share is taken
+    out first. A model without one is asked about `PROBES` pictures of coarse noise: then likeness is the correlation of
+    the classes' logits over these.
+    """
+    rows = class_rows(model, classes)
+    if rows is None:
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(PROBES, size[0], 8, 8, generator=generator)
+        noise = nn.functional.interpolate(coarse, size=size[1:], mode="bilinear", align_corners=False)
+        rows = model.logits(noise).cpu().double().T
+        rows = _directions(rows - rows.mean(dim=1, keepdim=True))
+    return rows @ rows.T
+
+
+def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width"] | None:
+    """The classifier's rows without what all share, each of length 1; None for a model without a linear classifier."""
+    heads = [part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
+    return _directions(heads[-1].weight.detach().cpu().double()) if heads else None
+
+
+def _directions(rows: Float[Tensor, "classes width"]) -> Float[Tensor, "classes width"]:
+    rows = rows - rows.mean(dim=0)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
+    """The two classes least like each other.
+
+    Example:
+        >>> poles(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]))
+        (0, 2)
+    """
+    first, second = divmod(int(likeness.argmin()), len(likeness))
+    return min(first, second), max(first, second)
+
+
+def far_class(likeness: Float[Tensor, "classes classes"], targets: Sequence[int]) -> int:
+    """The class to guide with: of the model's two poles the one less like the targets, so that two drawings do for all.
+
+    Where that pole is itself among the targets, the class least like all of them is taken.
+
+    Raises:
+        TargetError: when no class is left.
+
+    Example:
+        >>> far_class(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]), [1])
+        0
+    """
+    nearest = likeness[:, list(targets)].amax(dim=1)
+    best = min(poles(likeness), key=lambda index: float(nearest[index])) if len(likeness) > 1 else 0
+    if best not in targets:
+        return best
+    left = [index for index in range(len(likeness)) if index not in targets]
+    if not left:
+        raise TargetError(
+            f"the model's {len(likeness)} class(es) are all targets, so no class is left that a guide could show"
+        )
+    return min(left, key=lambda index: float(nearest[index]))

@@ -1,0 +1,279 @@
+"""External guidance (Cui, Fan, Chen): the original is explained beside a picture of another class.
+
+Where one class fills a photograph, nothing in it argues for any other, and a signed map has to put its blue on the
+object itself. A guide takes it: the two pictures are stitched into one input, the original's class is explained as
+ever, and the patches of the original are kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import GuideError, LayoutError
+from ..explanation import Explanation, percent
+from ..inputs import Inputs, prepare
+from ..models.layout import TokenLayout, layout_of
+from ..models.vision_model import VisionModel
+from ..targets import Targets, Wanted, parse_targets, predicted
+from .dominance import WARNING, logits_of
+from .drawing import draw_guide
+from .far_class import class_likeness, far_class
+from .guide import Guide
+from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid
+from .widening import widened
+
+__all__ = ["explain_guided"]
+
+Ask = Callable[..., Explanation]
+
+WORDS = {"side": "side by side", "stack": "stacked", "wide": "side by side, wide", "tall": "stacked, tall"}
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One guide as the model sees it: the picture, where it came from, and the class that the model gives it."""
+
+    picture: Float[Tensor, "channels height width"]
+    source: str | None
+    drawn: bool
+    index: int
+    name: str
+    logit: float
+    probability: float
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "drawn": self.drawn,
+            "class": self.index,
+            "class_name": self.name,
+            "logit": self.logit,
+            "probability": self.probability,
+        }
+
+    def words(self) -> str:
+        seen = f"{self.name} {percent(self.probability)}"
+        return f"a guide that the model drew itself ({seen})" if self.drawn else f"{self.source or 'a guide'} ({seen})"
+
+
+def explain_guided(
+    ask: Ask, model: VisionModel, images: Any, target: Wanted, guide: Guide, step: int | None
+) -> Explanation:
+    """Explain every image beside its guides; the scores are those of the images' own patches.
+
+    `ask(model, batch, target)` explains one batch of inputs; `step` is how many images may pass at a time.
+
+    Raises:
+        GuideError: when the model sees the target in a guide.
+        InputSizeError: for a wide or tall layout that the model does not take.
+        LayoutError: when the input cannot be cut into whole patches.
+    """
+    inputs = prepare(model, images)
+    step = step or len(inputs.batch)
+    layout = layout_of(model, inputs.batch)
+    alone = logits_of(model, inputs.batch, step)
+    wanted = parse_targets(model, target, len(alone), layout.classes) or predicted(alone)
+    question = wanted.index.tolist() if wanted.nested else wanted.index[:, 0].tolist()
+    patch = _patch(inputs, layout)
+    grid = (layout.rows, layout.cols)
+    given = [] if guide.drawn else _given(model, guide, step)
+    parts, maps, told, input_words = [], [], [], {}
+    for name, sides in _by_layout(guide):
+        plans = [plan_stitch(name, side, guide.fit, grid=grid, patch=patch) for side in sides]
+        larger, how = model, "the model's own input"
+        if name in ("wide", "tall"):
+            larger, how = widened(model, plans[0].size, plans[0].grid, inputs.batch.shape[1])
+        input_words[name] = how
+        if guide.drawn:
+            rows = [_draw_for_all(model, guide, wanted, plans, grid, patch, inputs.batch.shape, layout.classes)]
+        else:
+            rows = [[one] * len(alone) for one in given]
+        for shown in rows:
+            _refuse_same(shown, wanted, inputs.sources)
+            for plan in plans:
+                guides = [fitted.picture for fitted in shown]
+                batch = torch.stack([stitch(o[None], g[None].to(o), plan)[0] for o, g in _pairs(inputs, guides)])
+                ex = ask(larger, batch, question)
+                maps.append(crop_map(ex.scores, plan))
+                told.append(shown)
+                parts.append(_part(ex, plan, shown, inputs.sources, how))
+    return _joined(model, inputs, alone, parts, maps, told, guide, input_words)
+
+
+def _by_layout(guide: Guide) -> list[tuple[str, list[str]]]:
+    stitches = guide.stitches()
+    return [(name, [side for layout, side in stitches if layout == name]) for name in guide.layouts]
+
+
+def _pairs(inputs: Inputs, guides: Sequence[Tensor]):
+    return zip(inputs.batch, guides, strict=True)
+
+
+def _patch(inputs: Inputs, layout: TokenLayout) -> tuple[int, int]:
+    height, width = inputs.batch.shape[-2:]
+    if height % layout.rows or width % layout.cols:
+        raise LayoutError(
+            f"an input of {height}×{width} pixels is not {layout.rows}×{layout.cols} whole patches, so no half of it "
+            "can be given to a guide; use an input size that the patches divide"
+        )
+    return height // layout.rows, width // layout.cols
+
+
+def _given(model: VisionModel, guide: Guide, step: int) -> list[Shown]:
+    """The user's pictures, each as the model would see it alone, and what it sees there."""
+    shown = []
+    for item in guide.items():
+        inputs = prepare(model, item)
+        logits = logits_of(model, inputs.batch, step)
+        shown += [
+            _shown(model, *pair, drawn=False, index=None)
+            for pair in zip(inputs.batch, inputs.sources, logits, strict=True)
+        ]
+    return shown
+
+
+def _draw_for_all(
+    model: VisionModel,
+    guide: Guide,
+    wanted: Targets,
+    plans: Sequence[Stitch],
+    grid: tuple[int, int],
+    patch: tuple[int, int],
+    shape: Sequence[int],
+    classes: int,
+) -> list[Shown]:
+    """For each image a guide drawn by the model, of a class far from the image's targets."""
+    if plans[0].layout in ("wide", "tall"):
+        # A guide that fills the model's own input is drawn there.
+        whole = Box(0, 0, *grid)
+        plans = [Stitch("alone", "", "squash", patch, grid, whole, whole, whole)]
+    channels = shape[1]
+    if guide.guide_class is not None:
+        chosen = [model.class_index(guide.guide_class, classes)] * len(wanted.index)
+    else:
+        likeness = class_likeness(model, (channels, shape[2], shape[3]), classes)
+        chosen = [far_class(likeness, targets) for targets in wanted.index.tolist()]
+    drawn = {}
+    for index in dict.fromkeys(chosen):
+        picture = draw_guide(model, index, plans, channels=channels, seed=guide.seed)
+        rows, cols = plans[0].guide.slices(patch)
+        canvas = picture.new_zeros(1, channels, *plans[0].size)
+        canvas[0, :, rows, cols] = picture
+        drawn[index] = _shown(model, picture, None, logits_of(model, canvas, 1)[0], drawn=True, index=index)
+    return [drawn[index] for index in chosen]
+
+
+def _shown(
+    model: VisionModel, picture: Tensor, source: str | None, logits: Tensor, *, drawn: bool, index: int | None
+) -> Shown:
+    top = int(logits.argmax())
+    index = top if index is None else index
+    probability = float(logits.double().softmax(0)[index])
+    return Shown(picture, source, drawn, index, model.class_name(index), float(logits[index]), probability)
+
+
+def _refuse_same(shown: Sequence[Shown], wanted: Targets, sources: Sequence[str | None]) -> None:
+    for number, (one, targets) in enumerate(zip(shown, wanted.index.tolist(), strict=True)):
+        if one.index in targets:
+            image = sources[number] or f"image {number}"
+            raise GuideError(
+                f"the guide {one.source or ''} is itself seen as {one.name} ({percent(one.probability)}), which is the "
+                f'target of {image}: a guide must show another class; give another picture, or guide="auto"'
+            )
+
+
+def _part(
+    ex: Explanation, plan: Stitch, shown: Sequence[Shown], sources: Sequence[str | None], how: str
+) -> Explanation:
+    placed = {key: value for key, value in asdict(plan).items() if key != "patch"}
+    notes = [[note for note in one if note != WARNING] for one in ex.metadata["image_notes"]]
+    metadata = {
+        **ex.metadata,
+        "sources": list(sources),
+        "image_notes": notes,
+        "stitch": {**placed, "patch": list(plan.patch), "grid": list(plan.grid), "input": how},
+        "guides": [one.facts() for one in shown],
+    }
+    return replace(ex, metadata=metadata)
+
+
+def _joined(
+    model: VisionModel,
+    inputs: Inputs,
+    alone: Float[Tensor, "images classes"],
+    parts: list[Explanation],
+    maps: list[Tensor],
+    told: list[list[Shown]],
+    guide: Guide,
+    input_words: dict[str, str],
+) -> Explanation:
+    """One explanation of the originals: the mean of the cropped maps, with everything stitched beside it."""
+    first = parts[0]
+    if len({tuple(scores.shape[-2:]) for scores in maps}) > 1:
+        own = layout_of(model, inputs.batch)
+        maps = [to_grid(scores, (own.rows, own.cols)) for scores in maps]
+    scores = torch.stack(maps).mean(dim=0)
+    pictures = inputs.pictures
+    if guide.fit == "crop" and first.images is not None and guide.layouts[0] in ("side", "stack"):
+        plan = first.metadata["stitch"]
+        rows, cols = Box(**plan["original"]).slices(tuple(plan["patch"]))
+        pictures = first.images[:, rows, cols].contiguous()
+    instead = torch.stack([torch.tensor(part.metadata["difference_instead"]) for part in parts]).any(dim=0)
+    extension = any(name in ("wide", "tall") for name in guide.layouts)
+    metadata = {
+        **first.metadata,
+        "sources": list(inputs.sources),
+        "grid": list(scores.shape[-2:]),
+        "image_notes": [_notes(number, parts, told, alone) for number in range(len(alone))],
+        "difference_instead": instead.tolist(),
+        "guides": [[row[number].facts() for row in _each_once(told)] for number in range(len(alone))],
+        "guide": {
+            "layouts": list(guide.layouts),
+            "sides": [side for _, side in guide.stitches()],
+            "fit": guide.fit,
+            "seed": guide.seed,
+            "inputs": input_words,
+            "extension": extension,
+            "averaged": len(parts),
+        },
+    }
+    del metadata["stitch"]
+    return replace(
+        first,
+        scores=scores,
+        logits=alone.to(scores.dtype),
+        images=pictures,
+        metadata=metadata,
+        guided=tuple(parts),
+    )
+
+
+def _each_once(told: list[list[Shown]]) -> list[list[Shown]]:
+    kept: dict[tuple[int, ...], list[Shown]] = {}
+    for row in told:
+        kept.setdefault(tuple(map(id, row)), row)
+    return list(kept.values())
+
+
+def _notes(number: int, parts: list[Explanation], told: list[list[Shown]], alone: Tensor) -> list[str]:
+    first, guides = parts[0], dict.fromkeys(row[number].words() for row in told)
+    stitches = [part.metadata["stitch"] for part in parts]
+    sides: dict[str, dict[str, None]] = {}
+    for one in stitches:
+        sides.setdefault(WORDS[one["layout"]], {})[one["side"]] = None
+    places = "; ".join(f"{words}, original {' and '.join(where)}" for words, where in sides.items())
+    index = int(first.target.reshape(len(first), -1)[number, 0])
+    beside = sorted(part.probability(index, number) for part in parts)
+    spread = " to ".join(dict.fromkeys((percent(beside[0]), percent(beside[-1]))))
+    before = percent(float(alone[number].double().softmax(0)[index]))
+    notes = [
+        f"Beside {'; '.join(guides)}: {places}{f' (mean of {len(parts)} maps)' if len(parts) > 1 else ''}. "
+        f"Alone the model gives {first.class_name(index)} {before}, beside the guide {spread}."
+    ]
+    if any(one["layout"] in ("wide", "tall") for one in stitches):
+        notes.append("The larger input is Vitrail's extension of the published method.")
+    return notes + first.metadata["image_notes"][number]

@@ -1,0 +1,230 @@
+"""Two pictures in one input, and the way back from its map to the original's own patches.
+
+    side    original │ guide, each squeezed into half of the input's width
+    stack   original over guide, each squeezed into half of its height
+    wide    original │ guide, each as large as the model's own input: the input is twice as wide
+    tall    original over guide, each as large as the model's own input: the input is twice as high
+
+`side` and `stack` are the seed paper's external guidance; `wide` and `tall` are Vitrail's extension and need a model
+that takes a larger input. Both halves are whole patches and equally large. Where their number is odd, the patches in
+the middle belong to neither and show the model's mean colour.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..errors import LayoutError, OptionError
+
+__all__ = ["FITS", "LAYOUTS", "Box", "Stitch", "crop_map", "fit_picture", "plan_stitch", "stitch", "to_grid"]
+
+# The sides on which the original can lie, the usual one first.
+LAYOUTS: dict[str, tuple[str, str]] = {
+    "side": ("left", "right"),
+    "stack": ("top", "bottom"),
+    "wide": ("left", "right"),
+    "tall": ("top", "bottom"),
+}
+FITS = ("squash", "crop", "pad")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of whole patches: its first row and column, and how many of each."""
+
+    top: int
+    left: int
+    rows: int
+    cols: int
+
+    def slices(self, patch: tuple[int, int] = (1, 1)) -> tuple[slice, slice]:
+        """Rows and columns of the box, in patches or, for a patch of (height, width), in pixels."""
+        (high, wide) = patch
+        rows = slice(self.top * high, (self.top + self.rows) * high)
+        return rows, slice(self.left * wide, (self.left + self.cols) * wide)
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """Where original and guide lie in one input, in patches of `patch` = (height, width) pixels.
+
+    `original` and `guide` are the two halves; `shown` is the part of the original's half that shows the picture, which
+    is smaller than the half where it is padded.
+    """
+
+    layout: str
+    side: str
+    fit: str
+    patch: tuple[int, int]
+    grid: tuple[int, int]
+    original: Box
+    guide: Box
+    shown: Box
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the stitched input in pixels."""
+        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
+
+
+def plan_stitch(
+    layout: str, side: str, fit: str, *, grid: tuple[int, int], patch: tuple[int, int] = (16, 16)
+) -> Stitch:
+    """Where the two pictures lie, for a model whose own input is `grid` patches of `patch` pixels.
+
+    Args:
+        layout: "side", "stack", "wide" or "tall".
+        side: where the original lies: "left" or "right", for stack and tall "top" or "bottom".
+        fit: "squash" (the whole picture, out of shape), "crop" (its middle, in shape), "pad" (the whole picture in
+            shape, as near as whole patches allow, on the model's mean colour). Wide and tall have room for all of it.
+        grid: rows and columns of patches of the model's own input.
+        patch: height and width of a patch in pixels.
+
+    Raises:
+        OptionError: for a word that is none of these.
+        LayoutError: when the grid is too small to be halved.
+
+    Example:
+        >>> half = plan_stitch("side", "left", "squash", grid=(14, 14))
+        >>> half.original, half.guide.left
+        (Box(top=0, left=0, rows=14, cols=7), 7)
+    """
+    check_words(layout, side, fit)
+    (rows, cols), first = grid, side == LAYOUTS[layout][0]
+    if layout in ("wide", "tall"):
+        half = grid
+        whole = (rows, 2 * cols) if layout == "wide" else (2 * rows, cols)
+        fit = "squash"  # which here is no change at all
+    else:
+        half = (rows, cols // 2) if layout == "side" else (rows // 2, cols)
+        whole = grid
+    if min(half) < 1:
+        raise LayoutError(f"a grid of {rows}×{cols} patches cannot be halved for layout={layout!r}")
+    far = (whole[0] - half[0], 0) if layout in ("stack", "tall") else (0, whole[1] - half[1])
+    near_box, far_box = Box(0, 0, *half), Box(*far, *half)
+    original, guide = (near_box, far_box) if first else (far_box, near_box)
+    shown = original
+    if fit == "pad":
+        inside = _padded(half, grid)
+        shown = Box(original.top + inside.top, original.left + inside.left, inside.rows, inside.cols)
+    return Stitch(layout, side, fit, patch, whole, original, guide, shown)
+
+
+def check_words(layout: str, side: str, fit: str) -> None:
+    """Refuse a layout, side or fit that is not known, naming those that are. Raises `OptionError`."""
+    if layout not in LAYOUTS:
+        raise OptionError(f"layout={layout!r} of a guide is not known; choose one of {', '.join(LAYOUTS)}")
+    if side not in LAYOUTS[layout]:
+        raise OptionError(
+            f"side={side!r} is no place for the original in layout={layout!r}; choose {' or '.join(LAYOUTS[layout])}"
+        )
+    if fit not in FITS:
+        raise OptionError(f"fit={fit!r} of a guide is not known; choose one of {', '.join(FITS)}")
+
+
+def fit_picture(
+    pictures: Float[Tensor, "batch channels height width"], half: tuple[int, int], fit: str, patch: tuple[int, int]
+) -> Float[Tensor, "batch channels high wide"]:
+    """Normalised pictures brought into a half of `half` = (rows, columns) patches.
+
+    Resampled by antialiased bicubic interpolation, and never beyond a picture's own darkest and brightest values. What
+    padding leaves free is 0, the mean colour of normalised pictures.
+
+    Example:
+        >>> fit_picture(torch.rand(1, 3, 32, 32), (2, 1), "crop", (16, 16)).shape
+        torch.Size([1, 3, 32, 16])
+    """
+    height, width = pictures.shape[-2:]
+    high, wide = half[0] * patch[0], half[1] * patch[1]
+    if fit == "squash":
+        return _resample(pictures, (high, wide))
+    if fit == "crop":
+        scale = max(high / height, wide / width)
+        larger = _resample(pictures, (max(high, round(height * scale)), max(wide, round(width * scale))))
+        top, left = (larger.shape[-2] - high) // 2, (larger.shape[-1] - wide) // 2
+        return larger[..., top : top + high, left : left + wide]
+    inside = _padded(half, (height / patch[0], width / patch[1]))
+    padded = pictures.new_zeros((*pictures.shape[:2], high, wide))
+    rows, cols = inside.slices(patch)
+    padded[..., rows, cols] = _resample(pictures, (inside.rows * patch[0], inside.cols * patch[1]))
+    return padded
+
+
+def stitch(
+    originals: Float[Tensor, "batch channels height width"],
+    guides: Float[Tensor, "batch channels high wide"],
+    plan: Stitch,
+) -> Float[Tensor, "batch channels tall broad"]:
+    """Originals and guides, one each, as one normalised input; what belongs to neither is 0, the mean colour.
+
+    The pictures are fitted after normalisation. Both steps are linear, so this is what fitting and stitching before
+    normalisation gives, up to the rounding of pixels.
+
+    Example:
+        >>> plan = plan_stitch("wide", "right", "squash", grid=(2, 2))
+        >>> photo, guide = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+        >>> torch.equal(stitch(photo, guide, plan)[..., 32:], photo)
+        True
+    """
+    whole = originals.new_zeros((*originals.shape[:2], *plan.size))
+    for pictures, box in ((originals, plan.original), (guides, plan.guide)):
+        rows, cols = box.slices(plan.patch)
+        whole[..., rows, cols] = fit_picture(pictures, (box.rows, box.cols), plan.fit, plan.patch).to(whole)
+    return whole
+
+
+def crop_map(
+    scores: Float[Tensor, "*batch rows cols"], plan: Stitch, part: str = "original"
+) -> Float[Tensor, "*batch some_rows some_cols"]:
+    """The patches of a stitched map that show the original (padding left out); `part="guide"`: the guide's half.
+
+    Raises:
+        LayoutError: when the map is not of the stitched input's grid.
+    """
+    if tuple(scores.shape[-2:]) != plan.grid:
+        raise LayoutError(f"a map of {tuple(scores.shape[-2:])} patches is not that of a stitch of {plan.grid}")
+    rows, cols = (plan.shown if part == "original" else plan.guide).slices()
+    return scores[..., rows, cols]
+
+
+def to_grid(
+    scores: Float[Tensor, "*batch rows cols"], grid: tuple[int, int]
+) -> Float[Tensor, "*batch fine_rows fine_cols"]:
+    """A map whose patches are not the model's own, brought to the grid of those.
+
+    A patch of a squashed half covers several of the model's own, wholly or in part; each of these gets the mean of what
+    covers it, weighted by area.
+
+    Example:
+        >>> to_grid(torch.tensor([[5.0]]), (1, 2))
+        tensor([[5., 5.]])
+    """
+    rows, cols = _shares(scores.shape[-2], grid[0], scores), _shares(scores.shape[-1], grid[1], scores)
+    return rows @ scores @ cols.mT
+
+
+def _shares(coarse: int, fine: int, like: Tensor) -> Float[Tensor, "fine coarse"]:
+    """How much of each of `fine` equal pieces of a line lies in each of `coarse` equal pieces."""
+    ends = torch.arange(fine + 1, dtype=torch.float64) / fine
+    others = torch.arange(coarse + 1, dtype=torch.float64) / coarse
+    overlap = torch.minimum(ends[1:, None], others[None, 1:]) - torch.maximum(ends[:-1, None], others[None, :-1])
+    return (overlap.clamp(min=0) * fine).to(like)
+
+
+def _padded(half: tuple[int, int], picture: tuple[float | int, float | int]) -> Box:
+    """The largest box of whole patches in the middle of a half that keeps the picture's shape, nearly."""
+    scale = min(half[0] / picture[0], half[1] / picture[1])
+    rows, cols = (min(most, max(1, round(length * scale))) for most, length in zip(half, picture, strict=True))
+    return Box((half[0] - rows) // 2, (half[1] - cols) // 2, rows, cols)
+
+
+def _resample(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(pictures.shape[-2:]) == size:
+        return pictures
+    wide = pictures if pictures.dtype == torch.float64 else pictures.float()
+    lowest, highest = wide.amin(dim=(-2, -1), keepdim=True), wide.amax(dim=(-2, -1), keepdim=True)
+    resized = interpolate(wide, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp(min=lowest, max=highest).to(pictures.dtype)

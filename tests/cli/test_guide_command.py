@@ -1,0 +1,138 @@
+"""`vitrail guide` from the words on the command line to the files; and what `vitrail explain` does by itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+import vitrail
+from vitrail.cli import app
+from vitrail.explanation import Explanation
+from vitrail.guidance import drawing
+from vitrail.guidance.dominance import INSTEAD, MARGIN
+
+MODEL = "timm/test_vit"
+HEADER = "image\ttarget\tits probability\tguide\tbeside it\tfiles"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "guide.png"):
+        Image.fromarray(generator.integers(0, 256, (180, 200, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def call(command: str, *words: Any) -> Result:
+        given = [command, *(str(word) for word in words), "--model", MODEL, "--checkpoint", str(checkpoint)]
+        result = CliRunner().invoke(app, given)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return call
+
+
+def test_a_picture_with_and_without_the_guide(run: Run, photos: Path, tmp_path: Path, checkpoint: Path) -> None:
+    words = ("--guide", photos / "guide.png", "-t", "zebra", "-o", "out", "-f", "png", "-f", "safetensors")
+    result = run("guide", photos / "a.png", *words, "--layout", "wide", "--side", "both")
+    assert (result.exit_code, result.stderr) == (0, "")
+    header, line = result.stdout.splitlines()
+    assert header == HEADER
+    assert line.split("\t")[1] == "zebra"
+    with Image.open(tmp_path / "out" / "a.zebra.guided.png") as picture:
+        assert picture.size[0] > 2000
+    ex = Explanation.load(tmp_path / "out" / "a.zebra.guided.safetensors")
+    model = vitrail.load(MODEL, checkpoint=checkpoint)
+    guide = vitrail.Guide(photos / "guide.png", layout="wide", side="both")
+    expected = vitrail.explain(model, photos / "a.png", "zebra", guide=guide)
+    torch.testing.assert_close(ex.scores, expected.scores, rtol=1e-4, atol=1e-6)
+    assert ex.metadata["sources"] == ["a.png"]
+    assert [part.grid for part in ex.guided] == [(10, 20), (10, 20)]
+
+
+def test_json_tells_the_guide(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing.draw_guide.__wrapped__, "__kwdefaults__", {"channels": 3, "seed": 0, "steps": 3})
+    result = run("guide", photos / "a.png", "-t", "zebra", "--json", "-f", "safetensors", "--guide-class", "kite")
+    document = json.loads(result.stdout)
+    (row,) = document["results"]
+    assert document["guide"]["pictures"] == "auto"
+    assert [(one["drawn"], one["class_name"]) for one in row["guides"]] == [(True, "kite")]
+    assert row["stitched"][0]["side"] == "left"
+    assert row["beside_the_guide"][0] > 0
+    assert "that the model drew itself (kite" in row["notes"][0]
+
+
+def test_questions_at_fault(run: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        (("--guide", tmp_path / "empty"), "holds no image that could be a guide"),
+        (("--guide", "nowhere.png"), "nowhere.png does not exist"),
+        (("--method", "rollout"), "rollout is the same for every class, so a guide cannot steer it"),
+        (("--side", "top"), "side='top' is no place for the original in layout='side'"),
+        (("--guide-class", "unicorn"), "unicorn"),
+    ):
+        result = run("guide", photos / "a.png", "-t", "zebra", *words)
+        assert result.exit_code == 2, words
+        assert message in result.stderr
+
+
+def test_a_guide_of_the_targets_class_fails_that_image_alone(run: Run, photos: Path, checkpoint: Path) -> None:
+    model = vitrail.load(MODEL, checkpoint=checkpoint)
+    seen = int(vitrail.explain(model, photos / "guide.png", method="raw").logits.argmax())
+    result = run("guide", photos / "a.png", photos / "b.jpg", "-t", seen, "--guide", photos / "guide.png", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert [failure["error"] for failure in document["failures"]] == ["GuideError", "GuideError"]
+    assert "a guide must show another class" in document["failures"][0]["message"]
+
+
+def test_explain_says_that_it_took_libra(
+    photos: Path, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same model with a steeper head, so that one class dominates."""
+    monkeypatch.chdir(tmp_path)
+    module = timm.create_model("test_vit")
+    model = vitrail.load(MODEL, checkpoint=checkpoint)
+    top = vitrail.explain(model, photos / "a.png", method="raw").logits[0].double().topk(2)
+    module.load_state_dict(model.module.state_dict())
+    with torch.no_grad():
+        for parameter in module.head.parameters():
+            parameter.mul_(1.5 * MARGIN / float(top.values[0] - top.values[1]))
+    steep = tmp_path / "steep.safetensors"
+    save_file(module.state_dict(), steep)
+    words = ["explain", str(photos / "a.png"), "--model", MODEL, "-c", str(steep), "-f", "safetensors", "-o", "out"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0
+    assert INSTEAD in result.stderr
+    (path,) = (tmp_path / "out").glob("*.safetensors")
+    ex = Explanation.load(path)
+    expected = vitrail.explain(vitrail.load(MODEL, checkpoint=steep), photos / "a.png", gradient="libra")
+    torch.testing.assert_close(ex.scores, expected.scores, rtol=1e-4, atol=1e-4 * float(expected.scores.abs().max()))
+    assert ex.metadata["gradient"] == "libra"
+    full = CliRunner().invoke(app, [*words, "--gradient", "full"])
+    assert "with the full gradient, blue may lie on the object itself" in full.stderr
