@@ -37,7 +37,7 @@ def test_a_zebra_takes_the_evidence_against(vit_tiny, photographs, zebra, layout
 def test_the_eagle_is_blue_without_a_guide_and_red_with_one(vit_tiny, photographs, zebra):
     alone = vitrail.explain(vit_tiny, photographs[0], "bald eagle")
     assert share(alone.scores[0, 5:9, 5:9]) < -0.5  # its breast
-    assert "One class dominates this image" in alone.notes()[0]
+    assert "No class unlike the target comes near it" in alone.notes()[0]
     guided = vitrail.explain(vit_tiny, photographs[0], "bald eagle", guide=zebra)
     assert share(guided.scores) > 0.5
     libra = vitrail.explain(vit_tiny, photographs[0], "bald eagle", gradient="auto")

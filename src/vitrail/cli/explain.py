@@ -154,6 +154,7 @@ def explain_command(
 
 
 def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels from "224x336", or from one number for a square; `BadParameter` for anything else."""
     height, _, width = text.lower().partition("x")
     if not height.isdecimal() or not (width or height).isdecimal() or not int(height) * int(width or height):
         raise typer.BadParameter(

@@ -13,8 +13,9 @@ the search, and the last picture is encoded, decoded and classified once more be
 
 **Beside FGSM and PGD.** FGSM takes one step of the whole budget along the gradient's sign, PGD many such small steps
 within it: every pixel moves, whether it matters or not. Steps along the gradient itself move the pixels that matter
-most, so that the same class is reached with a smaller squared change (a higher PSNR), at the price of a larger change
-of single pixels. `variant="sign"` with a budget is PGD without a random start.
+most: a smaller squared change (a higher PSNR) is to be expected for the same class, at the price of a larger change of
+single pixels; `benchmarks/rewriting.py` compares them at equal budget. `variant="sign"` with a budget is
+PGD without a random start.
 """
 
 from collections.abc import Callable
