@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from environment import describe_machine
-from gradient_modes import area, interval
+from localisation import area, interval
 from PIL import Image
 from torch import Tensor
 

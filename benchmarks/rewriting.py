@@ -63,8 +63,11 @@ def measure(model: vitrail.VisionModel, original: np.ndarray, picture: np.ndarra
 
 def attacks(model: vitrail.VisionModel, norm: str, budget: float):
     """Targeted FGSM and PGD of that budget: functions from (picture, target) to a picture."""
-    from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
-    from art.estimators.classification import PyTorchClassifier
+    from art.attacks.evasion import (  # pyright: ignore[reportMissingImports]
+        FastGradientMethod,
+        ProjectedGradientDescent,
+    )
+    from art.estimators.classification import PyTorchClassifier  # pyright: ignore[reportMissingImports]
 
     assert model.preprocess is not None
     rows, cols = model.preprocess.size
@@ -124,6 +127,7 @@ def main() -> None:
     head = f"| {' | '.join(columns)} |\n|{'---|' * 8}"
 
     def rewriting(small: bool, variant: str, norm: str = "linf", budget: float | None = None) -> None:
+        assert model.preprocess is not None
         rows, start = [], time.perf_counter()
         steps = 500 if budget is None else PGD_STEPS
         with_ = exact if small else model

@@ -4,7 +4,7 @@ A class has one colour, in its curve and in its name over its maps; red and blue
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def _map(
     index = result.classes[place]
     logits = result.logits[step].double()
     said = f"logit {number(logits[index].item())} · {percent(logits.softmax(-1)[index].item())}"
-    style = {"weight": "bold", "color": _colour(place)}
+    style: dict[str, Any] = {"weight": "bold", "color": _colour(place)}
     write(figure, x, y + high + 0.22, result.class_name(index), width=wide, size=9.5, **style)
     write(figure, x, y + high + 0.07, said, width=wide, size=8.0, color=PALE)
 
@@ -189,7 +189,7 @@ def _name_ends(
     over = max(0.0, heights[-1] - (y + tall - 0.04))
     for place, height in zip(places, heights, strict=True):
         name, end = result.class_name(result.classes[place]), f" {number(float(ends[place]))}"
-        style = {"weight": "bold", "color": _colour(place)}
+        style: dict[str, Any] = {"weight": "bold", "color": _colour(place)}
         write(figure, x + wide + 0.1, height - over, name, ending=end, width=NAMES - 0.1, size=8.5, **style)
 
 
