@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import vitrail
+from vitrail.bestiary import render, sample_scene
 from vitrail.cli import app
 from vitrail.experiments import classify
 
@@ -47,17 +48,22 @@ def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return call
 
 
-def test_picture_figure_and_lines(run, photo, tmp_path, checkpoint):
-    result = run(photo, "--target", "zebra", "--until", 0.01)
+def test_picture_figure_and_lines(tmp_path, monkeypatch):
+    """On a model that has learned something: a creature becomes its sibling, and the file says so too."""
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "creature.png"
+    Image.fromarray(render(sample_scene("single", seed=23, species="tavel"), 180).image).save(photo)
+    words = ["rewrite", str(photo), "--model", "bestiary", "--target", "borrin", "--until", "0.8"]
+    result = CliRunner().invoke(app, words)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "→ zebra" in result.stdout
-    assert "read back, zebra" in result.stdout
-    saved = tmp_path / "out" / "photo.zebra.png"
-    answer = classify(vitrail.load(MODEL, checkpoint=checkpoint), saved)
-    assert int(answer.argmax()) == 340
-    assert (tmp_path / "out" / "photo.zebra.figure.png").stat().st_size > 10_000
+    assert "→ borrin" in result.stdout
+    assert "read back, borrin" in result.stdout
+    saved = tmp_path / "out" / "creature.borrin.png"
+    model = vitrail.load("bestiary")
+    assert int(classify(model, saved).argmax()) == model.class_index("borrin")
+    assert (tmp_path / "out" / "creature.borrin.figure.png").stat().st_size > 10_000
     with Image.open(saved) as picture:
-        assert picture.size == (190, 170)
+        assert picture.size == (180, 180)
 
 
 def test_not_reached_is_exit_code_1(run, photo):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitrail.attention.gradient_modes import check_gradient_mode
 from vitrail.bestiary.causal import CausalTruth, causal_truth
 from vitrail.bestiary.dataset import Bestiary
 from vitrail.bestiary.measures import (
@@ -103,8 +104,8 @@ def score(
 
     `model` is a bestiary model, as `vitrail.load("bestiary")` gives it. Two lines of comparison come first: "a part not
     drawn", the truth itself where a measure is about parts, and "random", normal noise. Methods that use gradients get
-    a line for each of `gradients`. Raises `UnknownMethodError`, and `OptionError` for a model of other classes or a
-    count below 2.
+    a line for each of `gradients`. Raises `UnknownMethodError`, and `OptionError` for a model of other classes, an
+    unknown gradient mode or a count below 2.
 
     >>> import vitrail
     >>> table = score(vitrail.load("bestiary"), ["complete"], gradients=["libra"], count=2)
@@ -115,6 +116,7 @@ def score(
         raise OptionError(f"{model.name} does not answer with the {len(CLASS_NAMES)} classes of the bestiary")
     if count < 2:
         raise OptionError(f"count={count} scenes of a kind are too few for an interval; 2 is the least")
+    gradients = [check_gradient_mode(mode) for mode in gradients]  # before all that drawing
     infos = list_methods() if methods is None else [find_method(name, {}) for name in methods]
     report = progress if progress is not None else lambda *_: None
     worlds = {kind: list(_truths(model, kind, count, seed, report)) for kind in ("pair", "single", "chimera")}

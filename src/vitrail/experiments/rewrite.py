@@ -102,12 +102,12 @@ def rewrite(
         ImageError: for what is no picture.
 
     Example:
-        >>> import timm, vitrail
-        >>> vit = timm.create_model("test_vit", num_classes=10).eval()
-        >>> picture = np.random.default_rng(0).integers(0, 256, (180, 200, 3), dtype=np.uint8)
-        >>> result = rewrite(vit, picture, target=3, until=0.2)
+        >>> import vitrail
+        >>> from vitrail.bestiary import render, sample_scene
+        >>> picture = render(sample_scene("single", seed=23, species="tavel")).image
+        >>> result = rewrite(vitrail.load("bestiary"), picture, target="borrin", until=0.8)
         >>> result.reached, result.picture.shape, result.similarity.psnr > 30
-        (True, (180, 200, 3), True)
+        (True, (96, 96, 3), True)
     """
     if not isinstance(model, VisionModel):
         model = wrap(model)

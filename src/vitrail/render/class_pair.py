@@ -59,13 +59,13 @@ def draw_pair(
     for number_of_row, (one, other) in enumerate(((target, against), (against, target))):
         y = top - number_of_row * row
         if number_of_row == 0:
-            photograph(figure, first, (MARGIN, y, left, PANEL))
+            _photograph(figure, first, (MARGIN, y, left, PANEL))
         else:
             _bars(figure, first, target, against, (MARGIN, y, left, PANEL))
         x = MARGIN + left + GAP
         _question(figure, first, one, other, (x, y + PANEL + 0.45, width - x - MARGIN))
         for loss in found.losses:
-            panel_size(figure, found, loss, one, other, (x, y, wide, PANEL), smooth=smooth)
+            _panel(figure, found, loss, one, other, (x, y, wide, PANEL), smooth=smooth)
             x += wide + GAP
         if other in typical:
             _typical(figure, typical[other], first, one, other, (x + 1.5 * GAP, y, beside, PANEL))
@@ -138,7 +138,7 @@ def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box
         axes.barh(0.5, ex.probability(index), height=1.0, color=colour)
 
 
-def panel_size(figure: "Figure", found: Detail, loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
+def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
     x, y, wide, high = box
     ex = found.view(loss, one, other)
     instead = bool(ex.metadata["difference_instead"][0][0])
