@@ -53,7 +53,7 @@ def main() -> None:
         for name in ("pair.png", "labels-clean.png", "labels-mistaught.png"):
             smaller = Image.open(Path(folder) / name)
             smaller.thumbnail((1600, 1600), Image.Resampling.LANCZOS)
-            smaller.quantize(256).save(HERE / f"bestiary-{name}", optimize=True)
+            smaller.save(HERE / f"bestiary-{name}", optimize=True)
 
 
 if __name__ == "__main__":
