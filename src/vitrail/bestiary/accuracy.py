@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.bestiary.dataset import Bestiary
-from vitrail.bestiary.model import MEAN, SIZE, STD
+from vitrail.bestiary.model import SIZE, normalised
 
 
 class Accuracy(NamedTuple):
@@ -43,5 +43,4 @@ def evaluate(model: nn.Module, *, seed: int = 2**20, count: int = 1000, batch: i
 @torch.no_grad()
 def predict(model: nn.Module, images: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch classes"]:
     """Logits of images with values in [0, 1], as `Bestiary` gives them."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    return model((images - mean) / std)
+    return model(normalised(images))

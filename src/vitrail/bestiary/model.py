@@ -1,7 +1,6 @@
 """The small ViT of the bestiary: timm's plain class, its initialisation, and its weights on disk."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vitrail.bestiary.species import CLASS_NAMES
 from vitrail.errors import CheckpointError, CheckpointMismatchError
+from vitrail.files import atomic_write
 
 SIZE = 96  # pixels; with patches of 8 the grid is 12 x 12
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -77,10 +77,16 @@ def _waves(dim: int, grid: int) -> Float[Tensor, "tokens dim"]:
     return torch.cat([rows, columns], dim=2).reshape(grid * grid, dim)
 
 
+def normalised(images: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
+    """Pictures with values in [0, 1] as the model takes them, in [-1, 1]."""
+    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
 def save_weights(weights: Mapping[str, Tensor], path: Path, card: Mapping[str, object]) -> None:
     """Write half-precision weights to a safetensors file at once; `card` goes into its header as JSON."""
     header = {"bestiary": json.dumps({"classes": CLASS_NAMES, "config": dict(CONFIG), **card})}
-    write_whole(path, save({name: tensor.half().contiguous() for name, tensor in weights.items()}, header))
+    with atomic_write(path) as file:
+        file.write(save({name: tensor.half().contiguous() for name, tensor in weights.items()}, header))
 
 
 def load_weights(path: str | Path) -> tuple[VisionTransformer, Mapping[str, object]]:
@@ -108,13 +114,3 @@ def load_weights(path: str | Path) -> tuple[VisionTransformer, Mapping[str, obje
         raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again")
     model.load_state_dict(weights)
     return model.eval(), json.loads(header.get("bestiary", "{}"))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -21,11 +21,12 @@ from torch.nn import functional
 
 from vitrail.bestiary.augment import augmented
 from vitrail.bestiary.dataset import LabelErrors
-from vitrail.bestiary.model import CONFIG, build_model, save_weights, write_whole
+from vitrail.bestiary.model import CONFIG, build_model, save_weights
 from vitrail.bestiary.optimise import Muon
 from vitrail.bestiary.pool import Pool, draw_pool, load_pool
 from vitrail.bestiary.supervision import CLASS_LABELS, PART_LABELS, kept_tokens, patch_labels, tokens_forward
 from vitrail.errors import CheckpointError
+from vitrail.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,8 @@ class Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         torch.save(content, buffer)
-        write_whole(path, buffer.getvalue())
+        with atomic_write(path) as file:
+            file.write(buffer.getvalue())
 
     def load(self, path: Path, question: dict[str, Any]) -> None:
         """Go on from a checkpoint; `CheckpointError` when it is damaged or answers another question."""

@@ -22,7 +22,7 @@ __all__ = ["Chapter", "Figure", "Tile", "chapters", "tiles"]
 
 LARGE = 672  # pixels at which a scene is drawn for people; the model sees it drawn at 96
 
-# Scenes that show their point plainly; any other seed gives another picture of the same.
+# Chosen from ten or so seeds because they show their point plainly; how often it is so, the score table tells.
 SINGLE = sample_scene("single", seed=4, species="quillow")
 PAIR = sample_scene("pair", seed=1, species=("tavel", "murlo"))
 SIBLING = sample_scene("single", seed=23, species="tavel")

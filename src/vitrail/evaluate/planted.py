@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
+from vitrail.attention.gradient_modes import check_gradient_mode
 from vitrail.bestiary.causal import causal_truth
 from vitrail.bestiary.dataset import LabelErrors
 from vitrail.bestiary.measures import part_scores, spread
-from vitrail.bestiary.model import MEAN, STD
+from vitrail.bestiary.model import normalised
 from vitrail.bestiary.sample import sample_scene
 from vitrail.errors import OptionError
 from vitrail.evaluate.bootstrap import Interval, bootstrap
 from vitrail.explain import explain
+from vitrail.methods import find_method
 from vitrail.models import VisionModel
 
 __all__ = ["PlantedErrors", "planted_errors"]
@@ -59,6 +61,8 @@ def planted_errors(
     """
     if count < 2:
         raise OptionError(f"count={count} scenes are too few for an interval; 2 is the least")
+    mode = check_gradient_mode(gradient)  # before all that drawing
+    names = [find_method(method, {}).name for method in methods]
     errors = LabelErrors() if errors is None else errors
     scenes = (sample_scene("single", (seed, index), species=errors.shows) for index in range(100 * count))
     truths = []
@@ -67,19 +71,18 @@ def planted_errors(
             truths.append(truth)
         if len(truths) == count:
             break
-    images = torch.stack([truth.image for truth in truths])
-    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    images = normalised(torch.stack([truth.image for truth in truths]))
     iconic = [next(p for p, (_, slot) in enumerate(truth.parts) if slot == errors.part) for truth in truths]
     worth = [float(t.importance(errors.shows, errors.label)[p]) for t, p in zip(truths, iconic, strict=True)]
     found = []
-    for method in methods:
+    for method in names:
         ex = explain(
             model,
             images,
             errors.shows,
             against=errors.label,
             method=method,
-            gradient=gradient,
+            gradient=mode,
             batch_size=50,
         )
         scores = [
@@ -89,7 +92,7 @@ def planted_errors(
         found.append(
             PlantedErrors(
                 model.name,
-                ex.method if gradient == "full" else f"{ex.method}, {gradient}",
+                ex.method if mode == "full" else f"{ex.method}, {mode}",
                 bootstrap([float(score < 0) for score in scores]),
                 bootstrap([float(value < 0) for value in worth]),
             )

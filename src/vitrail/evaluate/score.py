@@ -29,7 +29,7 @@ from vitrail.bestiary.measures import (
     sign_accuracy,
     spread,
 )
-from vitrail.bestiary.model import MEAN, STD
+from vitrail.bestiary.model import normalised
 from vitrail.bestiary.species import CLASS_NAMES, siblings, species
 from vitrail.errors import OptionError
 from vitrail.evaluate.bootstrap import Interval, bootstrap
@@ -151,8 +151,7 @@ def _asking(model: VisionModel, info: MethodInfo, gradient: str | None) -> Ask:
     options: dict[str, Any] = {"method": info.name} | ({"gradient": gradient} if gradient is not None else {})
 
     def ask(truths: Sequence[CausalTruth], questions: Sequence[Sequence[tuple[str, str | None]]]) -> Maps:
-        images = torch.stack([truth.image for truth in truths])
-        images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        images = normalised(torch.stack([truth.image for truth in truths]))
         if not info.class_specific:
             return explain(model, images, **options).scores[:, None].expand(-1, len(questions[0]), -1, -1)
         against = None
