@@ -132,6 +132,10 @@ class OptionError(MethodError):
     """An option that the method does not know, or a value out of its range."""
 
 
+class UnsupportedOperationError(MethodError):
+    """The method has no rule for an operation of this model."""
+
+
 class ObjectiveError(VitrailError):
     """The objective is not a scalar per image, or lacks the class it compares with."""
 

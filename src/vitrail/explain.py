@@ -36,7 +36,7 @@ def explain(
     objective: Objective | None = None,
     gradient: GradientMode | str = "full",
     centred: bool = False,
-    start_layer: int = 0,
+    start_layer: int | None = None,
     readout: Readout | None = None,
     guide: Any = None,
     batch_size: int | None = None,
@@ -56,7 +56,7 @@ def explain(
         gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too); "auto"
             is libra where one class dominates an image, and full elsewhere, which the notes tell.
         centred: take out of ∇A its mean under A in each row.
-        start_layer: first block that takes part, counted from 0, negative from the end.
+        start_layer: first block that takes part, counted from 0, negative from the end; default: the method's own.
         readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights);
             default: what the model's head reads.
         guide: external guidance: a picture of another class to lay beside each image (a path, PIL image, uint8 array or
@@ -67,7 +67,8 @@ def explain(
 
     Returns:
         An `Explanation`; its scores are (batch, rows, cols), or (batch, targets, rows, cols) for nested targets: raw,
-        signed where the method is, float32 (float64 when the model runs in float64).
+        signed where the method is, float32 (float64 when the model runs in float64). Rows and columns are the patches',
+        or the pixels' for methods of level "pixel".
 
     Raises:
         VitrailError: one subtype per cause, see `vitrail.errors`; never an empty or silently wrong map.
@@ -111,6 +112,7 @@ def explain(
         parse_targets(model, against, count, layout.classes, "against"),
     )
     weights = layout.readout if readout is None else _given_readout(readout, layout)
+    first = info.start_layer if start_layer is None else start_layer
     scores, logits, replaced = [], [], []
     step = batch_size or count
     for start in range(0, count, step):
@@ -124,14 +126,15 @@ def explain(
             objective=objective or objective_label,
             readout=weights,
             gradient=mode,
-            start_layer=start_layer,
+            start_layer=first,
             centred=centred,
         )
-        tokens = info.function(run, **options)
+        relevance = info.function(run, **options)
         logits.append(run.logits)
-        scores.append(layout.as_grid(tokens.detach()).expand(-1, run.targets.index.shape[1], -1, -1))
+        maps = relevance.detach() if info.level == "pixel" else layout.as_grid(relevance.detach())
+        scores.append(maps.expand(-1, run.targets.index.shape[1], -1, -1))
         replaced.append(
-            torch.stack(run.replaced, dim=1) if run.replaced else torch.zeros(len(tokens), 1, dtype=torch.bool)
+            torch.stack(run.replaced, dim=1) if run.replaced else torch.zeros(len(relevance), 1, dtype=torch.bool)
         )
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()
@@ -148,7 +151,7 @@ def explain(
         "sources": list(inputs.sources),
         "gradient": mode,
         "centred": centred,
-        "start_layer": start_layer,
+        "start_layer": first,
         "readout": layout.reads if readout is None else repr(readout),
         "grid": [layout.rows, layout.cols],
         "prefix": layout.prefix,
@@ -175,7 +178,9 @@ def explain(
     )
 
 
-def _check_options(info: MethodInfo, gradient: str, centred: bool, start_layer: int, batch_size: int | None) -> None:
+def _check_options(
+    info: MethodInfo, gradient: str, centred: bool, start_layer: int | None, batch_size: int | None
+) -> None:
     if gradient != "full" and not info.uses_gradient:
         raise OptionError(f"gradient={gradient!r} changes nothing for {info.name}, which uses no gradient")
     if centred and "centred" not in info.accepts:

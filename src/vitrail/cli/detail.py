@@ -61,7 +61,9 @@ def detail_command(
     gradient: Annotated[
         Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
     ] = Gradient.full,
-    start_layer: Annotated[int, typer.Option("--start-layer", help="First block that takes part, from 0.")] = 0,
+    start_layer: Annotated[
+        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
+    ] = None,
     centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
     size: Annotated[
         str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")

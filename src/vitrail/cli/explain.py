@@ -93,7 +93,9 @@ def explain_command(
             "dominates an image, else full.",
         ),
     ] = Gradient.auto,
-    start_layer: Annotated[int, typer.Option("--start-layer", help="First block that takes part, from 0.")] = 0,
+    start_layer: Annotated[
+        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
+    ] = None,
     centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
     readout: Annotated[
         str | None,

@@ -82,7 +82,9 @@ def guide_command(
     format_: Annotated[
         list[Format] | None, typer.Option("--format", "-f", help="Kind of result; several: repeat. Default: png.")
     ] = None,
-    start_layer: Annotated[int, typer.Option("--start-layer", help="First block that takes part, from 0.")] = 0,
+    start_layer: Annotated[
+        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
+    ] = None,
     centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
     size: Annotated[
         str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import OptionError, UnknownMethodError
@@ -23,7 +22,7 @@ class MethodInfo:
     """
 
     name: str
-    function: Callable[..., Float[Tensor, "images targets tokens"]] = field(repr=False)
+    function: Callable[..., Tensor] = field(repr=False)
     signed: bool
     class_specific: bool
     uses_gradient: bool
@@ -33,6 +32,7 @@ class MethodInfo:
     reference: str
     aliases: tuple[str, ...] = ()
     accepts: frozenset[str] = frozenset()
+    start_layer: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -55,11 +55,15 @@ def register_method(
     level: Literal["patch", "pixel"] = "patch",
     aliases: tuple[str, ...] = (),
     accepts: tuple[str, ...] = (),
+    start_layer: int = 0,
 ) -> Callable[[Callable], Callable]:
-    """Register a function (run, **options) -> relevance of all tokens, under `name`.
+    """Register a function (run, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
+
+    A method of level "pixel" gives (images, targets, height, width) of the model's input instead.
 
     The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
-    those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred".
+    those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred";
+    `start_layer` is then its default, in blocks from 0.
     """
 
     def register(function: Callable) -> Callable:
@@ -76,6 +80,7 @@ def register_method(
             reference,
             aliases,
             frozenset(accepts),
+            start_layer,
         )
         return function
 
@@ -86,8 +91,8 @@ def list_methods() -> list[MethodInfo]:
     """All methods, in the order in which they were registered.
 
     Example:
-        >>> [info.name for info in list_methods() if info.signed]
-        ['complete']
+        >>> "complete" in [info.name for info in list_methods() if info.signed]
+        True
     """
     return list(METHODS.values())
 
