@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: demo test quality format bench environment clean
+.PHONY: demo test test-slow quality format bench environment clean
 
 environment: $(READY)
 
@@ -31,6 +31,9 @@ endif
 # Two workers of one thread each: with more threads than cores they would wait for each other.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 quality: $(READY)
 	$(BIN)/ruff check
