@@ -2,7 +2,8 @@
 
 The protocol is that of `localisation.py`; figures come with 95 % bootstrap intervals over photographs. Guided maps are
 of the photograph's own patches. Photographs of the guide's own class are left out of the rows with that guide. The last
-row is what `vitrail explain` does by itself (gradient "auto"): libra where one class dominates, else full.
+row is what `vitrail explain` does by itself (gradient "auto"): full where a class unlike the target stands against it,
+else libra.
 
     python benchmarks/guidance.py --checkpoint w.safetensors --images imagenet-val --boxes imagenet-val/boxes.csv \
         --guide zebra.jpg --record rows.csv
@@ -28,8 +29,6 @@ from PIL import Image
 
 import vitrail
 from vitrail.errors import GuideError
-from vitrail.guidance.dominance import dominates
-from vitrail.guidance.far_class import class_rows
 
 CHOICE = "complete, chosen by itself"
 BINS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 100)
@@ -65,15 +64,13 @@ def measure(
             continue
         maps[name], logits = ex.scores[0], ex.logits
         figures[name] = measures(model, photograph, ex.scores[0], perturb=perturb)
-    chosen = (
-        "libra"
-        if bool(dominates(logits, torch.tensor([[photograph.label]]), class_rows(model, logits.shape[1])))
-        else "full"
-    )
-    figures[CHOICE] = figures[f"complete, {chosen}"]  # what gradient="auto" gives: tests/guidance/test_dominance.py
+    chosen = vitrail.explain(model, image, [photograph.label], gradient="auto")
+    figures[CHOICE] = figures[f"complete, {chosen.metadata['gradient']}"]
+    torch.testing.assert_close(chosen.scores[0], maps[f"complete, {chosen.metadata['gradient']}"])
     first, second = logits[0].topk(2).values.tolist()
     agree = (maps["complete, full"].sign() == maps["complete, libra"].sign()).float().mean().item()
     facts = {"file": photograph.name, "right": int(logits[0].argmax()) == photograph.label}
+    facts["chosen"] = chosen.metadata["gradient"]
     facts |= {"margin": first - second, "agreement": agree}
     for name, values in figures.items():
         found.append({**facts, "map": name, **values})
@@ -130,6 +127,7 @@ def main() -> None:
     parser.add_argument("--guide", type=Path, help="a picture of another class; without it only self-drawn guides")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="only photographs whose boxes cover less than half")
     parser.add_argument("--record", type=Path, help="keep every figure as CSV")
     parser.add_argument(
         "--no-perturbation", action="store_true", help="leave out the areas, which take most of the time"
@@ -140,6 +138,8 @@ def main() -> None:
 
     model = vitrail.load(options.model, checkpoint=options.checkpoint)
     photographs = read_photographs(options.images, options.boxes, options.count, options.skip)
+    if options.small:
+        photographs = [photograph for photograph in photographs if photograph.small]
     small = sum(photograph.small for photograph in photographs)
     print(f"{describe_machine()}\n{len(photographs)} photographs, {small} of them for localisation\n", flush=True)
     guide = None if options.guide is None else (squashed(Image.open(options.guide)) - 0.5) / 0.5
@@ -154,7 +154,7 @@ def main() -> None:
         records += measure(model, photograph, asked, perturb=not options.no_perturbation)
         if options.record is not None and (number % 10 == 0 or number == len(photographs)):
             with options.record.open("w", newline="") as file:
-                writer = csv.DictWriter(file, ["file", "right", "margin", "agreement", "map", *MEASURES])
+                writer = csv.DictWriter(file, ["file", "right", "chosen", "margin", "agreement", "map", *MEASURES])
                 writer.writeheader()
                 writer.writerows(records)
     print(f"{time.perf_counter() - start:.0f} s\n")

@@ -54,7 +54,7 @@ def explain(
         objective: a name from `vitrail.list_objectives()`, or a callable from logits (batch, classes) to one number per
             image, which decides alone what is explained (`target` then only names it). Default: the target's logit.
         gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too); "auto"
-            is libra where one class dominates an image, and full elsewhere, which the notes tell.
+            is full where a class unlike the target stands against it, else libra, which the notes tell.
         centred: take out of ∇A its mean under A in each row.
         start_layer: first block that takes part, counted from 0, negative from the end; default: the method's own.
         readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights);

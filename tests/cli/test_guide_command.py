@@ -17,7 +17,7 @@ import vitrail
 from vitrail.cli import app
 from vitrail.explanation import Explanation
 from vitrail.guidance import drawing
-from vitrail.guidance.dominance import INSTEAD, MARGIN
+from vitrail.guidance.dominance import INSTEAD, NEAR
 
 MODEL = "timm/test_vit"
 HEADER = "image\ttarget\tits probability\tguide\tbeside it\tfiles"
@@ -122,7 +122,7 @@ def test_explain_says_that_it_took_libra(
     module.load_state_dict(model.module.state_dict())
     with torch.no_grad():
         for parameter in module.head.parameters():
-            parameter.mul_(1.5 * MARGIN / float(top.values[0] - top.values[1]))
+            parameter.mul_(1.5 * NEAR / float(top.values[0] - top.values[1]))
     steep = tmp_path / "steep.safetensors"
     save_file(module.state_dict(), steep)
     words = ["explain", str(photos / "a.png"), "--model", MODEL, "-c", str(steep), "-f", "safetensors", "-o", "out"]

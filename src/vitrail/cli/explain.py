@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What the backward pass holds constant; auto: libra where one class dominates, else full."""
+    """What the backward pass holds constant; auto: full where a class stands against the target, else libra."""
 
     auto = "auto"
     full = "full"
@@ -89,8 +89,8 @@ def explain_command(
         Gradient,
         typer.Option(
             "--gradient",
-            help="Leaf: attention held constant backward; libra: norms, gates too; auto: libra where one class "
-            "dominates an image, else full.",
+            help="Leaf: attention held constant backward; libra: norms, gates too; auto: full where a "
+            "class stands against the target, else libra.",
         ),
     ] = Gradient.auto,
     start_layer: Annotated[
