@@ -149,7 +149,7 @@ def score_command(
     model: ModelName = "bestiary",
     checkpoint: Checkpoint = None,
     gradient: Annotated[
-        list[str] | None, typer.Option("--gradient", help="full, leaf or libra; several: repeat. Default: all three.")
+        list[str] | None, typer.Option("--gradient", help="full, leaf, libra or auto; several: repeat. Default: all.")
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=2, help="Scenes of each kind.")] = 200,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the scenes.")] = None,
@@ -167,7 +167,7 @@ def score_command(
             lines = score(
                 loaded,
                 None if "all" in names else names,
-                gradients=gradient or ["full", "leaf", "libra"],
+                gradients=gradient or ["full", "leaf", "libra", "auto"],
                 count=count,
                 progress=report,
                 **asked,

@@ -104,7 +104,7 @@ def score(
 
     `model` is a bestiary model, as `vitrail.load("bestiary")` gives it. Two lines of comparison come first: "a part not
     drawn", the truth itself where a measure is about parts, and "random", normal noise. Methods that use gradients get
-    a line for each of `gradients`. Raises `UnknownMethodError`, and `OptionError` for a model of other classes, an
+    a line for each of `gradients`; "auto" is a line of `complete` alone, to the others it is "full". Raises `UnknownMethodError`, and `OptionError` for a model of other classes, an
     unknown gradient mode or a count below 2.
 
     >>> import vitrail
@@ -116,7 +116,8 @@ def score(
         raise OptionError(f"{model.name} does not answer with the {len(CLASS_NAMES)} classes of the bestiary")
     if count < 2:
         raise OptionError(f"count={count} scenes of a kind are too few for an interval; 2 is the least")
-    gradients = [check_gradient_mode(mode) for mode in gradients]  # before all that drawing
+    for mode in set(gradients) - {"auto"}:
+        check_gradient_mode(mode)  # before all that drawing
     infos = list_methods() if methods is None else [find_method(name, {}) for name in methods]
     report = progress if progress is not None else lambda *_: None
     worlds = {kind: list(_truths(model, kind, count, seed, report)) for kind in ("pair", "single", "chimera")}
@@ -124,7 +125,12 @@ def score(
         Score(DRAWN, None, True, _of_truth(worlds)),
         Score(CHANCE, None, True, _of_maps(worlds, _noise(seed))),
     ]
-    modes = [(info, mode) for info in infos for mode in (gradients if info.uses_gradient else (None,))]
+    modes = [
+        (info, mode)
+        for info in infos
+        for mode in (gradients if info.uses_gradient else (None,))
+        if mode != "auto" or info.name == "complete"
+    ]
     for done, (info, mode) in enumerate(modes):
         report("explain", done, len(modes))
         lines.append(Score(info.name, mode, info.signed, _of_maps(worlds, _asking(model, info, mode))))
