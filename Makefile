@@ -28,12 +28,13 @@ else
 	@echo "The pictures are in $(OUT)/"
 endif
 
-# Two workers of one thread each: with more threads than cores they would wait for each other.
+# Two workers of one thread each: with more threads than cores they would wait for each other. What one builds, the
+# other need not: tests of one group (a family of models, see tests/conftest.py) go to the same worker.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
 
 quality: $(READY)
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from families import FAMILIES
 
 # Read by Hugging Face's libraries when they are imported; without it they retry for a minute before they give up.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +27,16 @@ def _no_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of one family go to one worker (`--dist loadgroup`), which builds it and its reference once."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        for key in ("family", "name"):
+            if parameters.get(key) in FAMILIES:
+                item.add_marker(pytest.mark.xdist_group(parameters[key]))
 
 
 @pytest.fixture(scope="session")

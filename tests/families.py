@@ -7,18 +7,24 @@ libraries' own initialisation leaves the attention uniform and the logits almost
     family = FAMILIES["timm_vit"]
     module, images = family.build(), family.images(batch=2)
     module(images)                       # 2 x 7, or an output object that holds it
+
+`build` makes a new module for a test that changes it; `family.model()` is one wrapped module for all tests that leave
+it as it is, so that neither its weights nor the layout of its tokens are made again for every one of them.
 """
 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vitrail.models import VisionModel
 
 CLASSES = 7
 
@@ -47,11 +53,36 @@ class Family:
     def tokens(self) -> int:
         return self.prefix + self.grid[0] * self.grid[1]
 
+    def model(self) -> "VisionModel":
+        """The same wrapped module for every test; one that finds it changed fails."""
+        model, state = _shared(self)
+        assert _state(model.module) == state, (
+            "a test has changed the module that all share: it needs a build() of its own"
+        )
+        return model
+
     def images(self, batch: int = 2, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
         """Standard normal images, batch x 3 x height x width; the same for the same seed, whatever the batch."""
         generator = torch.Generator().manual_seed(seed)
         draws = [torch.randn(3, *self.image_size, generator=generator, dtype=torch.float64) for _ in range(batch)]
         return torch.stack(draws).to(dtype)
+
+
+@cache
+def _shared(family: Family) -> "tuple[VisionModel, list[object]]":
+    import vitrail
+
+    model = vitrail.wrap(family.build())
+    return model, _state(model.module)
+
+
+def _state(module: nn.Module) -> list[object]:
+    """What tells a changed module: writes to its tensors, gradients, modes and hooks."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return [
+        *((id(one), one._version, one.dtype, one.requires_grad, one.grad is None) for one in tensors),
+        *((part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in module.modules()),
+    ]
 
 
 FAMILIES: dict[str, Family] = {}

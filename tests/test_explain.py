@@ -319,13 +319,13 @@ class TestFusedKernel:
     def test_it_equals_the_blocks(self, family, gradient, monkeypatch):
         from vitrail.attention import differentiate
 
-        module, images = FAMILIES[family].build(), FAMILIES[family].images(2)
-        blocks = vitrail.explain(module, images, [[1, 2], [3, 4]], gradient=gradient).scores
+        model, images = FAMILIES[family].model(), FAMILIES[family].images(2)
+        blocks = vitrail.explain(model, images, [[1, 2], [3, 4]], gradient=gradient).scores
         calls = []
         plain = differentiate._FusedAttention.apply
         monkeypatch.setattr(differentiate, "fused_by_default", lambda query: True)
         monkeypatch.setattr(differentiate._FusedAttention, "apply", lambda *a: calls.append(1) or plain(*a))
-        fused = vitrail.explain(module, images, [[1, 2], [3, 4]], gradient=gradient).scores
+        fused = vitrail.explain(model, images, [[1, 2], [3, 4]], gradient=gradient).scores
         assert calls
         torch.testing.assert_close(fused, blocks, rtol=1e-3, atol=1e-6)
 

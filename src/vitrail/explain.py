@@ -1,6 +1,6 @@
 """explain(): the one verb."""
 
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -156,7 +156,7 @@ def explain(
         "grid": [layout.rows, layout.cols],
         "prefix": layout.prefix,
         "options": {name: options.get(name, default) for name, default in info.options.items()},
-        "versions": {package: version(package) for package in ("vitrail", "torch", "timm")},
+        "versions": {package: _version(package) for package in ("vitrail", "torch", "timm")},
         "class_specific": info.class_specific,
         "image_notes": [
             ([WARNING] if warn else []) + _notes(row, objective_label)
@@ -178,6 +178,12 @@ def explain(
     )
 
 
+@cache
+def _version(package: str) -> str:
+    # Read once: finding and parsing a package's metadata takes as long as a small model's forward pass.
+    return version(package)
+
+
 def _check_options(
     info: MethodInfo, gradient: str, centred: bool, start_layer: int | None, batch_size: int | None
 ) -> None:
@@ -196,9 +202,7 @@ def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " que
 
 
 def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...]) -> None:
-    def named(bad: Tensor) -> str:
-        return ", ".join(f"{i}" + (f" ({sources[i]})" if sources[i] else "") for i in bad.nonzero()[:, 0].tolist()[:5])
-
+    named = partial(_named, sources=sources)
     wrong = ~logits.isfinite().all(dim=1)
     if bool(wrong.any()):
         raise NonFiniteError(
@@ -217,6 +221,10 @@ def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...
             f"the map of image {named(wrong)} is the same everywhere: nothing in the image moves it "
             "(a constant objective, a saturated probability, or weights that are zero)"
         )
+
+
+def _named(bad: Bool[Tensor, " images"], sources: tuple[str | None, ...]) -> str:
+    return ", ".join(f"{i}" + (f" ({sources[i]})" if sources[i] else "") for i in bad.nonzero()[:, 0].tolist()[:5])
 
 
 def _check_guide(info: MethodInfo, readout: Readout | None) -> None:

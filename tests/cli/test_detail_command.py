@@ -2,19 +2,17 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import vitrail
-from vitrail.cli import app
 from vitrail.cli.many_values import one_by_one
 from vitrail.explanation import Explanation
 
@@ -22,14 +20,6 @@ MODEL = "timm/test_vit"
 NUMBERS = ("--format", "safetensors")  # without the drawing, which takes the time
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -41,16 +31,8 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: Any) -> Result:
-        given = ["detail", *map(str, words), "--model", MODEL, "--checkpoint", str(checkpoint)]
-        result = CliRunner().invoke(app, given)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return call
+def run(command: Run) -> Run:
+    return partial(command, "detail")
 
 
 def files(folder: Path) -> list[str]:

@@ -3,15 +3,14 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import vitrail
@@ -22,14 +21,6 @@ from vitrail.explanation import Explanation
 MODEL = "timm/test_vit"
 NUMBERS = ("--format", "safetensors")  # without the drawing, which takes the time
 HEADER = "image\ttarget\tits probability\tagainst\tand its\tlowest\thighest\tfiles"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -46,18 +37,8 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: Any) -> Result:
-        given = [str(word) for word in words]
-        given += [] if "--model" in given else ["--model", MODEL]
-        given += [] if "--checkpoint" in given else ["--checkpoint", str(checkpoint)]
-        result = CliRunner().invoke(app, ["explain", *given])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return call
+def run(command: Run) -> Run:
+    return partial(command, "explain")
 
 
 def files(folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +22,6 @@ MODEL = "timm/test_vit"
 HEADER = "image\ttarget\tits probability\tguide\tbeside it\tfiles"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
@@ -45,16 +36,8 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(command: str, *words: Any) -> Result:
-        given = [command, *(str(word) for word in words), "--model", MODEL, "--checkpoint", str(checkpoint)]
-        result = CliRunner().invoke(app, given)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return call
+def run(command: Run) -> Run:
+    return command
 
 
 def test_a_picture_with_and_without_the_guide(run: Run, photos: Path, tmp_path: Path, checkpoint: Path) -> None:

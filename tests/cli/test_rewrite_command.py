@@ -1,15 +1,13 @@
 """`vitrail rewrite` from the words on the command line to the file that is classified again."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import vitrail
@@ -19,13 +17,7 @@ from vitrail.experiments import classify
 
 MODEL = "timm/test_vit"
 
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
+Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -36,16 +28,8 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: Any) -> Result:
-        given = [str(word) for word in words]
-        result = CliRunner().invoke(app, ["rewrite", *given, "--model", MODEL, "--checkpoint", str(checkpoint)])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return call
+def run(command: Run) -> Run:
+    return partial(command, "rewrite")
 
 
 def test_picture_figure_and_lines(tmp_path, monkeypatch):

@@ -2,31 +2,20 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
-from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from vitrail.cli import app
 from vitrail.cli.console import Reporter
 from vitrail.experiments import Transfer
 
 Run = Callable[..., Result]
 QUICK = ("--film", "none", "--format", "svg")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(timm.create_model("test_vit").state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -37,17 +26,8 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: Any) -> Result:
-        given = [str(word) for word in words]
-        given += [] if "--checkpoint" in given else ["--checkpoint", str(checkpoint)]
-        result = CliRunner().invoke(app, ["transfer", *given, "--model", "timm/test_vit"])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return call
+def run(command: Run) -> Run:
+    return partial(command, "transfer")
 
 
 def files(folder: Path) -> list[str]:

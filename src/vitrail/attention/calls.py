@@ -85,15 +85,7 @@ def from_scaled_dot_product(
     A call on (images · heads, tokens, width) is told apart from one on (images, tokens, width) by the number of
     `images` that the model was given.
     """
-
-    def with_heads(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 4:
-            return tensor
-        leading = tensor.shape[:-2].numel()
-        first = images if leading % images == 0 else leading
-        return tensor.reshape(first, leading // first, *tensor.shape[-2:])
-
-    q, k, v = with_heads(query), with_heads(key), with_heads(value)
+    q, k, v = (_with_heads(tensor, images) for tensor in (query, key, value))
     if enable_gqa and k.shape[1] != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
@@ -106,6 +98,14 @@ def from_scaled_dot_product(
         merged = query.dim() == 3 and attn_mask.shape[0] > 1
         attn_mask = attn_mask.reshape(q.shape[0], -1, *attn_mask.shape[1:]) if merged else attn_mask[None]
     return AttentionCall(q, k, v, attn_mask, is_causal, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _with_heads(tensor: Tensor, images: int) -> Tensor:
+    if tensor.dim() == 4:
+        return tensor
+    leading = tensor.shape[:-2].numel()
+    first = images if leading % images == 0 else leading
+    return tensor.reshape(first, leading // first, *tensor.shape[-2:])
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:

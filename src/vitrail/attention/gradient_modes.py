@@ -8,6 +8,7 @@ libra   as `leaf`; besides, the deviation of a normalisation and the gate of an 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -165,6 +166,7 @@ def _power(function: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
+@cache
 def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """The operations that `libra` replaces, by the function that PyTorch is called with.
 

@@ -6,6 +6,7 @@ is not touched: no hooks, no attribute, no copy.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -56,14 +57,14 @@ class Tap(TorchFunctionMode):
         self._rules: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._attend,
             F.multi_head_attention_forward: self._multi_head,
-            F.softmax: self._softmax(F.softmax),
-            torch.softmax: self._softmax(torch.softmax),
-            Tensor.softmax: self._softmax(Tensor.softmax),
-            torch.special.softmax: self._softmax(torch.special.softmax),
-            F.dropout: _refuse_dropout(F.dropout),
-            torch.dropout: _refuse_dropout(torch.dropout),
-            F.conv2d: self._convolve(F.conv2d),
-            torch.conv2d: self._convolve(torch.conv2d),
+            F.softmax: partial(self._softmax, F.softmax),
+            torch.softmax: partial(self._softmax, torch.softmax),
+            Tensor.softmax: partial(self._softmax, Tensor.softmax),
+            torch.special.softmax: partial(self._softmax, torch.special.softmax),
+            F.dropout: partial(_refuse_dropout, F.dropout),
+            torch.dropout: partial(_refuse_dropout, torch.dropout),
+            F.conv2d: partial(self._convolve, F.conv2d),
+            torch.conv2d: partial(self._convolve, torch.conv2d),
         }
         if gradient == "libra":
             self._rules |= libra_rules()
@@ -74,7 +75,15 @@ class Tap(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__" or name == "__set__":
             return _constant_view(func(*args, **(kwargs or {})), args)
-        args = tuple(_without_gradient(argument) for argument in args)
+        # Weights are told apart in place, and only they and lists cost a call: every function of a model passes here.
+        args = tuple(
+            [
+                _without_gradient(item)
+                if type(item) in (list, tuple) or (isinstance(item, Tensor) and item.is_leaf and item.requires_grad)
+                else item
+                for item in args
+            ]
+        )
         kwargs = {key: _without_gradient(value) for key, value in kwargs.items()} if kwargs else {}
         return self._rules.get(func, func)(*args, **kwargs)
 
@@ -111,19 +120,18 @@ class Tap(TorchFunctionMode):
     def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
         return run_multi_head_attention(self._attend, args, kwargs)
 
-    def _softmax(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def rule(input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
-            if not self._is_attention(input, dim):
-                return function(input, dim, *args, **kwargs)
-            dtype = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), None)
-            # Three dimensions merge images and heads; in four, more rows than images are windows, and stay apart.
-            scores = input if input.dim() == 4 else input.unflatten(0, (self.images, -1))
-            scores = scores if dtype is None else scores.to(dtype)
-            output = self.visitor.normalise(scores)
-            self.attention_calls += 1
-            return output.reshape(input.shape)
-
-        return rule
+    def _softmax(
+        self, function: Callable[..., Tensor], input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if not self._is_attention(input, dim):
+            return function(input, dim, *args, **kwargs)
+        dtype = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), None)
+        # Three dimensions merge images and heads; in four, more rows than images are windows, and stay apart.
+        scores = input if input.dim() == 4 else input.unflatten(0, (self.images, -1))
+        scores = scores if dtype is None else scores.to(dtype)
+        output = self.visitor.normalise(scores)
+        self.attention_calls += 1
+        return output.reshape(input.shape)
 
     def _is_attention(self, scores: Tensor, dim: int | None) -> bool:
         """Whether a softmax is attention written out: over the keys of (images, heads, queries, keys).
@@ -134,26 +142,22 @@ class Tap(TorchFunctionMode):
             return False
         return scores.dim() == 4 or scores.shape[-1] == scores.shape[-2] > 1
 
-    def _convolve(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def rule(*args: Any, **kwargs: Any) -> Tensor:
-            output = function(*args, **kwargs)
-            if self.attention_calls == 0:
-                self.patch_grids.append((output.shape[-2], output.shape[-1]))
-            return output
-
-        return rule
+    def _convolve(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        output = function(*args, **kwargs)
+        if self.attention_calls == 0:
+            self.patch_grids.append((output.shape[-2], output.shape[-1]))
+        return output
 
 
-def _refuse_dropout(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def rule(input: Tensor, p: float = 0.5, *args: Any, **kwargs: Any) -> Tensor:
-        training = args[0] if args else kwargs.get("training", kwargs.get("train", True))
-        if training and p > 0:
-            raise TrainingModeError(
-                f"the model calls dropout({p}) in training mode, so no two maps would agree: call model.eval() first"
-            )
-        return function(input, p, *args, **kwargs)
-
-    return rule
+def _refuse_dropout(
+    function: Callable[..., Tensor], input: Tensor, p: float = 0.5, *args: Any, **kwargs: Any
+) -> Tensor:
+    training = args[0] if args else kwargs.get("training", kwargs.get("train", True))
+    if training and p > 0:
+        raise TrainingModeError(
+            f"the model calls dropout({p}) in training mode, so no two maps would agree: call model.eval() first"
+        )
+    return function(input, p, *args, **kwargs)
 
 
 def _constant_view(result: Any, args: tuple) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli.console import show_table, stages, stop
+from vitrail.cli.options import AsJson
 
 if TYPE_CHECKING:
     from vitrail.models import VisionModel
@@ -23,7 +24,6 @@ Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", "-c", help="Weights that `vitrail bestiary train` wrote.")
 ]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="bestiary, or bestiary/label-errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 PERCENT = "{:.1f} %"
 
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from vitrail.cli import options as shared
 from vitrail.cli.console import stop
-from vitrail.cli.explain import Format, Gradient, Precision, Request, parse_size
+from vitrail.cli.explain import Request
 
 __all__ = ["DetailRequest", "detail_command"]
 
@@ -32,11 +33,9 @@ class DetailRequest(Request):
 
 
 def detail_command(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")],
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Class by name or index. Default: the predicted class.")
-    ] = None,
+    images: shared.Images,
+    model: shared.ModelName,
+    target: shared.Target = None,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Classes to compare with: one pair, one sheet each.")
     ] = None,
@@ -48,29 +47,17 @@ def detail_command(
         typer.Option("--typical", help="Pictures of the opposing class, or a subfolder per class: shown beside."),
     ] = None,
     loss: Annotated[list[Loss] | None, typer.Option("--loss", help="Repeat for several. Default: all four.")] = None,
-    method: Annotated[str, typer.Option("--method", help="A name that `vitrail methods` lists.")] = "complete",
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")] = Path(
-        "out"
-    ),
-    format_: Annotated[
-        list[Format] | None, typer.Option("--format", "-f", help="Kind of result; several: repeat. Default: png.")
-    ] = None,
-    gradient: Annotated[
-        Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
-    ] = Gradient.full,
-    start_layer: Annotated[
-        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
-    ] = None,
-    centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    method: shared.Method = "complete",
+    checkpoint: shared.Checkpoint = None,
+    output: shared.Output = shared.DEFAULT_OUTPUT,
+    format_: shared.Formats = None,
+    gradient: shared.GradientMode = shared.Gradient.full,
+    start_layer: shared.StartLayer = None,
+    centred: shared.Centred = False,
+    size: shared.InputSize = None,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = shared.Precision.float32,
+    as_json: shared.AsJson = False,
 ) -> None:
     """Show which details make it the one class (red) rather than the other (blue).
 
@@ -80,7 +67,6 @@ def detail_command(
     from vitrail.cli.detailing import run
     from vitrail.errors import VitrailError
 
-    formats = tuple(dict.fromkeys(kind.value for kind in format_ or [Format.png]))
     request = DetailRequest(
         images=images,
         model=model,
@@ -89,10 +75,10 @@ def detail_command(
         against=against or [],
         question={"method": method, "gradient": gradient.value, "start_layer": start_layer, "centred": centred},
         options={},
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
+        load=shared.how_to_load(device, dtype, size),
         batch_size=1,
         output=output,
-        formats=tuple(kind.value for kind in Format if kind is not Format.all) if "all" in formats else formats,
+        formats=shared.kinds(format_),
         as_json=as_json,
         seed=None,
         top=top,

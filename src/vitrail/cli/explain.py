@@ -3,43 +3,15 @@
 import json
 import random
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vitrail.cli import options as shared
 from vitrail.cli.console import stop
 
-__all__ = ["Request", "explain_command", "parse_size"]
-
-
-class Format(StrEnum):
-    """What is written for each image."""
-
-    png = "png"
-    pdf = "pdf"
-    svg = "svg"
-    safetensors = "safetensors"
-    all = "all"
-
-
-class Gradient(StrEnum):
-    """What the backward pass holds constant; auto: full where a class stands against the target, else libra."""
-
-    auto = "auto"
-    full = "full"
-    leaf = "leaf"
-    libra = "libra"
-
-
-class Precision(StrEnum):
-    """The floating point type in which the model runs."""
-
-    float32 = "float32"
-    float64 = "float64"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+__all__ = ["Request", "explain_command"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +34,8 @@ class Request:
 
 
 def explain_command(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")],
+    images: shared.Images,
+    model: shared.ModelName,
     target: Annotated[
         list[str] | None,
         typer.Option("--target", "-t", help="Class by name or index; several: repeat. Default: the predicted class."),
@@ -71,32 +43,24 @@ def explain_command(
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="A name that `vitrail methods` lists.")] = "complete",
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")] = Path(
-        "out"
-    ),
-    format_: Annotated[
-        list[Format] | None, typer.Option("--format", "-f", help="Kind of result; several: repeat. Default: png.")
-    ] = None,
+    method: shared.Method = "complete",
+    checkpoint: shared.Checkpoint = None,
+    output: shared.Output = shared.DEFAULT_OUTPUT,
+    format_: shared.Formats = None,
     objective: Annotated[
         str | None,
         typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8."),
     ] = None,
     gradient: Annotated[
-        Gradient,
+        shared.Gradient,
         typer.Option(
             "--gradient",
             help="Leaf: attention held constant backward; libra: norms, gates too; auto: full where a "
             "class stands against the target, else libra.",
         ),
-    ] = Gradient.auto,
-    start_layer: Annotated[
-        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
-    ] = None,
-    centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
+    ] = shared.Gradient.auto,
+    start_layer: shared.StartLayer = None,
+    centred: shared.Centred = False,
     readout: Annotated[
         str | None,
         typer.Option("--readout", help="Token to read: class, mean, all, an index, or ROW,COLUMN of a patch."),
@@ -105,14 +69,12 @@ def explain_command(
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; several: repeat."),
     ] = None,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per pass.")] = 8,
+    size: shared.InputSize = None,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = shared.Precision.float32,
+    batch_size: shared.BatchSize = 8,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of whatever is random in the method.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    as_json: shared.AsJson = False,
 ) -> None:
     """Draw which patches argue for a class (red) and which against it (blue).
 
@@ -122,7 +84,6 @@ def explain_command(
     from vitrail.cli.explaining import run
     from vitrail.errors import VitrailError
 
-    formats = tuple(dict.fromkeys(kind.value for kind in format_ or [Format.png]))
     options = dict(_option(text) for text in option or [])
     request = Request(
         images=images,
@@ -139,10 +100,10 @@ def explain_command(
             "readout": None if readout is None else _readout(readout),
         },
         options=options,
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
+        load=shared.how_to_load(device, dtype, size),
         batch_size=batch_size,
         output=output,
-        formats=tuple(kind.value for kind in Format if kind is not Format.all) if "all" in formats else formats,
+        formats=shared.kinds(format_),
         as_json=as_json,
         seed=seed,
     )
@@ -153,16 +114,6 @@ def explain_command(
     except VitrailError as error:
         stop(error, as_json=as_json)
     raise typer.Exit(1 if failed else 0)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) in pixels from "224x336", or from one number for a square; `BadParameter` for anything else."""
-    height, _, width = text.lower().partition("x")
-    if not height.isdecimal() or not (width or height).isdecimal() or not int(height) * int(width or height):
-        raise typer.BadParameter(
-            f"{text!r} is no size; write HEIGHTxWIDTH in pixels, as in 224x336", param_hint="--size"
-        )
-    return int(height), int(width or height)
 
 
 def _readout(text: str) -> Any:

@@ -13,6 +13,7 @@ from vitrail.cli.batches import in_batches
 from vitrail.cli.console import Reporter, one_line, show_table
 from vitrail.cli.explain import Request
 from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.cli.loading import load_named
 from vitrail.errors import OptionError, VitrailError
 from vitrail.explanation import Explanation, percent
 from vitrail.files import writable_folder
@@ -77,15 +78,7 @@ def check_question(request: Request) -> str:
 
 def load_model(request: Request) -> "VisionModel":
     """The model of the request, on its device. Raises the errors of `vitrail.load`."""
-    import torch
-
-    from vitrail.models import load
-
-    device = request.load["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    dtype = getattr(torch, request.load["dtype"])
-    return load(request.model, checkpoint=request.checkpoint, device=device, dtype=dtype, size=request.load["size"])
+    return load_named(request.model, request.checkpoint, **request.load)
 
 
 def _classes(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:

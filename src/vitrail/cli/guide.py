@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vitrail.cli import options as shared
 from vitrail.cli.console import stop
-from vitrail.cli.explain import Format, Gradient, Precision, Request, parse_size
+from vitrail.cli.explain import Request
 
 __all__ = ["GuideRequest", "guide_command"]
 
@@ -48,15 +48,13 @@ class GuideRequest(Request):
 
 
 def guide_command(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")],
+    images: shared.Images,
+    model: shared.ModelName,
     guide: Annotated[
         list[str] | None,
         typer.Option("--guide", "-g", help="A picture of another class, or a folder; several: repeat. Default: auto."),
     ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Class by name or index. Default: the predicted class.")
-    ] = None,
+    target: shared.Target = None,
     layout: Annotated[
         list[Layout] | None,
         typer.Option("--layout", help="Side, stack; wide, tall: at full resolution. Several: mean. Default: side."),
@@ -69,31 +67,19 @@ def guide_command(
         str | None, typer.Option("--guide-class", help="The class that auto draws. Default: one far from the target.")
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="So many pictures of a folder at most.")] = 8,
-    method: Annotated[str, typer.Option("--method", help="A name that `vitrail methods` lists.")] = "complete",
-    gradient: Annotated[
-        Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
-    ] = Gradient.full,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")] = Path(
-        "out"
-    ),
-    format_: Annotated[
-        list[Format] | None, typer.Option("--format", "-f", help="Kind of result; several: repeat. Default: png.")
-    ] = None,
-    start_layer: Annotated[
-        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
-    ] = None,
-    centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per pass.")] = 8,
+    method: shared.Method = "complete",
+    gradient: shared.GradientMode = shared.Gradient.full,
+    checkpoint: shared.Checkpoint = None,
+    output: shared.Output = shared.DEFAULT_OUTPUT,
+    format_: shared.Formats = None,
+    start_layer: shared.StartLayer = None,
+    centred: shared.Centred = False,
+    size: shared.InputSize = None,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = shared.Precision.float32,
+    batch_size: shared.BatchSize = 8,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the guide that the model draws.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    as_json: shared.AsJson = False,
 ) -> None:
     """Explain a photograph beside a guide, a picture of another class, which takes the evidence against the target.
 
@@ -104,7 +90,6 @@ def guide_command(
     from vitrail.cli.guiding import run
     from vitrail.errors import VitrailError
 
-    formats = tuple(dict.fromkeys(kind.value for kind in format_ or [Format.png]))
     pictures = guide or ["auto"]
     request = GuideRequest(
         images=images,
@@ -120,10 +105,10 @@ def guide_command(
             "centred": centred,
         },
         options={},
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
+        load=shared.how_to_load(device, dtype, size),
         batch_size=batch_size,
         output=output,
-        formats=tuple(kind.value for kind in Format if kind is not Format.all) if "all" in formats else formats,
+        formats=shared.kinds(format_),
         as_json=as_json,
         seed=seed,
         guide={

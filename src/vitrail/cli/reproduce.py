@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_table, stop
-from vitrail.cli.explain import Format, Gradient, Precision, Request, parse_size
+from vitrail.cli.explain import Request
 
 __all__ = ["reproduce_command"]
 
@@ -24,21 +25,13 @@ def reproduce_command(
     typical: Annotated[
         Path | None, typer.Option("--typical", help="Pictures of the opposing class, or a subfolder per class.")
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")] = Path(
-        "out"
-    ),
-    format_: Annotated[Format, typer.Option("--format", "-f", help="png, pdf or svg.")] = Format.png,
-    gradient: Annotated[
-        Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
-    ] = Gradient.full,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
+    checkpoint: shared.Checkpoint = None,
+    output: shared.Output = shared.DEFAULT_OUTPUT,
+    format_: Annotated[shared.Format, typer.Option("--format", "-f", help="png, pdf or svg.")] = shared.Format.png,
+    gradient: shared.GradientMode = shared.Gradient.full,
+    size: shared.InputSize = None,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = shared.Precision.float32,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments and what they need, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -53,7 +46,7 @@ def reproduce_command(
         return
     if not name or not images or not model:
         raise typer.BadParameter("give NAME, IMAGE... and --model, or --list", param_hint="NAME")
-    if format_ in (Format.safetensors, Format.all):
+    if format_ in (shared.Format.safetensors, shared.Format.all):
         raise typer.BadParameter("an experiment is drawn as png, pdf or svg", param_hint="--format")
     request = Request(
         images=images,
@@ -61,9 +54,9 @@ def reproduce_command(
         checkpoint=checkpoint,
         targets=target or [],
         against=against or [],
-        question={} if gradient is Gradient.full else {"gradient": gradient.value},
+        question={} if gradient is shared.Gradient.full else {"gradient": gradient.value},
         options={},
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
+        load=shared.how_to_load(device, dtype, size),
         batch_size=1,
         output=output,
         formats=(format_.value,),

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitrail.cli import options as shared
 from vitrail.cli.console import one_line, stop
-from vitrail.cli.explain import Gradient
 
 if TYPE_CHECKING:
     from vitrail.experiments.rewrite import Progress
@@ -36,8 +36,8 @@ class Norm(StrEnum):
 
 
 def rewrite_command(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")],
+    image: shared.ImageFile,
+    model: shared.ModelName,
     target: Annotated[str, typer.Option("--target", "-t", help="The class to reach, by name or index.")],
     source: Annotated[
         str | None, typer.Option("--source", "-s", help="The class to leave. Default: the predicted class.")
@@ -52,9 +52,7 @@ def rewrite_command(
     step: Annotated[
         str | None, typer.Option("--step", help="Largest change of a pixel in one step. Default: by the variant.")
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
-    ] = None,
+    checkpoint: shared.Checkpoint = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The picture, .png or .webp. Default: out/<stem>.<target>.png")
     ] = None,
@@ -63,8 +61,8 @@ def rewrite_command(
         typer.Option("--figure", help="Drawing of it all, .png, .pdf or .svg. Default: beside the picture."),
     ] = None,
     method: Annotated[str, typer.Option("--method", help="Of the signed maps before and after.")] = "complete",
-    gradient: Annotated[Gradient, typer.Option("--gradient", help="Of the signed maps.")] = Gradient.full,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
+    gradient: Annotated[shared.Gradient, typer.Option("--gradient", help="Of the signed maps.")] = shared.Gradient.full,
+    device: shared.Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
     """Change a photograph as little as it takes until the model names another class; for auditing one's own model.
@@ -76,6 +74,7 @@ def rewrite_command(
     limit, size = _number(budget, "--budget"), _number(step, "--step")
 
     from vitrail.cli.inputs import slug
+    from vitrail.cli.loading import load_named
     from vitrail.errors import VitrailError
     from vitrail.experiments.rewrite import classify, rewrite
     from vitrail.experiments.rewritten import lossless_format
@@ -85,7 +84,7 @@ def rewrite_command(
         for path, check in ((output, lossless_format), (figure, suffix_of)):
             if path is not None:
                 check(path)  # before the search, which takes longer than a refusal should
-        loaded = _load(model, checkpoint, device)
+        loaded = load_named(model, checkpoint, device=device)
         with _bar(until, hidden=as_json) as progress:
             result = rewrite(
                 loaded,
@@ -119,16 +118,6 @@ def rewrite_command(
             f"L2 {result.similarity.l2:.3f}, SSIM {result.similarity.ssim:.4f}; drawn in {one_line(str(drawn))}"
         )
     raise typer.Exit(0 if reached else 1)
-
-
-def _load(model: str, checkpoint: Path | None, device: str) -> Any:
-    import torch
-
-    from vitrail.models import load
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load(model, checkpoint=checkpoint, device=device)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vitrail.cli import options as shared
 from vitrail.cli.console import stop
-from vitrail.cli.explain import Precision
 
 __all__ = ["TransferRequest", "transfer_command"]
 
@@ -69,8 +69,8 @@ class TransferRequest:
 
 
 def transfer_command(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image file.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")],
+    image: shared.ImageFile,
+    model: shared.ModelName,
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="Class whose logit is lowered. Default: the predicted class.")
     ] = None,
@@ -94,12 +94,8 @@ def transfer_command(
     every: Annotated[
         int | None, typer.Option("--every", min=1, help="Steps from one frame of the film to the next.")
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")] = Path(
-        "out"
-    ),
+    checkpoint: shared.Checkpoint = None,
+    output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: Annotated[
         list[Picture] | None, typer.Option("--format", "-f", help="Kind of figure; several: repeat. Default: png.")
     ] = None,
@@ -108,10 +104,10 @@ def transfer_command(
         int | None,
         typer.Option("--resize", min=1, help="Shorter side in pixels before the crop, if not the model's own."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = shared.Precision.float32,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an interrupt has left.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    as_json: shared.AsJson = False,
 ) -> None:
     """Lower a class's logit by gradient descent on all attention maps, and draw where its reasons go.
 

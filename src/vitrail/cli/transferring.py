@@ -10,6 +10,7 @@ import typer
 
 from vitrail.cli.console import Reporter, show_table
 from vitrail.cli.inputs import Found, OutputNames, slug
+from vitrail.cli.loading import load_named
 from vitrail.cli.transfer import TransferRequest
 from vitrail.errors import ImageError, ModelError, OptionError, VitrailError
 from vitrail.experiments.transfer_result import Transfer, usual_snapshots
@@ -89,15 +90,7 @@ def _snapshots(request: TransferRequest) -> tuple[list[int], list[int]]:
 
 
 def _load(request: TransferRequest) -> "VisionModel":
-    import torch
-
-    from vitrail.models import load
-
-    device = request.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    dtype = getattr(torch, request.dtype)
-    model = load(request.model, checkpoint=request.checkpoint, device=device, dtype=dtype)
+    model = load_named(request.model, request.checkpoint, device=request.device, dtype=request.dtype)
     if request.resize is None:
         return model
     if model.preprocess is None:

@@ -25,7 +25,7 @@ def write_demo(folder: str | os.PathLike[str], *, count: int = 30, progress: Pro
     cannot be written, `CheckpointError` where the package's weights are damaged.
 
     >>> import tempfile
-    >>> write_demo(tempfile.mkdtemp(), count=2).name
+    >>> write_demo(tempfile.mkdtemp(), count=2).name  # doctest: +SKIP
     'index.html'
     """
     report = progress if progress is not None else lambda *_: None

@@ -1,0 +1,124 @@
+"""The options that several commands share, each worded once, and the words that they take."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+__all__ = [
+    "DEFAULT_OUTPUT",
+    "AsJson",
+    "BatchSize",
+    "Centred",
+    "Checkpoint",
+    "Device",
+    "Dtype",
+    "Format",
+    "Formats",
+    "Gradient",
+    "GradientMode",
+    "ImageFile",
+    "Images",
+    "InputSize",
+    "Method",
+    "ModelName",
+    "Output",
+    "Precision",
+    "StartLayer",
+    "Target",
+    "how_to_load",
+    "kinds",
+    "parse_size",
+]
+
+
+class Format(StrEnum):
+    """What is written for each image."""
+
+    png = "png"
+    pdf = "pdf"
+    svg = "svg"
+    safetensors = "safetensors"
+    all = "all"
+
+
+class Gradient(StrEnum):
+    """What the backward pass holds constant; auto: libra where one class dominates, else full."""
+
+    auto = "auto"
+    full = "full"
+    leaf = "leaf"
+    libra = "libra"
+
+
+class Precision(StrEnum):
+    """The floating point type in which the model runs."""
+
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+DEFAULT_OUTPUT = Path("out")
+
+Images: TypeAlias = Annotated[
+    list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")
+]
+ImageFile: TypeAlias = Annotated[Path, typer.Argument(metavar="IMAGE", help="The image file.")]
+ModelName: TypeAlias = Annotated[
+    str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")
+]
+Checkpoint: TypeAlias = Annotated[
+    Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
+]
+Target: TypeAlias = Annotated[
+    str | None, typer.Option("--target", "-t", help="Class by name or index. Default: the predicted class.")
+]
+Method: TypeAlias = Annotated[str, typer.Option("--method", help="A name that `vitrail methods` lists.")]
+GradientMode: TypeAlias = Annotated[
+    Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
+]
+StartLayer: TypeAlias = Annotated[
+    int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
+]
+Centred: TypeAlias = Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")]
+Output: TypeAlias = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")]
+Formats: TypeAlias = Annotated[
+    list[Format] | None, typer.Option("--format", "-f", help="Kind of result; several: repeat. Default: png.")
+]
+InputSize: TypeAlias = Annotated[
+    str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")
+]
+Device: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
+Dtype: TypeAlias = Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")]
+BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per pass.")]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+def kinds(formats: Sequence[Format] | None) -> tuple[str, ...]:
+    """The kinds of file that are asked for, each once, with "all" written out.
+
+    >>> kinds([Format.svg, Format.png, Format.svg]), kinds(None)
+    (('svg', 'png'), ('png',))
+    """
+    if Format.all in (formats or ()):
+        return tuple(kind.value for kind in Format if kind is not Format.all)
+    return tuple(dict.fromkeys(kind.value for kind in formats or [Format.png]))
+
+
+def how_to_load(device: str, dtype: Precision, size: str | None) -> dict[str, Any]:
+    """The keyword arguments of `cli.loading.load_named`; `BadParameter` for a size that is none."""
+    return {"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels from "224x336", or from one number for a square; `BadParameter` for anything else."""
+    height, _, width = text.lower().partition("x")
+    if not height.isdecimal() or not (width or height).isdecimal() or not int(height) * int(width or height):
+        raise typer.BadParameter(
+            f"{text!r} is no size; write HEIGHTxWIDTH in pixels, as in 224x336", param_hint="--size"
+        )
+    return int(height), int(width or height)
