@@ -45,7 +45,7 @@ class Format(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What the backward pass holds constant; auto: libra where one class dominates, else full."""
+    """What the backward pass holds constant; auto: full where a class stands against the target, else libra."""
 
     auto = "auto"
     full = "full"

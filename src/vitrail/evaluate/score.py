@@ -104,8 +104,8 @@ def score(
 
     `model` is a bestiary model, as `vitrail.load("bestiary")` gives it. Two lines of comparison come first: "a part not
     drawn", the truth itself where a measure is about parts, and "random", normal noise. Methods that use gradients get
-    a line for each of `gradients`; "auto" is a line of `complete` alone, to the others it is "full". Raises `UnknownMethodError`, and `OptionError` for a model of other classes, an
-    unknown gradient mode or a count below 2.
+    a line for each of `gradients`; "auto" is a line of `complete` alone, to the others it is "full". Raises
+    `UnknownMethodError`, and `OptionError` for a model of other classes, an unknown gradient mode or a count below 2.
 
     >>> import vitrail
     >>> table = score(vitrail.load("bestiary"), ["complete"], gradients=["libra"], count=2)
