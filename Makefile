@@ -28,13 +28,13 @@ else
 	@echo "The pictures are in $(OUT)/"
 endif
 
-# Two workers of one thread each: with more threads than cores they would wait for each other. What one builds, the
-# other need not: tests of one group (a family of models, see tests/conftest.py) go to the same worker.
+# Two workers of one thread each: with more threads than cores they would wait for each other. Tests of
+# one family of models go to the same worker (tests/conftest.py), so that its reference is computed once.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 quality: $(READY)
 	$(BIN)/ruff check

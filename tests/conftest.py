@@ -1,11 +1,12 @@
 """What all tests share. No test reaches the network, and none writes outside its temporary folder."""
 
 import os
+import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
-from families import FAMILIES
 
 # Read by Hugging Face's libraries when they are imported; without it they retry for a minute before they give up.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,14 +30,17 @@ def _no_network():
         yield
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of one family go to one worker (`--dist loadgroup`), which builds it and its reference once."""
-    for item in items:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        for key in ("family", "name"):
-            if parameters.get(key) in FAMILIES:
-                item.add_marker(pytest.mark.xdist_group(parameters[key]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """All tests of one family of models go to one worker, which builds it and its reference once; others go by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFamily(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            family = re.search(r"[\[-]((?:timm|hf|torchvision|open_clip|user)(?:_\w+)?)[\]-]", nodeid)
+            return family[1] if family else nodeid.partition("::")[0]
+
+    return ByFamily(config, log)
 
 
 @pytest.fixture(scope="session")
