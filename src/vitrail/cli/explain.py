@@ -11,7 +11,7 @@ import typer
 
 from vitrail.cli.console import stop
 
-__all__ = ["Request", "explain_command", "parse_size"]
+__all__ = ["Request", "explain_command", "parse_option", "parse_size"]
 
 
 class Format(StrEnum):
@@ -123,7 +123,7 @@ def explain_command(
     from vitrail.errors import VitrailError
 
     formats = tuple(dict.fromkeys(kind.value for kind in format_ or [Format.png]))
-    options = dict(_option(text) for text in option or [])
+    options = dict(parse_option(text) for text in option or [])
     request = Request(
         images=images,
         model=model,
@@ -172,7 +172,8 @@ def _readout(text: str) -> Any:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def _option(text: str) -> tuple[str, Any]:
+def parse_option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE of `--option`, the value read as JSON where it is that; `BadParameter` for anything else."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise typer.BadParameter(

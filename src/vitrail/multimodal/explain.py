@@ -46,9 +46,9 @@ def explain_pair(
     """Ask which tokens of two streams argue for a class, and which against it (Chefer, Gur, Wolf, ICCV 2021).
 
     Serves co-attention (LXMERT), encoder and decoder (DETR), and one stream that holds both kinds (VisualBERT). The
-    streams are told apart by their numbers of tokens. Attentions computed side by side read the maps from before
-    both, and an attention that the logits do not depend on adds nothing. Read are the tokens at which the logits' gradient enters
-    the last attention: the class token, or the decoder's query. Where both streams are read, the scores are summed.
+    streams are told apart by their numbers of tokens. Attentions computed side by side read the maps from before both,
+    and an attention that the logits do not depend on adds nothing. Read are the tokens at which the logits' gradient
+    enters the last attention: the class token, or the decoder's query. Where both streams are read, scores are summed.
 
     Args:
         module: any model whose attention PyTorch shows; it is left exactly as it was.
@@ -157,8 +157,8 @@ def _forward(
             return found
         if query is None or not -found.shape[1] <= query < found.shape[1]:
             raise OutputError(
-                f"the model gives logits for each of {found.shape[1]} queries: say query=, from 0 to {found.shape[1] - 1}"
-                + (f", not {query}" if query is not None else "")
+                f"the model gives logits for each of {found.shape[1]} queries: "
+                f"say query=, from 0 to {found.shape[1] - 1}" + (f", not {query}" if query is not None else "")
             )
         return found[:, query]
 

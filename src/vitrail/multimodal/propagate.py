@@ -23,7 +23,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """The relevance that a stream's tokens have on its own, less the identity, and that of the other stream's tokens."""
+    """What is relevant to a stream's tokens: its own tokens (less the identity), and the other stream's."""
 
     added: Float[Tensor, "batch own own"]
     cross: Float[Tensor, "batch own other"]
