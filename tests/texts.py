@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from two_streams import lively
 
@@ -23,6 +22,7 @@ def tokenizer() -> Any:
 def bare_tokenizer() -> Any:
     """Without special tokens at the ends, as GPT-2's is."""
     found = tokenizer()
+    found.model_input_names = ["input_ids", "attention_mask"]  # GPT-2 would embed token types as words
     from tokenizers.processors import TemplateProcessing
 
     found.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])

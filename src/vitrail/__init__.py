@@ -7,8 +7,8 @@ from .explanation import Explanation
 from .guidance import Guide
 from .methods import list_methods
 from .models import VisionModel, list_models, load, wrap
-from .models.preprocess import Preprocess
 from .models.hugging_face_text import load_text
+from .models.preprocess import Preprocess
 from .objectives import list_objectives
 from .text import TextExplanation, explain_text
 

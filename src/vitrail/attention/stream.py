@@ -72,7 +72,10 @@ class RelevanceRow:
 
 
 class HeadNormListener:
-    """‖∇A_h‖₁ or ‖∇A_h‖₂ of every head of every layer, for GMAR; `order` is 1 or 2, `real` the keys that are no padding."""
+    """‖∇A_h‖₁ or ‖∇A_h‖₂ of every head of every layer, for GMAR; `order` is 1 or 2.
+
+    `real` says which keys are no padding, where there is any.
+    """
 
     only_complete = False
 

@@ -17,7 +17,7 @@ __all__ = ["load_text", "text_model"]
 def load_text(
     name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, Any]:
-    """A text classifier and its tokenizer, by an id of Hugging Face's hub or from a folder, as `explain_text` takes them.
+    """A text classifier and its tokenizer, by an id of Hugging Face's hub or from a folder, for `explain_text`.
 
     A folder needs no network. The module comes in evaluation mode.
 

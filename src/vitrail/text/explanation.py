@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -34,7 +33,8 @@ class TextExplanation:
     `tokens`, `special` and `spans` have one entry per text and in it one per token: the token as the model's vocabulary
     writes it; whether it stands for no part of the text, as [CLS] does; and where it stands: which of a pair of texts,
     first character, one past the last, None where that is not known. `answer` holds the numbers and the question, its
-    maps one row high and as wide as the longest text; padding has the score zero. `pieces` gives a text as people read it.
+    maps one row high and as wide as the longest text; padding has the score zero. `pieces` gives a text as
+    people read it.
 
     >>> ex = TextExplanation(
     ...     texts=("not bad",),

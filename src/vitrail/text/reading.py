@@ -15,7 +15,7 @@ from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
 from ..models.layout import TokenLayout
 from ..models.text_model import TextModel
 
-__all__ = ["Reading", "Reads", "readout_rows", "reading_of"]
+__all__ = ["Reading", "Reads", "reading_of", "readout_rows"]
 
 Reads = Literal["first", "last", "mean"]
 NAMES: dict[Reads, str] = {"first": "first token", "last": "last token", "mean": "mean of the tokens"}

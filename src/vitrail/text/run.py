@@ -32,4 +32,5 @@ class TextRun(Run):
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
         """Not for text, whose graph begins at the first attention and not at pixels."""
+        del recorder
         raise OptionError("grad_at='last_ln' is for pictures: take grad_at='attention' for texts")
