@@ -40,7 +40,8 @@ p.text .special { font: .72em/1 "DejaVu Sans Mono", monospace; color: #555; bord
 {%- for piece in part.pieces -%}
 {%- if piece.background is none -%}{{ piece.text }}
 {%- else -%}
-<span{% if piece.special %} class="special"{% endif %} style="background: {{ piece.background }}; color: {{ piece.ink }}"
+<span{% if piece.special %} class="special"{% endif %}
+ style="background: {{ piece.background }}; color: {{ piece.ink }}"
  title="{{ piece.score }}">
 {{- piece.text -}}
 </span>
