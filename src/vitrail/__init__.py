@@ -7,19 +7,24 @@ from .explanation import Explanation
 from .guidance import Guide
 from .methods import list_methods
 from .models import VisionModel, list_models, load, wrap
+from .models.hugging_face_text import load_text
 from .models.preprocess import Preprocess
 from .objectives import list_objectives
+from .text import TextExplanation, explain_text
 
 __all__ = [
     "Explanation",
     "Guide",
     "Preprocess",
+    "TextExplanation",
     "VisionModel",
     "explain",
+    "explain_text",
     "list_methods",
     "list_models",
     "list_objectives",
     "load",
+    "load_text",
     "wrap",
 ]
 

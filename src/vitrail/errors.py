@@ -23,6 +23,7 @@ __all__ = [
     "SameClassError",
     "TargetCountError",
     "TargetError",
+    "TextError",
     "TrainingModeError",
     "TruncatedImageError",
     "UnknownClassError",
@@ -54,6 +55,10 @@ class TruncatedImageError(ImageError):
 
 class ImageTooLargeError(ImageError):
     """The image has more pixels than are safe to decode."""
+
+
+class TextError(VitrailError):
+    """A text could not be used."""
 
 
 class ModelError(VitrailError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,11 +10,19 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .errors import TargetCountError, TargetError
-from .models.vision_model import VisionModel
 
-__all__ = ["Targets", "Wanted", "pair_up", "parse_targets", "predicted"]
+__all__ = ["HasClasses", "Targets", "Wanted", "pair_up", "parse_targets", "predicted"]
 
 Wanted: TypeAlias = str | int | Tensor | np.ndarray | Sequence[Any] | None
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """Whatever knows its classes by name: a model of pictures, of text, of both."""
+
+    def class_index(self, name_or_index: Any, count: int | None = None) -> int:
+        """The index of a class given by name or by index; raises the errors of `vitrail.models.class_names`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +37,7 @@ class Targets:
 
 
 def parse_targets(
-    model: VisionModel, wanted: Wanted, images: int, classes: int | None = None, name: str = "target"
+    model: HasClasses, wanted: Wanted, images: int, classes: int | None = None, name: str = "target"
 ) -> Targets | None:
     """Read a target as users give it: one for all images, a list (one per image), a nested list (several per image).
 
@@ -104,7 +112,7 @@ def predicted(logits: Tensor) -> Targets:
     return Targets(logits.argmax(dim=1, keepdim=True), nested=False)
 
 
-def _class_index(model: VisionModel, wanted: Any, classes: int | None, name: str) -> int:
+def _class_index(model: HasClasses, wanted: Any, classes: int | None, name: str) -> int:
     if isinstance(wanted, bool) or not isinstance(wanted, str | int | np.integer):
         raise TargetError(f"{name}={wanted!r} ({type(wanted).__name__}) is no class: give a name or an index")
     return model.class_index(wanted, classes)

@@ -5,7 +5,7 @@ rule stands in the backward pass of attention, and each layer is forgotten as so
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .weighting import ELEMENTWISE, Collector, HeadNorms, RowUpdate
@@ -72,12 +72,16 @@ class RelevanceRow:
 
 
 class HeadNormListener:
-    """‖∇A_h‖₁ or ‖∇A_h‖₂ of every head of every layer, for GMAR; `order` is 1 or 2."""
+    """‖∇A_h‖₁ or ‖∇A_h‖₂ of every head of every layer, for GMAR; `order` is 1 or 2.
+
+    `real` says which keys are no padding, where there is any.
+    """
 
     only_complete = False
 
-    def __init__(self, order: int) -> None:
+    def __init__(self, order: int, real: Bool[Tensor, "images keys"] | None = None) -> None:
         self.order = order
+        self.real = real
         self.norms: dict[int, Float[Tensor, "images heads"]] = {}
 
     def begin(self, readout: Float[Tensor, "images queries"]) -> None:
@@ -90,7 +94,7 @@ class HeadNormListener:
 
     def collector(self, layer: int) -> HeadNorms:
         del layer
-        return HeadNorms(self.order)
+        return HeadNorms(self.order, self.real)
 
     def take(self, layer: int, collector: Collector) -> None:
         assert isinstance(collector, HeadNorms)

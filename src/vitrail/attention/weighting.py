@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .calls import Block, compute_dtype
@@ -79,9 +79,13 @@ class RowUpdate:
 
 @dataclass
 class HeadNorms:
-    """Collects ‖∇A_h‖₁ or ‖∇A_h‖₂ over each head's whole matrix (Jo, Jang, Park 2025), block by block."""
+    """Collects ‖∇A_h‖₁ or ‖∇A_h‖₂ over each head's whole matrix (Jo, Jang, Park 2025), block by block.
+
+    `real` says which keys are no padding: ∇A does not vanish at padding, though A does.
+    """
 
     order: int
+    real: Bool[Tensor, "images keys"] | None = None
     total: Float[Tensor, "images heads"] = field(init=False)
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
@@ -90,6 +94,8 @@ class HeadNorms:
     def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None:
         del attention
         power = gradient.abs() if self.order == 1 else gradient.square()
+        if self.real is not None:
+            power = power * self.real[block.images, None, None, :].to(power)
         self.total[block.images, block.heads] += power.sum(dim=(-1, -2)).to(self.total.dtype)
 
     def result(self) -> Float[Tensor, "images heads"]:

@@ -2,7 +2,7 @@
 
 import typer
 
-from vitrail.cli import bestiary, demo, detail, explain, guide, methods, models, reproduce, rewrite, transfer
+from vitrail.cli import bestiary, demo, detail, explain, guide, methods, models, reproduce, rewrite, text, transfer
 from vitrail.cli.many_values import ManyValues
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app.command("guide")(guide.guide_command)
 app.command("transfer")(transfer.transfer_command)
 app.command("rewrite")(rewrite.rewrite_command)
 app.command("reproduce", cls=ManyValues)(reproduce.reproduce_command)
+app.command("text")(text.text_command)
 app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)

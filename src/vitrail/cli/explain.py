@@ -11,7 +11,7 @@ import typer
 from vitrail.cli import options as shared
 from vitrail.cli.console import stop
 
-__all__ = ["Request", "explain_command"]
+__all__ = ["Request", "explain_command", "parse_option"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def explain_command(
     from vitrail.cli.explaining import run
     from vitrail.errors import VitrailError
 
-    options = dict(_option(text) for text in option or [])
+    options = dict(parse_option(text) for text in option or [])
     request = Request(
         images=images,
         model=model,
@@ -123,7 +123,8 @@ def _readout(text: str) -> Any:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def _option(text: str) -> tuple[str, Any]:
+def parse_option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE of `--option`, the value read as JSON where it is that; `BadParameter` for anything else."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise typer.BadParameter(

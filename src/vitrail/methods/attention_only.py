@@ -12,7 +12,13 @@ __all__ = ["raw", "rollout"]
 
 
 @register_method(
-    "raw", signed=False, class_specific=False, uses_gradient=False, passes="1F", reference="Abnar & Zuidema 2020"
+    "raw",
+    signed=False,
+    class_specific=False,
+    uses_gradient=False,
+    passes="1F",
+    reference="Abnar & Zuidema 2020",
+    text=True,
 )
 def raw(run: Run) -> Float[Tensor, "images targets tokens"]:
     """The last layer's attention at the readout, averaged over heads: E_h[A^L]."""
@@ -27,6 +33,7 @@ def raw(run: Run) -> Float[Tensor, "images targets tokens"]:
     passes="1F",
     reference="Abnar & Zuidema 2020",
     accepts=("start_layer",),
+    text=True,
 )
 def rollout(run: Run, *, row_normalise: bool = True) -> Float[Tensor, "images targets tokens"]:
     """Attention followed through the layers with the residual beside it: Ā = (I + E_h[A]) / 2.

@@ -29,6 +29,7 @@ __all__ = ["gmar_l1", "gmar_l2"]
     passes="1F 1B",
     reference="Jo, Jang, Park 2025, L1",
     accepts=("start_layer",),
+    text=True,
 )
 def gmar_l1(
     run: Run,
@@ -59,6 +60,7 @@ def gmar_l1(
     passes="1F 1B",
     reference="Jo, Jang, Park 2025, L2",
     accepts=("start_layer",),
+    text=True,
 )
 def gmar_l2(
     run: Run,
@@ -93,6 +95,8 @@ def _gmar(
         raise OptionError(f"alpha={alpha} weighs the residual: it must be 0 or more")
     if not 0 <= discard_ratio < 1:
         raise OptionError(f"discard_ratio={discard_ratio} is the share of links to drop: it must lie in [0, 1)")
+    if discard_ratio and run.real is not None:
+        raise OptionError("discard_ratio takes a share of all links, padding's too: explain these texts one by one")
     recorder = CallRecorder()
     if grad_at == "last_ln":
         norms_by_target = [
@@ -102,7 +106,7 @@ def _gmar(
             for gradient in run.gradients_at_last_norm(recorder)
         ]
     else:
-        norms_by_target = run.differentiate(HeadNormListener(norm), recorder)
+        norms_by_target = run.differentiate(HeadNormListener(norm, run.real), recorder)
     rows = []
     for norms in norms_by_target:
         last = norms[run.layout.layers - 1]

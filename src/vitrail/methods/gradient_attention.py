@@ -28,6 +28,7 @@ __all__ = ["absolute", "complete", "gae"]
     passes="1F 1B",
     reference="Chefer, Gur, Wolf 2021 (Eq. 4 of Cui, Fan, Chen)",
     accepts=("start_layer", "centred"),
+    text=True,
 )
 def gae(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Positive gradient: Ā = I + E_h[(∇A)⁺ ⊙ A]; what speaks against the class is dropped."""
@@ -42,6 +43,7 @@ def gae(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets to
     passes="1F 1B",
     reference="Cui, Fan, Chen, Eq. 5",
     accepts=("start_layer", "centred"),
+    text=True,
 )
 def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Complete gradient: Ā = I + E_h[∇A ⊙ A]; signed, red for the class and blue against it."""
@@ -56,6 +58,7 @@ def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targe
     passes="1F 1B",
     reference="Cui, Fan, Chen, Eq. 6",
     accepts=("start_layer", "centred"),
+    text=True,
 )
 def absolute(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Absolute gradient: Ā = I + E_h[|∇A| ⊙ A]; how much the logit hangs on a patch, either way."""

@@ -18,7 +18,7 @@ class MethodInfo:
 
     `signed`: scores below zero mean evidence against. `class_specific`: the map depends on the target. `passes`:
     forward (F) and backward (B) passes. `level`: "patch" or "pixel". `uses_gradient`: whether `gradient=` means
-    anything.
+    anything. `text`: whether it also serves models of text, which it does where it goes by attention alone.
     """
 
     name: str
@@ -33,6 +33,7 @@ class MethodInfo:
     aliases: tuple[str, ...] = ()
     accepts: frozenset[str] = frozenset()
     start_layer: int = 0
+    text: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def register_method(
     aliases: tuple[str, ...] = (),
     accepts: tuple[str, ...] = (),
     start_layer: int = 0,
+    text: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register a function (run, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
 
@@ -63,7 +65,8 @@ def register_method(
 
     The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
     those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred";
-    `start_layer` is then its default, in blocks from 0.
+    `start_layer` is then its default, in blocks from 0. `text` says that the method heeds padding (`Run.real`) and asks
+    nothing of pixels or patches.
     """
 
     def register(function: Callable) -> Callable:
@@ -81,6 +84,7 @@ def register_method(
             aliases,
             frozenset(accepts),
             start_layer,
+            text,
         )
         return function
 

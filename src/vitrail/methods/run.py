@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
@@ -38,7 +38,7 @@ class Run:
     target: Targets | None
     against: Targets | None
     objective: Objective
-    readout: Float[Tensor, " queries"]
+    readout: Float[Tensor, " queries"] | Float[Tensor, "images queries"]
     gradient: GradientMode = "full"
     start_layer: int = 0
     centred: bool = False
@@ -65,6 +65,15 @@ class Run:
         """The targets asked for, or the predicted classes once the logits are known."""
         return predicted(self.logits) if self.target is None else self.target
 
+    @property
+    def real(self) -> Bool[Tensor, "images tokens"] | None:
+        """Which tokens are no padding; None where none is, as in pictures."""
+        return None
+
+    def answer(self) -> Float[Tensor, "images classes"]:
+        """The model's logits for the images; gradients flow."""
+        return self.model.logits(self.images)
+
     def readout_row(self) -> Float[Tensor, "images queries"]:
         """The row at which the product of the layers is read, once per image, in the precision of the relevance."""
         dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
@@ -73,7 +82,7 @@ class Run:
     def forward(self, visitor: Visitor) -> None:
         """One forward pass without gradients."""
         with eager(), torch.no_grad(), Tap(visitor, len(self.images)) as tap:
-            self.logits = self.model.logits(self.images).detach()
+            self.logits = self.answer().detach()
         self._check_layout(tap)
 
     def record(self) -> list[RecordedLayer]:
@@ -91,7 +100,7 @@ class Run:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
             with eager(), Tap(visitor, len(self.images), self.gradient) as tap:
-                logits = self.model.logits(self.images)
+                logits = self.answer()
             self.logits = logits.detach()
             self._check_layout(tap)
             count = self.targets.index.shape[1]

@@ -18,7 +18,15 @@ from .recipes import from_processor
 from .sources import Known, Request, defined_in, missing_package, source
 from .vision_model import VisionModel
 
-__all__ = ["load_hugging_face", "recognise_hugging_face"]
+__all__ = [
+    "Loaded",
+    "load_hugging_face",
+    "load_whole",
+    "names_in_config",
+    "quietly",
+    "recognise_hugging_face",
+    "told",
+]
 
 
 def recognise_hugging_face(module: nn.Module) -> Known | None:
@@ -28,7 +36,7 @@ def recognise_hugging_face(module: nn.Module) -> Known | None:
         return None
     origin = getattr(module, "name_or_path", "")
     preprocess = _preprocess(origin, None, local=True) if origin else None
-    return Known(preprocess, _class_names(config), _forward_options(module, preprocess))
+    return Known(preprocess, names_in_config(config), _forward_options(module, preprocess))
 
 
 @source("hf", recognise=recognise_hugging_face)
@@ -47,21 +55,21 @@ def load_hugging_face(request: Request) -> VisionModel:
     if not request.name:
         raise UnknownModelError("hf/ is followed by a model's id or a folder, as in hf/google/vit-base-patch16-224")
     metadata = {"source": "hugging_face", "transformers": transformers.__version__}
-    with _quiet(), _told(request.name, local):
+    with quietly(), told(request.name, local):
         if request.checkpoint is not None:
             path = Path(request.checkpoint)
             config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=True)
-            loaded = _load(_class_of(config), None, config=config, state_dict=read_checkpoint(path), **options)
+            loaded = load_whole(_class_of(config), None, config=config, state_dict=read_checkpoint(path), **options)
             loaded.refuse_gaps(str(path), strict=True)
             metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
         elif pretrained:
             auto = transformers.AutoModelForImageClassification
-            loaded = _load(auto, request.name, local_files_only=local, use_safetensors=True, **options)
+            loaded = load_whole(auto, request.name, local_files_only=local, use_safetensors=True, **options)
             loaded.refuse_gaps(f"the checkpoint of {request.name}", strict=False)
             metadata["weights"] = getattr(loaded.module.config, "_commit_hash", None) or "pretrained"
         else:
             config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=local, **options)
-            loaded = _Loaded(transformers.AutoModelForImageClassification.from_config(config))
+            loaded = Loaded(transformers.AutoModelForImageClassification.from_config(config))
             metadata["weights"] = "random"
     module = loaded.module
     preprocess = _preprocess(request.name, request.size, local)
@@ -69,14 +77,14 @@ def load_hugging_face(request: Request) -> VisionModel:
         module,
         f"hf/{request.name}",
         preprocess,
-        _class_names(module.config),
+        names_in_config(module.config),
         forward_options=_forward_options(module, preprocess),
         metadata=metadata,
     )
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """A module, and what transformers reports instead of failing: it fills gaps with random numbers."""
 
     module: Any
@@ -98,12 +106,13 @@ class _Loaded:
             raise mismatch(label, ", ".join(parts))
 
 
-def _load(model_class: Any, name: str | None, **options: Any) -> _Loaded:
+def load_whole(model_class: Any, name: str | None, **options: Any) -> Loaded:
+    """A module by `from_pretrained`, with what was missing from its weights."""
     module, report = model_class.from_pretrained(
         name, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     misshapen = tuple(sorted(report["mismatched_keys"]))
-    return _Loaded(module, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])), misshapen)
+    return Loaded(module, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])), misshapen)
 
 
 def _class_of(config: Any) -> Any:
@@ -114,15 +123,15 @@ def _class_of(config: Any) -> Any:
 
 
 @contextmanager
-def _told(name: str, local: bool) -> Iterator[None]:
-    """transformers' errors as ours: OSError for what cannot be found, ValueError for what is no image classifier."""
+def told(name: str, local: bool, kind: str = "an image classifier") -> Iterator[None]:
+    """transformers' errors as ours: OSError for what cannot be found, ValueError for what is not of that kind."""
     try:
         yield
     except OSError as error:
         where = "is not a folder with a model, nor in the local cache" if local else "could not be fetched"
         raise UnknownModelError(f"hf/{name} {where}: {_first_line(error)}") from error
     except (ValueError, KeyError, ImportError, TypeError, RuntimeError) as error:
-        raise ModelError(f"hf/{name} cannot be loaded as an image classifier: {_first_line(error)}") from error
+        raise ModelError(f"hf/{name} cannot be loaded as {kind}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -130,18 +139,21 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No progress bars and no table of gaps, which `refuse_gaps` reports; both as before afterwards."""
     from transformers.utils import logging as library
 
-    bars, logger = library.is_progress_bar_enabled(), logging.getLogger("transformers.modeling_utils")
-    level = logger.level
+    bars = library.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "transformers.modeling_utils")]
+    levels = [logger.level for logger in loggers]
     library.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             library.enable_progress_bar()
 
@@ -156,7 +168,7 @@ def _preprocess(name: str, size: tuple[int, int] | None, local: bool) -> Preproc
     return preprocess.with_size(size) if preprocess is not None and size is not None else preprocess
 
 
-def _class_names(config: Any) -> tuple[str, ...] | None:
+def names_in_config(config: Any) -> tuple[str, ...] | None:
     """The config's names; not the LABEL_0, LABEL_1 … that transformers makes up."""
     labels = getattr(config, "id2label", None) or {}
     names = [str(labels.get(index, labels.get(str(index), ""))) for index in range(len(labels))]

@@ -12,7 +12,7 @@ from ..errors import ModelError, OutputError
 from .class_names import class_index, short_name
 from .preprocess import Preprocess
 
-__all__ = ["VisionModel"]
+__all__ = ["VisionModel", "find_logits", "logits_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,21 +63,7 @@ class VisionModel:
             ModelError: when there are not as many class names as classes.
         """
         output = self.module(images.to(self.device, self.dtype), **self.forward_options)
-        logits = _find_logits(output, self.logits_from)
-        batch = images.shape[0]
-        if logits.ndim == 1 and logits.shape[0] == batch:
-            logits = logits[:, None]  # a regression or a yes-no answer: one number per image
-        if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] == 0:
-            raise OutputError(
-                f"{self.name} answered {batch} images with a tensor of shape {tuple(logits.shape)}, not ({batch}, "
-                "classes); say where the logits are with logits_from=, a function from the output to that tensor"
-            )
-        if self.class_names is not None and len(self.class_names) != logits.shape[1]:
-            raise ModelError(
-                f"{self.name} has {logits.shape[1]} classes, but class_names holds {len(self.class_names)} names; "
-                "give one name per class with class_names="
-            )
-        return logits
+        return logits_of(output, images.shape[0], self.name, self.class_names, self.logits_from)
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
         """The index of a class given by name (case does not matter) or by index.
@@ -120,7 +106,42 @@ def _tensors(module: nn.Module):
     yield from module.buffers()
 
 
-def _find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None) -> Tensor:
+def logits_of(
+    output: Any,
+    batch: int,
+    name: str,
+    class_names: tuple[str, ...] | None = None,
+    logits_from: Callable[[Any], Tensor] | None = None,
+    inputs: str = "images",
+) -> Float[Tensor, "batch classes"]:
+    """The logits in what a module answered to a batch; `name` is the model's and `inputs` the batch's, in messages.
+
+    Raises:
+        OutputError: when the output holds no tensor of batch x classes.
+        ModelError: when there are not as many class names as classes.
+    """
+    logits = find_logits(output, logits_from)
+    if logits.ndim == 1 and logits.shape[0] == batch:
+        logits = logits[:, None]  # a regression or a yes-no answer: one number per image
+    if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] == 0:
+        raise OutputError(
+            f"{name} answered {batch} {inputs} with a tensor of shape {tuple(logits.shape)}, not ({batch}, "
+            "classes); say where the logits are with logits_from=, a function from the output to that tensor"
+        )
+    if class_names is not None and len(class_names) != logits.shape[1]:
+        raise ModelError(
+            f"{name} has {logits.shape[1]} classes, but class_names holds {len(class_names)} names; "
+            "give one name per class with class_names="
+        )
+    return logits
+
+
+def find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None = None) -> Tensor:
+    """The tensor of logits in a module's output, of whatever shape.
+
+    Raises:
+        OutputError: when there is none.
+    """
     if logits_from is not None:
         found = logits_from(output)
     elif isinstance(output, Tensor):

@@ -1,0 +1,187 @@
+"""`vitrail text`: which words of a text argue for a class, and which against it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitrail.cli.console import Reporter, one_line, stop
+from vitrail.cli.explain import parse_option
+from vitrail.cli.options import Precision
+
+if TYPE_CHECKING:
+    from vitrail.text import TextExplanation
+
+__all__ = ["text_command"]
+
+
+def text_command(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, each in quotation marks.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A folder with a text classifier and its tokenizer, or an id of the hub."),
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="Class by name or index; several: repeat. Default: the predicted class."),
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option("--pair", help="The second text, for models of two (a premise and a hypothesis).")
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="raw, rollout, gae, complete, absolute, gmar_l1 or gmar_l2.")
+    ] = "complete",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file: .html, .png, .pdf, .svg or .safetensors.")
+    ] = None,
+    special: Annotated[bool, typer.Option("--special", help="Show tokens such as [CLS] and [SEP] too.")] = False,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8.")
+    ] = None,
+    gradient: Annotated[
+        str, typer.Option("--gradient", help="full; leaf: attention held constant backward; libra: norms, gates too.")
+    ] = "full",
+    start_layer: Annotated[
+        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
+    ] = None,
+    centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; several: repeat."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or mps.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
+) -> None:
+    """Colour the words that argue for a class (red) and those that argue against it (blue).
+
+    `vitrail text "Not a bad film." --model folder --target positive` prints the text, coloured in a terminal; elsewhere
+    one line for each token. --output writes a picture, a page or all numbers besides. A text that fails costs a line on
+    stderr and exit code 1; a question that cannot be asked is exit code 2.
+    """
+    from vitrail.errors import VitrailError
+
+    question = {
+        "method": method,
+        "objective": objective,
+        "gradient": gradient,
+        "start_layer": start_layer,
+        "centred": centred,
+        **dict(parse_option(text) for text in option or []),
+    }
+    asked = [text if pair is None else (text, pair) for text in texts]
+    reporter = Reporter(as_json=as_json)
+    try:
+        load = {"device": device, "dtype": dtype.value}
+        found = _explain(asked, model, target or [], against or [], question, load, reporter)
+        if found is not None:
+            written = None if output is None else str(found.save(output, special=special))
+            _print(found, special, as_json, written, reporter)
+    except VitrailError as error:
+        stop(error, as_json=as_json)
+    raise typer.Exit(1 if reporter.failures else 0)
+
+
+def _explain(
+    asked: list[Any],
+    name: str,
+    target: list[str],
+    against: list[str],
+    question: dict[str, Any],
+    load: dict[str, Any],
+    reporter: Reporter,
+) -> "TextExplanation | None":
+    import torch
+
+    from vitrail.errors import ModelError, OptionError, TextError
+    from vitrail.models.hugging_face_text import load_text, text_model
+    from vitrail.text import explain_text
+
+    if len(against) > 1 and len(target) > 1 and len(against) != len(target):
+        raise OptionError(
+            f"{len(target)} targets against {len(against)} classes; give one --against, or one for each target"
+        )
+    try:
+        module, tokenizer = load_text(name, device=load["device"], dtype=getattr(torch, load["dtype"]))
+    except (RuntimeError, AssertionError) as error:  # a device that this machine lacks
+        raise ModelError(f"device {load['device']!r} cannot be used: {str(error).splitlines()[0]}") from error
+    model = text_model(module, tokenizer)
+    usable = []
+    for number, text in enumerate(asked):
+        try:
+            model.encode(text)
+        except TextError as error:
+            reporter.fail(f"text {number}", error)
+        else:
+            usable.append(text)
+    if not usable:
+        return None
+
+    def each(classes: list[str], others: list[str]) -> Any:
+        if not classes:
+            return None
+        return [classes] * len(usable) if max(len(classes), len(others)) > 1 else classes * len(usable)
+
+    return explain_text(
+        module, tokenizer, usable, each(target, against), against=each(against, target), name=name, **question
+    )
+
+
+def _print(ex: "TextExplanation", special: bool, as_json: bool, written: str | None, reporter: Reporter) -> None:
+    from rich.console import Console
+
+    if as_json:
+        answer = ex.answer
+        document = {
+            "model": answer.metadata["model"],
+            "method": answer.method,
+            "objective": answer.objective,
+            "metadata": {name: of for name, of in answer.metadata.items() if name not in ("sources", "image_notes")},
+            "results": [_row(ex, text, target, special) for text in range(len(ex)) for target in range(ex.targets)],
+            "failures": reporter.failures,
+            "file": written,
+        }
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    for text in range(len(ex)):
+        for target in range(ex.targets):
+            if console.is_terminal:
+                from vitrail.render.text_terminal import text_lines
+
+                console.print(text_lines(ex, text, target, special=special), end="\n\n")
+                continue
+            typer.echo(f"{one_line(ex.question(text, target))}")
+            for token, score in _tokens(ex, text, target, special):
+                typer.echo(f"{one_line(token)}\t{score:.6g}")
+    for note in [] if console.is_terminal else ex.notes():
+        reporter.say(note)
+    if written is not None:
+        reporter.say(f"written to {written}")
+
+
+def _tokens(ex: "TextExplanation", text: int, target: int, special: bool) -> list[tuple[str, float]]:
+    return [
+        (token, float(score))
+        for token, score, hidden in zip(ex.tokens[text], ex.of(text, target), ex.special[text], strict=True)
+        if special or not hidden
+    ]
+
+
+def _row(ex: "TextExplanation", text: int, target: int, special: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"text": ex.texts[text]}
+    for role, classes in (("target", ex.answer.target), ("against", ex.answer.against)):
+        if classes is not None:
+            index = int(classes.reshape(len(ex), -1)[text, target])
+            row |= {
+                role: ex.answer.class_name(index),
+                f"{role}_index": index,
+                f"{role}_probability": ex.answer.probability(index, text),
+            }
+    row["tokens"] = [{"token": token, "score": score} for token, score in _tokens(ex, text, target, special)]
+    row["notes"] = list(ex.answer.metadata["image_notes"][text])
+    return row
