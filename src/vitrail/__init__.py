@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
+from .compare import compare
+from .comparison import Comparison
 from .explain import explain
 from .explanation import Explanation
 from .guidance import Guide
@@ -11,10 +13,12 @@ from .models.preprocess import Preprocess
 from .objectives import list_objectives
 
 __all__ = [
+    "Comparison",
     "Explanation",
     "Guide",
     "Preprocess",
     "VisionModel",
+    "compare",
     "explain",
     "list_methods",
     "list_models",

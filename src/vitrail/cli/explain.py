@@ -1,6 +1,5 @@
 """`vitrail explain`: pictures of why, for images, folders and patterns."""
 
-import json
 import random
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +10,7 @@ import typer
 
 from vitrail.cli.console import stop
 
-__all__ = ["Request", "explain_command", "parse_size"]
+__all__ = ["Request", "explain_command", "parse_size", "split_option"]
 
 
 class Format(StrEnum):
@@ -52,7 +51,7 @@ class Request:
     targets: list[str]
     against: list[str]
     question: dict[str, Any]  # method, objective, gradient, …: keyword arguments of vitrail.explain
-    options: dict[str, Any]  # the method's own
+    options: dict[str, Any]  # the method's own; as words until the method is known
     load: dict[str, Any]  # device, dtype, size: keyword arguments of vitrail.load
     batch_size: int
     output: Path
@@ -123,7 +122,7 @@ def explain_command(
     from vitrail.errors import VitrailError
 
     formats = tuple(dict.fromkeys(kind.value for kind in format_ or [Format.png]))
-    options = dict(_option(text) for text in option or [])
+    options = dict(split_option(text) for text in option or [])
     request = Request(
         images=images,
         model=model,
@@ -172,16 +171,18 @@ def _readout(text: str) -> Any:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def _option(text: str) -> tuple[str, Any]:
+def split_option(
+    text: str, form: str = "NAME=VALUE, as in variant=released", *, dotted: bool = False
+) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`, both still words; `BadParameter` for anything else.
+
+    With `dotted` the name is METHOD.NAME.
+    """
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise typer.BadParameter(
-            f"{text!r} is no option; write NAME=VALUE, as in variant=released", param_hint="--option"
-        )
-    try:
-        return name, json.loads(value)  # numbers, true, false, null, lists; whatever is none of these is a word
-    except ValueError:
-        return name, value
+    parts = name.split(".")
+    if not equals or len(parts) != 1 + dotted or not all(part.isidentifier() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no option; write {form}", param_hint="--option")
+    return name, value
 
 
 def _sow(seed: int) -> None:
