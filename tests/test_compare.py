@@ -165,9 +165,8 @@ def test_targets_are_rows_and_columns_are_methods(model, photo):
     found = vitrail.compare(model, photo, [1, 2, 3], methods="raw,gae,complete")
     figure = draw_comparison([found, found])
     assert _words(figure).count("complete") == 6
-    assert _words(figure).count("timm/test_vit") == _words(figure).count("what the model saw") * (
-        found.metadata["model"] == "timm/test_vit"
-    )
+    assert _words(figure).count("what the model saw") == 6
+    assert sum(text.endswith(" s for 3") for text in _words(figure)) == 6  # of complete; unsigned ones say more
     lefts = sorted({round(axes.get_position().x0, 3) for axes in figure.axes})
     assert len(lefts) == 4
     folded = draw_comparison(found, columns=3)

@@ -195,7 +195,11 @@ def _seconds(seconds: float) -> str:
 
 def _notes(found: list[Comparison]) -> list[str]:
     first = found[0]
-    said = [note for one in found for note in one.notes()]
+    said = []
+    for one in found:
+        source = str((one.metadata.get("sources") or [None])[0] or "")
+        where = f"{source}, " if source and len(found) > 1 else ""
+        said += [f"{where}{note}" for note in one.notes()]
     device = first.metadata.get("device") or "cpu"
     asked = "" if first.objective == "logit" else f" Explained: {first.objective.replace('_', ' ')}."
     key = (
