@@ -132,7 +132,8 @@ def _photograph(figure: "Figure", one: Comparison, row: int, box: Box) -> None:
     write(figure, x, top, name, ending=f" {verdict}", width=wide, size=10.0, weight="bold", color=FOR)
     source = str((one.metadata.get("sources") or [None])[0] or "")
     model = str(one.metadata.get("model") or "")
-    for number, text in enumerate((source, "what the model saw" if one.image is not None else "", model)):
+    told = filter(None, (source, "what the model saw" if one.image is not None else "", model))
+    for number, text in enumerate(told):
         write(figure, x, y - 0.16 - 0.145 * number, text, width=wide, size=7.5, smallest=5.0, color=PALE)
 
 
