@@ -13,7 +13,7 @@ import vitrail
 from vitrail.errors import ImageError, OptionError, TargetCountError, UnsupportedOperationError
 from vitrail.methods import METHODS
 from vitrail.methods.registry import MethodInfo
-from vitrail.render.comparison import draw_comparison
+from vitrail.render.comparison import _bands, draw_comparison
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,7 @@ def test_the_sheet_says_what_each_panel_is_and_took(model, photo):
         assert name in words
     assert any(text.startswith("zebra ") for text in words)
     assert sum(text.startswith("1F") for text in words) == 3
+    assert "unsigned · any class" in words
     assert any(text.startswith("1F 1B · ") and text.endswith(" s") for text in words)
     assert any(text.startswith("no rule for Conv2d") for text in words)
     assert any(text.endswith(" …") for text in words)  # the reason is cut where its panel ends
@@ -166,11 +167,16 @@ def test_targets_are_rows_and_columns_are_methods(model, photo):
     figure = draw_comparison([found, found])
     assert _words(figure).count("complete") == 6
     assert _words(figure).count("what the model saw") == 6
-    assert sum(text.endswith(" s for 3") for text in _words(figure)) == 6  # of complete; unsigned ones say more
+    assert sum(text.endswith(" s for 3") for text in _words(figure)) == 18
     lefts = sorted({round(axes.get_position().x0, 3) for axes in figure.axes})
     assert len(lefts) == 4
     folded = draw_comparison(found, columns=3)
     assert len({round(axes.get_position().x0, 3) for axes in folded.axes}) == 3
+
+
+@pytest.mark.parametrize(("methods", "rows", "bands"), [(1, 5, 1), (7, 2, 1), (22, 2, 2), (30, 2, 2)])
+def test_methods_in_columns_fold_into_bands(methods, rows, bands):
+    assert _bands(methods, rows) == bands
 
 
 @pytest.mark.parametrize(("count", "lines"), [(3, 1), (7, 2), (30, 4)])

@@ -4,6 +4,7 @@ A method that failed keeps its place, empty, with the reason in it. With one row
 look well; with several the methods stand in columns, in bands below one another where they are many.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,9 @@ __all__ = ["draw_comparison"]
 MARGIN, GAP = 0.22, 0.14  # inches: around the sheet, between its panels
 SIDE, NARROWEST, WIDEST = 1.75, 1.45, 2.8  # a panel's height, and the limits of its width
 HEAD, SECOND, FOOT = 0.34, 0.17, 0.6  # above a panel its name, below it the bar, the range, and what it took
-OPTIONS = 0.14  # a line more below the panels where a method was given options
+SECOND_LINE = 0.14  # below the panels where there is more to say of a method
 NOTE, NOTE_SIZE = 0.14, 7.0
-MOST = 8  # panels in a line, the photograph among them
+MOST, WIDEST_BAND = 8, 16  # panels in a line, the photograph among them: of one row, and of several
 TALLEST = 320  # inches; a PNG ends at 65536 pixels
 Cell = tuple[Comparison, int, Compared | None]  # the comparison, its row, the method; None for the photograph
 
@@ -53,7 +54,7 @@ def draw_comparison(
     width = 2 * MARGIN + max(map(len, grid)) * (wide + GAP) - GAP
     notes = [line for note in _notes(found) for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
     head = HEAD + SECOND * any(one.against is not None for one in found)
-    foot = FOOT + OPTIONS * any(_asked(answer) for one in found for answer in one.answers)
+    foot = FOOT + SECOND_LINE * any(_traits(answer) for one in found for answer in one.answers)
     height = MARGIN / 2 + len(grid) * (head + high + foot) + NOTE * len(notes) + MARGIN / 2
     if height > TALLEST:
         raise OptionError(
@@ -93,13 +94,22 @@ def _grid(found: list[Comparison], columns: int | None) -> list[list[Cell]]:
         lines_ = max(round((len(cells) / 1.9) ** 0.5), -(-len(cells) // MOST), 1)
         per = columns or -(-len(cells) // lines_)
         return [cells[start : start + per] for start in range(0, len(cells), per)]
-    bands = -(-count // ((columns or MOST) - 1))
-    per = columns - 1 if columns else -(-count // bands)
+    per = columns - 1 if columns else -(-count // _bands(count, len(rows)))
     return [
         [(one, row, None), *((one, row, answer) for answer in one.answers[start : start + per])]
         for start in range(0, count, per)
         for one, row in rows
     ]
+
+
+def _bands(count: int, rows: int) -> int:
+    """Into how many bands so many methods go, each of that many rows: about twice as wide as high."""
+
+    def unlike(bands: int) -> float:
+        wide = (-(-count // bands) + 1) * (SIDE + GAP)
+        return abs(math.log(wide / (bands * rows * (HEAD + SIDE + FOOT)) / 2))
+
+    return min(range(-(-count // (WIDEST_BAND - 1)), count + 1), key=unlike)
 
 
 def _panel(one: Comparison) -> tuple[float, float]:
@@ -148,8 +158,8 @@ def _map(
     image = None if one.image is None else one.image.numpy(force=True)
     signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, signed=answer.signed)
     _label(figure, answer, box)
-    for number, text in enumerate((_took(answer, len(one.target)), _asked(answer))):
-        write(figure, x, y - 0.47 - OPTIONS * number, text, width=wide, size=7.5, smallest=5.0, color=PALE)
+    for number, text in enumerate((_took(answer, len(one.target)), _traits(answer))):
+        write(figure, x, y - 0.47 - SECOND_LINE * number, text, width=wide, size=7.5, smallest=5.0, color=PALE)
 
 
 def _failure(figure: "Figure", answer: Compared, box: Box) -> None:
@@ -174,17 +184,15 @@ def _label(figure: "Figure", answer: Compared, box: Box) -> None:
 
 
 def _took(answer: Compared, targets: int) -> str:
-    """What a panel took: passes and seconds; and whether it can be negative, and depends on the class."""
-    parts = [answer.passes, _seconds(answer.seconds) + (f" for {targets}" if targets > 1 else "")]
-    parts += [] if answer.signed else ["unsigned"]
-    parts += [] if answer.class_specific else ["any class"]
-    return " · ".join(parts)
+    """What a panel took: passes and seconds."""
+    return f"{answer.passes} · {_seconds(answer.seconds)}" + (f" for {targets}" if targets > 1 else "")
 
 
-def _asked(answer: Compared) -> str:
-    """The options that a method was given, beyond what its label says."""
+def _traits(answer: Compared) -> str:
+    """Whether a map can be negative and depends on the class, and the options beyond what the label says."""
+    parts = ([] if answer.signed else ["unsigned"]) + ([] if answer.class_specific else ["any class"])
     known = answer.label.partition(":")[2]
-    return " · ".join(f"{name}={value}" for name, value in answer.options.items() if value != known)
+    return " · ".join(parts + [f"{name}={value}" for name, value in answer.options.items() if value != known])
 
 
 def _seconds(seconds: float) -> str:
