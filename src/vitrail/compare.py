@@ -145,10 +145,13 @@ def _rows(model: VisionModel, wanted: Wanted, logits: Tensor, name: str) -> Targ
     """Classes as users name them, one or a list of them, as the targets of one image."""
     if wanted is None:
         return None
-    listed = isinstance(wanted, Sequence) and not isinstance(wanted, str)
-    if listed and len(wanted) == 1 and isinstance(wanted[0], Sequence) and not isinstance(wanted[0], str):
-        wanted = wanted[0]  # [[a, b]], as explain takes it
-    return parse_targets(model, [wanted if listed else [wanted]], 1, logits.shape[1], name)
+    if isinstance(wanted, Sequence) and not isinstance(wanted, str):
+        (inner,) = wanted if len(wanted) == 1 else (wanted,)
+        nested = isinstance(inner, Sequence) and not isinstance(inner, str)
+        wanted = list(inner) if nested else list(wanted)  # [a, b], or [[a, b]] as explain takes it
+    else:
+        wanted = [wanted]
+    return parse_targets(model, [wanted], 1, logits.shape[1], name)
 
 
 def _answer(

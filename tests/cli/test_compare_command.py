@@ -83,7 +83,7 @@ def test_a_sheet_a_table_and_a_line_for_what_failed(run: Run, photo: Path, tmp_p
 def test_json_tells_everything(run: Run, photo: Path) -> None:
     words = ("-t", "zebra", "--against", "African elephant", "--methods", "gae,complete", "--json")
     result = run(photo, *words, "--option", "gae.identity=true", "-f", "safetensors")
-    assert result.exit_code == 0, result.stderr
+    assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert document["options"] == {"gae": {"identity": True}}
     (one,) = document["results"]

@@ -16,8 +16,10 @@ from typer.testing import CliRunner, Result
 import vitrail
 from vitrail.cli import app
 from vitrail.errors import ExperimentError, UnknownExperimentError
+from vitrail.evaluate.perturbation import SHARES
 from vitrail.experiments.labels import labels_in_table
 from vitrail.experiments.reproduce import EXPERIMENTS, Question, find_experiment
+from vitrail.experiments.stitched_perturbation import curves_of, stitch_pictures
 
 NAMES = ("kite", "bald eagle", "zebra", "snail", "conch", "slug", "coil")
 
@@ -164,15 +166,45 @@ def test_perturbation_ranks_the_guide_as_it_says(model, tmp_path):
         f"{name}, {way}, {region}"
         for name in ("complete", "gae", "gae − gae(guide)")
         for way in ("positive", "negative")
-        for region in ("anywhere", "own half")
+        for region in ("anywhere", "own half", "alone")
     }
     for name, curve in result["curves"].items():
         heights = np.array([*curve, 0.0])
         mean = result["areas"][name]["mean"]
         assert mean == pytest.approx(float((heights[1:] + heights[:-1]).sum() / 20), abs=1e-9)
-        assert curve[0] == result["curves"]["random"][0]
-    assert len(result["differences"]) == 8
+        if "alone" not in name:
+            assert curve[0] == result["curves"]["random"][0]
+    assert len(result["differences"]) == 12
     assert Path(result["file"]).is_file()
+
+
+def test_the_controls_touch_what_they_say(model):
+    generator = np.random.default_rng(5)
+    pictures = [Image.fromarray(generator.integers(20, 256, (50, 60, 3), dtype=np.uint8)) for _ in range(2)]
+    stitched = stitch_pictures(model, *pictures)
+    seen = []
+
+    def ask(batch):
+        seen.extend(batch)
+        return torch.zeros(len(batch), len(NAMES))
+
+    scores = torch.rand(stitched.plan.grid, generator=torch.Generator().manual_seed(0))
+    curves = curves_of(model, stitched, 0, {"gae": scores}, generator=torch.Generator(), logits_of=ask)
+    whole, alone, *others = seen
+    middle = whole.shape[-1] // 2
+    torch.testing.assert_close(whole, stitched.normalised)
+    assert (alone[..., middle:] == -1).all()  # black, for a mean and a deviation of a half
+    torch.testing.assert_close(alone[..., :middle], whole[..., :middle])
+    places = scores.numel()
+    for number, one in enumerate(curves):
+        for step, share in enumerate(SHARES):
+            picture = others[number * len(SHARES) + step]
+            start = alone if one.region == "alone" else whole
+            count = int((places if one.region == "anywhere" else int(stitched.own.sum())) * share)
+            changed = (picture != start).any(dim=0)
+            assert int(changed.sum()) <= count * 256
+            if one.region != "anywhere":
+                assert not changed[:, middle:].any()
 
 
 def test_labels_come_from_a_table_of_names_or_indices(model, photos, tmp_path):

@@ -103,7 +103,8 @@ def _results(
         with stages() as report:
 
             def progress(label: str, done: int, total: int, place: Path = image.path) -> None:
-                report(f"{one_line(place.name)}, {label or 'done'}", done, total)
+                if not request.as_json:  # whose reader expects no other lines on stderr than failures
+                    report(f"{one_line(place.name)}, {label or 'done'}", done, total)
 
             try:
                 answer = compare(

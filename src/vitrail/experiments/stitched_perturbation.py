@@ -3,10 +3,12 @@
 Each photograph is squashed into one half of the model's input, the guide into the other, and the photograph's class is
 explained. Patches of the model's own size go to black before normalisation, and it is counted how often the class still
 wins. Where the complete gradient finds the guide (blue), taking out the lowest first clears the guide away and the
-answer *gets better*. Two controls tell how much of that is knowing where the guide is:
+answer *gets better*. Three controls tell how much of that is knowing where the guide is:
 
     gae − gae(guide)       GAE with signs: the map of the guide's class taken from that of the photograph's
     the guide stays        only patches of the photograph's own half may go, so finding the guide gains nothing
+    alone                  the same with the guide black from the start: the maps are of the stitched picture still, but
+                           the class has a chance to be seen
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +43,7 @@ __all__ = [
 CONTROL = "gae − gae(guide)"
 MAPS = ("complete", "gae", CONTROL)
 WAYS = ("positive", "negative")
-REGIONS = ("anywhere", "own half")
+REGIONS = ("anywhere", "own half", "alone")
 RANDOM = "random"
 
 
@@ -118,26 +120,28 @@ def curves_of(
     batch_size: int = 32,
     logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[Curve, Float[Tensor, " steps"]]:
-    """Whether the label wins at 0 %, 10 % … 90 %, for every map, both ways, in both regions, and for a random order."""
+    """Whether the label wins at 0 %, 10 % … 90 %, for every map and region, both ways, and for a random order."""
     preprocess = model.preprocess
     assert preprocess is not None
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
     asked = [Curve(name, way, region) for name in maps for way in WAYS for region in REGIONS]
     asked += [Curve(RANDOM, RANDOM, REGIONS[0])]
     ranked = {**maps, RANDOM: torch.rand(stitched.plan.grid, generator=generator)}
-    pictures = [stitched.pixels]
+    alone = perturb(stitched.pixels, torch.zeros(stitched.plan.grid), 1, allowed=stitched.far)
+    pictures = [stitched.pixels, alone]
     for one in asked:
-        allowed = stitched.own if one.region == REGIONS[1] else None
-        for share in SHARES:
-            highest = one.way != "negative"
-            pictures.append(perturb(stitched.pixels, ranked[one.map], share, highest=highest, allowed=allowed))
+        allowed = None if one.region == REGIONS[0] else stitched.own
+        shown = alone if one.region == REGIONS[2] else stitched.pixels
+        highest = one.way != "negative"
+        pictures += [perturb(shown, ranked[one.map], share, highest=highest, allowed=allowed) for share in SHARES]
     ask = logits_of or model.logits
     with torch.no_grad():
         batches = torch.stack(pictures).split(batch_size)
         wins = torch.cat([ask((some - mean) / std).argmax(dim=1).cpu() for some in batches]) == label
     hits = wins.to(torch.float64)
-    rows = hits[1:].reshape(len(asked), len(SHARES))
-    return {one: torch.cat([hits[:1], row]) for one, row in zip(asked, rows, strict=True)}
+    rows = hits[2:].reshape(len(asked), len(SHARES))
+    first = {region: hits[1:2] if region == REGIONS[2] else hits[:1] for region in REGIONS}
+    return {one: torch.cat([first[one.region], row]) for one, row in zip(asked, rows, strict=True)}
 
 
 def areas(curves: Sequence[Float[Tensor, " steps"]], convention: str = "bi") -> list[float]:

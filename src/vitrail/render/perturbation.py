@@ -21,7 +21,7 @@ __all__ = ["CurveSet", "Drawn", "draw_perturbation"]
 
 MARGIN, GAP = 0.24, 0.3  # inches
 SIDE, STEP = 1.55, 0.62  # the example's pictures, and the room below each
-WIDE, HIGH, LEGEND = 2.9, 2.4, 2.0  # a panel, and the words beside it
+WIDE, HIGH, LEGEND = 2.9, 1.75, 2.0  # a panel, and the words beside it
 AXIS, BELOW = 0.5, 0.52  # left of a panel and below it, for numbers
 TITLE, HEAD = 0.34, 0.3
 NOTE, NOTE_SIZE = 0.14, 7.0
@@ -36,6 +36,7 @@ TITLES = {
 PLACES = {
     REGIONS[0]: "any patch may go",
     REGIONS[1]: "control: the guide stays",
+    REGIONS[2]: "control: the guide is black from the start",
 }
 
 
@@ -68,7 +69,7 @@ def draw_perturbation(
     width = 2 * MARGIN + SIDE + GAP + 2 * panel
     notes = [line for note in _notes(differences, words) for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
     row = HEAD + HIGH + BELOW
-    height = MARGIN + TITLE + 2 * row + NOTE * len(notes) + MARGIN / 2
+    height = MARGIN + TITLE + len(REGIONS) * row + NOTE * len(notes) + MARGIN / 2
     figure = blank(width, height)
     top = height - MARGIN / 2 - TITLE
     limit = _top(curves)
