@@ -18,8 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
+from vitrail.evaluate.perturbation import SHARES as PERTURBED
+from vitrail.evaluate.perturbation import area as area_under
+from vitrail.evaluate.perturbation import perturb
 
-SHARES = [step / 10 for step in range(10)]
+SHARES = [0.0, *PERTURBED]
 SIZE, PATCH = 224, 16
 MEASURES = ("pointing", "energy", "positive", "negative")
 
@@ -76,14 +79,7 @@ def localisation(photograph: Photograph, large: Tensor) -> dict[str, float]:
 
 def perturbed_hits(model: vitrail.VisionModel, photograph: Photograph, scores: Tensor, descending: bool) -> np.ndarray:
     """Whether the label still wins with each share of patches black, the highest (or lowest) scores first."""
-    side = SIZE // PATCH
-    order = scores.flatten().argsort(descending=descending, stable=True)
-    batch = []
-    for share in SHARES:
-        keep = torch.ones(side * side)
-        keep[order[: int(side * side * share)]] = 0
-        mask = keep.reshape(1, side, side).repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
-        batch.append((photograph.pixels * mask - 0.5) / 0.5)
+    batch = [(perturb(photograph.pixels, scores, share, highest=descending) - 0.5) / 0.5 for share in SHARES]
     with torch.no_grad():
         predicted = model.logits(torch.stack(batch)).argmax(dim=1)
     return (predicted == photograph.label).numpy().astype(float)
@@ -91,8 +87,7 @@ def perturbed_hits(model: vitrail.VisionModel, photograph: Photograph, scores: T
 
 def area(hits: np.ndarray) -> float:
     """The area under accuracy over share, 0 at 100 %, by the trapezoid rule."""
-    heights = np.append(hits, 0.0)
-    return float((heights[1:] + heights[:-1]).sum() / 2 * 0.1)
+    return float(area_under(torch.from_numpy(np.asarray(hits, dtype=np.float64)), "bi"))
 
 
 def measures(

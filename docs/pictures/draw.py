@@ -1,11 +1,15 @@
 """Draw the pictures of the README, of creatures and of scikit-image's photographs chelsea and coffee, both CC0.
 
 python docs/pictures/draw.py --checkpoint vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors
+python docs/pictures/draw.py --checkpoint … --only compare transfer
 """
 
 import argparse
+import io
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,10 +17,19 @@ from skimage import data
 
 import vitrail
 from vitrail.bestiary import CLASS_NAMES, render, sample_scene
-from vitrail.demo.chapters import chapters
-from vitrail.render import save_picture
+from vitrail.demo.chapters import PAIR, SIBLING, chapters
+from vitrail.experiments import rewrite, transfer
+from vitrail.guidance import detail
+from vitrail.render import draw_transfer, save_picture
+from vitrail.render.class_pair import draw_pair
+from vitrail.render.guided import draw_guided
+from vitrail.render.rewriting import draw_rewrite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
+WIDEST, LARGEST = 1500, 300_000  # pixels and bytes of a picture
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:
@@ -27,33 +40,120 @@ def side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:
     return picture
 
 
-def creatures() -> Image.Image:
+def square(pixels: np.ndarray) -> Image.Image:
+    """The middle of a photograph, 448 pixels a side."""
+    return ImageOps.fit(Image.fromarray(pixels), (448, 448), Image.Resampling.BICUBIC)
+
+
+def keep(figure: "Figure", name: str) -> None:
+    """Write a figure as a JPEG that loads quickly: narrower and coarser until it is small enough."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    picture = Image.open(buffer).convert("RGB")
+    picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+    for quality in range(90, 40, -5):
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
+        if file.tell() < LARGEST:
+            break
+    (HERE / f"{name}.jpg").write_bytes(file.getvalue())
+
+
+# -- the pictures, by name ---------------------------------------------------------------------------------------------
+
+
+def creatures(_: vitrail.VisionModel) -> None:
     """One of each class of the bestiary, in two rows."""
     sheet = Image.new("RGB", (10 * 160, 2 * 160))
     for number, name in enumerate(CLASS_NAMES):
         scene = sample_scene("single", seed=(number, 8), species=name)
         place = (160 * (number // 2), 160 * (number % 2))
         sheet.paste(Image.fromarray(render(scene, 320).image).resize((160, 160), Image.Resampling.LANCZOS), place)
-    return sheet
+    sheet.save(HERE / "creatures.png", optimize=True)
+
+
+def pair(model: vitrail.VisionModel) -> None:
+    """Cat and coffee, both classes."""
+    found = vitrail.explain(model, side_by_side(data.chelsea(), data.coffee()), [["tabby", "espresso"]])
+    save_picture(found, HERE / "cat-and-coffee.png")
+
+
+def bestiary(_: vitrail.VisionModel) -> None:
+    """The chapters of the demonstration."""
+    models = [vitrail.load(name) for name in ("bestiary", "bestiary/label-errors")]
+    with TemporaryDirectory() as folder:
+        for _ in chapters(*models, Path(folder)):
+            pass
+        for name in ("pair.png", "labels-clean.png", "labels-mistaught.png"):
+            smaller = Image.open(Path(folder) / name)
+            smaller.thumbnail((1600, 1600), Image.Resampling.LANCZOS)
+            smaller.save(HERE / f"bestiary-{name}", optimize=True)
+
+
+def compare(model: vitrail.VisionModel) -> None:
+    """The methods of few passes on cat and coffee, the cat's class."""
+    keep(vitrail.compare(model, side_by_side(data.chelsea(), data.coffee()), "tabby", methods="fast").plot(), "compare")
+
+
+def compare_classes(model: vitrail.VisionModel) -> None:
+    """Four methods, and a row for each class."""
+    chosen = "gae,absolute,complete,complete:libra"
+    found = vitrail.compare(model, side_by_side(data.chelsea(), data.coffee()), ["tabby", "espresso"], methods=chosen)
+    keep(found.plot(), "compare-classes")
+
+
+def compare_bestiary(_: vitrail.VisionModel) -> None:
+    """The same of two creatures, asked of the model that knows them."""
+    scene = Image.fromarray(render(PAIR, 96).image)
+    keep(vitrail.compare(vitrail.load("bestiary"), scene, list(PAIR.labels), methods="fast").plot(), "compare-bestiary")
+
+
+def moved(model: vitrail.VisionModel) -> None:
+    """Attention transfer from the cat to the coffee."""
+    keep(draw_transfer(transfer(model, side_by_side(data.chelsea(), data.coffee()), "tabby", "espresso")), "transfer")
+
+
+def guided(model: vitrail.VisionModel) -> None:
+    """The cat alone, with the coffee as its guide."""
+    cat, guide = square(data.chelsea()), vitrail.Guide(square(data.coffee()))
+    keep(draw_guided(vitrail.explain(model, cat, guide=guide), vitrail.explain(model, cat)), "guide")
+
+
+def details(_: vitrail.VisionModel) -> None:
+    """A creature against its sibling, every loss both ways."""
+    one, other = "tavel", "borrin"
+    found = detail(vitrail.load("bestiary"), Image.fromarray(render(SIBLING, 96).image), one, [other])
+    keep(draw_pair(found, *found.pairs[0]), "detail")
+
+
+def rewritten(model: vitrail.VisionModel) -> None:
+    """The cat, rewritten into an espresso that nobody sees."""
+    keep(draw_rewrite(rewrite(model, square(data.chelsea()), target="espresso", until=0.938)), "rewriting")
+
+
+PICTURES: dict[str, Callable[[vitrail.VisionModel], None]] = {
+    "pair": pair,
+    "creatures": creatures,
+    "bestiary": bestiary,
+    "compare": compare,
+    "compare-classes": compare_classes,
+    "compare-bestiary": compare_bestiary,
+    "transfer": moved,
+    "guide": guided,
+    "detail": details,
+    "rewriting": rewritten,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="timm/vit_tiny_patch16_224")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--only", nargs="+", choices=list(PICTURES), default=list(PICTURES))
     options = parser.parse_args()
     model = vitrail.load(options.model, checkpoint=options.checkpoint)
-    pair = vitrail.explain(model, side_by_side(data.chelsea(), data.coffee()), [["tabby", "espresso"]])
-    save_picture(pair, HERE / "cat-and-coffee.png")
-    creatures().save(HERE / "creatures.png", optimize=True)
-    bestiary = [vitrail.load(name) for name in ("bestiary", "bestiary/label-errors")]
-    with TemporaryDirectory() as folder:
-        for _ in chapters(*bestiary, Path(folder)):
-            pass
-        for name in ("pair.png", "labels-clean.png", "labels-mistaught.png"):
-            smaller = Image.open(Path(folder) / name)
-            smaller.thumbnail((1600, 1600), Image.Resampling.LANCZOS)
-            smaller.save(HERE / f"bestiary-{name}", optimize=True)
+    for name in options.only:
+        PICTURES[name](model)
 
 
 if __name__ == "__main__":

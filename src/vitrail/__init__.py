@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
+from .compare import compare
+from .comparison import Comparison
 from .explain import explain
 from .explanation import Explanation
 from .guidance import Guide
@@ -13,11 +15,13 @@ from .objectives import list_objectives
 from .text import TextExplanation, explain_text
 
 __all__ = [
+    "Comparison",
     "Explanation",
     "Guide",
     "Preprocess",
     "TextExplanation",
     "VisionModel",
+    "compare",
     "explain",
     "explain_text",
     "list_methods",

@@ -16,7 +16,10 @@ from typer.testing import CliRunner, Result
 import vitrail
 from vitrail.cli import app
 from vitrail.errors import ExperimentError, UnknownExperimentError
+from vitrail.evaluate.perturbation import SHARES
+from vitrail.experiments.labels import labels_in_table
 from vitrail.experiments.reproduce import EXPERIMENTS, Question, find_experiment
+from vitrail.experiments.stitched_perturbation import curves_of, stitch_pictures
 
 NAMES = ("kite", "bald eagle", "zebra", "snail", "conch", "slug", "coil")
 
@@ -90,9 +93,135 @@ def test_methods_lays_every_class_aware_method_side_by_side(model, photos, tmp_p
         assert picture.width > picture.height  # many columns, two rows
 
 
+def test_comparison_shows_the_methods_that_are_named(model, photos, tmp_path):
+    (result,) = ask("fig10", model, photos, tmp_path / "out", targets=(3, 4), methods=("raw,complete:libra",))
+    assert result["methods"] == ["raw", "complete:libra"]
+    assert [row["questions"][0]["target_index"] for row in result["rows"]] == [3, 4]
+    assert all(method["seconds"] > 0 for row in result["rows"] for method in row["methods"])
+    assert Path(result["file"]).is_file()
+
+
+def test_stitched_counts_signs_in_both_halves(model, photos, tmp_path):
+    Image.new("RGB", (64, 64), (200, 30, 90)).save(tmp_path / "guide.png")
+    target = 3
+    (result,) = ask("stitched", model, photos, tmp_path / "out", targets=(target,), guide=tmp_path / "guide.png")
+    guide = vitrail.Guide(tmp_path / "guide.png")
+    ex = vitrail.explain(model, list(photos), [target] * 2, guide=guide).guided[0]
+    own, far = ex.scores[..., : ex.grid[1] // 2], ex.scores[..., -(ex.grid[1] // 2) :]
+    for number, told in enumerate(result["shares"]["complete"]):
+        assert told["own half above zero"] == pytest.approx(float((own[number] > 0).float().mean()))
+        assert told["guide half below zero"] == pytest.approx(float((far[number] < 0).float().mean()))
+    assert result["shares"]["positive"][0]["guide half below zero"] == 0
+    assert Path(result["file"]).is_file()
+
+
+def test_guide_puts_both_maps_side_by_side(model, photos, tmp_path):
+    Image.new("RGB", (64, 64), (200, 30, 90)).save(tmp_path / "guide.png")
+    (result,) = ask("guide", model, photos[:1], tmp_path / "out", targets=(3,), guide=tmp_path / "guide.png")
+    alone = vitrail.explain(model, photos[0], 3)
+    assert result["share above zero"]["alone"] == pytest.approx(float((alone.map() > 0).float().mean()))
+    assert Path(result["file"]).name == "guide.a.png"
+
+
+def test_transfer_follows_both_logits(model, photos, tmp_path):
+    told = []
+    (result,) = ask(
+        "transfer",
+        model,
+        photos[:1],
+        tmp_path / "out",
+        targets=(3,),
+        against=(4,),
+        steps=2,
+        lr=0.01,
+        report=lambda *given: told.append(given),
+    )
+    found = vitrail.experiments.transfer(model, photos[0], 3, 4, steps=2, lr=0.01)
+    assert result["logits"]["snail"] == pytest.approx({"0": float(found.logits[0, 3]), "2": float(found.logits[2, 3])})
+    assert told[-1][1:] == (2, 2)
+    assert Path(result["file"]).is_file()
+
+
+def test_rewriting_keeps_the_picture_that_proves_it(model, photos, tmp_path):
+    (result,) = ask("rewriting", model, photos[:1], tmp_path / "out", targets=(4,), against=(3,), until=0.2)
+    with Image.open(result["rewritten"]) as picture:
+        assert picture.size == (60, 50)
+    assert result["target_index"] == 4
+    assert Path(result["file"]).is_file()
+
+
+def test_perturbation_ranks_the_guide_as_it_says(model, tmp_path):
+    generator = np.random.default_rng(4)
+    for name in ("zebra/1.png", "snail/1.png", "snail/2.png", "kite/1.png"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(generator.integers(0, 256, (50, 60, 3), dtype=np.uint8))
+        picture.save(tmp_path / "set" / name)
+    images = tuple(sorted((tmp_path / "set").rglob("*.png")))
+    given = {"guide": images[-1], "against": (2,), "count": 2}
+    (result,) = ask("fig12", model, images, tmp_path / "out", **given)
+    assert result["labels"] == "by folder or file name"
+    assert [Path(path).parent.name for path in result["images"]] == ["kite", "snail"]  # one of each, no zebra
+    assert result["signs"]["gae: guide half below zero"] == 0
+    assert set(result["areas"]) == {"random"} | {
+        f"{name}, {way}, {region}"
+        for name in ("complete", "gae", "gae − gae(guide)")
+        for way in ("positive", "negative")
+        for region in ("anywhere", "own half", "alone")
+    }
+    for name, curve in result["curves"].items():
+        heights = np.array([*curve, 0.0])
+        mean = result["areas"][name]["mean"]
+        assert mean == pytest.approx(float((heights[1:] + heights[:-1]).sum() / 20), abs=1e-9)
+        if "alone" not in name:
+            assert curve[0] == result["curves"]["random"][0]
+    assert len(result["differences"]) == 12
+    assert Path(result["file"]).is_file()
+
+
+def test_the_controls_touch_what_they_say(model):
+    generator = np.random.default_rng(5)
+    pictures = [Image.fromarray(generator.integers(20, 256, (50, 60, 3), dtype=np.uint8)) for _ in range(2)]
+    stitched = stitch_pictures(model, *pictures)
+    seen = []
+
+    def ask(batch):
+        seen.extend(batch)
+        return torch.zeros(len(batch), len(NAMES))
+
+    scores = torch.rand(stitched.plan.grid, generator=torch.Generator().manual_seed(0))
+    curves = curves_of(model, stitched, 0, {"gae": scores}, generator=torch.Generator(), logits_of=ask)
+    whole, alone, *others = seen
+    middle = whole.shape[-1] // 2
+    torch.testing.assert_close(whole, stitched.normalised)
+    assert (alone[..., middle:] == -1).all()  # black, for a mean and a deviation of a half
+    torch.testing.assert_close(alone[..., :middle], whole[..., :middle])
+    places = scores.numel()
+    for number, one in enumerate(curves):
+        for step, share in enumerate(SHARES):
+            picture = others[number * len(SHARES) + step]
+            start = alone if one.region == "alone" else whole
+            count = int((places if one.region == "anywhere" else int(stitched.own.sum())) * share)
+            changed = (picture != start).any(dim=0)
+            assert int(changed.sum()) <= count * 256
+            if one.region != "anywhere":
+                assert not changed[:, middle:].any()
+
+
+def test_labels_come_from_a_table_of_names_or_indices(model, photos, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,class\na.png,snail\nsomewhere/b.png,1\nb.png,2\n")
+    assert labels_in_table(model, tmp_path / "labels.csv") == {"a.png": 3, "b.png": 1}
+    (tmp_path / "labels.csv").write_text("picture,answer\na.png,snail\n")
+    with pytest.raises(ExperimentError, match="needs a column for the file .* it has picture, answer"):
+        labels_in_table(model, tmp_path / "labels.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
+        ("rewriting", {}, "name it with --target"),
+        ("perturbation", {}, "give a file with --guide"),
+        ("transfer", {"targets": (1, 2)}, "transfer lowers one class"),
+        ("guide", {"targets": (1, 2, 3)}, "3 targets for 1 images"),
         ("gradients", {"targets": (3,)}, "name two or more, or none"),
         ("typical", {"targets": (1,)}, "name the opposing one with --against"),
         ("typical", {"targets": (1,), "against": (0,)}, "give their folder with --typical"),
@@ -163,6 +292,8 @@ def test_pictures_and_numbers_in_the_folder(photos, tmp_path):
     ("words", "message"),
     [
         (("fig4", "a.png", "--model", "timm/test_vit"), "no experiment is known to be figure 4"),
+        (("pairs", "a.png", "--model", "timm/test_vit", "--guide", "b.png"), "--guide means nothing to pairs"),
+        (("fig12", "a.png", "--model", "timm/test_vit", "--guide", "none.png"), "none.png"),
         (("typical", "--model", "timm/test_vit", "-t", 1), "give NAME, IMAGE... and --model"),
         (("pairs", "a.png", "--model", "timm/test_vit", "-f", "safetensors"), "drawn as png, pdf or svg"),
         (("pairs", "a.png", "--model", "timm/nope"), "timm has no model 'nope'"),

@@ -2,7 +2,20 @@
 
 import typer
 
-from vitrail.cli import bestiary, demo, detail, explain, guide, methods, models, reproduce, rewrite, text, transfer
+from vitrail.cli import (
+    bestiary,
+    compare,
+    demo,
+    detail,
+    explain,
+    guide,
+    methods,
+    models,
+    reproduce,
+    rewrite,
+    text,
+    transfer,
+)
 from vitrail.cli.many_values import ManyValues
 
 __all__ = ["app", "main"]
@@ -29,11 +42,12 @@ def _vitrail(
 
 
 app.command("explain")(explain.explain_command)
+app.command("compare", cls=compare.ManyMethods)(compare.compare_command)
 app.command("detail", cls=ManyValues)(detail.detail_command)
 app.command("guide")(guide.guide_command)
 app.command("transfer")(transfer.transfer_command)
 app.command("rewrite")(rewrite.rewrite_command)
-app.command("reproduce", cls=ManyValues)(reproduce.reproduce_command)
+app.command("reproduce", cls=compare.ManyMethods)(reproduce.reproduce_command)
 app.command("text")(text.text_command)
 app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)

@@ -1,6 +1,5 @@
 """`vitrail explain`: pictures of why, for images, folders and patterns."""
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from vitrail.cli import options as shared
 from vitrail.cli.console import stop
 
-__all__ = ["Request", "explain_command", "parse_option"]
+__all__ = ["Request", "explain_command", "split_option"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Request:
     targets: list[str]
     against: list[str]
     question: dict[str, Any]  # method, objective, gradient, …: keyword arguments of vitrail.explain
-    options: dict[str, Any]  # the method's own
+    options: dict[str, Any]  # the method's own; as words until the method is known
     load: dict[str, Any]  # device, dtype, size: keyword arguments of vitrail.load
     batch_size: int
     output: Path
@@ -84,7 +83,7 @@ def explain_command(
     from vitrail.cli.explaining import run
     from vitrail.errors import VitrailError
 
-    options = dict(parse_option(text) for text in option or [])
+    options = dict(split_option(text) for text in option or [])
     request = Request(
         images=images,
         model=model,
@@ -123,17 +122,18 @@ def _readout(text: str) -> Any:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def parse_option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE of `--option`, the value read as JSON where it is that; `BadParameter` for anything else."""
+def split_option(
+    text: str, form: str = "NAME=VALUE, as in variant=released", *, dotted: bool = False
+) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`, both still words; `BadParameter` for anything else.
+
+    With `dotted` the name is METHOD.NAME.
+    """
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise typer.BadParameter(
-            f"{text!r} is no option; write NAME=VALUE, as in variant=released", param_hint="--option"
-        )
-    try:
-        return name, json.loads(value)  # numbers, true, false, null, lists; whatever is none of these is a word
-    except ValueError:
-        return name, value
+    parts = name.split(".")
+    if not equals or len(parts) != 1 + dotted or not all(part.isidentifier() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no option; write {form}", param_hint="--option")
+    return name, value
 
 
 def _sow(seed: int) -> None:

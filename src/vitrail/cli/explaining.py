@@ -63,9 +63,11 @@ def check_question(request: Request) -> str:
     Raises `VitrailError`, as `vitrail.explain` would.
     """
     from vitrail.methods import find_method
+    from vitrail.methods.option_values import typed_options
     from vitrail.objectives import objective_name
 
     info = find_method(request.question["method"], request.options)
+    request.options.update(typed_options(info, request.options))
     if request.seed is not None and "seed" in info.options:
         request.options.setdefault("seed", request.seed)
     if len(request.against) > 1 and len(request.targets) > 1 and len(request.against) != len(request.targets):

@@ -8,11 +8,18 @@ __all__ = ["ManyValues", "one_by_one"]
 
 
 class ManyValues(TyperCommand):
-    """A command whose `--against` takes all words up to the next option; images therefore come before it."""
+    """A command whose `--against` takes all words up to the next option; images therefore come before it.
+
+    `options` are those that do so.
+    """
+
+    options: tuple[str, ...] = ("--against",)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each of its further values, which is how the parser knows them."""
-        return super().parse_args(ctx, one_by_one(args, "--against"))
+        for option in self.options:
+            args = one_by_one(args, option)
+        return super().parse_args(ctx, args)
 
 
 def one_by_one(words: list[str], option: str) -> list[str]:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_table, stop
+from vitrail.cli.console import Reporter, show_table, stages, stop
 from vitrail.cli.explain import Request
 
 __all__ = ["reproduce_command"]
@@ -25,6 +26,21 @@ def reproduce_command(
     typical: Annotated[
         Path | None, typer.Option("--typical", help="Pictures of the opposing class, or a subfolder per class.")
     ] = None,
+    guide: Annotated[
+        str | None, typer.Option("--guide", help="A picture of another class, or auto: the model draws one.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help="Names or groups, as for `vitrail compare`.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="A CSV table of files and classes; else by folder or file name.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="So many images at most, evenly over the classes.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of the attention transfer.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="The length of these steps.")] = None,
+    until: Annotated[float | None, typer.Option("--until", help="The probability that rewriting shall reach.")] = None,
     checkpoint: shared.Checkpoint = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: Annotated[shared.Format, typer.Option("--format", "-f", help="png, pdf or svg.")] = shared.Format.png,
@@ -37,7 +53,7 @@ def reproduce_command(
 ) -> None:
     """Draw an experiment of the paper on your own images and model, and write its numbers beside the pictures.
 
-    OUTPUT gets the pictures and NAME.json. Images come before --against.
+    OUTPUT gets the pictures and NAME.json. Images come before --against and --methods.
     """
     from vitrail.errors import VitrailError
 
@@ -64,7 +80,9 @@ def reproduce_command(
         seed=None,
     )
     try:
-        failed = _run(name, request, typical)
+        extras = {"guide": guide, "methods": tuple(methods or ()), "labels": labels, "count": count}
+        extras |= {"steps": steps, "lr": lr, "until": until, "typical": typical}
+        failed = _run(name, request, {key: value for key, value in extras.items() if value not in (None, ())})
     except VitrailError as error:
         stop(error, as_json=as_json)
     raise typer.Exit(1 if failed else 0)
@@ -86,13 +104,20 @@ def _list(as_json: bool) -> None:
     show_table(("name", "in the paper", "needs", "shows"), rows)
 
 
-def _run(name: str, request: Request, typical: Path | None) -> bool:
+def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
     from vitrail.cli.explaining import load_model
     from vitrail.cli.inputs import find_images
+    from vitrail.errors import OptionError
     from vitrail.experiments.reproduce import Question, find_experiment
     from vitrail.files import atomic_write, writable_folder
 
     experiment = find_experiment(name)
+    foreign = [f"--{key}" for key in extras if key not in experiment.takes]
+    if foreign:
+        takes = ", ".join(f"--{key}" for key in experiment.takes) or "none of its own"
+        raise OptionError(f"{', '.join(foreign)} means nothing to {experiment.name}; its own options: {takes}")
+    if extras.get("guide", "auto") != "auto":
+        _read_guide(extras["guide"])
     output = writable_folder(request.output)
     found, missing = find_images(request.images, leave_out=output)
     reporter = Reporter(as_json=request.as_json)
@@ -108,11 +133,12 @@ def _run(name: str, request: Request, typical: Path | None) -> bool:
         output=output,
         targets=tuple(model.class_index(one) for one in request.targets),
         against=tuple(model.class_index(one) for one in request.against),
-        typical=typical,
         format=request.formats[0],
         options=dict(request.question),
+        **extras,
     )
-    results = experiment.function(question)
+    with stages() as report:
+        results = experiment.function(replace(question, report=report))
     about = {"experiment": experiment.name, "figure": experiment.figure, "model": model.name}
     document: dict[str, Any] = {**about, "metadata": dict(model.metadata), **request.question, "results": results}
     text = json.dumps(document, indent=2, default=str)
@@ -123,6 +149,14 @@ def _run(name: str, request: Request, typical: Path | None) -> bool:
     else:
         show_table(("file",), [(result["file"],) for result in results])
     return bool(reporter.failures)
+
+
+def _read_guide(guide: str) -> None:
+    """Refuse a guide that is no picture before the work. Raises `ImageError`."""
+    from vitrail.images import read_image
+
+    if not Path(guide).is_dir():
+        read_image(Path(guide))
 
 
 def _readable(paths: list[Path], reporter: Reporter) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli.console import Reporter, one_line, stop
-from vitrail.cli.explain import parse_option
+from vitrail.cli.explain import split_option
 from vitrail.cli.options import Precision
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def text_command(
     stderr and exit code 1; a question that cannot be asked is exit code 2.
     """
     from vitrail.errors import VitrailError
+    from vitrail.methods import find_method
+    from vitrail.methods.option_values import typed_options
 
     question = {
         "method": method,
@@ -71,11 +73,12 @@ def text_command(
         "gradient": gradient,
         "start_layer": start_layer,
         "centred": centred,
-        **dict(parse_option(text) for text in option or []),
     }
+    words = dict(split_option(text) for text in option or [])
     asked = [text if pair is None else (text, pair) for text in texts]
     reporter = Reporter(as_json=as_json)
     try:
+        question |= typed_options(find_method(method, words), words)
         load = {"device": device, "dtype": dtype.value}
         found = _explain(asked, model, target or [], against or [], question, load, reporter)
         if found is not None:

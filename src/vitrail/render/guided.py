@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_guided"]
 
 LABEL = 0.24  # inches above the question: what this map is
+BETWEEN = 0.1  # below a row, before the label of the next
 MOST = 4  # stitched pictures shown of one photograph
 
 
@@ -93,7 +94,7 @@ class _Row:
 
     @property
     def height(self) -> float:
-        return self.head + max(high for _, high in self.sizes) + FOOT
+        return self.head + max(high for _, high in self.sizes) + FOOT + BETWEEN
 
     def draw(self, figure: "Figure", top: float, *, smooth: bool, opacity: float | int) -> None:
         x = MARGIN

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-__all__ = ["lines", "number", "printable", "write"]
+__all__ = ["lines", "number", "printable", "width_of", "write"]
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -91,17 +91,18 @@ def write(
         *place, text + ending, fontsize=size, family=_families(), parse_math=False, usetex=False, **style
     )
     while (
-        size > smallest and _width(label, figure) > width
+        size > smallest and width_of(label, figure) > width
     ):  # letters snap to pixels: width is no smooth function of size
-        size = max(smallest, 0.99 * size * min(1.0, width / _width(label, figure)))
+        size = max(smallest, 0.99 * size * min(1.0, width / width_of(label, figure)))
         label.set_fontsize(size)
-    while len(text) > 1 and _width(label, figure) > width * 1.001:
-        text = text[: min(len(text) - 1, int(len(text) * width / _width(label, figure)) + 1)].rstrip()
+    while len(text) > 1 and width_of(label, figure) > width * 1.001:
+        text = text[: min(len(text) - 1, int(len(text) * width / width_of(label, figure)) + 1)].rstrip()
         label.set_text(f"{text}…{ending}")
     return label
 
 
-def _width(label: "Text", figure: "Figure") -> float:
+def width_of(label: "Text", figure: "Figure") -> float:
+    """How wide a text is in its figure, in inches."""
     return label.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi  # type: ignore[attr-defined]
 
 

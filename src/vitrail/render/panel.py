@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vitrail.render.lettering import number, write
+from vitrail.render.lettering import number, width_of, write
 from vitrail.render.overlay import overlay, strength
 from vitrail.render.palette import AGAINST, FOR, colour
 
@@ -69,12 +69,14 @@ def bar(figure: "Figure", scores: Float[np.ndarray, "rows cols"], limit: float, 
     words = signed and wide > 2.4  # in a narrow panel the colours have to do
     left = number(low, sign=signed) + ("  against" if words and low < 0 else "")
     right = ("for  " if words and high > 0 else "") + number(high, sign=signed)
-    write(figure, x, base, "", ending=left, width=most, color=AGAINST if low < 0 else INK)
-    write(figure, x + wide, base, "", ending=right, width=most, color=FOR if high > 0 else INK, ha="right")
+    lower = write(figure, x, base, "", ending=left, width=most, color=AGAINST if low < 0 else INK)
+    upper = write(figure, x + wide, base, "", ending=right, width=most, color=FOR if high > 0 else INK, ha="right")
     if low < 0 < high:
         zero = x + wide * -low / (high - low)
         axes.axvline(-low / (high - low) * 512 - 0.5, color=INK, linewidth=0.6)
-        if x + wide * 0.36 < zero < x + wide * 0.64:  # elsewhere it would run into the words at the ends
+        free = (x + width_of(lower, figure) + 0.09, x + wide - width_of(upper, figure) - 0.09)
+        # Elsewhere it would run into the words at the ends.
+        if x + wide * 0.36 < zero < x + wide * 0.64 and free[0] < zero < free[1]:
             write(figure, zero, base, "0", width=0.3, color=INK, ha="center")
 
 

@@ -25,6 +25,33 @@ class Question:
     typical: Path | None = None
     format: str = "png"
     options: dict[str, Any] = field(default_factory=dict)  # of vitrail.explain: gradient, …
+    guide: Any = None  # a picture, or "auto"
+    labels: Path | None = None  # a table of files and classes
+    count: int | None = None  # how many images at most
+    methods: tuple[str, ...] = ()
+    steps: int | None = None
+    lr: float | None = None
+    until: float | None = None
+    report: Callable[[str, int, int], object] = lambda *_: None  # (stage, done, total)
+
+    @property
+    def target(self) -> int | None:
+        """The first target, or None for the predicted class."""
+        return self.targets[0] if self.targets else None
+
+    def one_per_image(self) -> list[int] | None:
+        """A target for each image: those named, or the one named for all; None for the predicted classes.
+
+        Raises:
+            ExperimentError: when there are neither one target nor as many as images.
+        """
+        if not self.targets:
+            return None
+        needs(
+            len(self.targets) in (1, len(self.images)),
+            f"{len(self.targets)} targets for {len(self.images)} images: name one for all, or one for each",
+        )
+        return list(self.targets) if len(self.targets) > 1 else list(self.targets) * len(self.images)
 
     def path(self, name: str) -> Path:
         """Where the picture called `name` goes."""
@@ -45,8 +72,9 @@ class Question:
 class Experiment:
     """One figure: what it shows, what it needs, and the function that draws it and returns figures in numbers.
 
-    `figure` is the number in the paper, None where it is not known which one shows this. The function yields one
-    dictionary per picture, with `file` and whatever was measured.
+    `figure` is the number in the paper, None where it is not known which one shows this. `takes` are the fields of
+    `Question` that mean something to it, beyond those of every experiment. The function yields one dictionary per
+    picture, with `file` and whatever was measured.
     """
 
     name: str
@@ -54,6 +82,7 @@ class Experiment:
     function: Callable[[Question], list[dict[str, Any]]] = field(repr=False)
     wants: str
     summary: str
+    takes: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -64,12 +93,14 @@ class Experiment:
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
-def register_experiment(name: str, *, wants: str, figure: int | None = None) -> Callable[[Callable], Callable]:
+def register_experiment(
+    name: str, *, wants: str, figure: int | None = None, takes: tuple[str, ...] = ()
+) -> Callable[[Callable], Callable]:
     """Register a function from a `Question` to a list of results under `name`; its docstring says what it shows."""
 
     def register(function: Callable) -> Callable:
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        EXPERIMENTS[name] = Experiment(name, figure, function, wants, summary)
+        EXPERIMENTS[name] = Experiment(name, figure, function, wants, summary, takes)
         return function
 
     return register

@@ -12,7 +12,7 @@ __all__ = ["typical"]
 EQ_8 = "normalized_difference"
 
 
-@register_experiment("typical", figure=9, wants="one image; --target, --against, --typical FOLDER")
+@register_experiment("typical", figure=9, wants="one image; --target, --against, --typical FOLDER", takes=("typical",))
 def typical(question: Question) -> list[dict[str, Any]]:
     """Two classes against each other under Eq. 8, and what the pictures of the opposing class look like (Fig. 9)."""
     folder = question.typical

@@ -1,0 +1,149 @@
+"""The paper's perturbation experiment: photographs beside a guide, and patches taken out by two rankings.
+
+Each photograph is squashed into one half of the model's input, the guide into the other, and the photograph's class is
+explained. Patches of the model's own size go to black before normalisation, and it is counted how often the class still
+wins. Where the complete gradient finds the guide (blue), taking out the lowest first clears the guide away and the
+answer *gets better*. Three controls tell how much of that is knowing where the guide is:
+
+    gae − gae(guide)       GAE with signs: the map of the guide's class taken from that of the photograph's
+    the guide stays        only patches of the photograph's own half may go, so finding the guide gains nothing
+    alone                  the same with the guide black from the start: the maps are of the stitched picture still, but
+                           the class has a chance to be seen
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ModelError
+from ..evaluate.perturbation import SHARES, area, perturb
+from ..explain import explain
+from ..guidance.stitching import Stitch, plan_stitch
+from ..models.layout import layout_of
+from ..models.vision_model import VisionModel
+
+__all__ = [
+    "MAPS",
+    "RANDOM",
+    "REGIONS",
+    "WAYS",
+    "Curve",
+    "Stitched",
+    "areas",
+    "curves_of",
+    "stitch_pictures",
+    "stitched_maps",
+]
+
+CONTROL = "gae − gae(guide)"
+MAPS = ("complete", "gae", CONTROL)
+WAYS = ("positive", "negative")
+REGIONS = ("anywhere", "own half", "alone")
+RANDOM = "random"
+
+
+class Curve(NamedTuple):
+    """What was ranked, what went first, and what may go."""
+
+    map: str
+    way: str
+    region: str
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    """One photograph beside the guide: pixels from 0 to 1, normalised input, and where each of them lies."""
+
+    pixels: Float[Tensor, "3 height width"]
+    normalised: Float[Tensor, "3 height width"]
+    plan: Stitch
+
+    @property
+    def own(self) -> Bool[Tensor, "rows cols"]:
+        """The patches of the photograph's own half."""
+        half = torch.zeros(self.plan.grid, dtype=torch.bool)
+        half[self.plan.original.slices()] = True
+        return half
+
+    @property
+    def far(self) -> Bool[Tensor, "rows cols"]:
+        """The patches of the guide's half."""
+        half = torch.zeros(self.plan.grid, dtype=torch.bool)
+        half[self.plan.guide.slices()] = True
+        return half
+
+
+def stitch_pictures(model: VisionModel, photograph: Image.Image, guide: Image.Image) -> Stitched:
+    """Both pictures squashed whole into half of the model's input each, the photograph on the left.
+
+    Raises:
+        ModelError: for a model without preprocessing.
+    """
+    preprocess = model.preprocess
+    if preprocess is None:
+        raise ModelError(f"{model.name} comes without preprocessing, so no pictures can be stitched for it")
+    height, width = preprocess.size
+    layout = layout_of(model, torch.zeros(1, 3, height, width, dtype=model.dtype, device=model.device))
+    patch = (height // layout.rows, width // layout.cols)
+    plan = plan_stitch("side", "left", "squash", grid=(layout.rows, layout.cols), patch=patch)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    pixels = mean.expand(3, height, width).clone()
+    for picture, box in ((photograph, plan.original), (guide, plan.guide)):
+        rows, cols = box.slices(patch)
+        half = replace(preprocess, size=(box.rows * patch[0], box.cols * patch[1]), resize=None, crop_mode="center")
+        pixels[:, rows, cols] = half(picture) * std + mean
+    return Stitched(pixels, (pixels - mean) / std, plan)
+
+
+def stitched_maps(
+    model: VisionModel, stitched: Stitched, label: int, guide_class: int, options: Mapping[str, Any]
+) -> dict[str, Float[Tensor, "rows cols"]]:
+    """The maps that are compared; `options` are those of `explain`, such as the gradient mode."""
+    batch = stitched.normalised[None]
+    gae = explain(model, batch, [[label, guide_class]], method="gae", **options).scores[0].float()
+    complete = explain(model, batch, label, method="complete", **options).scores[0].float()
+    return {"complete": complete, "gae": gae[0], CONTROL: gae[0] - gae[1]}
+
+
+def curves_of(
+    model: VisionModel,
+    stitched: Stitched,
+    label: int,
+    maps: Mapping[str, Float[Tensor, "rows cols"]],
+    *,
+    generator: torch.Generator,
+    batch_size: int = 32,
+    logits_of: Callable[[Tensor], Tensor] | None = None,
+) -> dict[Curve, Float[Tensor, " steps"]]:
+    """Whether the label wins at 0 %, 10 % … 90 %, for every map and region, both ways, and for a random order."""
+    preprocess = model.preprocess
+    assert preprocess is not None
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    asked = [Curve(name, way, region) for name in maps for way in WAYS for region in REGIONS]
+    asked += [Curve(RANDOM, RANDOM, REGIONS[0])]
+    ranked = {**maps, RANDOM: torch.rand(stitched.plan.grid, generator=generator)}
+    alone = perturb(stitched.pixels, torch.zeros(stitched.plan.grid), 1, allowed=stitched.far)
+    pictures = [stitched.pixels, alone]
+    for one in asked:
+        allowed = None if one.region == REGIONS[0] else stitched.own
+        shown = alone if one.region == REGIONS[2] else stitched.pixels
+        highest = one.way != "negative"
+        pictures += [perturb(shown, ranked[one.map], share, highest=highest, allowed=allowed) for share in SHARES]
+    ask = logits_of or model.logits
+    with torch.no_grad():
+        batches = torch.stack(pictures).split(batch_size)
+        wins = torch.cat([ask((some - mean) / std).argmax(dim=1).cpu() for some in batches]) == label
+    hits = wins.to(torch.float64)
+    rows = hits[2:].reshape(len(asked), len(SHARES))
+    first = {region: hits[1:2] if region == REGIONS[2] else hits[:1] for region in REGIONS}
+    return {one: torch.cat([first[one.region], row]) for one, row in zip(asked, rows, strict=True)}
+
+
+def areas(curves: Sequence[Float[Tensor, " steps"]], convention: str = "bi") -> list[float]:
+    """The area under each photograph's curve."""
+    return area(torch.stack(list(curves)), convention).tolist()
