@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -22,6 +23,7 @@ from .token_stream import Place, name_of, tensors_in
 
 __all__ = ["Selection", "masked_keys", "shortened"]
 
+_CONVOLUTIONS = {torch.conv2d, F.conv2d}
 _MEANS = {torch.mean, Tensor.mean}
 # Where a table with a row for every token (rotary positions) meets the tokens.
 _ELEMENTWISE = {"add", "sub", "mul", "multiply", "__add__", "__radd__", "__sub__", "__mul__", "__rmul__"}
@@ -159,7 +161,11 @@ class _Cut(TorchFunctionMode):
     ) -> Any:
         if self.calls >= self.entry.number and name_of(func) in _ELEMENTWISE and len(args) == 2:
             args = self._align(*args)
-        result = func(*args, **(kwargs or {}))
+        if func in _CONVOLUTIONS and _repeats(args[0]):
+            # One image in every row: its patches are embedded once.
+            result = func(args[0][:1], *args[1:], **(kwargs or {})).expand(len(args[0]), -1, -1, -1)
+        else:
+            result = func(*args, **(kwargs or {}))
         if next(tensors_in(result), None) is None:
             return result
         self.calls += 1
@@ -220,6 +226,10 @@ class _KeptMean(TorchFunctionMode):
                     weights = (mask if axis == 1 else mask.T)[..., None].to(tokens.dtype)
                     return (tokens * weights).sum(axis, keepdim=keepdim) / weights.sum(axis, keepdim=keepdim)
         return func(*args, **kwargs)
+
+
+def _repeats(images: Tensor) -> bool:
+    return images.dim() == 4 and len(images) > 1 and images.stride(0) == 0
 
 
 def _take(tokens: Tensor, index: Int[Tensor, "rows kept"], axis: int) -> Tensor:
