@@ -101,7 +101,13 @@ def explain(
     refuse_training(model.module)
     if guide is not None or by_rule:
         question = {"against": against, "method": method, "objective": objective, "centred": centred}
-        question |= {"start_layer": start_layer, "readout": readout, "batch_size": batch_size, "progress": progress, **options}
+        question |= {
+            "start_layer": start_layer,
+            "readout": readout,
+            "batch_size": batch_size,
+            "progress": progress,
+            **options,
+        }
         ask = partial(explain, **question)
         if by_rule:
             return explain_by_rule(ask, model, images, target, batch_size)

@@ -6,7 +6,7 @@ Cutting is what makes it cheap; masking is slower but asks nothing of the model 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,15 +74,19 @@ def shortened(selection: Selection, entry: Place, ending: Place | None) -> Itera
 
 
 @contextmanager
-def masked_keys(selection: Selection, attentions: int, reads_patches: bool) -> Iterator[None]:
+def masked_keys(
+    selection: Selection, attentions: int, reads_patches: bool, erased_at: Place | None = None
+) -> Iterator[None]:
     """Within the block nobody attends to the dropped tokens, and means over tokens after the last attention skip them.
+
+    With `erased_at` they are also set to zero there, as a check: where only attention mixes tokens, nothing changes.
 
     Raises:
         UnsupportedOperationError: when a head that reads the patches (`reads_patches`) takes no mean of them.
     """
     tap = Tap(_MaskedKeys(selection.mask()), selection.rows)
     means = _KeptMean(selection, tap, attentions)
-    with tap, means:
+    with tap, means, nullcontext() if erased_at is None else _Erase(selection, erased_at):
         yield
     if reads_patches and not means.taken:
         raise UnsupportedOperationError(
@@ -186,10 +190,10 @@ class _Cut(TorchFunctionMode):
 
     def _align(self, left: Any, right: Any) -> tuple[Any, Any]:
         """Cut a table with a row for every token, or every patch, to those of the tokens it meets."""
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and min(left.dim(), right.dim()) >= 2:
-            if left.shape[-2] != right.shape[-2]:
-                return self._rows(left, right.shape[-2]), self._rows(right, left.shape[-2])
-        return left, right
+        tables = isinstance(left, Tensor) and isinstance(right, Tensor) and min(left.dim(), right.dim()) >= 2
+        if not tables or left.shape[-2] == right.shape[-2]:
+            return left, right
+        return self._rows(left, right.shape[-2]), self._rows(right, left.shape[-2])
 
     def _rows(self, table: Tensor, beside: int) -> Tensor:
         for index, full in ((self.index, self.selection.total), (self.selection.patches, self.selection.grid)):
@@ -200,8 +204,27 @@ class _Cut(TorchFunctionMode):
         return table
 
 
+class _Erase(TorchFunctionMode):
+    """Sets the dropped tokens to zero at one place."""
+
+    def __init__(self, selection: Selection, place: Place) -> None:
+        super().__init__()
+        self.kept, self.place, self.calls = selection.mask(), place, -1
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if next(tensors_in(result), None) is None:
+            return result
+        self.calls += 1
+        if self.calls != self.place.number:
+            return result
+        return result * (self.kept if self.place.axis == 1 else self.kept.T)[..., None].to(result.dtype)
+
+
 class _KeptMean(TorchFunctionMode):
-    """Means over the tokens, after the last attention, are taken over the kept ones; enter it inside the tap's block."""
+    """Means over tokens after the last attention are taken over the kept ones; enter it inside the tap's block."""
 
     def __init__(self, selection: Selection, tap: Tap, attentions: int) -> None:
         super().__init__()

@@ -30,8 +30,8 @@ class FlowGraph:
     """Capacities of every layer, first to last, rows (layer's output tokens) by columns (its input tokens), and of the
     source's edges to the last layer's output tokens."""
 
-    layers: Sequence[Float64[ndarray, "outputs inputs"]]
-    source: Float64[ndarray, " outputs"]
+    layers: Sequence[Float64[ndarray, "_ _"]]
+    source: Float64[ndarray, " _"]
 
     def bounds(self) -> Float64[ndarray, " inputs"]:
         """What no flow to a token can exceed: all that leaves the source, and all that enters the token."""
@@ -53,7 +53,7 @@ def flows_to_inputs(
     bounds = graph.bounds()
     count = len(bounds)
     middle = len(graph.layers) // 2
-    short = _ShortWay(graph, middle, units) if 0 < middle else None
+    short = _ShortWay(graph, middle, units) if middle > 0 else None
     whole = None
     flows = np.zeros(count)
     for sink in range(count):
@@ -79,7 +79,7 @@ class _Network:
     Its edges are given as blocks of capacities, source first; edges that can carry nothing are left out.
     """
 
-    def __init__(self, blocks: Sequence[Float64[ndarray, "starts ends"]]) -> None:
+    def __init__(self, blocks: Sequence[Float64[ndarray, "_ _"]]) -> None:
         self.sizes = [block.shape[0] for block in blocks] + [1]
         first = np.cumsum([0, *self.sizes])
         self.nodes = int(first[-1])

@@ -1,6 +1,5 @@
 """Whole matrices of every layer, averaged over heads: what graphs of attention are made of."""
 
-
 from jaxtyping import Float
 from torch import Tensor
 

@@ -49,6 +49,7 @@ class Reporter:
         """Show how far one image's long method has come, as `progress=` of `vitrail.explain`."""
         if self._progress is None:
             return
+        self._progress.start()  # which it is not yet for a single image
         if self._part is None:
             self._part = self._progress.add_task(doing, total=total)
         self._progress.update(
@@ -67,12 +68,16 @@ class Reporter:
         try:
             if self._console.is_terminal:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                with Progress(*columns, console=self._console, transient=True) as self._progress:
-                    self._progress.add_task(doing, total=total, visible=total > 1)
-                    yield
+                self._progress = Progress(*columns, console=self._console, transient=True)
+                self._progress.add_task(doing, total=total, visible=total > 1)
+                if total > 1:
+                    self._progress.start()
+                yield
             else:
                 yield
         finally:
+            if self._progress is not None and self._progress.live.is_started:
+                self._progress.stop()
             self._progress = self._part = None
             logger.removeHandler(handler)
 

@@ -78,8 +78,8 @@ def attention_capacities(attention: Float[Tensor, "images queries keys"]) -> Flo
 
 
 def normalised_flows(
-    layers: Sequence[Float64[np.ndarray, "queries keys"]],
-    readout: Float64[np.ndarray, " queries"],
+    layers: Sequence[Float64[np.ndarray, "_ _"]],
+    readout: Float64[np.ndarray, " _"],
     units: int = UNITS,
     report: Callable[[int, int], object] | None = None,
 ) -> Float64[np.ndarray, " tokens"]:

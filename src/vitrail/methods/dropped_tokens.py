@@ -55,18 +55,28 @@ class TokenDropper:
             self._compare(cut, image, selection)
             return "cut"
         try:
-            self._ask(image, selection, "mask")
+            self._check_masking(image, selection)
         except UnsupportedOperationError as error:
             raise UnsupportedOperationError(f"{error}; and its tokens cannot be cut: {reason}") from reason
         return "mask"
+
+    def _check_masking(self, image: int, selection: Selection) -> None:
+        masked = self._ask(image, selection, "mask")
+        if self.streams[image].entry is not None:
+            erased = self._ask(image, selection, "erase")
+            if _apart(erased, masked):
+                raise UnsupportedOperationError(
+                    f"patches that no attention reads still move the logits of {self.run.model.name}: it mixes tokens "
+                    "outside attention too; mask pixels instead (vit_cx)"
+                )
 
     def _compare(self, cut: Float[Tensor, "1 classes"], image: int, selection: Selection) -> None:
         try:
             masked = self._ask(image, selection, "mask")
         except UnsupportedOperationError:
             return  # a head that reads the patches in its own way; cut, it reads those that are there
-        apart, size = float((cut - masked).abs().max()), float(masked.abs().max())
-        if apart > _ROUNDING.get(cut.dtype, 3e-2) * size:
+        if _apart(cut, masked):
+            apart, size = float((cut - masked).abs().max()), float(masked.abs().max())
             raise UnsupportedOperationError(
                 f"without {selection.grid - selection.patches.shape[1]} of {selection.grid} patches this model's "
                 f"logits differ by {apart:.2g} (largest {size:.2g}) between cutting the sequence and masking keys: it "
@@ -77,8 +87,9 @@ class TokenDropper:
         run, layout, stream = self.run, self.run.layout, self.streams[image]
         images = run.images[image : image + 1].expand(selection.rows, -1, -1, -1)
         with eager(), torch.no_grad():
-            if drop == "mask":
-                with masked_keys(selection, layout.layers, layout.reads_patches):
+            if drop != "cut":
+                erased_at = stream.entry if drop == "erase" else None
+                with masked_keys(selection, layout.layers, layout.reads_patches, erased_at):
                     return run.model.logits(images)
             if stream.entry is None:
                 raise UnsupportedOperationError(
@@ -89,3 +100,7 @@ class TokenDropper:
             ending = None if layout.reads_patches or layout.pools or not layout.prefix else stream.ending
             with shortened(selection, stream.entry, ending):
                 return run.model.logits(images)
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() > _ROUNDING.get(one.dtype, 3e-2) * other.abs().max())

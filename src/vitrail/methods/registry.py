@@ -38,7 +38,7 @@ class MethodInfo:
     differentiates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def default_objective(self, compares: bool) -> str | None:
-        """The objective where none is named; None for the common one: the logit, or Eq. 8 where classes are compared."""
+        """The objective where none is named; None for the common one (the logit; Eq. 8 where classes are compared)."""
         return None if self.objectives is None else self.objectives[compares]
 
     def with_options(self, options: Mapping[str, Any]) -> "MethodInfo":

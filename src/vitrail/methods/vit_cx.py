@@ -131,7 +131,10 @@ def _features(run: Run, stream: TokenStream) -> Float[Tensor, "channels rows col
 
 
 def _answers(
-    run: Run, image: int, masks: Float[Tensor, "masks height width"], noise: Float[Tensor, "masks channels height width"]
+    run: Run,
+    image: int,
+    masks: Float[Tensor, "masks height width"],
+    noise: Float[Tensor, "masks channels height width"],
 ) -> tuple[Float[Tensor, "masks targets"], Float[Tensor, "masks targets"]]:
     """The objective where a mask hides all else behind noise, and where the noise is laid over the whole image."""
     original, mask = run.images[image], masks[:, None].to(run.images)
