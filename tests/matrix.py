@@ -2,7 +2,7 @@
 
 # Options that make a costly method cheap on the tiny models: (method) -> keyword options of `explain`.
 OPTIONS: dict[str, dict[str, object]] = {
-    "tis": {"masks": 12},
+    "tis": {"masks": 8},
 }
 
 # Pairs that a method cannot serve, and what its error says: (method, family) -> a regular expression.

@@ -47,7 +47,7 @@ def test_the_authors_aggregation(shared, image: str, targets: tuple[int, int]):
         for target in targets:
             ours = coverage_mean(masks, torch.from_numpy(file[f"{image}/{target}/scores"])[:, None])
             official = torch.from_numpy(file[f"{image}/{target}"]).flatten()
-            assert (ours[0] - official).abs().max() < 1e-6 * official.max()
+            assert (ours[0] - official).abs().max() < 1e-5 * official.max()
 
 
 def test_the_authors_masks_and_scores(vit_tiny, shared):

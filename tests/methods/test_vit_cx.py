@@ -111,5 +111,5 @@ def test_constant_maps_make_no_mask():
 
 def test_bad_options_are_refused():
     family = FAMILIES["timm_vit"]
-    with pytest.raises(OptionError, match="threshold=0 must be above 0"):
-        vitrail.explain(family.build(), family.images(1), 1, method="vit_cx", threshold=0)
+    with pytest.raises(OptionError, match="threshold=0.0 must be above 0"):
+        vitrail.explain(family.build(), family.images(1), 1, method="vit_cx", threshold=0.0)

@@ -93,7 +93,7 @@ class StreamWatcher(TorchFunctionMode):
         axis = self._axis(outputs[0]) if len(outputs) == 1 else None
         # An operation that hands its input back (dropout at rest) makes nothing new; one in place (`x += y`) does.
         same = any(outputs[0] is tensor for tensor in given)
-        if axis is not None and (not same or name_of(func).startswith("__i")):
+        if axis is not None and (not same or _in_place(func)):
             call.axis = axis
             if func in _NORMS:
                 self._norm = outputs[0]
@@ -148,6 +148,12 @@ class StreamWatcher(TorchFunctionMode):
 
     def _tokens_first(self, tensor: Tensor) -> Tensor:
         return tensor.detach().squeeze(1 - (self._axis(tensor) or 0))
+
+
+def _in_place(function: Callable[..., Any]) -> bool:
+    """`x += y`, and `x.add_(y)`, which some write for it."""
+    name = name_of(function)
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
