@@ -114,7 +114,8 @@ class StreamWatcher(TorchFunctionMode):
         blocks = []
         for number, here in enumerate(at[:self_attentions]):
             until = at[number + 1] if number + 1 < len(at) else len(self._calls)
-            sums = [self._calls[n].output for n in waists if here < n < until and self._calls[n].output is not None]
+            outputs = (self._calls[n].output for n in waists if here < n < until)
+            sums = [output for output in outputs if output is not None]
             blocks.append(self._tokens_first(sums[-1]) if sums else None)
         norm = self._calls[last].norm
         return TokenStream(

@@ -23,7 +23,7 @@ from .run import Run
 __all__ = ["centroids", "coverage_mean", "highest_patches", "tis"]
 
 # Lloyd's iterations. The masks are the centroids' upper halves, which hardly move after the first few.
-ITERATIONS = 10
+ITERATIONS = 20
 
 
 @register_method(
