@@ -13,7 +13,7 @@ from .errors import NonFiniteError, NoSignalError, OptionError
 from .explanation import Explanation
 from .inputs import prepare
 from .methods import MethodInfo, find_method
-from .methods.run import Run
+from .methods.run import Progress, Run
 from .models import wrap
 from .models.layout import TokenLayout, layout_of
 from .models.readiness import refuse_training
@@ -40,6 +40,7 @@ def explain(
     readout: Readout | None = None,
     guide: Any = None,
     batch_size: int | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Explanation:
     """Ask which patches of an image argue for a class, and which against it.
@@ -63,6 +64,7 @@ def explain(
             normalised tensor), a list of them, a folder, "auto" (the model draws one), or a `vitrail.Guide`, which says
             how. The scores are those of the image's own patches; the whole stitched maps are in the result's `guided`.
         batch_size: images per pass; default: all at once.
+        progress: called with (what is being done, steps done, steps in all) by methods that take long.
         **options: the method's own, see `list_methods()`.
 
     Returns:
@@ -91,6 +93,7 @@ def explain(
     info = find_method(method, options)
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
+    objective = objective or info.default_objective(against is not None)
     objective_label = objective_name(objective, against)
     by_rule = gradient == "auto" and guide is None and misleads(info.name, objective_label)
     mode = check_gradient_mode("full" if gradient == "auto" else gradient)
@@ -98,7 +101,13 @@ def explain(
     refuse_training(model.module)
     if guide is not None or by_rule:
         question = {"against": against, "method": method, "objective": objective, "centred": centred}
-        question |= {"start_layer": start_layer, "readout": readout, "batch_size": batch_size, **options}
+        question |= {
+            "start_layer": start_layer,
+            "readout": readout,
+            "batch_size": batch_size,
+            "progress": progress,
+            **options,
+        }
         ask = partial(explain, **question)
         if by_rule:
             return explain_by_rule(ask, model, images, target, batch_size)
@@ -128,6 +137,7 @@ def explain(
             gradient=mode,
             start_layer=first,
             centred=centred,
+            progress=progress,
         )
         relevance = info.function(run, **options)
         logits.append(run.logits)

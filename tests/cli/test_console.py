@@ -95,3 +95,14 @@ def test_stop_is_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_one_line() -> None:
     assert one_line("é\x1b[31m\n\udce9") == "é\\x1b[31m\\n\\udce9"
+
+
+def test_a_long_method_shows_its_own_bar():
+    text = io.StringIO()
+    reporter = Reporter(as_json=False, console=Console(file=text, force_terminal=True, width=90))
+    reporter.report("before", 1, 2)  # nobody watches yet
+    with reporter.working(1):
+        reporter.report("maximum flows", 3, 17)
+    assert "maximum flows" in text.getvalue()
+    assert "3/17" in text.getvalue()
+    assert "before" not in text.getvalue()

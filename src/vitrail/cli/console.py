@@ -23,6 +23,7 @@ class Reporter:
         self.failures: list[dict[str, str]] = []
         self._console = console or Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
+        self._part: TaskID | None = None
 
     def fail(self, image: str, error: BaseException) -> None:
         """Report an image that could not be explained: `FILE: message`, or one JSON object, on a line of stderr."""
@@ -44,22 +45,40 @@ class Reporter:
         if self._progress is not None:
             self._progress.advance(self._progress.task_ids[0], images)
 
+    def report(self, doing: str, done: int, total: int) -> None:
+        """Show how far one image's long method has come, as `progress=` of `vitrail.explain`."""
+        if self._progress is None:
+            return
+        self._progress.start()  # which it is not yet for a single image
+        if self._part is None:
+            self._part = self._progress.add_task(doing, total=total)
+        self._progress.update(
+            self._part, description=doing, completed=done, total=total, visible=done < total, refresh=True
+        )
+
     @contextmanager
     def working(self, total: int, doing: str = "explaining") -> Iterator[None]:
-        """Show a progress bar where a person watches more than one image or step; pass on the package's warnings."""
+        """Show a progress bar where a person watches; pass on the package's warnings.
+
+        One bar for the images or steps, where they are several, and one for each that reports its own parts.
+        """
         handler = _Handler(self)
         logger = logging.getLogger("vitrail")
         logger.addHandler(handler)
         try:
-            if total > 1 and self._console.is_terminal:
-                columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                with Progress(*columns, console=self._console, transient=True) as self._progress:
-                    self._progress.add_task(doing, total=total)
-                    yield
+            if self._console.is_terminal:
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                self._progress = Progress(*columns, console=self._console, transient=True)
+                self._progress.add_task(doing, total=total, visible=total > 1)
+                if total > 1:
+                    self._progress.start()
+                yield
             else:
                 yield
         finally:
-            self._progress = None
+            if self._progress is not None and self._progress.live.is_started:
+                self._progress.stop()
+            self._progress = self._part = None
             logger.removeHandler(handler)
 
 

@@ -75,7 +75,8 @@ def check_question(request: Request) -> str:
             f"{len(request.targets)} targets against {len(request.against)} classes; "
             "give one --against, or one for each target"
         )
-    return objective_name(request.question["objective"], request.against or None)
+    objective = request.question["objective"] or info.default_objective(bool(request.against))
+    return objective_name(objective, request.against or None)
 
 
 def load_model(request: Request) -> "VisionModel":
@@ -108,6 +109,7 @@ def _results(
             pictures,
             _each(targets, against, len(pictures)),
             against=_each(against, targets, len(pictures)),
+            progress=reporter.report,
             **request.question,
             **request.options,
         )

@@ -1,8 +1,8 @@
 """The methods by name: what each is, what it costs, which options it takes."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -19,6 +19,8 @@ class MethodInfo:
     `signed`: scores below zero mean evidence against. `class_specific`: the map depends on the target. `passes`:
     forward (F) and backward (B) passes. `level`: "patch" or "pixel". `uses_gradient`: whether `gradient=` means
     anything. `text`: whether it also serves models of text, which it does where it goes by attention alone.
+    `objectives` are what is asked without and with a class to compare with, where that is not the logit and
+    Eq. 8. With the options that `differentiates` lists (name -> values) the method uses the gradient of a target.
     """
 
     name: str
@@ -34,6 +36,18 @@ class MethodInfo:
     accepts: frozenset[str] = frozenset()
     start_layer: int = 0
     text: bool = False
+    objectives: tuple[str, str] | None = None
+    differentiates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def default_objective(self, compares: bool) -> str | None:
+        """The objective where none is named; None for the common one (the logit; Eq. 8 where classes are compared)."""
+        return None if self.objectives is None else self.objectives[compares]
+
+    def with_options(self, options: Mapping[str, Any]) -> "MethodInfo":
+        """What is known of the method with these options."""
+        if any(options.get(name) in values for name, values in self.differentiates.items()):
+            return replace(self, class_specific=True, uses_gradient=True, passes=f"{self.passes} 1B")
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
@@ -58,6 +72,8 @@ def register_method(
     accepts: tuple[str, ...] = (),
     start_layer: int = 0,
     text: bool = False,
+    objectives: tuple[str, str] | None = None,
+    differentiates: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register a function (run, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
 
@@ -66,7 +82,7 @@ def register_method(
     The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
     those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred";
     `start_layer` is then its default, in blocks from 0. `text` says that the method heeds padding (`Run.real`) and asks
-    nothing of pixels or patches.
+    nothing of pixels or patches. `objectives` and `differentiates` are as in `MethodInfo`.
     """
 
     def register(function: Callable) -> Callable:
@@ -85,6 +101,8 @@ def register_method(
             frozenset(accepts),
             start_layer,
             text,
+            objectives,
+            dict(differentiates or {}),
         )
         return function
 
@@ -114,5 +132,5 @@ def find_method(name: str, options: dict[str, Any]) -> MethodInfo:
             if unknown:
                 takes = ", ".join(info.options) or "no options of its own"
                 raise OptionError(f"method {name!r} does not know {', '.join(unknown)}; it takes {takes}")
-            return info
+            return info.with_options(options)
     raise UnknownMethodError(f"no method is called {name!r}; there are {', '.join(METHODS)}")

@@ -1,7 +1,8 @@
 """One run of a method over one batch: the model, the images, the question, and the ways to send them through."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,15 +13,18 @@ from ..attention.eager import eager
 from ..attention.gradient_modes import GradientMode
 from ..attention.norms import NormWatcher
 from ..attention.record import CallRecorder, RecordedLayer
+from ..attention.replace import Replacement
 from ..attention.tap import Tap, Visitor
+from ..attention.token_stream import StreamWatcher, TokenStream
 from ..errors import LayoutError, OptionError
 from ..models.layout import TokenLayout
 from ..models.vision_model import VisionModel
 from ..objectives import Objective, evaluate_objective
 from ..targets import Targets, predicted
 
-__all__ = ["Run"]
+__all__ = ["Progress", "Run"]
 
+Progress: TypeAlias = Callable[[str, int, int], object]
 Result = TypeVar("Result")
 
 
@@ -43,6 +47,7 @@ class Run:
     start_layer: int = 0
     centred: bool = False
     kernel: Kernel = "auto"
+    progress: Progress | None = None
     logits: Tensor = field(init=False)
     replaced: list[Tensor] = field(init=False, default_factory=list)
 
@@ -84,6 +89,40 @@ class Run:
         with eager(), torch.no_grad(), Tap(visitor, len(self.images)) as tap:
             self.logits = self.answer().detach()
         self._check_layout(tap)
+
+    def watch(self) -> list[TokenStream]:
+        """One forward pass per image, each alone, so that what a method chooses from it does not hang on the batch."""
+        streams, logits = [], []
+        for number in range(len(self.images)):
+            # A tensor of its own: a view of the whole batch could not be told from it.
+            image = self.images[number : number + 1].clone()
+            with eager(), torch.no_grad(), Tap(Replacement({}), 1) as tap:
+                watcher = StreamWatcher(tap, self.layout.all_tokens, image)
+                with watcher:
+                    self.logits = self.model.logits(image).detach()
+            self._check_layout(tap)
+            streams.append(watcher.stream(self.layout.layers - self.layout.pools, self.layout.layers))
+            logits.append(self.logits)
+        self.logits = torch.cat(logits)
+        return streams
+
+    def values(self, logits: Float[Tensor, "rows classes"], image: int) -> Float[Tensor, "rows targets"]:
+        """The objective of one image's targets, for logits that the model gave of that image in many forms."""
+        values, replaced = [], []
+        for number in range(self.targets.index.shape[1]):
+            target = self.targets.index[image, number].to(logits.device).expand(len(logits))
+            against = None if self.against is None else self.against.index[image, number].to(logits.device)
+            against = None if against is None else against.expand(len(logits))
+            value, instead = evaluate_objective(self.objective, logits, target, against)
+            values.append(value)
+            replaced.append(instead.any())
+        self._note_replaced(image, torch.stack(replaced))
+        return torch.stack(values, dim=1)
+
+    def report(self, doing: str, done: int, total: int) -> None:
+        """Tell whoever watches how far a long method has come."""
+        if self.progress is not None:
+            self.progress(doing, done, total)
 
     def record(self) -> list[RecordedLayer]:
         """One forward pass; the queries and keys of every layer that the logits depend on."""
@@ -130,6 +169,12 @@ class Run:
                 (gradient,) = torch.autograd.grad(self._scalar(logits, number), [at], retain_graph=True)
                 gradients.append(gradient)
         return gradients
+
+    def _note_replaced(self, image: int, replaced: Bool[Tensor, " targets"]) -> None:
+        if not self.replaced:
+            self.replaced.extend(torch.zeros(len(self.images), dtype=torch.bool) for _ in replaced)
+        for number, instead in enumerate(replaced.tolist()):
+            self.replaced[number][image] |= instead
 
     def _check_layout(self, tap: Tap) -> None:
         if tap.attention_calls < self.layout.layers or self.logits.shape[1] != self.layout.classes:

@@ -27,7 +27,7 @@ class TokenLayout:
 
     `readout` holds one weight per query of the last attention and sums to one; `reads` says it in words. `layers` is
     the number of attention calls that the logits depend on, `pools` how many of them, at the end, pool the tokens;
-    `classes` is the number of logits.
+    `classes` is the number of logits. `all_tokens` counts those that may follow the patches too.
     """
 
     rows: int
@@ -39,6 +39,12 @@ class TokenLayout:
     pools: int
     heads: int
     classes: int
+    all_tokens: int
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether the head reads patches as they leave the blocks, and not through a last attention that pools them."""
+        return not self.pools and bool(self.readout[self.prefix : self.prefix + self.patches].any())
 
     @property
     def patches(self) -> int:
@@ -121,8 +127,9 @@ def work_out_layout(model: VisionModel, seen: Observation, image_size: tuple[int
     else:
         weights = readout_weights(model.readout, seen.shapes[-1].queries, prefix, (rows, cols), pools)
         reads = f"readout={model.readout!r}" if not isinstance(model.readout, Tensor) else "given weights"
-    heads = seen.shapes[0].heads
-    return TokenLayout(rows, cols, prefix, weights.to(seen.reads), reads, len(seen.shapes), pools, heads, seen.classes)
+    weights = weights.to(seen.reads)
+    heads, layers = seen.shapes[0].heads, len(seen.shapes)
+    return TokenLayout(rows, cols, prefix, weights, reads, layers, pools, heads, seen.classes, tokens)
 
 
 def _pools(shapes: Sequence[AttentionShape]) -> int:

@@ -1,0 +1,106 @@
+"""The logits of an image of which the model sees some patches only."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..attention.eager import eager
+from ..attention.fewer_tokens import Selection, masked_keys, shortened
+from ..attention.token_stream import TokenStream
+from ..errors import OptionError, UnsupportedOperationError
+from .run import Run
+
+__all__ = ["TokenDropper"]
+
+# Cut and masked logits may differ by rounding: this part of the largest logit, by the precision of the model.
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+class TokenDropper:
+    """Drops patches of a run's images in the model as it is.
+
+    `drop` is "cut" (the sequence is shortened in front of the first block), "mask" (attention gives dropped tokens no
+    weight: the same logits at the full length's cost), or "auto": cut, and the first selection is answered both ways to
+    see that they agree; masked where the model takes no other number of tokens.
+
+    Raises:
+        OptionError: for another `drop`.
+        UnsupportedOperationError: when the model can do neither, or its two answers differ.
+    """
+
+    def __init__(self, run: Run, streams: list[TokenStream], drop: str) -> None:
+        if drop not in ("auto", "cut", "mask"):
+            raise OptionError(f"drop={drop!r} is no way to drop tokens; choose one of auto, cut, mask")
+        self.run, self.streams, self.drop = run, streams, drop
+
+    def logits(self, image: int, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
+        """The logits when only these patches are there (indices from the first patch, ascending), row by row."""
+        layout = self.run.layout
+        patches = patches.to(self.run.images.device)
+        selection = Selection(patches, layout.prefix, layout.all_tokens, layout.patches)
+        if self.drop == "auto":
+            self.drop = self._choose(image, replace(selection, patches=patches[:1]))
+        return self._ask(image, selection, self.drop)
+
+    def _choose(self, image: int, selection: Selection) -> str:
+        try:
+            cut = self._ask(image, selection, "cut")
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model does when it is given fewer tokens than it was built for
+            reason = error
+        else:
+            self._compare(cut, image, selection)
+            return "cut"
+        try:
+            self._check_masking(image, selection)
+        except UnsupportedOperationError as error:
+            raise UnsupportedOperationError(f"{error}; and its tokens cannot be cut: {reason}") from reason
+        return "mask"
+
+    def _check_masking(self, image: int, selection: Selection) -> None:
+        masked = self._ask(image, selection, "mask")
+        if self.streams[image].entry is not None:
+            erased = self._ask(image, selection, "erase")
+            if _apart(erased, masked):
+                raise UnsupportedOperationError(
+                    f"patches that no attention reads still move the logits of {self.run.model.name}: it mixes tokens "
+                    "outside attention too; mask pixels instead (vit_cx)"
+                )
+
+    def _compare(self, cut: Float[Tensor, "1 classes"], image: int, selection: Selection) -> None:
+        try:
+            masked = self._ask(image, selection, "mask")
+        except UnsupportedOperationError:
+            return  # a head that reads the patches in its own way; cut, it reads those that are there
+        if _apart(cut, masked):
+            apart, size = float((cut - masked).abs().max()), float(masked.abs().max())
+            raise UnsupportedOperationError(
+                f"without {selection.grid - selection.patches.shape[1]} of {selection.grid} patches this model's "
+                f"logits differ by {apart:.2g} (largest {size:.2g}) between cutting the sequence and masking keys: it "
+                "does more with the number of tokens than attention does; choose drop='cut' or drop='mask'"
+            )
+
+    def _ask(self, image: int, selection: Selection, drop: str) -> Float[Tensor, "rows classes"]:
+        run, layout, stream = self.run, self.run.layout, self.streams[image]
+        images = run.images[image : image + 1].expand(selection.rows, -1, -1, -1)
+        with eager(), torch.no_grad():
+            if drop != "cut":
+                erased_at = stream.entry if drop == "erase" else None
+                with masked_keys(selection, layout.layers, layout.reads_patches, erased_at):
+                    return run.model.logits(images)
+            if stream.entry is None:
+                raise UnsupportedOperationError(
+                    f"{run.model.name} has no single tensor of {layout.all_tokens} tokens in front of its first "
+                    "attention where they could be cut; choose drop='mask'"
+                )
+            # A head that reads the class token alone needs no patch after the last attention.
+            ending = None if layout.reads_patches or layout.pools or not layout.prefix else stream.ending
+            with shortened(selection, stream.entry, ending):
+                return run.model.logits(images)
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() > _ROUNDING.get(one.dtype, 3e-2) * other.abs().max())

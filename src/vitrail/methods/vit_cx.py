@@ -1,0 +1,145 @@
+"""ViT-CX: how much of the class's probability each region of the model's own feature maps causes.
+
+    s_i   = p(x ⊙ M_i + n_i ⊙ (1 − M_i)) − p(x + n_i ⊙ (1 − M_i)) + p(x),    n_i ~ 0.1 · N(0, 1)
+    S(u)  = (1/N) Σ_i s_i M_i(u) / Σ_k M_k(u)
+
+The masks M_i are the channels of the norm before the last attention, resized to the image and scaled to [0, 1]; those
+that are alike are summed to one. The second term takes out what the noise does by itself.
+Source: Xie, Li, Cao, Zhang 2023 (IJCAI), Section 3.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..attention.eager import eager
+from ..attention.token_stream import TokenStream
+from ..errors import NoSignalError, OptionError, UnsupportedOperationError
+from .registry import register_method
+from .run import Run
+
+__all__ = ["causal_map", "feature_masks", "merge_masks", "similar_masks", "vit_cx"]
+
+NOISE = 0.1
+
+
+@register_method(
+    "vit_cx",
+    signed=False,
+    class_specific=True,
+    uses_gradient=False,
+    passes="1F + 2 masks F",
+    level="pixel",
+    reference="Xie et al. 2023",
+    objectives=("probability", "difference"),
+)
+def vit_cx(
+    run: Run, *, threshold: float = 0.1, seed: int = 0, masks_per_pass: int = 16
+) -> Float[Tensor, "images targets height width"]:
+    """Causal impact: the probability that regions of the model's feature maps keep when all else is noise.
+
+    Feature maps closer than `threshold` (cosine distance, complete linkage) make one mask; `masks_per_pass` of them go
+    through the model together. Mostly positive. `seed` draws the noise.
+    """
+    if not 0 < threshold <= 1 or masks_per_pass < 1:
+        raise OptionError(f"threshold={threshold} must be above 0 and at most 1, masks_per_pass={masks_per_pass} ≥ 1")
+    maps = []
+    streams = run.watch()
+    for image, stream in enumerate(streams):
+        features = feature_masks(_features(run, stream), (run.images.shape[-2], run.images.shape[-1]))
+        masks = merge_masks(features, similar_masks(features.flatten(1), threshold))
+        generator = torch.Generator().manual_seed(seed)
+        whole = run.values(run.logits[image : image + 1], image)
+        scores = []
+        for part in masks.split(masks_per_pass):
+            noise = NOISE * torch.randn(len(part), *run.images.shape[1:], generator=generator)
+            masked, noisy = _answers(run, image, part, noise.to(run.images))
+            scores.append(masked - noisy + whole)
+            run.report("masking pixels", image * len(masks) + sum(map(len, scores)), len(streams) * len(masks))
+        maps.append(causal_map(masks, torch.cat(scores).to(masks)))
+    return torch.stack(maps)
+
+
+def feature_masks(
+    features: Float[Tensor, "channels rows cols"], size: tuple[int, int]
+) -> Float[Tensor, "masks height width"]:
+    """Each feature map resized to the image (bilinear, antialiased) and scaled to [0, 1]; constant ones left out."""
+    resized = interpolate(features[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return _scaled(resized)
+
+
+def similar_masks(masks: Float[Tensor, "masks pixels"], threshold: float) -> Int[Tensor, " masks"]:
+    """The cluster, from 0, of each mask: complete linkage of cosine distances, cut at `threshold`, on the CPU.
+
+    Example:
+        >>> similar_masks(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 0.1).tolist()
+        [0, 0, 1]
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    if len(masks) == 1:
+        return torch.zeros(1, dtype=torch.long)
+    unit = torch.nn.functional.normalize(masks.double().cpu(), dim=1)
+    distance = (1 - unit @ unit.T).clamp(min=0)
+    above = torch.triu_indices(len(masks), len(masks), offset=1)
+    tree = linkage(distance[above[0], above[1]].numpy(), method="complete")
+    return torch.from_numpy(fcluster(tree, threshold, criterion="distance")).long() - 1
+
+
+def merge_masks(
+    masks: Float[Tensor, "masks height width"], clusters: Int[Tensor, " masks"]
+) -> Float[Tensor, "clusters height width"]:
+    """The sum of each cluster's masks, scaled to [0, 1]."""
+    count = int(clusters.max()) + 1
+    sums = masks.new_zeros(count, *masks.shape[1:]).index_add(0, clusters.to(masks.device), masks)
+    return _scaled(sums)
+
+
+def causal_map(
+    masks: Float[Tensor, "masks height width"], scores: Float[Tensor, "masks targets"]
+) -> Float[Tensor, "targets height width"]:
+    """S = (1/N) Σ_i s_i M_i / Σ_k M_k; zero where no mask covers a pixel.
+
+    Example:
+        >>> masks = torch.tensor([[[1.0, 0.5, 0.0]], [[0.0, 0.5, 0.0]]])
+        >>> causal_map(masks, torch.tensor([[0.8], [0.2]]))
+        tensor([[[0.4000, 0.2500, 0.0000]]])
+    """
+    coverage = masks.sum(dim=0)
+    weighted = torch.einsum("mt,mhw->thw", scores, masks)
+    covered = torch.where(coverage > 0, weighted / coverage.clamp(min=torch.finfo(coverage.dtype).tiny), 0)
+    return covered / len(masks)
+
+
+def _scaled(maps: Float[Tensor, "maps height width"]) -> Float[Tensor, "masks height width"]:
+    lowest, highest = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    varies = (highest > lowest).flatten()
+    if not bool(varies.any()):
+        raise NoSignalError("every feature map before the last attention is the same everywhere: no mask can be made")
+    return ((maps - lowest)[varies]) / (highest - lowest)[varies]
+
+
+def _features(run: Run, stream: TokenStream) -> Float[Tensor, "channels rows cols"]:
+    if stream.norm is None:
+        raise UnsupportedOperationError(
+            f"{run.model.name} calls no layer_norm or rms_norm of its tokens before the last block's attention, of "
+            "whose output masks could be made; tis makes its masks of the blocks' outputs"
+        )
+    dtype = torch.float64 if stream.norm.dtype == torch.float64 else torch.float32
+    return run.layout.as_grid(stream.norm.T.to(dtype))
+
+
+def _answers(
+    run: Run,
+    image: int,
+    masks: Float[Tensor, "masks height width"],
+    noise: Float[Tensor, "masks channels height width"],
+) -> tuple[Float[Tensor, "masks targets"], Float[Tensor, "masks targets"]]:
+    """The objective where a mask hides all else behind noise, and where the noise is laid over the whole image."""
+    original, mask = run.images[image], masks[:, None].to(run.images)
+    unseen = noise * (1 - mask)
+    with eager(), torch.no_grad():
+        logits = run.model.logits(torch.cat([original * mask + unseen, original + unseen]))
+    masked, noisy = logits.split(len(masks))
+    return run.values(masked, image), run.values(noisy, image)
