@@ -28,6 +28,13 @@ class Variant(StrEnum):
     adam = "adam"
 
 
+class Slope(StrEnum):
+    """What goes down."""
+
+    difference = "difference"
+    log_probability = "log_probability"
+
+
 class Norm(StrEnum):
     """How the budget is measured."""
 
@@ -43,7 +50,13 @@ def rewrite_command(
         str | None, typer.Option("--source", "-s", help="The class to leave. Default: the predicted class.")
     ] = None,
     until: Annotated[float, typer.Option("--until", help="Stop at this probability of the target.")] = 0.9,
-    variant: Annotated[Variant, typer.Option("--variant", help="What a step follows.")] = Variant.gradient,
+    objective: Annotated[
+        Slope | None,
+        typer.Option("--objective", help="What goes down. Default: difference; within a budget log_probability."),
+    ] = None,
+    variant: Annotated[
+        Variant | None, typer.Option("--variant", help="What a step follows. Default: gradient; within L∞ sign.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Largest change in all, pixels counted from 0 to 1: 0.03 or 8/255.")
     ] = None,
@@ -93,7 +106,8 @@ def rewrite_command(
                 target=target,
                 source=source,
                 until=until,
-                variant=variant.value,
+                objective=None if objective is None else objective.value,
+                variant=None if variant is None else variant.value,
                 budget=limit,
                 norm=norm.value,
                 steps=steps,
@@ -164,6 +178,7 @@ def _number(text: str | None, option: str) -> float | None:
     if text is None:
         return None
     try:
-        return float(Fraction(text))
+        over, _, under = text.partition("/")
+        return float(Fraction(over) / Fraction(under or 1))
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"{text!r} is no number; write 0.03 or 8/255", param_hint=option) from None
