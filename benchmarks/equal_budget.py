@@ -121,23 +121,19 @@ def table(rows: list[Row], until: float) -> None:
     by_method: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         by_method[row["method"]][row["photograph"]] = row
-    print(
-        "| method | photographs | named | reached | PSNR, median (least) | L∞/255 | L2 | steps | CPU s |\n"
-        + "|---" * 9
-        + "|"
-    )
+    head = ("method", "photographs", "named", "reached", "PSNR, median (least)", "L∞/255", "L2", "steps", "CPU s")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     hits: dict[str, dict[str, np.ndarray]] = {}
     for method, found in by_method.items():
         got = {name: np.array([float(row[name]) for row in found.values()]) for name in COLUMNS[8:]}
         named = got["named"].astype(bool)
         reached = named & (got["probability"] >= until)
         hits[method] = {key: np.array([n, r], dtype=float) for key, n, r in zip(found, named, reached, strict=True)}
+        shares = (wilson(int(some.sum()), len(found)) for some in (named, reached))
         psnr = got["psnr"][np.isfinite(got["psnr"])]
-        print(
-            f"| {method} | {len(found)} | {wilson(int(named.sum()), len(found))} | {wilson(int(reached.sum()), len(found))} "
-            f"| {np.median(psnr):.1f} ({psnr.min():.1f}) | {255 * np.median(got['linf']):.0f} | {np.median(got['l2']):.2f} "
-            f"| {got['taken'].mean():.1f} | {got['seconds'].mean():.1f} |"
-        )
+        cells = [method, str(len(found)), *shares, f"{np.median(psnr):.1f} ({psnr.min():.1f})"]
+        cells += [f"{255 * np.median(got['linf']):.0f}", f"{np.median(got['l2']):.2f}"]
+        print(f"| {' | '.join(cells)} | {got['taken'].mean():.1f} | {got['seconds'].mean():.1f} |")
     if "PGD" not in hits:
         return
     generator = np.random.default_rng(0)
@@ -161,7 +157,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", type=float, default=0.9)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--budgets", nargs="+", default=["linf:2/255", "linf:4/255", "l2:1"])
     parser.add_argument("--sizes", nargs="+", choices=("model", "own"), default=["model", "own"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
