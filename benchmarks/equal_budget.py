@@ -121,7 +121,7 @@ def table(rows: list[Row], until: float) -> None:
     by_method: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         by_method[row["method"]][row["photograph"]] = row
-    head = ("method", "photographs", "named", "reached", "PSNR, median (least)", "L∞/255", "L2", "steps", "CPU s")
+    head = ("method", "photographs", "named", "reached", "PSNR, median (least)", "L∞/255", "L2", "steps, mean", "CPU s, median")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     hits: dict[str, dict[str, np.ndarray]] = {}
     for method, found in by_method.items():
@@ -133,7 +133,7 @@ def table(rows: list[Row], until: float) -> None:
         psnr = got["psnr"][np.isfinite(got["psnr"])]
         cells = [method, str(len(found)), *shares, f"{np.median(psnr):.1f} ({psnr.min():.1f})"]
         cells += [f"{255 * np.median(got['linf']):.0f}", f"{np.median(got['l2']):.2f}"]
-        print(f"| {' | '.join(cells)} | {got['taken'].mean():.1f} | {got['seconds'].mean():.1f} |")
+        print(f"| {' | '.join(cells)} | {got['taken'].mean():.1f} | {np.median(got['seconds']):.1f} |")
     if "PGD" not in hits:
         return
     generator = np.random.default_rng(0)

@@ -106,6 +106,16 @@ def test_questions_at_fault_are_exit_code_2(run, photo, tmp_path, words, message
     assert not (tmp_path / "out").exists()
 
 
+def test_at_the_input_with_another_resize(run, photo):
+    words = ("--target", "zebra", "--steps", 1, "--json", "--at", "input")
+    told = json.loads(run(photo, *words, "--resize", 161).stdout)
+    assert told["at"] == "input"
+    assert told["probability_of_file"] == max(told["curves"]["target"])
+    with Image.open(told["file"]) as picture:
+        assert picture.size == (160, 160)
+    assert json.loads(run(photo, *words).stdout)["curves"]["source"][0] != told["curves"]["source"][0]
+
+
 def test_what_is_no_picture_is_exit_code_2(run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_text("no picture")

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vitrail
 from vitrail.errors import ImageError, ModelError, NonFiniteError, OptionError, TargetError, UnknownClassError
-from vitrail.experiments import Rewrite, classify, rewrite
+from vitrail.experiments import Rewrite, classify, rewrite, unresized
 from vitrail.experiments.rewrite import Progress
 
 NAMES = tuple("abcdefghij")
@@ -166,6 +166,15 @@ def test_outside_the_crop_nothing_changes(model, goal):
     assert changed.max() < 150
 
 
+def test_at_the_input_only_what_the_model_sees_is_rewritten(model, photograph, goal, tmp_path):
+    result = rewrite(model, photograph, target=goal, until=0.5, at="input", method=None)
+    assert result.reached
+    assert np.array_equal(result.original, np.asarray(model.preprocess.view(Image.fromarray(photograph))))
+    saved = result.save(tmp_path / "view.png")
+    assert classify(unresized(model), saved).softmax(dim=0)[goal].item() == result.probability
+    assert result.metadata["at"] == "input"
+
+
 def test_the_model_is_as_before(model, photograph, goal):
     before = {name: (p.requires_grad, p.grad, p.clone()) for name, p in model.module.named_parameters()}
     rewrite(model, photograph, target=goal, until=0.3, method=None)
@@ -218,6 +227,7 @@ def test_nan_is_refused():
         ),
         ({"target": 1, "budget": float("inf")}, OptionError, "budget=inf limits nothing"),
         ({"target": 1, "step": float("nan")}, OptionError, "step=nan must lie above 0"),
+        ({"target": 1, "at": "crop"}, OptionError, "at='crop' is not one of photograph, input"),
         ({"target": 1, "steps": 0}, OptionError, "steps=0 must be 1 or more"),
         ({"target": 1, "step": 0.0}, OptionError, "step=0 must lie above 0"),
     ],

@@ -35,6 +35,13 @@ class Slope(StrEnum):
     log_probability = "log_probability"
 
 
+class Place(StrEnum):
+    """Which pixels are changed."""
+
+    photograph = "photograph"
+    input = "input"
+
+
 class Norm(StrEnum):
     """How the budget is measured."""
 
@@ -65,6 +72,13 @@ def rewrite_command(
     step: Annotated[
         str | None, typer.Option("--step", help="Largest change of a pixel in one step. Default: by the variant.")
     ] = None,
+    at: Annotated[
+        Place, typer.Option("--at", help="The photograph's own resolution, or the model's input size.")
+    ] = Place.photograph,
+    resize: Annotated[
+        int | None,
+        typer.Option("--resize", min=1, help="Shorter side in pixels before the crop, if not the model's own."),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
     ] = None,
@@ -90,7 +104,7 @@ def rewrite_command(
 
     from vitrail.cli.inputs import slug
     from vitrail.errors import VitrailError
-    from vitrail.experiments.rewrite import classify, rewrite
+    from vitrail.experiments.rewrite import classify, rewrite, unresized
     from vitrail.experiments.rewritten import lossless_format
     from vitrail.render.sheet import save_figure, suffix_of
 
@@ -98,7 +112,7 @@ def rewrite_command(
         for path, check in ((output, lossless_format), (figure, suffix_of)):
             if path is not None:
                 check(path)  # before the search, which takes longer than a refusal should
-        loaded = _load(model, checkpoint, device)
+        loaded = _load(model, checkpoint, device, resize)
         with _bar(until, hidden=as_json) as progress:
             result = rewrite(
                 loaded,
@@ -112,13 +126,14 @@ def rewrite_command(
                 norm=norm.value,
                 steps=steps,
                 step=size,
+                at=at.value,
                 method=method,
                 gradient=gradient.value,
                 progress=progress,
             )
         saved = result.save(output or Path("out") / f"{image.stem}.{slug(result.names[1])}.png")
         drawn = save_figure(result.plot(), figure or saved.with_name(f"{saved.stem}.figure.png"))
-        answer = classify(loaded, saved).softmax(dim=0)
+        answer = classify(unresized(loaded) if at is Place.input else loaded, saved).softmax(dim=0)
     except VitrailError as error:
         stop(error, as_json=as_json)
     probability = float(answer[result.target])
@@ -135,14 +150,22 @@ def rewrite_command(
     raise typer.Exit(0 if reached else 1)
 
 
-def _load(model: str, checkpoint: Path | None, device: str) -> Any:
+def _load(model: str, checkpoint: Path | None, device: str, resize: int | None) -> Any:
+    from dataclasses import replace
+
     import torch
 
+    from vitrail.errors import ModelError
     from vitrail.models import load
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load(model, checkpoint=checkpoint, device=device)
+    loaded = load(model, checkpoint=checkpoint, device=device)
+    if resize is None:
+        return loaded
+    if loaded.preprocess is None:
+        raise ModelError(f"{loaded.name} comes without preprocessing, so --resize {resize} means nothing to it")
+    return replace(loaded, preprocess=replace(loaded.preprocess, resize=resize))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ reached, which leaves the picture nearer to the photograph. `benchmarks/rewritin
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,9 @@ from .rewritten import Rewrite, encode
 from .similarity import similarity
 from .tactics import Tactics, tactics
 
-__all__ = ["Progress", "classify", "rewrite"]
+__all__ = ["PLACES", "Progress", "classify", "rewrite", "unresized"]
+
+PLACES = ("photograph", "input")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def rewrite(
     norm: str = "linf",
     steps: int = 500,
     step: float | int | None = None,
+    at: str = "photograph",
     method: str | None = "complete",
     gradient: str = "full",
     progress: Callable[[Progress], Any] | None = None,
@@ -90,6 +93,8 @@ def rewrite(
         steps: how many to take at most.
         step: the largest change of a pixel in one step, for pixels from 0 to 1; default: 0.01 for "gradient", half a
             level of 255 else; within a budget a quarter of it, in its norm (where the variant fits the norm).
+        at: "photograph" (its own resolution) or "input": only what the model sees of it is rewritten, at the model's
+            input size, as in the paper. That picture is classified as it is (`unresized`), without another resizing.
         method: of the signed maps before and after (see `vitrail.list_methods`), or None for no maps.
         gradient: the gradient mode of those maps.
         progress: called at each step with a `Progress`.
@@ -120,10 +125,14 @@ def rewrite(
         )
     _check(until, steps)
     how = tactics(objective, variant, step, budget, norm)
+    if at not in PLACES:
+        raise OptionError(f"at={at!r} is not one of {', '.join(PLACES)}")
     refuse_training(model.module)
     if isinstance(image, Tensor):
         raise ImageError("a tensor is no file of 8 bits: give a path, a PIL image or a uint8 array")
-    photograph = np.array(read_image(image))
+    opened = read_image(image)
+    photograph = np.array(model.preprocess.view(opened) if at == "input" else opened)
+    model = unresized(model) if at == "input" else model
     first = classify(model, photograph)
     goal = _class(model, target, len(first))
     start = int(first.argmax()) if source is None else _class(model, source, len(first))
@@ -169,6 +178,7 @@ def rewrite(
         metadata={
             "model": model.name,
             **model.metadata,
+            "at": at,
             "objective": how.objective,
             "variant": how.variant,
             "step_size": how.step,
@@ -178,6 +188,17 @@ def rewrite(
             "norm": norm,
         },
     )
+
+
+def unresized(model: VisionModel) -> VisionModel:
+    """The same model for pictures of its own input size, which it takes as they are.
+
+    Raises:
+        ModelError: for a model without preprocessing.
+    """
+    if model.preprocess is None:
+        raise ModelError(f"{model.name} comes without preprocessing, so no file can be classified")
+    return replace(model, preprocess=replace(model.preprocess, resize=None))
 
 
 def classify(model: VisionModel, image: Any) -> Float[Tensor, " classes"]:
