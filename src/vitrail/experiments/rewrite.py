@@ -9,14 +9,15 @@ what the model reads in those pixels is not what people read, and its maps befor
 to quote are the PSNR and the largest change at which the answer turns.
 
 **The file counts.** At each step the pixels are rounded to 8 bits and pass through the model's own preprocessing, just
-as the saved file will; the gradient is taken there and carried back to the unrounded pixels, through the crop and the
-resizing as if there were no rounding (straight through). So the curves are those of files, rounding is part of
-the search, and the last picture is encoded, decoded and classified once more before success is reported.
+as the saved file will: the curves are those of files, and a file decides when to stop. The gradient is taken at the
+unrounded pixels, where a step of less than half a level is seen too, through the crop and the resizing as the linear
+map that they are but for rounding. The last picture is encoded, decoded and classified once more before success is
+reported.
 
 **Beside FGSM and PGD.** Targeted FGSM takes one step of the whole budget along the sign of ∇ log p_target, PGD many
 small ones within it and to the last of them, on pixels that are rounded only at the end. The default within an L∞
-budget steps as PGD does, but on the rounded file, through the photograph's own resizing, and only until the class is
-reached, which leaves the picture nearer to the photograph. `benchmarks/rewriting.py` compares them at equal budget.
+budget steps as PGD does, but through the photograph's own resizing, and only until a file reaches the class, which
+leaves it nearer to the photograph. `benchmarks/equal_budget.py` compares them.
 """
 
 from collections.abc import Callable
@@ -26,14 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ImageError, ModelError, NonFiniteError, OptionError, TargetError
 from ..explain import explain
 from ..images import read_image
 from ..models import wrap
-from ..models.preprocess import Preprocess
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from .budget import project, to_levels
@@ -237,21 +236,22 @@ class _Search:
         self.view = linear_view(self.preprocess, *photograph.shape[:2])
         self.adam = torch.optim.Adam([self.pixels], lr=how.step) if how.variant == "adam" else None
         self.picture, self.is_target = photograph, False
+        self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (self.preprocess.mean, self.preprocess.std))
         self.gradient = torch.zeros_like(self.pixels)
 
     def see(self) -> tuple[float, float]:
-        """Round, show the picture to the model, keep the gradient; returns the two probabilities."""
+        """Show the rounded picture to the model, take the gradient at the unrounded one; the two probabilities."""
         source, target = self.classes
         rounded = to_levels(self.pixels, self.levels, self.budget, self.norm)
         self.picture = rounded.permute(1, 2, 0).contiguous().numpy()
-        view = self.preprocess(Image.fromarray(self.picture)).requires_grad_()
+        probabilities = classify(self.model, self.picture).softmax(dim=0)
+        view = ((self.view(self.pixels) - self.mean) / self.std).requires_grad_()
         with torch.enable_grad():
             logits = self.model.logits(view[None])[0].cpu()
             by_difference = self.how.objective == "difference"
             loss = logits[source] - logits[target] if by_difference else logits.logsumexp(dim=0) - logits[target]
             (slope,) = torch.autograd.grad(loss, view)
-        self.gradient = self.view.back(_per_pixel(slope.float(), self.preprocess))
-        probabilities = _finite(logits.detach().double()).softmax(dim=0)
+        self.gradient = self.view.back(slope.float().cpu() / self.std)
         self.is_target = int(probabilities.argmax()) == target
         return probabilities[source].item(), probabilities[target].item()
 
@@ -273,12 +273,6 @@ class _Search:
             self.pixels -= self.how.step * direction
         self.pixels.copy_(project(self.pixels, self.original, self.budget, self.norm))
         return True
-
-
-def _per_pixel(slope: Float[Tensor, "3 height width"], preprocess: Preprocess) -> Float[Tensor, "3 height width"]:
-    return slope.cpu() / torch.tensor(preprocess.std).view(
-        3, 1, 1
-    )  # the view counts from 0 to 1, before (x − mean)/std
 
 
 def _maps(model: VisionModel, picture: Any, source: int, target: int, method: str | None, gradient: str) -> Any:
