@@ -11,7 +11,7 @@ picture rounded to 8 bits, encoded, decoded, preprocessed and classified as any 
   map that it is but for Pillow's rounding.
 
 *named*: the target is the first class of the file; *reached*: with the probability asked for as well (95 % Wilson
-intervals). Seconds are those of the processor. One row per photograph goes to `--record`; what stands there already
+intervals). Steps are means, seconds the processor's medians. One row per photograph goes to `--record`; what stands there already
 is not computed again.
 
     python benchmarks/equal_budget.py --checkpoint w.safetensors --images imagenet-val --labels imagenet-val/boxes.csv
@@ -121,7 +121,7 @@ def table(rows: list[Row], until: float) -> None:
     by_method: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         by_method[row["method"]][row["photograph"]] = row
-    head = ("method", "photographs", "named", "reached", "PSNR, median (least)", "L∞/255", "L2", "steps, mean", "CPU s, median")
+    head = ("method", "photographs", "named", "reached", "PSNR, median (least)", "L∞/255", "L2", "steps", "CPU s")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     hits: dict[str, dict[str, np.ndarray]] = {}
     for method, found in by_method.items():
