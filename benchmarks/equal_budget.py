@@ -11,8 +11,8 @@ picture rounded to 8 bits, encoded, decoded, preprocessed and classified as any 
   map that it is but for Pillow's rounding.
 
 *named*: the target is the first class of the file; *reached*: with the probability asked for as well (95 % Wilson
-intervals). Steps are means, seconds the processor's medians. One row per photograph goes to `--record`; what stands there already
-is not computed again.
+intervals). Steps are means, seconds medians, of the processor. One row per photograph goes to `--record`; what stands
+there already is not computed again.
 
     python benchmarks/equal_budget.py --checkpoint w.safetensors --images imagenet-val --labels imagenet-val/boxes.csv
 """
