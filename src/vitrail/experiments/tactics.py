@@ -38,7 +38,7 @@ def tactics(
     Without a budget the published form: the raw gradient of the difference, scaled to a largest change of 0.01. Within
     one the question is whether the class can be reached at all, and the defaults are those that reached it most often:
     the log-probability, along the gradient's sign within L∞ and along the gradient within L2, a quarter of the budget
-    a step, which are the steepest ways in the two norms (`benchmarks/rewriting.py` measures it).
+    a step, which are the steepest ways in the two norms (`benchmarks/equal_budget.py` measures it).
 
     Raises:
         OptionError: for words and numbers out of range.
