@@ -1,13 +1,9 @@
-"""Class rewriting on validation images: how often a random class is reached, and at what PSNR, beside FGSM and PGD.
+"""Class rewriting on validation images: how often a random class is reached, and at what PSNR.
 
 Photographs that the model classifies right, each with one random other class as its target (seeded); every figure is
-of the picture after rounding to 8 bits, encoded, decoded, preprocessed and classified as any file. Three tables:
-
-1. the photograph at its own resolution, no budget;
-2. what the model saw (its own input size, no resizing), no budget;
-3. the same at equal budget, L∞ and L2, against targeted FGSM and PGD of the Adversarial Robustness Toolbox (`pip
-   install adversarial-robustness-toolbox`), which are given the class as their target. PGD has 100 steps of a
-   tenth of the budget and stops at none of them; rewriting has 100 steps and stops at the probability asked for.
+of the picture after rounding to 8 bits, encoded, decoded, preprocessed and classified as any file. Two tables, both
+without a budget (`equal_budget.py` has those with one): 1. the photograph at its own resolution; 2. what the model saw
+(its own input size, no resizing).
 
     python benchmarks/rewriting.py --checkpoint w.safetensors --images imagenet-val --labels imagenet-val/boxes.csv
 """
@@ -15,12 +11,10 @@ of the picture after rounding to 8 bits, encoded, decoded, preprocessed and clas
 import argparse
 import csv
 import time
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from environment import describe_machine
 from PIL import Image
 
@@ -29,9 +23,6 @@ from vitrail.experiments import classify, rewrite
 from vitrail.experiments.rewritten import encode
 from vitrail.experiments.similarity import similarity
 from vitrail.images import read_image
-
-BUDGETS = (("linf", 2 / 255), ("linf", 8 / 255), ("l2", 1.0), ("l2", 2.5))
-PGD_STEPS = 100
 
 Row = tuple[bool, float, float, float, float]  # reached, p(target), PSNR, L∞ in levels, SSIM
 
@@ -61,38 +52,6 @@ def measure(model: vitrail.VisionModel, original: np.ndarray, picture: np.ndarra
     return reached, probability, apart.psnr, 255 * apart.linf, apart.ssim
 
 
-def attacks(model: vitrail.VisionModel, norm: str, budget: float):
-    """Targeted FGSM and PGD of that budget: functions from (picture, target) to a picture."""
-    from art.attacks.evasion import (  # pyright: ignore[reportMissingImports]
-        FastGradientMethod,
-        ProjectedGradientDescent,
-    )
-    from art.estimators.classification import PyTorchClassifier  # pyright: ignore[reportMissingImports]
-
-    assert model.preprocess is not None
-    rows, cols = model.preprocess.size
-    classes = len(model.class_names or ())
-    classifier = PyTorchClassifier(
-        model=model.module,
-        loss=torch.nn.CrossEntropyLoss(),
-        input_shape=(3, rows, cols),
-        nb_classes=classes,
-        clip_values=(0.0, 1.0),
-        preprocessing=(np.array(model.preprocess.mean), np.array(model.preprocess.std)),
-        device_type="cpu",
-    )
-    common = {"estimator": classifier, "norm": np.inf if norm == "linf" else 2, "eps": budget, "targeted": True}
-    pgd = {"eps_step": budget / 10, "max_iter": PGD_STEPS, "verbose": False}
-    made = {"FGSM": FastGradientMethod(**common), "PGD": ProjectedGradientDescent(**common, **pgd)}
-
-    def run(attack, picture: np.ndarray, target: int) -> np.ndarray:
-        pixels = (picture.transpose(2, 0, 1)[None] / 255).astype(np.float32)
-        found = attack.generate(pixels, y=np.eye(classes, dtype=np.float32)[[target]])
-        return np.rint(255 * found[0].clip(0, 1)).astype(np.uint8).transpose(1, 2, 0)
-
-    return {name: lambda picture, target, attack=attack: run(attack, picture, target) for name, attack in made.items()}
-
-
 def line(name: str, rows: list[Row], seconds: float) -> str:
     """One row of a table: shares and medians over photographs."""
     reached, probability, psnr, linf, ssim = np.array(rows, dtype=float).T
@@ -113,7 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", type=float, default=0.9)
     parser.add_argument("--variants", nargs="+", default=["gradient", "sign", "adam"], help="of the first two tables")
-    parser.add_argument("--tables", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
+    parser.add_argument("--tables", nargs="+", type=int, choices=(1, 2), default=[1, 2])
     options = parser.parse_args()
 
     model = vitrail.load(options.model, checkpoint=options.checkpoint)
@@ -126,14 +85,13 @@ def main() -> None:
     columns = ("reached", "at ≥ 40 dB", "median p(target)", "PSNR (least)", "L∞/255", "SSIM", "s each")
     head = f"| {' | '.join(columns)} |\n|{'---|' * 8}"
 
-    def rewriting(small: bool, variant: str, norm: str = "linf", budget: float | None = None) -> None:
+    def rewriting(small: bool, variant: str) -> None:
         assert model.preprocess is not None
         rows, start = [], time.perf_counter()
-        steps = 500 if budget is None else PGD_STEPS
         with_ = exact if small else model
         for _, photograph, label, target in task:
             picture = np.array(model.preprocess.view(photograph) if small else photograph)
-            how = {"until": options.until, "variant": variant, "budget": budget, "norm": norm, "steps": steps}
+            how = {"until": options.until, "variant": variant}
             result = rewrite(with_, Image.fromarray(picture), source=label, target=target, method=None, **how)
             rows.append(measure(with_, picture, result.picture, target, options.until))
         print(line(f"rewrite, {variant}", rows, time.perf_counter() - start), flush=True)
@@ -144,20 +102,6 @@ def main() -> None:
         print(f"\nat {where}, no budget\n\n| variant {head}")
         for variant in options.variants:
             rewriting(small, variant)
-    if 3 not in options.tables:
-        return
-    for norm, budget in BUDGETS:
-        shown = f"{255 * budget:.0f}/255" if norm == "linf" else f"{budget:g}"
-        print(f"\nat the model's input size, budget {norm} {shown}\n\n| method {head}")
-        found: dict[str, list[Row]] = defaultdict(list)
-        for name, attack in attacks(exact, norm, budget).items():
-            start = time.perf_counter()
-            for _, photograph, _, target in task:
-                picture = np.array(model.preprocess.view(photograph))
-                found[name].append(measure(exact, picture, attack(picture, target), target, options.until))
-            print(line(name, found[name], time.perf_counter() - start), flush=True)
-        for variant in ("gradient", "sign"):
-            rewriting(True, variant, norm, budget)
 
 
 if __name__ == "__main__":

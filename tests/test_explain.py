@@ -19,6 +19,7 @@ from vitrail.errors import (
     ObjectiveError,
     OptionError,
     OutputError,
+    SameClassError,
     TargetCountError,
     TargetError,
     TrainingModeError,
@@ -127,6 +128,17 @@ class TestTargets:
         with pytest.raises(TargetCountError, match=r"2 target\(s\) per image are held against 3"):
             vitrail.explain(model, images[:1], [[1, 2]], against=[[4, 5, 6]])
 
+    def test_a_class_against_itself(self, model, images):
+        with pytest.raises(SameClassError, match=r"^kite \(4\) is held against itself: give two different classes$"):
+            vitrail.explain(model, images[:1], 4, against="kite")
+        with pytest.raises(SameClassError, match=r"^snail \(6\), image 1, is held against itself"):
+            vitrail.explain(model, images, [4, 6, 4], against=6)
+        with pytest.raises(SameClassError, match="is held against itself"):
+            vitrail.explain(model, images[:1], [[1, 2]], against=2)
+        own = int(vitrail.explain(model, images[:1], method="raw").logits.argmax())
+        with pytest.raises(SameClassError, match=rf"\({own}\) \(the predicted class\) is held against itself"):
+            vitrail.explain(model, images[:1], against=own)
+
 
 class TestObjectives:
     def test_eq_8_is_the_default_against_a_class(self, model, images):
@@ -149,6 +161,25 @@ class TestObjectives:
         assert found.metadata["difference_instead"] == [[True]] * 3
         note = f"A logit is zero or negative, where {objective} means nothing: the logits' difference is shown."
         assert found.metadata["image_notes"] == [[note]] * 3
+
+    @pytest.mark.parametrize("objective", ["normalized_difference", "ratio"])
+    @pytest.mark.parametrize("silent", [(1,), (2,), (1, 2)])
+    def test_a_logit_of_exactly_zero_divides_nothing(self, images, objective, silent):
+        module = FAMILIES["timm_vit"].build()
+        with torch.no_grad():
+            module.head.bias += 10
+            module.head.bias[list(silent)] = 0
+            module.head.weight[list(silent)] = 0
+        other = 2 if silent != (1, 2) else 3
+        found = vitrail.explain(module, images, 1, against=other, objective=objective)
+        plain = vitrail.explain(module, images, 1, against=other, objective="difference")
+        assert found.logits[:, list(silent)].eq(0).all()
+        assert found.metadata["difference_instead"] == [[True]] * 3
+        torch.testing.assert_close(found.scores, plain.scores)
+
+    def test_a_users_own_quotient_by_zero_is_refused(self, model, images):
+        with pytest.raises(NonFiniteError, match=r"explain the logit instead of a quotient"):
+            vitrail.explain(model, images, objective=lambda z: z[:, 1] / (z[:, 2] - z[:, 2]))
 
     @pytest.mark.parametrize(
         ("name", "literal"),

@@ -20,7 +20,7 @@ from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
 from .models.vision_model import VisionModel
 from .objectives import Objective, objective_name
-from .targets import Wanted, pair_up, parse_targets, predicted
+from .targets import Wanted, pair_up, parse_targets, predicted, refuse_same
 
 __all__ = ["explain"]
 
@@ -120,6 +120,7 @@ def explain(
         parse_targets(model, target, count, layout.classes),
         parse_targets(model, against, count, layout.classes, "against"),
     )
+    refuse_same(model, wanted, other)
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     first = info.start_layer if start_layer is None else start_layer
     scores, logits, replaced = [], [], []
@@ -149,6 +150,7 @@ def explain(
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()
     targets = predicted(all_logits) if wanted is None else wanted
+    refuse_same(model, targets, other, chosen=wanted is None)
     _check_finite(all_logits, all_scores, inputs.sources)
     nested = targets.nested
     fallback = torch.cat(replaced).cpu()

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import TargetCountError, TargetError
+from .errors import SameClassError, TargetCountError, TargetError
 
-__all__ = ["HasClasses", "Targets", "Wanted", "pair_up", "parse_targets", "predicted"]
+__all__ = ["HasClasses", "Targets", "Wanted", "pair_up", "parse_targets", "predicted", "refuse_same"]
 
 Wanted: TypeAlias = str | int | Tensor | np.ndarray | Sequence[Any] | None
 
@@ -22,6 +22,10 @@ class HasClasses(Protocol):
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
         """The index of a class given by name or by index; raises the errors of `vitrail.models.class_names`."""
+        ...
+
+    def class_name(self, index: int) -> str:
+        """What that class is called."""
         ...
 
 
@@ -105,6 +109,25 @@ def pair_up(target: Targets | None, against: Targets | None) -> tuple[Targets | 
     raise TargetCountError(
         f"{targets} target(s) per image are held against {others}: give one class against, or as many"
     )
+
+
+def refuse_same(model: HasClasses, target: Targets | None, against: Targets | None, *, chosen: bool = False) -> None:
+    """Refuse a class that is held against itself; `chosen` says that the targets are the model's predictions.
+
+    Raises:
+        SameClassError: naming the class, and the first image for which it is so.
+    """
+    if target is None or against is None:
+        return
+    same = (target.index == against.index).nonzero()
+    if len(same):
+        image, column = same[0].tolist()
+        index = int(target.index[image, column])
+        why = " (the predicted class)" if chosen else ""
+        which = f", image {image}," if len(target.index) > 1 else ""
+        raise SameClassError(
+            f"{model.class_name(index)} ({index}){why}{which} is held against itself: give two different classes"
+        )
 
 
 def predicted(logits: Tensor) -> Targets:

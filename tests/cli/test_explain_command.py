@@ -142,6 +142,43 @@ def test_a_bad_image_costs_its_line_and_the_exit_code_only(run: Run, photos: Pat
     assert "Traceback" not in result.output
 
 
+def test_a_folder_without_images_is_its_line_and_the_exit_code(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    result = run("empty", "-t", "zebra", "-o", "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("empty: no image in this folder")
+    assert files(tmp_path / "out") == []
+
+
+def test_a_prediction_held_against_itself_fails_for_that_image_alone(
+    run: Run, photos: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    model = vitrail.load(MODEL, checkpoint=checkpoint)
+    Image.new("RGB", (200, 200), "red").save(photos / "red.png")
+    own = {path: int(vitrail.explain(model, path, method="raw").logits.argmax()) for path in photos.rglob("*.*")}
+    against = own[photos / "red.png"]
+    guilty = {path for path, index in own.items() if index == against}
+    assert len(guilty) < len(own)
+    result = run(photos, "--against", against, "-o", "out", *NUMBERS)
+    assert result.exit_code == 1
+    failures = [line for line in result.stderr.splitlines() if "is held against itself" in line]
+    assert {Path(line.split(": ")[0]) for line in failures} == guilty
+    assert all(f"({against}) (the predicted class) is held against itself" in line for line in failures)
+    assert len(files(tmp_path / "out")) == len(own) - len(guilty)
+
+
+def test_a_quotient_of_logits_below_zero_is_told(run: Run, photos: Path, checkpoint: Path) -> None:
+    logits = vitrail.explain(vitrail.load(MODEL, checkpoint=checkpoint), photos / "a.png", method="raw").logits[0]
+    lowest, best = int(logits.argmin()), int(logits.argmax())
+    assert logits[lowest] < 0
+    for objective in ("ratio", "normalized_difference"):
+        words = ("-t", best, "--against", lowest, "--objective", objective, "-o", "out", *NUMBERS)
+        result = run(photos / "a.png", *words)
+        assert result.exit_code == 0
+        assert f"A logit is zero or negative, where {objective} means nothing: the logits' diff" in result.stderr
+
+
 def test_only_the_guilty_of_a_batch_fails(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +242,8 @@ def test_size_dtype_and_readout_reach_the_model(run: Run, photos: Path, tmp_path
         (("--objective", "nope"), "no objective is called 'nope'"),
         (("--objective", "ratio"), "objective='ratio' compares two classes"),
         (("-t", "zebra", "-t", "kite", *("--against", "1") * 3), "2 targets against 3 classes"),
+        (("-t", "zebra", "--against", "340"), "zebra (340) is held against itself: give two different classes"),
+        (("-t", "kite", "-t", "zebra", "--against", "zebra"), "zebra (340) is held against itself"),
         (("--start-layer", "99"), "start_layer=99"),
         (("--readout", "500"), "readout=500"),
         (("--model", "nope/vit"), "no model 'nope/vit'"),

@@ -92,6 +92,16 @@ def test_a_guide_of_the_targets_class_fails_that_image_alone(run: Run, photos: P
     document = json.loads(result.stdout)
     assert [failure["error"] for failure in document["failures"]] == ["GuideError", "GuideError"]
     assert "a guide must show another class" in document["failures"][0]["message"]
+    drawn = run("guide", photos / "a.png", "-t", "zebra", "--guide-class", "zebra")
+    assert drawn.exit_code == 1
+    assert "a.png: guide_class=zebra is the target itself" in drawn.stderr
+
+
+def test_a_folder_without_images(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("guide", "empty", "-t", "zebra")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("empty: no image in this folder")
 
 
 def test_explain_says_that_it_took_libra(

@@ -60,6 +60,7 @@ def test_not_reached_is_exit_code_1(run, photo):
     assert told["linf"] <= 1 / 255 + 1e-9
     assert told["probability_of_file"] == told["target_probability"][1]
     assert len(told["curves"]["target"]) == 3
+    assert (told["objective"], told["variant"]) == ("log_probability", "sign")
     plain = run(photo, "--target", "zebra", "--until", 0.99, "--steps", 1)
     assert plain.exit_code == 1
     assert "zebra not reached" in plain.stderr
@@ -73,6 +74,11 @@ def test_not_reached_is_exit_code_1(run, photo):
         (("--target", "zebrra"), "no class of the model's 1000 is called 'zebrra'"),
         (("--target", "zebra", "--source", 340), "which is the source as well"),
         (("--target", "zebra", "--budget", "0"), "budget=0 allows no change"),
+        (("--target", "zebra", "--budget", "0/255", "--norm", "l2"), "budget=0 allows no change"),
+        (("--target", "zebra", "--budget", "0.5/255"), "budget=0.00196078 is below one level of 8 bits"),
+        (("--target", "zebra", "--budget", "1/0"), "'1/0' is no number; write 0.03 or 8/255"),
+        (("--target", "zebra", "--budget", "inf"), "'inf' is no number; write 0.03 or 8/255"),
+        (("--target", "zebra", "--step", "nan"), "'nan' is no number; write 0.03 or 8/255"),
         (("--target", "zebra", "--until", "1.5"), "until=1.5 is no probability"),
         (("--target", "zebra", "--budget", "much"), "write 0.03 or 8/255"),
     ],
@@ -82,3 +88,23 @@ def test_questions_at_fault_are_exit_code_2(run, photo, tmp_path, words, message
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_at_the_input_with_another_resize(run, photo):
+    words = ("--target", "zebra", "--steps", 1, "--json", "--at", "input")
+    told = json.loads(run(photo, *words, "--resize", 161).stdout)
+    assert told["at"] == "input"
+    assert told["probability_of_file"] == max(told["curves"]["target"])
+    with Image.open(told["file"]) as picture:
+        assert picture.size == (160, 160)
+    assert json.loads(run(photo, *words).stdout)["curves"]["source"][0] != told["curves"]["source"][0]
+
+
+def test_what_is_no_picture_is_exit_code_2(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_text("no picture")
+    for name, message in (("empty", "is a folder"), ("bad.png", "is no image"), ("nowhere.png", "does not exist")):
+        result = run(name, "--target", "zebra")
+        assert result.exit_code == 2
+        assert f"{name} {message}" in result.stderr
+        assert not (tmp_path / "out").exists()

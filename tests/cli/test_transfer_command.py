@@ -116,11 +116,16 @@ def test_questions_that_cannot_be_asked(run: Run, photo: Path, tmp_path: Path):
     refused("lr=-1 does not lower the logit", "--lr", -1)
     refused("both class 340 (zebra)", "--target", "zebra", "--opposing", 340)
     refused("unicorn", "--target", "unicorn")
+    refused("unicorn", "--opposing", "unicorn")
+    refused("there is no class 1000", "--also", 1000)
     refused("maps can be drawn after steps 0 to 4", "--steps", 4, "--at", 9)
     refused("--every 2 sets the frames of a film", "--every", 2)
     result = run("nothing.png", *QUICK, "--steps", 1)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("nothing.png: ")
+    folder = run(photo.parent, *QUICK, "--steps", 1)
+    assert (folder.exit_code, folder.stdout) == (1, "")
+    assert "is a folder, not an image file" in folder.stderr
 
 
 def test_resize_is_the_shorter_side_before_the_crop(run: Run, photo: Path):

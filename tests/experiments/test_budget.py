@@ -52,6 +52,7 @@ def test_pixels_stay_pixels():
         (0, "linf", "budget=0 allows no change"),
         (-0.1, "l2", "budget=-0.1 allows no change"),
         (float("nan"), "l2", "budget=nan allows no change"),
+        (float("inf"), "linf", "budget=inf limits nothing"),
         (0.003, "linf", r"budget=0.003 is below one level of 8 bits \(1/255 = 0.0039\)"),
         (0.1, "l1", "norm='l1' is not one of linf, l2"),
     ],

@@ -223,6 +223,7 @@ def test_labels_come_from_a_table_of_names_or_indices(model, photos, tmp_path):
         ("transfer", {"targets": (1, 2)}, "transfer lowers one class"),
         ("guide", {"targets": (1, 2, 3)}, "3 targets for 1 images"),
         ("gradients", {"targets": (3,)}, "name two or more, or none"),
+        ("gradients", {"targets": (3, 4, 3)}, "one is named twice: name each once"),
         ("typical", {"targets": (1,)}, "name the opposing one with --against"),
         ("typical", {"targets": (1,), "against": (0,)}, "give their folder with --typical"),
     ],
@@ -297,10 +298,23 @@ def test_pictures_and_numbers_in_the_folder(photos, tmp_path):
         (("typical", "--model", "timm/test_vit", "-t", 1), "give NAME, IMAGE... and --model"),
         (("pairs", "a.png", "--model", "timm/test_vit", "-f", "safetensors"), "drawn as png, pdf or svg"),
         (("pairs", "a.png", "--model", "timm/nope"), "timm has no model 'nope'"),
+        (("pairs", "a.png", "--model", "bestiary", "-t", "unicorn"), "no class of the model's 20 is called 'unicorn'"),
+        (("pairs", "a.png", "--model", "bestiary", "-t", 3, "--against", 3), "is held against itself"),
+        (
+            ("fig9", "a.png", "--model", "bestiary", "-t", 3, "--against", 4, "--typical", "empty"),
+            "empty holds no pictures",
+        ),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_exit_code_two(photos, monkeypatch, words, message):
     monkeypatch.chdir(photos[0].parent)
+    Path("empty").mkdir()
     result = run(*words)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_folder_without_images_is_exit_code_one(tmp_path):
+    result = run("pairs", tmp_path, "--model", "bestiary", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no image in this folder" in result.stderr

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vitrail
 from vitrail.errors import ImageError, ModelError, NonFiniteError, OptionError, TargetError, UnknownClassError
-from vitrail.experiments import Rewrite, classify, rewrite
+from vitrail.experiments import Rewrite, classify, rewrite, unresized
 from vitrail.experiments.rewrite import Progress
 
 NAMES = tuple("abcdefghij")
@@ -68,6 +68,33 @@ def test_a_step_is_the_formula(model, photograph, goal):
     assert (taken - 255 * expected).abs().max() < 0.501
 
 
+def slope_of(model, picture, goal):
+    """The gradient of the target's log-probability by the pixels of a picture of the model's own size."""
+    pixels = (torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255).requires_grad_()
+    logits = model.module(((pixels - 0.5) / 0.5)[None])
+    torch.nn.functional.cross_entropy(logits, torch.tensor([goal])).backward()
+    assert pixels.grad is not None
+    model.module.zero_grad(set_to_none=True)
+    return pixels.detach(), pixels.grad
+
+
+def test_a_step_within_a_budget_is_that_of_projected_gradient_descent(model, photograph, goal):
+    """Targeted PGD (Madry et al. 2018), at the model's own size: whole levels in L∞, a fixed length in L2."""
+    plain = replace(model, preprocess=replace(model.preprocess, size=(64, 64), resize=None))
+    small = np.asarray(model.preprocess.view(Image.fromarray(photograph)))
+    pixels, slope = slope_of(model, small, goal)
+    common = {"target": goal, "until": 0.999, "steps": 1, "method": None}
+    linf = rewrite(plain, small, budget=8 / 255, **common)
+    expected = (pixels - 2 / 255 * slope.sign()).clamp(0, 1) * 255
+    assert torch.equal(torch.from_numpy(linf.picture).permute(2, 0, 1), expected.round().to(torch.uint8))
+    how = ("objective", "variant", "step_size", "step_norm")
+    assert [linf.metadata[name] for name in how] == ["log_probability", "sign", 2 / 255, "linf"]
+    l2 = rewrite(plain, small, budget=12.0, norm="l2", **common)
+    expected = (pixels - 3 * slope / slope.norm()).clamp(0, 1) * 255
+    assert (torch.from_numpy(l2.picture).permute(2, 0, 1) - expected).abs().max() < 0.501
+    assert [l2.metadata[name] for name in how] == ["log_probability", "gradient", 3.0, "l2"]
+
+
 @pytest.mark.parametrize("variant", ["gradient", "sign", "adam"])
 @pytest.mark.parametrize(("budget", "norm"), [(2 / 255, "linf"), (1.5, "l2")])
 def test_the_budget_holds(model, photograph, goal, variant, budget, norm):
@@ -76,6 +103,21 @@ def test_the_budget_holds(model, photograph, goal, variant, budget, norm):
     )
     assert getattr(result.similarity, norm) <= budget + 1e-6
     assert result.similarity.l2 > 0
+
+
+def test_the_defaults_within_a_budget_go_further_than_the_published_step(model, photograph):
+    ways = {"default": {}, "published": {"objective": "difference", "variant": "gradient", "step": 0.01}}
+    goals = classify(model, photograph).argsort()[:5].tolist()
+    found = {
+        name: [
+            rewrite(
+                model, photograph, target=goal, until=0.999, budget=2 / 255, steps=8, method=None, **way
+            ).probability
+            for goal in goals
+        ]
+        for name, way in ways.items()
+    }
+    assert all(one > other for one, other in zip(found["default"], found["published"], strict=True))
 
 
 def test_what_cannot_be_reached_is_said(model, photograph, goal):
@@ -124,6 +166,15 @@ def test_outside_the_crop_nothing_changes(model, goal):
     assert changed.max() < 150
 
 
+def test_at_the_input_only_what_the_model_sees_is_rewritten(model, photograph, goal, tmp_path):
+    result = rewrite(model, photograph, target=goal, until=0.5, at="input", method=None)
+    assert result.reached
+    assert np.array_equal(result.original, np.asarray(model.preprocess.view(Image.fromarray(photograph))))
+    saved = result.save(tmp_path / "view.png")
+    assert classify(unresized(model), saved).softmax(dim=0)[goal].item() == result.probability
+    assert result.metadata["at"] == "input"
+
+
 def test_the_model_is_as_before(model, photograph, goal):
     before = {name: (p.requires_grad, p.grad, p.clone()) for name, p in model.module.named_parameters()}
     rewrite(model, photograph, target=goal, until=0.3, method=None)
@@ -169,6 +220,14 @@ def test_nan_is_refused():
         ({"target": 1, "budget": -1.0, "norm": "l2"}, OptionError, "budget=-1 allows no change"),
         ({"target": 1, "norm": "l3"}, OptionError, "norm='l3' is not one of"),
         ({"target": 1, "variant": "newton"}, OptionError, "variant='newton' is not one of gradient, sign, adam"),
+        (
+            {"target": 1, "objective": "ratio"},
+            OptionError,
+            "objective='ratio' is not one of difference, log_probability",
+        ),
+        ({"target": 1, "budget": float("inf")}, OptionError, "budget=inf limits nothing"),
+        ({"target": 1, "step": float("nan")}, OptionError, "step=nan must lie above 0"),
+        ({"target": 1, "at": "crop"}, OptionError, "at='crop' is not one of photograph, input"),
         ({"target": 1, "steps": 0}, OptionError, "steps=0 must be 1 or more"),
         ({"target": 1, "step": 0.0}, OptionError, "step=0 must lie above 0"),
     ],
@@ -201,12 +260,15 @@ def test_lossy_files_are_refused(model, photograph, goal, name, tmp_path):
 
 
 def test_zebra_to_bull_mastiff_on_the_real_model(vit_tiny, shared, tmp_path):
+    """The paper's 224 x 224 pixels, cut from a picture whose shorter side is 256."""
+    model = replace(vit_tiny, preprocess=replace(vit_tiny.preprocess, resize=256))
     photo = shared / "images" / "pairs" / "el2.png"
-    result = rewrite(vit_tiny, photo, source="zebra", target="bull mastiff", until=0.938, method=None)
-    answer = classify(vit_tiny, result.save(tmp_path / "mastiff.png")).softmax(dim=0)
+    result = rewrite(model, photo, source="zebra", target="bull mastiff", until=0.938, at="input", method=None)
+    answer = classify(unresized(model), result.save(tmp_path / "mastiff.png")).softmax(dim=0)
     assert result.reached
+    assert result.picture.shape == (224, 224, 3)
     assert answer.argmax() == 243
     assert answer[243] >= 0.938
-    assert result.step < 80
-    assert result.similarity.psnr > 42
-    assert result.similarity.linf <= 26 / 255
+    assert result.step < 50
+    assert result.similarity.psnr > 43
+    assert result.similarity.linf <= 22 / 255

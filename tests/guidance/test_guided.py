@@ -247,7 +247,7 @@ class TestDrawn:
     def test_the_class_that_is_asked_for(self, model, images):
         ex = vitrail.explain(model, images, 0, guide=vitrail.Guide("auto", guide_class="zebra"))
         assert [one["class"] for (one,) in ex.metadata["guides"]] == [1, 1]
-        with pytest.raises(GuideError, match=r"itself seen as zebra .*, which is the target of image 0"):
+        with pytest.raises(GuideError, match="guide_class=zebra is the target itself: a guide must show another class"):
             vitrail.explain(model, images, "zebra", guide=vitrail.Guide("auto", guide_class="zebra"))
         with pytest.raises(UnknownClassError):
             vitrail.explain(model, images, 0, guide=vitrail.Guide("auto", guide_class="unicorn"))
@@ -276,6 +276,8 @@ class TestRefusals:
         own = int(model.logits(guide[None]).argmax())
         with pytest.raises(GuideError, match="is itself seen as .* which is the target of image 1: a guide must show"):
             vitrail.explain(model, images, [(own + 1) % 7, own], guide=guide)
+        with pytest.raises(GuideError, match=r"^the guide is itself seen as .* which is the target of the image"):
+            vitrail.explain(model, images[:1], own, guide=guide)
 
     @pytest.mark.parametrize(
         ("make", "error", "message"),

@@ -13,6 +13,8 @@ from PIL import Image
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.experiments import Transfer
 from vitrail.render import draw_transfer, save_figure, save_film
+from vitrail.render.film import _with_one_palette
+from vitrail.render.palette import colour
 from vitrail.render.transfer import draw_frame
 
 
@@ -178,3 +180,17 @@ def test_an_ffmpeg_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OutputFileError, match=r"ffmpeg could not make the film \(no such codec\)"):
         save_film(make(steps=1), tmp_path / "film.mp4", width=200)
     assert not (tmp_path / "film.mp4").exists()
+
+
+def test_a_gif_shows_the_scale_of_the_map_without_steps():
+    """Beside a photograph of many greys, which would take most of the 256 colours."""
+    generator = np.random.default_rng(0)
+    frame = np.full((300, 400, 3), 255, dtype=np.uint8)
+    greys = generator.normal(120, 50, (200, 360, 1)) + generator.normal(0, 12, (200, 360, 3))
+    frame[20:220, 20:380] = greys.clip(0, 255).astype(np.uint8)
+    frame[240:250, 20:380] = np.rint(255 * colour(np.linspace(-1, 1, 360))).astype(np.uint8)
+    first, _ = _with_one_palette([Image.fromarray(frame)] * 2)
+    off = np.abs(np.asarray(first.convert("RGB"), dtype=int) - frame)
+    assert off[245, 20:380].max() <= 8
+    assert off[20:220, 20:380].mean() < 6
+    assert off[:20].max() == 0

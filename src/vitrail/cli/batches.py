@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from vitrail.errors import MethodError, ModelError, ObjectiveError, TargetError
+from vitrail.errors import MethodError, ModelError, ObjectiveError, SameClassError, TargetError
 
 __all__ = ["QUESTION_ERRORS", "in_batches"]
 
@@ -26,7 +26,8 @@ def in_batches(
     """Load each key, run `size` of them at a time, and yield each with its result, in order of completion.
 
     A key that cannot be loaded goes to `failed`. When a batch fails, its members are run one by one, so that only the
-    guilty go to `failed`. Errors of the question (`QUESTION_ERRORS`) are raised at once.
+    guilty go to `failed`. Errors of the question (`QUESTION_ERRORS`) are raised at once, except `SameClassError`, which
+    may be one image's.
     """
     waiting: list[tuple[Key, Loaded]] = []
     for key in keys:
@@ -49,9 +50,10 @@ def _run(
     keys = [key for key, _ in members]
     try:
         results = list(run(keys, [loaded for _, loaded in members]))
-    except QUESTION_ERRORS:
-        raise
     except Exception as error:  # whatever a model or a device may raise: out of memory, say
+        # What a prediction is held against may be itself on one image only; other such faults are the question's.
+        if isinstance(error, QUESTION_ERRORS) and not isinstance(error, SameClassError):
+            raise
         if len(members) == 1:
             failed(keys[0], error)
         else:

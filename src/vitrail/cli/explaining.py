@@ -14,7 +14,7 @@ from vitrail.cli.console import Reporter, one_line, show_table
 from vitrail.cli.explain import Request
 from vitrail.cli.inputs import Found, OutputNames, find_images, slug
 from vitrail.cli.loading import load_named
-from vitrail.errors import OptionError, VitrailError
+from vitrail.errors import OptionError, SameClassError, VitrailError
 from vitrail.explanation import Explanation, percent
 from vitrail.files import writable_folder
 from vitrail.render import save_picture
@@ -85,7 +85,14 @@ def load_model(request: Request) -> "VisionModel":
 
 
 def _classes(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:
-    return [model.class_index(name) for name in request.targets], [model.class_index(name) for name in request.against]
+    targets, against = ([model.class_index(name) for name in names] for names in (request.targets, request.against))
+    pairs = max(len(targets), len(against)) if targets and against else 0
+    for place in range(pairs):
+        target, other = targets[place % len(targets)], against[place % len(against)]
+        if target == other:
+            name = model.class_name(target)
+            raise SameClassError(f"{name} ({target}) is held against itself: give two different classes")
+    return targets, against
 
 
 def _results(

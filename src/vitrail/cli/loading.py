@@ -1,5 +1,6 @@
 """The model that a command names, on the device that it names."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +17,23 @@ def load_named(
     device: str,
     dtype: str = "float32",
     size: tuple[int, int] | None = None,
+    resize: int | None = None,
 ) -> "VisionModel":
     """What `vitrail.load` gives for the command's words; device "auto" is the best that this machine has.
 
-    Raises the errors of `vitrail.load`.
+    `resize` is the shorter side in pixels before the crop, in the place of the model's own. Raises the errors of
+    `vitrail.load`, and `ModelError` where `resize` meets a model without preprocessing.
     """
     import torch
 
+    from vitrail.errors import ModelError
     from vitrail.models import load
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load(name, checkpoint=checkpoint, device=device, dtype=getattr(torch, dtype), size=size)
+    model = load(name, checkpoint=checkpoint, device=device, dtype=getattr(torch, dtype), size=size)
+    if resize is None:
+        return model
+    if model.preprocess is None:
+        raise ModelError(f"{model.name} comes without preprocessing, so --resize {resize} means nothing to it")
+    return replace(model, preprocess=replace(model.preprocess, resize=resize))

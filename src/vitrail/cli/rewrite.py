@@ -28,6 +28,20 @@ class Variant(StrEnum):
     adam = "adam"
 
 
+class Slope(StrEnum):
+    """What goes down."""
+
+    difference = "difference"
+    log_probability = "log_probability"
+
+
+class Place(StrEnum):
+    """Which pixels are changed."""
+
+    photograph = "photograph"
+    input = "input"
+
+
 class Norm(StrEnum):
     """How the budget is measured."""
 
@@ -43,7 +57,13 @@ def rewrite_command(
         str | None, typer.Option("--source", "-s", help="The class to leave. Default: the predicted class.")
     ] = None,
     until: Annotated[float, typer.Option("--until", help="Stop at this probability of the target.")] = 0.9,
-    variant: Annotated[Variant, typer.Option("--variant", help="What a step follows.")] = Variant.gradient,
+    objective: Annotated[
+        Slope | None,
+        typer.Option("--objective", help="What goes down. Default: difference; within a budget log_probability."),
+    ] = None,
+    variant: Annotated[
+        Variant | None, typer.Option("--variant", help="What a step follows. Default: gradient; within L∞ sign.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Largest change in all, pixels counted from 0 to 1: 0.03 or 8/255.")
     ] = None,
@@ -51,6 +71,13 @@ def rewrite_command(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps at most.")] = 500,
     step: Annotated[
         str | None, typer.Option("--step", help="Largest change of a pixel in one step. Default: by the variant.")
+    ] = None,
+    at: Annotated[
+        Place, typer.Option("--at", help="The photograph's own resolution, or the model's input size.")
+    ] = Place.photograph,
+    resize: Annotated[
+        int | None,
+        typer.Option("--resize", min=1, help="Shorter side in pixels before the crop, if not the model's own."),
     ] = None,
     checkpoint: shared.Checkpoint = None,
     output: Annotated[
@@ -76,7 +103,7 @@ def rewrite_command(
     from vitrail.cli.inputs import slug
     from vitrail.cli.loading import load_named
     from vitrail.errors import VitrailError
-    from vitrail.experiments.rewrite import classify, rewrite
+    from vitrail.experiments.rewrite import classify, rewrite, unresized
     from vitrail.experiments.rewritten import lossless_format
     from vitrail.render.sheet import save_figure, suffix_of
 
@@ -84,7 +111,7 @@ def rewrite_command(
         for path, check in ((output, lossless_format), (figure, suffix_of)):
             if path is not None:
                 check(path)  # before the search, which takes longer than a refusal should
-        loaded = load_named(model, checkpoint, device=device)
+        loaded = load_named(model, checkpoint, device=device, resize=resize)
         with _bar(until, hidden=as_json) as progress:
             result = rewrite(
                 loaded,
@@ -92,18 +119,20 @@ def rewrite_command(
                 target=target,
                 source=source,
                 until=until,
-                variant=variant.value,
+                objective=None if objective is None else objective.value,
+                variant=None if variant is None else variant.value,
                 budget=limit,
                 norm=norm.value,
                 steps=steps,
                 step=size,
+                at=at.value,
                 method=method,
                 gradient=gradient.value,
                 progress=progress,
             )
         saved = result.save(output or Path("out") / f"{image.stem}.{slug(result.names[1])}.png")
         drawn = save_figure(result.plot(), figure or saved.with_name(f"{saved.stem}.figure.png"))
-        answer = classify(loaded, saved).softmax(dim=0)
+        answer = classify(unresized(loaded) if at is Place.input else loaded, saved).softmax(dim=0)
     except VitrailError as error:
         stop(error, as_json=as_json)
     probability = float(answer[result.target])
@@ -153,6 +182,7 @@ def _number(text: str | None, option: str) -> float | None:
     if text is None:
         return None
     try:
-        return float(Fraction(text))
+        over, _, under = text.partition("/")
+        return float(Fraction(over) / Fraction(under or 1))
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"{text!r} is no number; write 0.03 or 8/255", param_hint=option) from None

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from vitrail.cli.console import Reporter, show_table
 from vitrail.cli.inputs import Found, OutputNames, slug
 from vitrail.cli.loading import load_named
 from vitrail.cli.transfer import TransferRequest
-from vitrail.errors import ImageError, ModelError, OptionError, VitrailError
+from vitrail.errors import ImageError, OptionError, VitrailError
 from vitrail.experiments.transfer_result import Transfer, usual_snapshots
 from vitrail.explanation import percent
 from vitrail.files import writable_folder
@@ -37,7 +36,9 @@ def run(request: TransferRequest) -> int:
     if request.film != "none":
         check_film(f"film.{request.film}")  # before the work: there may be no ffmpeg
     names = OutputNames(writable_folder(request.output), [Found(request.image, Path(request.image.stem))])
-    model = _load(request)
+    model = load_named(
+        request.model, request.checkpoint, device=request.device, dtype=request.dtype, resize=request.resize
+    )
     target, opposing, *also = (
         None if name is None else model.class_index(name) for name in (request.target, request.opposing, *request.also)
     )
@@ -87,15 +88,6 @@ def _snapshots(request: TransferRequest) -> tuple[list[int], list[int]]:
         return columns, columns
     every = request.every or max(1, -(-steps // FRAMES))
     return columns, sorted({*columns, *range(0, steps + 1, every), max(steps, 0)})
-
-
-def _load(request: TransferRequest) -> "VisionModel":
-    model = load_named(request.model, request.checkpoint, device=request.device, dtype=request.dtype)
-    if request.resize is None:
-        return model
-    if model.preprocess is None:
-        raise ModelError(f"{model.name} comes without preprocessing, so --resize {request.resize} means nothing to it")
-    return replace(model, preprocess=replace(model.preprocess, resize=request.resize))
 
 
 def _state(

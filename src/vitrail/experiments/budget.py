@@ -1,5 +1,7 @@
 """How far a photograph may be changed, in whole levels of 8 bits."""
 
+import math
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -27,6 +29,8 @@ def check_budget(budget: float | int | None, norm: str) -> None:
         return
     if not budget > 0:
         raise OptionError(f"budget={budget:g} allows no change; give a number above 0, or None for no budget")
+    if math.isinf(budget):
+        raise OptionError("budget=inf limits nothing; give a finite number, or None for no budget")
     if budget * 255 + _SLACK < 1:
         raise OptionError(
             f"budget={budget:g} is below one level of 8 bits (1/255 = {1 / 255:.4f}), which is the least that a saved "

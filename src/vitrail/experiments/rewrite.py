@@ -2,48 +2,48 @@
 
     x ← x − η ∇ₓ (l_source − l_target)        (Cui, Fan, Chen, "pixel rewriting")
 
+Within a budget, which the paper does not have, the default is `x ← x + η ∇ₓ log p_target`, see `tactics`.
+
 **What it is for**: auditing one's own model. If a change that no eye finds turns a zebra into a bull mastiff, then
 what the model reads in those pixels is not what people read, and its maps before and after show where. The numbers
 to quote are the PSNR and the largest change at which the answer turns.
 
 **The file counts.** At each step the pixels are rounded to 8 bits and pass through the model's own preprocessing, just
-as the saved file will; the gradient is taken there and carried back to the unrounded pixels, through the crop and the
-resizing as if there were no rounding (straight through). So the curves are those of files, rounding is part of
-the search, and the last picture is encoded, decoded and classified once more before success is reported.
+as the saved file will: the curves are those of files, and a file decides when to stop. The gradient is taken at the
+unrounded pixels, where a step of less than half a level is seen too, through the crop and the resizing as the linear
+map that they are but for rounding. The last picture is encoded, decoded and classified once more before success is
+reported.
 
-**Beside FGSM and PGD.** FGSM takes one step of the whole budget along the gradient's sign, PGD many such small steps
-within it: every pixel moves, whether it matters or not. Steps along the gradient itself move the pixels that matter
-most: a smaller squared change (a higher PSNR) is to be expected for the same class, at the price of a larger change of
-single pixels; `benchmarks/rewriting.py` compares them at equal budget. `variant="sign"` with a budget is
-PGD without a random start.
+**Beside FGSM and PGD.** Targeted FGSM takes one step of the whole budget along the sign of ∇ log p_target, PGD many
+small ones within it and to the last of them, on pixels that are rounded only at the end. The default within an L∞
+budget steps as PGD does, but through the photograph's own resizing, and only until a file reaches the class, which
+leaves it nearer to the photograph. `benchmarks/equal_budget.py` compares them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ImageError, ModelError, NonFiniteError, OptionError, TargetError
 from ..explain import explain
 from ..images import read_image
 from ..models import wrap
-from ..models.preprocess import Preprocess
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
-from .budget import check_budget, project, to_levels
+from .budget import project, to_levels
 from .resample import linear_view
 from .rewritten import Rewrite, encode
 from .similarity import similarity
+from .tactics import Tactics, tactics
 
-__all__ = ["VARIANTS", "Progress", "classify", "rewrite"]
+__all__ = ["PLACES", "Progress", "classify", "rewrite", "unresized"]
 
-# The default step of each variant, in pixels from 0 to 1: the largest change of a pixel in one step.
-VARIANTS = {"gradient": 0.01, "sign": 0.5 / 255, "adam": 0.5 / 255}
+PLACES = ("photograph", "input")
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,13 @@ def rewrite(
     target: str | int,
     source: str | int | None = None,
     until: float | int = 0.9,
-    variant: str = "gradient",
+    objective: str | None = None,
+    variant: str | None = None,
     budget: float | int | None = None,
     norm: str = "linf",
     steps: int = 500,
     step: float | int | None = None,
+    at: str = "photograph",
     method: str | None = "complete",
     gradient: str = "full",
     progress: Callable[[Progress], Any] | None = None,
@@ -81,12 +83,17 @@ def rewrite(
         target: the class to reach, by name or index.
         source: the class to leave; default: the predicted one.
         until: the target's probability at which to stop, between 0 and 1.
+        objective: what goes down: "difference" (l_source − l_target, the paper's) or "log_probability"
+            (−log p_target); default: the difference, and within a budget the log-probability.
         variant: "gradient" (steps along the raw gradient, scaled to a largest change of `step`), "sign" (along its
-            sign) or "adam".
+            sign) or "adam"; default: gradient, and within an L∞ budget sign.
         budget: the largest change allowed in all, for pixels from 0 to 1 (as in 8/255), or None.
         norm: the budget's norm: "linf" or "l2".
         steps: how many to take at most.
-        step: the size of a step for pixels from 0 to 1; default: 0.01 for "gradient", half a level of 255 else.
+        step: the largest change of a pixel in one step, for pixels from 0 to 1; default: 0.01 for "gradient", half a
+            level of 255 else; within a budget a quarter of it, in its norm (where the variant fits the norm).
+        at: "photograph" (its own resolution) or "input": only what the model sees of it is rewritten, at the model's
+            input size, as in the paper. That picture is classified as it is (`unresized`), without another resizing.
         method: of the signed maps before and after (see `vitrail.list_methods`), or None for no maps.
         gradient: the gradient mode of those maps.
         progress: called at each step with a `Progress`.
@@ -115,19 +122,24 @@ def rewrite(
         raise ModelError(
             f"{model.name} comes without preprocessing, so no file can be classified: give wrap(…, preprocess=…)"
         )
-    _check(until, variant, budget, norm, steps, step)
+    _check(until, steps)
+    how = tactics(objective, variant, step, budget, norm)
+    if at not in PLACES:
+        raise OptionError(f"at={at!r} is not one of {', '.join(PLACES)}")
     refuse_training(model.module)
     if isinstance(image, Tensor):
         raise ImageError("a tensor is no file of 8 bits: give a path, a PIL image or a uint8 array")
-    photograph = np.array(read_image(image))
+    opened = read_image(image)
+    photograph = np.array(model.preprocess.view(opened) if at == "input" else opened)
+    model = unresized(model) if at == "input" else model
     first = classify(model, photograph)
     goal = _class(model, target, len(first))
     start = int(first.argmax()) if source is None else _class(model, source, len(first))
     if start == goal:
-        how = "which the model predicts already" if source is None else "which is the source as well"
-        raise TargetError(f"target {goal} is {model.class_name(goal)}, {how}; name another class")
+        why = "which the model predicts already" if source is None else "which is the source as well"
+        raise TargetError(f"target {goal} is {model.class_name(goal)}, {why}; name another class")
 
-    search = _Search(model, photograph, start, goal, step or VARIANTS[variant], variant, budget, norm)
+    search = _Search(model, photograph, start, goal, how, budget, norm)
     curves: list[tuple[float, float]] = []
     best, picture, reason = 0, photograph, f"{steps} steps taken"
     for number in range(steps + 1):
@@ -165,13 +177,27 @@ def rewrite(
         metadata={
             "model": model.name,
             **model.metadata,
-            "variant": variant,
-            "step_size": step or VARIANTS[variant],
+            "at": at,
+            "objective": how.objective,
+            "variant": how.variant,
+            "step_size": how.step,
+            "step_norm": "l2" if how.euclidean else "linf",
             "steps": steps,
             "budget": budget,
             "norm": norm,
         },
     )
+
+
+def unresized(model: VisionModel) -> VisionModel:
+    """The same model for pictures of its own input size, which it takes as they are.
+
+    Raises:
+        ModelError: for a model without preprocessing.
+    """
+    if model.preprocess is None:
+        raise ModelError(f"{model.name} comes without preprocessing, so no file can be classified")
+    return replace(model, preprocess=replace(model.preprocess, resize=None))
 
 
 def classify(model: VisionModel, image: Any) -> Float[Tensor, " classes"]:
@@ -197,33 +223,35 @@ class _Search:
         photograph: UInt8[np.ndarray, "height width 3"],
         source: int,
         target: int,
-        size: float | int,
-        variant: str,
+        how: Tactics,
         budget: float | int | None,
         norm: str,
     ) -> None:
         assert model.preprocess is not None
         self.model, self.preprocess, self.classes = model, model.preprocess, (source, target)
-        self.size, self.variant, self.budget, self.norm = size, variant, budget, norm
+        self.how, self.budget, self.norm = how, budget, norm
         self.levels = torch.from_numpy(photograph).permute(2, 0, 1).contiguous()
         self.original = self.levels.float() / 255
         self.pixels = self.original.clone()
         self.view = linear_view(self.preprocess, *photograph.shape[:2])
-        self.adam = torch.optim.Adam([self.pixels], lr=float(size)) if variant == "adam" else None
+        self.adam = torch.optim.Adam([self.pixels], lr=how.step) if how.variant == "adam" else None
         self.picture, self.is_target = photograph, False
+        self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (self.preprocess.mean, self.preprocess.std))
         self.gradient = torch.zeros_like(self.pixels)
 
     def see(self) -> tuple[float, float]:
-        """Round, show the picture to the model, keep the gradient; returns the two probabilities."""
+        """Show the rounded picture to the model, take the gradient at the unrounded one; the two probabilities."""
         source, target = self.classes
         rounded = to_levels(self.pixels, self.levels, self.budget, self.norm)
         self.picture = rounded.permute(1, 2, 0).contiguous().numpy()
-        view = self.preprocess(Image.fromarray(self.picture)).requires_grad_()
+        probabilities = classify(self.model, self.picture).softmax(dim=0)
+        view = ((self.view(self.pixels) - self.mean) / self.std).requires_grad_()
         with torch.enable_grad():
             logits = self.model.logits(view[None])[0].cpu()
-            (slope,) = torch.autograd.grad(logits[source] - logits[target], view)
-        self.gradient = self.view.back(_per_pixel(slope.float(), self.preprocess))
-        probabilities = _finite(logits.detach().double()).softmax(dim=0)
+            by_difference = self.how.objective == "difference"
+            loss = logits[source] - logits[target] if by_difference else logits.logsumexp(dim=0) - logits[target]
+            (slope,) = torch.autograd.grad(loss, view)
+        self.gradient = self.view.back(slope.float().cpu() / self.std)
         self.is_target = int(probabilities.argmax()) == target
         return probabilities[source].item(), probabilities[target].item()
 
@@ -239,16 +267,12 @@ class _Search:
             self.pixels.grad = self.gradient / largest
             self.adam.step()
         else:
-            direction = self.gradient.sign() if self.variant == "sign" else self.gradient / largest
-            self.pixels -= self.size * direction
+            direction = self.gradient.sign() if self.how.variant == "sign" else self.gradient / largest
+            if self.how.euclidean:
+                direction /= direction.norm()
+            self.pixels -= self.how.step * direction
         self.pixels.copy_(project(self.pixels, self.original, self.budget, self.norm))
         return True
-
-
-def _per_pixel(slope: Float[Tensor, "3 height width"], preprocess: Preprocess) -> Float[Tensor, "3 height width"]:
-    return slope.cpu() / torch.tensor(preprocess.std).view(
-        3, 1, 1
-    )  # the view counts from 0 to 1, before (x − mean)/std
 
 
 def _maps(model: VisionModel, picture: Any, source: int, target: int, method: str | None, gradient: str) -> Any:
@@ -269,17 +293,10 @@ def _finite(logits: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:
     return logits
 
 
-def _check(
-    until: float | int, variant: str, budget: float | int | None, norm: str, steps: int, step: float | int | None
-) -> None:
+def _check(until: float | int, steps: int) -> None:
     if not 0 < until < 1:
         raise OptionError(
             f"until={until:g} is no probability to reach: give a number between 0 and 1, without the ends"
         )
-    if variant not in VARIANTS:
-        raise OptionError(f"variant={variant!r} is not one of {', '.join(VARIANTS)}")
-    check_budget(budget, norm)
     if steps < 1:
         raise OptionError(f"steps={steps} must be 1 or more")
-    if step is not None and not 0 < step <= 1:
-        raise OptionError(f"step={step:g} must lie above 0 and be at most 1, the range of a pixel")

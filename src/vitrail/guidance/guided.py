@@ -153,7 +153,13 @@ def _draw_for_all(
         plans = [Stitch("alone", "", "squash", patch, grid, whole, whole, whole)]
     channels = shape[1]
     if guide.guide_class is not None:
-        chosen = [model.class_index(guide.guide_class, classes)] * len(wanted.index)
+        own = model.class_index(guide.guide_class, classes)
+        if bool((wanted.index == own).any()):
+            raise GuideError(
+                f"guide_class={model.class_name(own)} is the target itself: a guide must show another class; name "
+                "another one, or leave it out for one far from the target"
+            )
+        chosen = [own] * len(wanted.index)
     else:
         likeness = class_likeness(model, (channels, shape[2], shape[3]), classes)
         chosen = [far_class(likeness, targets) for targets in wanted.index.tolist()]
@@ -179,9 +185,10 @@ def _shown(
 def _refuse_same(shown: Sequence[Shown], wanted: Targets, sources: Sequence[str | None]) -> None:
     for number, (one, targets) in enumerate(zip(shown, wanted.index.tolist(), strict=True)):
         if one.index in targets:
-            image = sources[number] or f"image {number}"
+            image = sources[number] or ("the image" if len(shown) == 1 else f"image {number}")
+            source = f"{one.source} " if one.source else ""
             raise GuideError(
-                f"the guide {one.source or ''} is itself seen as {one.name} ({percent(one.probability)}), which is the "
+                f"the guide {source}is itself seen as {one.name} ({percent(one.probability)}), which is the "
                 f'target of {image}: a guide must show another class; give another picture, or guide="auto"'
             )
 

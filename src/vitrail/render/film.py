@@ -16,11 +16,13 @@ from PIL import Image
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.experiments.transfer_result import Transfer
 from vitrail.files import atomic_write
+from vitrail.render.palette import colour
 from vitrail.render.transfer import draw_frame
 
 __all__ = ["FILMS", "check_film", "save_film"]
 
 FILMS = ("gif", "webp", "mp4")
+SCALE = 65  # of the 256 colours of a GIF, those kept for the scale of a signed map; odd, for white in its middle
 HOLD = (1.0, 2.0)  # seconds for which the first and the last frame stand
 
 
@@ -93,8 +95,10 @@ def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
     some = [frames[place] for place in np.linspace(0, len(frames) - 1, 6).round().astype(int)]
     sheet: UInt8[np.ndarray, "height width 3"] = np.concatenate([np.asarray(frame)[::2, ::2] for frame in some])
     # k-means, because a median cut alone gives the greys of the photograph most of the colours, and red too few.
-    palette = Image.fromarray(sheet).quantize(256, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
-    colours = np.array(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    scale = np.rint(255 * colour(np.linspace(-1, 1, SCALE))).astype(np.uint8)
+    palette = Image.fromarray(sheet).quantize(256 - SCALE, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
+    found = np.array(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)[: 256 - SCALE]
+    colours = np.concatenate([found, scale])  # the map's own scale is there whole: its bar must show no steps
     white = int(colours.sum(axis=1, dtype=int).argmax())
     colours[white] = 255  # zero is white, and so is the paper
     palette.putpalette(colours.tobytes())

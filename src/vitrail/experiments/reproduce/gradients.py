@@ -18,6 +18,8 @@ EQUATIONS = {"gae": "positive", "complete": "complete", "absolute": "absolute"}
 def gradients(question: Question) -> list[dict[str, Any]]:
     """The positive, complete and absolute gradient of each class: the sign separates the classes, |∇A| does not."""
     needs(len(question.targets) != 1, "gradients compares classes: name two or more, or none for the two best")
+    named = set(question.targets)
+    needs(len(named) == len(question.targets), "gradients compares classes, but one is named twice: name each once")
     results = []
     for path in question.images:
         targets = list(question.targets) or _best(question, path)
