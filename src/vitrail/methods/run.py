@@ -1,10 +1,11 @@
 """One run of a method over one batch: the model, the images, the question, and the ways to send them through."""
 
-from dataclasses import dataclass, field
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
@@ -29,7 +30,8 @@ class Run:
     """What a method needs, and nothing of files, pictures or names.
 
     After `forward` or `differentiate`, `logits` and `targets` are known, and `replaced` says, target by target, for
-    which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`).
+    which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`);
+    `by_difference` says for which it must.
     """
 
     model: VisionModel
@@ -43,6 +45,7 @@ class Run:
     start_layer: int = 0
     centred: bool = False
     kernel: Kernel = "auto"
+    by_difference: Bool[Tensor, "images targets"] | None = None
     logits: Tensor = field(init=False)
     replaced: list[Tensor] = field(init=False, default_factory=list)
 
@@ -65,6 +68,20 @@ class Run:
         """The targets asked for, or the predicted classes once the logits are known."""
         return predicted(self.logits) if self.target is None else self.target
 
+    def at(self, images: Float[Tensor, "rows channels height width"], index: Int[Tensor, " rows"]) -> "Run":
+        """The same question of other images: row i is asked what image `index[i]` of this run is asked.
+
+        The classes are those of this run's own images, also where they are the predicted ones.
+        """
+
+        def rows(targets: Targets | None) -> Targets | None:
+            return None if targets is None else Targets(targets.index[index.cpu()], targets.nested)
+
+        difference = None if self.by_difference is None else self.by_difference[index]
+        return replace(
+            self, images=images, target=rows(self.targets), against=rows(self.against), by_difference=difference
+        )
+
     def readout_row(self) -> Float[Tensor, "images queries"]:
         """The row at which the product of the layers is read, once per image, in the precision of the relevance."""
         dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
@@ -82,15 +99,26 @@ class Run:
         self.forward(recorder)
         return recorder.layers[: self.layout.layers]
 
-    def differentiate(self, listener: LayerListener[Result], recorder: CallRecorder | None = None) -> list[Result]:
-        """One forward pass, then one backward pass per target; what the listener heard of each target."""
+    def differentiate(
+        self,
+        listener: LayerListener[Result],
+        recorder: CallRecorder | None = None,
+        *,
+        first_layer: int | None = None,
+        watcher: AbstractContextManager[Any] | None = None,
+    ) -> list[Result]:
+        """One forward pass, then one backward pass per target; what the listener heard of each target.
+
+        Nothing before `first_layer` (default: the run's own) is differentiated. `watcher` is entered inside the tap.
+        """
         results = []
+        first = self.first_layer if first_layer is None else first_layer
         with torch.enable_grad():
-            attention = DifferentiatedAttention(listener, self.gradient, self.first_layer, self.kernel)
+            attention = DifferentiatedAttention(listener, self.gradient, first, self.kernel)
             if recorder is not None:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
-            with eager(), Tap(visitor, len(self.images), self.gradient) as tap:
+            with eager(), Tap(visitor, len(self.images), self.gradient) as tap, watcher or nullcontext():
                 logits = self.model.logits(self.images)
             self.logits = logits.detach()
             self._check_layout(tap)
@@ -130,9 +158,16 @@ class Run:
                 "since; wrap it again"
             )
 
-    def _scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
+    def objective_values(
+        self, logits: Float[Tensor, "images classes"], number: int
+    ) -> tuple[Float[Tensor, " images"], Bool[Tensor, " images"]]:
+        """The objective of target `number` for each image, and where the difference stood in."""
         target = self.targets.index[:, number].to(logits.device)
         against = None if self.against is None else self.against.index[:, number].to(logits.device)
-        values, replaced = evaluate_objective(self.objective, logits, target, against)
+        by_difference = None if self.by_difference is None else self.by_difference[:, number].to(logits.device)
+        return evaluate_objective(self.objective, logits, target, against, by_difference)
+
+    def _scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
+        values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()
