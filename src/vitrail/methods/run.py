@@ -125,7 +125,7 @@ class Run:
             count = self.targets.index.shape[1]
             for number in range(count):
                 listener.begin(self.readout_row())
-                attention.backward(self._scalar(logits, number), keep=number + 1 < count)
+                attention.backward(self.scalar(logits, number), keep=number + 1 < count)
                 results.append(listener.result())
         return results
 
@@ -146,14 +146,22 @@ class Run:
                     "or writes that attention out by hand"
                 )
             for number in range(self.targets.index.shape[1]):
-                (gradient,) = torch.autograd.grad(self._scalar(logits, number), [at], retain_graph=True)
+                (gradient,) = torch.autograd.grad(self.scalar(logits, number), [at], retain_graph=True)
                 gradients.append(gradient)
         return gradients
 
     def _check_layout(self, tap: Tap) -> None:
-        if tap.attention_calls < self.layout.layers or self.logits.shape[1] != self.layout.classes:
+        self.check_calls(tap.attention_calls, self.logits)
+
+    def check_calls(self, calls: int, logits: Float[Tensor, "images classes"]) -> None:
+        """Refuse a model that does not do what it did when its tokens were worked out.
+
+        Raises:
+            LayoutError: naming how often it called attention, and for how many logits.
+        """
+        if calls < self.layout.layers or logits.shape[1] != self.layout.classes:
             raise LayoutError(
-                f"the model called attention {tap.attention_calls} times for {self.logits.shape[1]} logits, but "
+                f"the model called attention {calls} times for {logits.shape[1]} logits, but "
                 f"{self.layout.layers} times for {self.layout.classes} when its tokens were worked out: it has changed "
                 "since; wrap it again"
             )
@@ -167,7 +175,8 @@ class Run:
         by_difference = None if self.by_difference is None else self.by_difference[:, number].to(logits.device)
         return evaluate_objective(self.objective, logits, target, against, by_difference)
 
-    def _scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
+    def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
+        """The objective of target `number`, summed over the images; where the difference stood in, is noted."""
         values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()
