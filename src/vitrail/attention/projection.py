@@ -87,7 +87,7 @@ class ValueProjection(TorchFunctionMode):
         if layer.call is not None:
             watched.values = layer.call.value
         watched.output = result[0] if isinstance(result, tuple) else result
-        if reads is not None and self._norm is not None and _same_storage(reads, self._norm[1]):
+        if reads is not None and self._norm is not None and _same(reads, self._norm[1]):
             reads = self._norm[0]
         watched.tokens = None if reads is None else reads.detach()
         self._watched.append(watched)
@@ -105,10 +105,9 @@ class ValueProjection(TorchFunctionMode):
 
     def _product(self, left: Tensor, right: Tensor, result: Tensor) -> None:
         latest = self._watched[-1] if self._watched else None
-        if latest is not None and latest.values is None and latest.output is not None:
-            if _same_storage(left, latest.output):
-                latest.values, latest.output = right.detach(), result
-                return
+        if latest is not None and latest.values is None and latest.output is not None and _same(left, latest.output):
+            latest.values, latest.output = right.detach(), result
+            return
         if isinstance(right, Tensor) and right.dim() == 2:
             self._linear(left, right.transpose(0, 1), result)
 
@@ -117,9 +116,8 @@ class ValueProjection(TorchFunctionMode):
         if latest is None or latest.projected is None or latest.scale is not None:
             return
         for value, scale in ((left, right), (right, left)):
-            if isinstance(value, Tensor) and isinstance(scale, Tensor) and _same_storage(value, latest.projected):
-                if scale.dim() == 1 and scale.shape[0] == value.shape[-1]:
-                    latest.scale = scale.detach()
+            if _same(value, latest.projected) and isinstance(scale, Tensor) and scale.shape == value.shape[-1:]:
+                latest.scale = scale.detach()
 
     @without_autocast
     def gain(self, number: int) -> Float[Tensor, "images keys"]:
@@ -151,7 +149,7 @@ class ValueProjection(TorchFunctionMode):
         return (values.to(dtype) @ weight.T).norm(dim=-1) / tokens.to(dtype).norm(dim=-1)
 
 
-def _same_storage(left: Any, right: Tensor) -> bool:
+def _same(left: Any, right: Tensor) -> bool:
     return isinstance(left, Tensor) and left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Diverged", "Replay"]
+__all__ = ["DivergedError", "Replay"]
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The second pass has called something else than the first, so there is nothing to hand it."""
 
 
@@ -62,7 +62,7 @@ class Replay(TorchFunctionMode):
         if self._position < self._until:
             known, result = self._calls[self._position]
             if known != func:  # getters of attributes are made anew for every call, and equal
-                raise Diverged(f"{func} where the first pass called {known}")
+                raise DivergedError(f"{func} where the first pass called {known}")
             self._position += 1
             return list(result) if type(result) is list else result
         result = func(*args, **(kwargs or {}))

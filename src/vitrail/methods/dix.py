@@ -47,12 +47,12 @@ def dix(
     `samples` is K: K + 1 points. `variant="released"` puts the last block's attention into the block before it too, as
     the authors' code does; "paper" takes that block's own. `identity` keeps the identity's own share of the row.
     """
-    _check_variant(variant)
+    _check(samples, variant)
     last = run.layout.layers - 1
     if last == 0:
         raise UnsupportedOperationError(f"{run.model.name} has one attention, and dix needs two: use iia")
     blocks = [(last, last), (last - 1, last if variant == "released" else last - 1)]
-    by_block = _integrate(run, blocks, [1.0], points(samples + 1))
+    by_block = _integrate(run, blocks, [1.0], points(samples))
     return sum((_rollout(run, maps, identity) for maps in by_block), torch.zeros(()).to(run.readout_row()))
 
 
@@ -73,15 +73,17 @@ def iia(
     `samples` is n: n + 1 points on each of the two paths. Paper and code agree but for n: 5 in the code
     (`variant="released"`), 10 in the paper ("paper"), at more than three times the cost. `identity` as for dix.
     """
-    _check_variant(variant)
     if samples is None:
         samples = 10 if variant == "paper" else 5
+    _check(samples, variant)
     last = run.layout.layers - 1
-    (maps,) = _integrate(run, [(last, last)], points(samples + 1), points(samples + 1))
+    (maps,) = _integrate(run, [(last, last)], points(samples), points(samples))
     return _rollout(run, maps, identity)
 
 
-def _check_variant(variant: str) -> None:
+def _check(samples: int, variant: str) -> None:
+    if samples < 1:
+        raise OptionError(f"samples={samples}: the path from no attention to the model's own needs a step at least")
     if variant not in ("paper", "released"):
         raise OptionError(f"variant={variant!r} is neither 'paper' nor 'released'")
 

@@ -69,9 +69,7 @@ def absolute(run: Run, *, identity: bool = False) -> Float[Tensor, "images targe
     return _relevance(run, "absolute", identity)
 
 
-def _relevance(
-    run: Run, rule: str, identity: bool, clamp_mean: bool = False
-) -> Float[Tensor, "images targets tokens"]:
+def _relevance(run: Run, rule: str, identity: bool, clamp_mean: bool = False) -> Float[Tensor, "images targets tokens"]:
     rows = torch.stack(run.differentiate(RelevanceRow(rule, run.centred, clamp_mean)), dim=1)
     readout = run.readout_row()[:, None]
     # A head that pools by attention has queries of its own, and no identity joins them to the tokens.

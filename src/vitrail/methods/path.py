@@ -24,19 +24,14 @@ __all__ = ["Feedback", "Rows", "compares_quotients", "integrated_feedback", "poi
 TOKENS_PER_PASS = {"cpu": 2**10, "cuda": 2**15}
 
 
-def points(samples: int) -> list[float]:
-    """So many equally spaced points from 0 to 1, both included, the picture itself (1) first.
-
-    Raises:
-        OptionError: for fewer than two.
+def points(steps: int) -> list[float]:
+    """Equally spaced points from 0 to 1 with so many steps between them, the picture itself (1) first.
 
     Example:
-        >>> points(5)
+        >>> points(4)
         [1.0, 0.0, 0.25, 0.5, 0.75]
     """
-    if samples < 2:
-        raise OptionError(f"samples={samples}: the mean along a path needs its two ends at least, samples=2")
-    return [1.0, *(step / (samples - 1) for step in range(samples - 1))]
+    return [1.0, *(step / steps for step in range(steps))]
 
 
 def runs_along(
@@ -142,7 +137,9 @@ def integrated_feedback(
     goes back to the run's first layer; `watcher` is entered inside its tap. All other passes are differentiated no
     further than the last attention.
     """
-    _, *others = points(samples)
+    if samples < 2:
+        raise OptionError(f"samples={samples}: the mean from a grey image to the picture needs these two at least")
+    _, *others = points(samples - 1)
     last = run.layout.layers - 1
     if compares_quotients(run):
         _settle_on_images(run, others)

@@ -3,13 +3,12 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.dense import DenseAttention
 from ..attention.eager import eager
-from ..attention.replay import Diverged, Replay
+from ..attention.replay import DivergedError, Replay
 from ..attention.tap import Tap
 from .run import Run
 
@@ -40,7 +39,7 @@ class Rerun:
         if self._replay.rewind(layer):
             try:
                 end = self._forward(DenseAttention(run.first_layer, run.gradient != "full", given, count=layer))
-            except Diverged:
+            except DivergedError:
                 self._replay.forget()
             else:
                 return Pass(end.logits, self.first.maps[:layer] + end.maps)
