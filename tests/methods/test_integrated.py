@@ -160,19 +160,20 @@ def test_dix_computes_only_the_end_of_the_model_again():
     module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
     with ProductCounter() as once, torch.no_grad():
         module(images)
-    vitrail.explain(module, images, 1, method="dix", samples=1)  # the layout is worked out once per model
+    model = vitrail.wrap(module)
+    vitrail.explain(model, images, 1, method="raw")  # a model's layout is worked out once
     with ProductCounter() as counter:
-        vitrail.explain(module, images, 1, method="dix", samples=4)
+        vitrail.explain(model, images, 1, method="dix", samples=4)
     # Two passes over the picture; five times what follows the last attention, and what follows the one before it.
     after_last, after_second = 4, 8
     assert once.linear == 13
-    assert counter.linear <= 2 * once.linear + 5 * (after_last + after_second)
+    assert counter.linear == 2 * once.linear + 5 * (after_last + after_second)
 
 
 class AddsInPlace(Block):
     def forward(self, x):
-        x += self.attention(self.norm1(x))
-        x += self.mlp(self.norm2(x))
+        x += self.attention(self.norm1(x.clone()))
+        x += self.mlp(self.norm2(x.clone()))
         return x
 
 
@@ -187,11 +188,15 @@ def test_a_model_that_writes_over_its_tokens_gets_the_same_map():
 
 @pytest.mark.parametrize("method", ["tam", "iia"])
 def test_the_class_is_that_of_the_picture_at_every_point(method):
-    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(2)
+    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
+    with torch.no_grad():
+        # The class that gains most on the way to grey is raised until the picture is all but taken for it.
+        shown, grey = module(images)[0], module(torch.zeros_like(images))[0]
+        gaining = (grey - shown).argmax()
+        module.head.bias[gaining] += shown.max() - shown[gaining] - 1e-3
+        assert module(torch.zeros_like(images)).argmax() != module(images).argmax()
     predicted = vitrail.explain(module, images, method=method, samples=3)
     named = vitrail.explain(module, images, predicted.target.tolist(), method=method, samples=3)
-    grey = module(torch.zeros_like(images)).argmax(1)
-    assert not torch.equal(grey, predicted.target)  # or the test would show nothing
     torch.testing.assert_close(predicted.scores, named.scores)
 
 

@@ -39,7 +39,7 @@ class _Watched:
     weight: Tensor | None = None
     projected: Tensor | None = None
     scale: Tensor | None = None
-    between: str = "nothing that multiplies it"
+    between: str = ""
 
 
 class ValueProjection(TorchFunctionMode):
@@ -64,7 +64,9 @@ class ValueProjection(TorchFunctionMode):
         result = func(*args, **kwargs)
         if len(self.recorder.layers) > before:
             self._attended(func, args, kwargs, result)
-        elif func in _NORMS and result.dim() == 3:
+            return result
+        self._note(func, result)
+        if func in _NORMS and result.dim() == 3:
             self._norm = args[0], result
         elif func is F.linear:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -73,8 +75,6 @@ class ValueProjection(TorchFunctionMode):
             self._product(args[0], args[1], result)
         elif func in _SCALINGS and len(args) == 2:
             self._scaling(args[0], args[1])
-        elif self._watched and self._watched[-1].weight is None and getattr(func, "__name__", "") not in _ARRANGING:
-            self._watched[-1].between = getattr(func, "__name__", str(func))
         return result
 
     def _attended(self, func: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
@@ -92,6 +92,15 @@ class ValueProjection(TorchFunctionMode):
         watched.tokens = None if reads is None else reads.detach()
         self._watched.append(watched)
         self._read = []
+
+    def _note(self, func: Callable[..., Any], result: Any) -> None:
+        """Remember the first operation behind an attention that does more than rearrange, for the message."""
+        latest = self._watched[-1] if self._watched else None
+        if latest is None or latest.output is None or latest.between or func is F.linear or func in _PRODUCTS:
+            return
+        name = getattr(func, "__name__", str(func))
+        if isinstance(result, Tensor) and result.is_floating_point() and name not in _ARRANGING:
+            latest.between = name
 
     def _linear(self, input: Tensor, weight: Tensor, result: Tensor) -> None:
         latest = self._watched[-1] if self._watched else None
@@ -129,8 +138,8 @@ class ValueProjection(TorchFunctionMode):
         watched, layer = self._watched[number], self.recorder.layers[number]
         if watched.values is None or watched.weight is None:
             raise UnsupportedOperationError(
-                f"no linear map takes the output of attention {number} as it is ({watched.between} stands behind it), "
-                "so its tokens have no W_V W_O to weigh them by: use bi_head"
+                f"no linear map takes the output of attention {number} as it is ({watched.between or 'nothing'} stands "
+                "behind it), so its tokens have no W_V W_O to weigh them by: use bi_head"
             )
         images, keys = layer.images, layer.keys
         tokens = watched.tokens

@@ -24,7 +24,8 @@ from .run import Run
 
 __all__ = ["dix", "iia"]
 
-Maps = list[Float[Tensor, "images queries keys"]]
+# One matrix (images, queries, keys) a layer; a layer that pools the tokens has queries of its own.
+Maps = list[Float[Tensor, "images _ _"]]
 
 # Bytes of maps and activations that one pass may hold.
 BYTES_PER_PASS = {"cpu": 2**30, "cuda": 2**33}

@@ -19,7 +19,7 @@ class Pass(NamedTuple):
     """Logits, and the attention of every layer that they depend on, both in the graph where one is built."""
 
     logits: Float[Tensor, "images classes"]
-    maps: list[Float[Tensor, "images heads queries keys"]]
+    maps: list[Float[Tensor, "images _ _ _"]]
 
 
 class Rerun:
