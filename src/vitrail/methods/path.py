@@ -74,7 +74,7 @@ def settle_objective(run: Run, logits: Iterator[tuple[Int[Tensor, " rows"], Tens
 class Rows(NamedTuple):
     """The queries of the last attention that the map is read at, and their weights."""
 
-    index: Int[Tensor, " rows"]
+    queries: Int[Tensor, " rows"]
     weights: Float[Tensor, " rows"]
 
     @classmethod
@@ -101,8 +101,8 @@ class Rows(NamedTuple):
             weights[layout.prefix : layout.prefix + layout.patches] = 1 / layout.patches
             if layout.prefix:
                 weights[0] += 1
-        index = weights.nonzero()[:, 0]
-        return cls(index, weights[index])
+        queries = weights.nonzero()[:, 0]
+        return cls(queries, weights[queries])
 
     def read(self, maps: Float[Tensor, "images rows tokens"]) -> Float[Tensor, "images tokens"]:
         """Σ_i r_i M_i: the weighted sum of the rows' maps."""
@@ -111,7 +111,7 @@ class Rows(NamedTuple):
     def identity(self, run: Run) -> Float[Tensor, "images rows queries"]:
         """One row of the identity matrix for each of the queries."""
         eye = torch.eye(len(run.readout), device=run.images.device, dtype=self.weights.dtype)
-        return eye[self.index].expand(len(run.images), -1, -1)
+        return eye[self.queries].expand(len(run.images), -1, -1)
 
 
 class Feedback(NamedTuple):
@@ -144,12 +144,12 @@ def integrated_feedback(
     if compares_quotients(run):
         _settle_on_images(run, others)
     recorder = recorder or CallRecorder()
-    listener = RowGradientListener(last, rows.index, head_importance)
+    listener = RowGradientListener(last, rows.queries, head_importance)
     first = run.first_layer if head_importance else last
     pictures = run.differentiate(listener, recorder, first_layer=first, watcher=watcher)
     totals = [heard.gradient.clone() for heard in pictures]
     for index, there in runs_along(run, others):
-        heard = there.differentiate(RowGradientListener(last, rows.index), first_layer=last)
+        heard = there.differentiate(RowGradientListener(last, rows.queries), first_layer=last)
         for total, one in zip(totals, heard, strict=True):
             total.index_add_(0, index, one.gradient)
     feedback = [(total / samples).clamp(min=0).mean(dim=1) for total in totals]
