@@ -36,7 +36,7 @@ BYTES_PER_PASS = {"cpu": 2**30, "cuda": 2**33}
     signed=False,
     class_specific=True,
     uses_gradient=True,
-    passes="2F, 22 × (the last 1–2 blocks F, B)",
+    passes="2F, 22 × (last blocks F, all B)",
     reference="Barkan et al. 2023, DIX",
     accepts=("start_layer",),
 )
@@ -62,7 +62,7 @@ def dix(
     signed=False,
     class_specific=True,
     uses_gradient=True,
-    passes="7F, 36 × (the last block F, B)",
+    passes="7F, 36 × (last block F, all B)",
     reference="Barkan et al. 2023, IIA",
     accepts=("start_layer",),
 )
