@@ -122,7 +122,7 @@ def explain(
     )
     refuse_same(model, wanted, other)
     weights = layout.readout if readout is None else _given_readout(readout, layout)
-    first = info.start_layer if start_layer is None else start_layer
+    first = info.first_layer(layout.layers) if start_layer is None else start_layer
     scores, logits, replaced = [], [], []
     step = batch_size or count
     for start in range(0, count, step):

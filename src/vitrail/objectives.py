@@ -130,12 +130,14 @@ def evaluate_objective(
     logits: Float[Tensor, "batch classes"],
     target: Int[Tensor, " batch"],
     against: Int[Tensor, " batch"] | None,
+    by_difference: Bool[Tensor, " batch"] | None = None,
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
     """The scalar of every image, and for which images the plain difference stood in.
 
     Eq. 8 and the ratio turn their sign where a logit is negative and blow up near zero. Where one of the two logits is
     not above `SMALLEST_DIVISOR` times the image's largest |logit|, the `difference` l_1 − l_2 is taken instead, which
-    asks the same question; the second result says where.
+    asks the same question; the second result says where. `by_difference` names images for which the difference is
+    taken in any case: those that belong to one integral with an image that needs it.
 
     Raises:
         ObjectiveError: when a callable returns anything but one number per image.
@@ -156,6 +158,8 @@ def evaluate_objective(
         return info.function(wide, own, other), nowhere
     smallest = SMALLEST_DIVISOR * wide.detach().abs().amax(dim=1)
     replaced = ((own <= smallest) | (other <= smallest)).detach()
+    if by_difference is not None:
+        replaced = replaced | by_difference
     # The divisors of replaced images are set to one, so that no infinity enters the sum that is differentiated.
     one = torch.ones_like(own)
     value = info.function(wide, torch.where(replaced, one, own), torch.where(replaced, one, other))

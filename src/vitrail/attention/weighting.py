@@ -12,7 +12,17 @@ from torch import Tensor
 
 from .calls import Block, compute_dtype
 
-__all__ = ["ELEMENTWISE", "Collector", "HeadNorms", "RowUpdate", "absolute", "centre", "complete", "positive"]
+__all__ = [
+    "ELEMENTWISE",
+    "ClampedMeanUpdate",
+    "Collector",
+    "HeadNorms",
+    "RowUpdate",
+    "absolute",
+    "centre",
+    "complete",
+    "positive",
+]
 
 Matrix: TypeAlias = Float[Tensor, "images heads rows keys"]
 ElementwiseRule: TypeAlias = Callable[[Matrix, Matrix], Matrix]
@@ -75,6 +85,28 @@ class RowUpdate:
 
     def result(self) -> Float[Tensor, "images keys"]:
         return self.total / self.heads
+
+
+@dataclass
+class ClampedMeanUpdate:
+    """Collects r · (E_h[∇A ⊙ A])⁺, the heads' mean taken before the clamp: one whole matrix per image."""
+
+    row: Float[Tensor, "images queries"]
+    centred: bool
+    total: Float[Tensor, "images queries keys"] = field(init=False)
+    heads: int = field(init=False)
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
+        self.heads = heads
+        self.total = self.row.new_zeros(images, self.row.shape[1], keys)
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None:
+        if self.centred:
+            gradient = centre(attention, gradient)
+        self.total[block.images, block.rows] += (gradient * attention).sum(dim=1).to(self.total.dtype)
+
+    def result(self) -> Float[Tensor, "images keys"]:
+        return (self.row[:, None] @ (self.total / self.heads).clamp(min=0))[:, 0]
 
 
 @dataclass

@@ -3,8 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.chain import row_times_attention
+from ..attention.chain import each_head_times_attention, row_times_attention
+from ..attention.record import RecordedLayer
 from ..attention.stream import add_update
+from ..errors import OptionError, UnsupportedOperationError
 from .registry import register_method
 from .run import Run
 
@@ -35,15 +37,39 @@ def raw(run: Run) -> Float[Tensor, "images targets tokens"]:
     accepts=("start_layer",),
     text=True,
 )
-def rollout(run: Run, *, row_normalise: bool = True) -> Float[Tensor, "images targets tokens"]:
+def rollout(run: Run, *, row_normalise: bool = True, heads: str = "mean") -> Float[Tensor, "images targets tokens"]:
     """Attention followed through the layers with the residual beside it: Ā = (I + E_h[A]) / 2.
 
     Rows of I + E_h[A] sum to 2, so `row_normalise=False` (Eq. 1–3 of Cui, Fan, Chen) is the same map times 2 per layer.
+    `heads="each"` follows every head by itself, A_h through A_h, and takes the mean of their maps at the end (the
+    rollout in TAM's released code).
     """
+    if heads not in ("mean", "each"):
+        raise OptionError(f"heads={heads!r} is neither 'mean' nor 'each'")
     layers = run.record()
     row = run.readout_row()
+    if heads == "each":
+        return _each_head(row, layers[run.first_layer :], row_normalise)[:, None]
     for layer in reversed(layers[run.first_layer :]):
         pooled = layer.queries != layer.keys
         row = add_update(row, row_times_attention(row, layer))
         row = row / 2 if row_normalise and not pooled else row
     return row[:, None]
+
+
+def _each_head(
+    row: Float[Tensor, "images queries"], layers: list[RecordedLayer], row_normalise: bool
+) -> Float[Tensor, "images tokens"]:
+    """E_h[ row · ∏ (I + A_h) / 2 ]."""
+    counts = sorted({layer.heads for layer in layers})
+    if len(counts) > 1:
+        raise UnsupportedOperationError(
+            f"heads='each' follows a head from layer to layer, but this model's layers have {counts} heads: use 'mean'"
+        )
+    rows = row[:, None].expand(-1, counts[0], -1)
+    for layer in reversed(layers):
+        update = each_head_times_attention(rows, layer)
+        if layer.queries == layer.keys:
+            update = (rows + update) / 2 if row_normalise else rows + update
+        rows = update
+    return rows.mean(dim=1)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.stream import RelevanceRow
+from ..errors import OptionError
 from .registry import register_method
 from .run import Run
 
@@ -30,9 +31,15 @@ __all__ = ["absolute", "complete", "gae"]
     accepts=("start_layer", "centred"),
     text=True,
 )
-def gae(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
-    """Positive gradient: Ā = I + E_h[(∇A)⁺ ⊙ A]; what speaks against the class is dropped."""
-    return _relevance(run, "positive", identity)
+def gae(run: Run, *, identity: bool = False, clamp: str = "head") -> Float[Tensor, "images targets tokens"]:
+    """Positive gradient: Ā = I + E_h[(∇A)⁺ ⊙ A]; what speaks against the class is dropped.
+
+    `clamp="mean"` drops it after the mean over heads, Ā = I + (E_h[∇A ⊙ A])⁺, as the re-implementations in Beyond
+    Intuition (`generate_genattr`) and vit-explain do: the numbers printed there for GAE are of that map.
+    """
+    if clamp not in ("head", "mean"):
+        raise OptionError(f"clamp={clamp!r} is neither 'head' nor 'mean'")
+    return _relevance(run, "positive", identity, clamp_mean=clamp == "mean")
 
 
 @register_method(
@@ -65,8 +72,8 @@ def absolute(run: Run, *, identity: bool = False) -> Float[Tensor, "images targe
     return _relevance(run, "absolute", identity)
 
 
-def _relevance(run: Run, rule: str, identity: bool) -> Float[Tensor, "images targets tokens"]:
-    rows = torch.stack(run.differentiate(RelevanceRow(rule, run.centred)), dim=1)
+def _relevance(run: Run, rule: str, identity: bool, clamp_mean: bool = False) -> Float[Tensor, "images targets tokens"]:
+    rows = torch.stack(run.differentiate(RelevanceRow(rule, run.centred, clamp_mean)), dim=1)
     readout = run.readout_row()[:, None]
     # A head that pools by attention has queries of its own, and no identity joins them to the tokens.
     return rows + readout if identity and not run.layout.pools else rows

@@ -55,6 +55,17 @@ class MethodInfo:
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
 
+    def first_layer(self, layers: int) -> int:
+        """The method's own `start_layer` for a model of so many layers.
+
+        Authors state it for a ViT-B of twelve blocks; a shallower model leaves out the same share of its blocks.
+
+        Example:
+            >>> [find_method("tam", {}).first_layer(layers) for layers in (3, 6, 12, 24)]
+            [1, 2, 4, 4]
+        """
+        return min(self.start_layer, self.start_layer * layers // 12)
+
 
 METHODS: dict[str, MethodInfo] = {}
 
@@ -81,8 +92,9 @@ def register_method(
 
     The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
     those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred";
-    `start_layer` is then its default, in blocks from 0. `text` says that the method heeds padding (`Run.real`) and asks
-    nothing of pixels or patches. `objectives` and `differentiates` are as in `MethodInfo`.
+    `start_layer` is then its default for twelve blocks, counted from 0 (see `MethodInfo.first_layer`). `text` says that
+    the method heeds padding (`Run.real`) and asks nothing of pixels or patches. `objectives` and `differentiates` are
+    as in `MethodInfo`.
     """
 
     def register(function: Callable) -> Callable:

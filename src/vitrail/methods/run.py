@@ -1,11 +1,12 @@
 """One run of a method over one batch: the model, the images, the question, and the ways to send them through."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
@@ -33,7 +34,8 @@ class Run:
     """What a method needs, and nothing of files, pictures or names.
 
     After `forward` or `differentiate`, `logits` and `targets` are known, and `replaced` says, target by target, for
-    which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`).
+    which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`);
+    `by_difference` says for which it must.
     """
 
     model: VisionModel
@@ -48,6 +50,7 @@ class Run:
     centred: bool = False
     kernel: Kernel = "auto"
     progress: Progress | None = None
+    by_difference: Bool[Tensor, "images targets"] | None = None
     logits: Tensor = field(init=False)
     replaced: list[Tensor] = field(init=False, default_factory=list)
 
@@ -78,6 +81,20 @@ class Run:
     def answer(self) -> Float[Tensor, "images classes"]:
         """The model's logits for the images; gradients flow."""
         return self.model.logits(self.images)
+
+    def at(self, images: Float[Tensor, "rows channels height width"], index: Int[Tensor, " rows"]) -> "Run":
+        """The same question of other images: row i is asked what image `index[i]` of this run is asked.
+
+        The classes are those of this run's own images, also where they are the predicted ones.
+        """
+
+        def rows(targets: Targets | None) -> Targets | None:
+            return None if targets is None else Targets(targets.index[index.cpu()], targets.nested)
+
+        difference = None if self.by_difference is None else self.by_difference[index]
+        return replace(
+            self, images=images, target=rows(self.targets), against=rows(self.against), by_difference=difference
+        )
 
     def readout_row(self) -> Float[Tensor, "images queries"]:
         """The row at which the product of the layers is read, once per image, in the precision of the relevance."""
@@ -130,22 +147,33 @@ class Run:
         self.forward(recorder)
         return recorder.layers[: self.layout.layers]
 
-    def differentiate(self, listener: LayerListener[Result], recorder: CallRecorder | None = None) -> list[Result]:
-        """One forward pass, then one backward pass per target; what the listener heard of each target."""
+    def differentiate(
+        self,
+        listener: LayerListener[Result],
+        recorder: CallRecorder | None = None,
+        *,
+        first_layer: int | None = None,
+        watcher: AbstractContextManager[Any] | None = None,
+    ) -> list[Result]:
+        """One forward pass, then one backward pass per target; what the listener heard of each target.
+
+        Nothing before `first_layer` (default: the run's own) is differentiated. `watcher` is entered inside the tap.
+        """
         results = []
+        first = self.first_layer if first_layer is None else first_layer
         with torch.enable_grad():
-            attention = DifferentiatedAttention(listener, self.gradient, self.first_layer, self.kernel)
+            attention = DifferentiatedAttention(listener, self.gradient, first, self.kernel)
             if recorder is not None:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
-            with eager(), Tap(visitor, len(self.images), self.gradient) as tap:
+            with eager(), Tap(visitor, len(self.images), self.gradient) as tap, watcher or nullcontext():
                 logits = self.answer()
             self.logits = logits.detach()
             self._check_layout(tap)
             count = self.targets.index.shape[1]
             for number in range(count):
                 listener.begin(self.readout_row())
-                attention.backward(self._scalar(logits, number), keep=number + 1 < count)
+                attention.backward(self.scalar(logits, number), keep=number + 1 < count)
                 results.append(listener.result())
         return results
 
@@ -166,7 +194,7 @@ class Run:
                     "or writes that attention out by hand"
                 )
             for number in range(self.targets.index.shape[1]):
-                (gradient,) = torch.autograd.grad(self._scalar(logits, number), [at], retain_graph=True)
+                (gradient,) = torch.autograd.grad(self.scalar(logits, number), [at], retain_graph=True)
                 gradients.append(gradient)
         return gradients
 
@@ -177,16 +205,32 @@ class Run:
             self.replaced[number][image] |= instead
 
     def _check_layout(self, tap: Tap) -> None:
-        if tap.attention_calls < self.layout.layers or self.logits.shape[1] != self.layout.classes:
+        self.check_calls(tap.attention_calls, self.logits)
+
+    def check_calls(self, calls: int, logits: Float[Tensor, "images classes"]) -> None:
+        """Refuse a model that does not do what it did when its tokens were worked out.
+
+        Raises:
+            LayoutError: naming how often it called attention, and for how many logits.
+        """
+        if calls < self.layout.layers or logits.shape[1] != self.layout.classes:
             raise LayoutError(
-                f"the model called attention {tap.attention_calls} times for {self.logits.shape[1]} logits, but "
+                f"the model called attention {calls} times for {logits.shape[1]} logits, but "
                 f"{self.layout.layers} times for {self.layout.classes} when its tokens were worked out: it has changed "
                 "since; wrap it again"
             )
 
-    def _scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
+    def objective_values(
+        self, logits: Float[Tensor, "images classes"], number: int
+    ) -> tuple[Float[Tensor, " images"], Bool[Tensor, " images"]]:
+        """The objective of target `number` for each image, and where the difference stood in."""
         target = self.targets.index[:, number].to(logits.device)
         against = None if self.against is None else self.against.index[:, number].to(logits.device)
-        values, replaced = evaluate_objective(self.objective, logits, target, against)
+        by_difference = None if self.by_difference is None else self.by_difference[:, number].to(logits.device)
+        return evaluate_objective(self.objective, logits, target, against, by_difference)
+
+    def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
+        """The objective of target `number`, summed over the images; where the difference stood in, is noted."""
+        values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()

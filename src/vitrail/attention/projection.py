@@ -1,0 +1,170 @@
+"""How much an attention's value and output projection scale every token: ‖z_j W_V W_O‖ / ‖z_j‖, found by watching.
+
+No module is asked for by name. What the attention reads, what it multiplies and where its answer goes show in the
+functions that the model calls: the input of the norm in front of it is z, the values stand in the call itself, and the
+next linear map, fed with the attention's output, is W_O.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UnsupportedOperationError
+from .calls import compute_dtype, without_autocast
+from .record import CallRecorder
+
+__all__ = ["ValueProjection"]
+
+_NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+_SCALINGS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, torch.multiply, Tensor.multiply}
+_ARRANGING = {"__get__", "transpose", "permute", "reshape", "view", "contiguous", "flatten", "swapaxes", "size", "to"}
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+
+
+@dataclass
+class _Watched:
+    """One attention: what it read, its values, and where its output went."""
+
+    tokens: Tensor | None = None
+    values: Tensor | None = None
+    output: Tensor | None = None
+    weight: Tensor | None = None
+    projected: Tensor | None = None
+    scale: Tensor | None = None
+    between: str = ""
+
+
+class ValueProjection(TorchFunctionMode):
+    """Keeps, for every attention that `recorder` sees, z, the values, W_O and the layer scale behind it.
+
+    Enter it inside the tap's block. A model's own scaling of the projected values by one number per channel (layer
+    scale) belongs to W_O.
+    """
+
+    def __init__(self, recorder: CallRecorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self._watched: list[_Watched] = []
+        self._norm: tuple[Tensor, Tensor] | None = None
+        self._read: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        before = len(self.recorder.layers)
+        result = func(*args, **kwargs)
+        if len(self.recorder.layers) > before:
+            self._attended(func, args, kwargs, result)
+            return result
+        self._note(func, result)
+        if func in _NORMS and result.dim() == 3:
+            self._norm = args[0], result
+        elif func is F.linear:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            self._linear(args[0] if args else kwargs["input"], weight, result)
+        elif func in _PRODUCTS and len(args) == 2:
+            self._product(args[0], args[1], result)
+        elif func in _SCALINGS and len(args) == 2:
+            self._scaling(args[0], args[1])
+        return result
+
+    def _attended(self, func: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], result: Any) -> None:
+        watched = _Watched()
+        layer = self.recorder.layers[-1]
+        reads = self._read[-1] if self._read else None
+        if func is F.multi_head_attention_forward:
+            arguments = _MULTI_HEAD.bind(*args, **kwargs).arguments
+            reads, watched.weight, watched.projected = arguments["key"], arguments["out_proj_weight"], result[0]
+        if layer.call is not None:
+            watched.values = layer.call.value
+        watched.output = result[0] if isinstance(result, tuple) else result
+        if reads is not None and self._norm is not None and _same(reads, self._norm[1]):
+            reads = self._norm[0]
+        watched.tokens = None if reads is None else reads.detach()
+        self._watched.append(watched)
+        self._read = []
+
+    def _note(self, func: Callable[..., Any], result: Any) -> None:
+        """Remember the first operation behind an attention that does more than rearrange, for the message."""
+        latest = self._watched[-1] if self._watched else None
+        if latest is None or latest.output is None or latest.between or func is F.linear or func in _PRODUCTS:
+            return
+        name = getattr(func, "__name__", str(func))
+        if isinstance(result, Tensor) and result.is_floating_point() and name not in _ARRANGING:
+            latest.between = name
+
+    def _linear(self, input: Tensor, weight: Tensor, result: Tensor) -> None:
+        latest = self._watched[-1] if self._watched else None
+        if latest is not None and latest.weight is None and latest.values is not None and latest.output is not None:
+            if _rearranged(input, latest.output):
+                latest.weight, latest.projected, latest.output = weight, result, None
+            else:
+                latest.output = None
+        if input.dim() == 3:
+            self._read.append(input)
+
+    def _product(self, left: Tensor, right: Tensor, result: Tensor) -> None:
+        latest = self._watched[-1] if self._watched else None
+        if latest is not None and latest.values is None and latest.output is not None and _same(left, latest.output):
+            latest.values, latest.output = right.detach(), result
+            return
+        if isinstance(right, Tensor) and right.dim() == 2:
+            self._linear(left, right.transpose(0, 1), result)
+
+    def _scaling(self, left: Any, right: Any) -> None:
+        latest = self._watched[-1] if self._watched else None
+        if latest is None or latest.projected is None or latest.scale is not None:
+            return
+        for value, scale in ((left, right), (right, left)):
+            if _same(value, latest.projected) and isinstance(scale, Tensor) and scale.shape == value.shape[-1:]:
+                latest.scale = scale.detach()
+
+    @without_autocast
+    def gain(self, number: int) -> Float[Tensor, "images keys"]:
+        """‖z_j W_V W_O‖ / ‖z_j‖ for the tokens j that attention `number` reads.
+
+        Raises:
+            UnsupportedOperationError: where no linear map follows the attention directly, or its input was not seen.
+        """
+        watched, layer = self._watched[number], self.recorder.layers[number]
+        if watched.values is None or watched.weight is None:
+            raise UnsupportedOperationError(
+                f"no linear map takes the output of attention {number} as it is ({watched.between or 'nothing'} stands "
+                "behind it), so its tokens have no W_V W_O to weigh them by: use bi_head"
+            )
+        images, keys = layer.images, layer.keys
+        tokens = watched.tokens
+        if tokens is not None and tokens.dim() == 3 and tokens.shape[:2] == (keys, images) != (images, keys):
+            tokens = tokens.transpose(0, 1)
+        if tokens is None or tokens.shape[:2] != (images, keys):
+            raise UnsupportedOperationError(
+                f"what attention {number} reads is not {images} image(s) × {keys} tokens when it enters a linear map, "
+                "so its tokens have no size to divide by: use bi_head"
+            )
+        values = watched.values.reshape(images, -1, keys, watched.values.shape[-1]).transpose(1, 2).flatten(2)
+        dtype = compute_dtype(values.dtype)
+        weight = watched.weight.detach().to(dtype)
+        if watched.scale is not None:
+            weight = watched.scale.to(dtype)[:, None] * weight
+        return (values.to(dtype) @ weight.T).norm(dim=-1) / tokens.to(dtype).norm(dim=-1)
+
+
+def _same(left: Any, right: Tensor) -> bool:
+    return isinstance(left, Tensor) and left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+
+
+def _rearranged(input: Tensor, output: Tensor) -> bool:
+    """Whether the input of a linear map is an attention's output with its heads side by side, and nothing else."""
+    if input.numel() != output.numel() or output.dim() != 4:
+        return False
+    joined = output.detach().transpose(1, 2).flatten(2)
+    return any(torch.equal(input.detach().reshape(way.shape), way) for way in (joined, joined.transpose(0, 1)))
