@@ -1,10 +1,11 @@
 """One run of a method over one batch: the model, the images, the question, and the ways to send them through."""
 
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
@@ -70,9 +71,13 @@ class Run:
         dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
         return self.readout.to(self.images.device, dtype).expand(len(self.images), -1)
 
-    def forward(self, visitor: Visitor) -> None:
-        """One forward pass without gradients."""
-        with eager(), torch.no_grad(), Tap(visitor, len(self.images)) as tap:
+    def forward(self, visitor: Visitor, *watchers: AbstractContextManager[Any]) -> None:
+        """One forward pass without gradients; `watchers` are entered inside the tap."""
+        with torch.no_grad(), ExitStack() as stack:
+            stack.enter_context(eager())
+            tap = stack.enter_context(Tap(visitor, len(self.images)))
+            for watcher in watchers:
+                stack.enter_context(watcher)
             self.logits = self.model.logits(self.images).detach()
         self._check_layout(tap)
 
@@ -100,6 +105,42 @@ class Run:
                 attention.backward(self._scalar(logits, number), keep=number + 1 < count)
                 results.append(listener.result())
         return results
+
+    def graph(
+        self,
+        visitor: Visitor,
+        *watchers: AbstractContextManager[Any],
+        images: Float[Tensor, "images channels height width"] | None = None,
+        rows: int | None = None,
+    ) -> Float[Tensor, "rows classes"]:
+        """One forward pass with gradients, parameters constant, and the logits in its graph.
+
+        The graph begins where `visitor` or one of the `watchers` (entered inside the tap) makes a leaf, or at `images`.
+        `rows` is the number of rows of logits where a watcher adds rows behind those of the images; `self.logits` are
+        the images' own.
+        """
+        images = self.images if images is None else images
+        with torch.enable_grad(), ExitStack() as stack:
+            stack.enter_context(eager())
+            tap = stack.enter_context(Tap(visitor, len(images), self.gradient))
+            for watcher in watchers:
+                stack.enter_context(watcher)
+            logits = self.model.logits(images, rows=rows)
+        self.logits = logits[: len(images)].detach()
+        self._check_layout(tap)
+        return logits
+
+    def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
+        """The objective of target `number`, summed over the images; ask once per target, for `replaced`."""
+        return self._scalar(logits, number)
+
+    def objective_values(
+        self, logits: Float[Tensor, "images classes"], number: int
+    ) -> tuple[Float[Tensor, " images"], Bool[Tensor, " images"]]:
+        """The objective of target `number` for each image, on any logits, and where the difference stood in."""
+        target = self.targets.index[:, number].to(logits.device)
+        against = None if self.against is None else self.against.index[:, number].to(logits.device)
+        return evaluate_objective(self.objective, logits, target, against)
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
         """The gradient, per target, at the normalisation in front of the last attention; `recorder` sees the layers."""
@@ -131,8 +172,6 @@ class Run:
             )
 
     def _scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
-        target = self.targets.index[:, number].to(logits.device)
-        against = None if self.against is None else self.against.index[:, number].to(logits.device)
-        values, replaced = evaluate_objective(self.objective, logits, target, against)
+        values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()

@@ -53,10 +53,13 @@ class VisionModel:
         """The floating point type of the first such parameter (or buffer); float32 for a module that has none."""
         return next((t.dtype for t in _tensors(self.module) if t.is_floating_point()), torch.float32)
 
-    def logits(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def logits(
+        self, images: Float[Tensor, "batch channels height width"], *, rows: int | None = None
+    ) -> Float[Tensor, "rows classes"]:
         """Run the model on normalised images, brought to its device and type, and find the logits in its output.
 
-        A module that answers one number per image has one class. Gradients flow.
+        A module that answers one number per image has one class. Gradients flow. `rows` is the number of rows of logits
+        to expect where it is not that of the images.
 
         Raises:
             OutputError: when the output holds no tensor of batch x classes.
@@ -64,7 +67,7 @@ class VisionModel:
         """
         output = self.module(images.to(self.device, self.dtype), **self.forward_options)
         logits = _find_logits(output, self.logits_from)
-        batch = images.shape[0]
+        batch = images.shape[0] if rows is None else rows
         if logits.ndim == 1 and logits.shape[0] == batch:
             logits = logits[:, None]  # a regression or a yes-no answer: one number per image
         if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] == 0:
