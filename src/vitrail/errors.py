@@ -14,6 +14,7 @@ __all__ = [
     "ModelError",
     "NoAttentionError",
     "NoSignalError",
+    "NoTextTowerError",
     "NonFiniteError",
     "NotAnImageError",
     "ObjectiveError",
@@ -23,6 +24,7 @@ __all__ = [
     "SameClassError",
     "TargetCountError",
     "TargetError",
+    "TextError",
     "TrainingModeError",
     "TruncatedImageError",
     "UnknownClassError",
@@ -100,6 +102,10 @@ class UnsupportedAttentionError(ModelError):
     """Attention was seen in a form from which no map of the whole image can be made."""
 
 
+class NoTextTowerError(ModelError):
+    """Texts are given to a model that reads none."""
+
+
 class TargetError(VitrailError):
     """The target cannot be explained."""
 
@@ -118,6 +124,10 @@ class TargetCountError(TargetError):
 
 class SameClassError(TargetError):
     """A class is held against itself."""
+
+
+class TextError(TargetError):
+    """A text that is to be held against an image is empty, or longer than the model reads."""
 
 
 class MethodError(VitrailError):

@@ -3,7 +3,7 @@
 # Importing registers, and the order of the imports is the order of `list_methods`.
 from . import attention_only, gradient_attention  # noqa: F401  # isort: skip
 from . import gmar  # noqa: F401  # isort: skip
-from . import cam  # noqa: F401  # isort: skip
+from . import cam, grad_eclip, legrad, block_inputs  # noqa: F401  # isort: skip
 from .registry import METHODS, MethodInfo, find_method, list_methods, register_method
 
 __all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_method"]
