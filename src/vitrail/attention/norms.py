@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["NormWatcher"]
+__all__ = ["ATTENTION", "NORMS", "NormWatcher"]
 
-_NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
-_ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
+ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 
 
 class NormWatcher(TorchFunctionMode):
@@ -35,10 +35,10 @@ class NormWatcher(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _ATTENTION:
+        if func in ATTENTION:
             self.before_attention = self.latest
         result = func(*args, **(kwargs or {}))
-        if func in _NORMS and result.dim() == 3:
+        if func in NORMS and result.dim() == 3:
             self.latest = result
             if self._begun and self.first is None:
                 self.first = result

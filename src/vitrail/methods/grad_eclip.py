@@ -6,19 +6,22 @@ With o = A V before the output projection, g_q = ∂s/∂o_q at the queries q th
     map_j = max(0, Σ_q Σ_c g_qc v_jc λ_qj)
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..attention.calls import AttentionCall, compute_dtype
-from ..attention.gradient_modes import GradientMode
 from ..attention.leaves import LeafAttention
-from ..attention.modules import calling_module
-from ..attention.record import CallRecorder
+from ..attention.modules import at_input, calling_module
+from ..attention.norms import ATTENTION, NORMS
 from ..errors import OptionError, UnsupportedOperationError
+from ..models.blocks import blocks_of
 from .features import on_all_tokens
 from .registry import register_method
 from .run import Run
@@ -42,23 +45,21 @@ def grad_eclip(
 ) -> Float[Tensor, "images targets tokens"]:
     """Grad-ECLIP: gradient at the last attention's output times its values, where keys are like the query.
 
-    `heads="true"` explains the model as it is. `heads="merged"` is the authors' forward, in which the last attention
-    has one head of the whole width: another model, whose logits may name another class; the logits that are returned
-    are the true model's, at the cost of a second forward pass. `similarity` takes λ over the whole width ("full"),
-    head by head ("per_head"), or leaves it out ("none"). `relu=False` keeps the sign.
+    `heads="true"` explains the model as it is. `heads="merged"` is the authors' released forward for ViT classifiers:
+    the last attention has one head of the whole width, and the residual around it carries the normalised tokens. That
+    is another model, whose logits may name another class; the logits that are returned are the true model's, at the
+    cost of a second forward pass. `similarity` takes λ over the whole width ("full"), head by head ("per_head"), or
+    leaves it out ("none"). `relu=False` keeps the sign.
     """
     if heads not in HEADS:
         raise OptionError(f"heads={heads!r} is none of {', '.join(HEADS)}")
     if similarity not in SIMILARITIES:
         raise OptionError(f"similarity={similarity!r} is none of {', '.join(SIMILARITIES)}")
-    merged = heads == "merged"
-    if merged:
-        run.forward(CallRecorder())
-        own = run.logits
-    visitor = _LastAttention(run, run.gradient, merged)
-    logits = run.graph(visitor)
-    if merged:
-        run.logits = own
+    if heads == "merged":
+        visitor, logits = _merged_forward(run)
+    else:
+        visitor = _LastAttention(run)
+        logits = run.graph(visitor)
     call, output = visitor.call, visitor.output
     assert call is not None
     assert output is not None
@@ -107,8 +108,8 @@ def weighted_values(
 class _LastAttention(LeafAttention):
     """Makes the last attention's output a leaf, its heads side by side, and keeps the call; `merged` to one head."""
 
-    def __init__(self, run: Run, gradient: GradientMode, merged: bool) -> None:
-        super().__init__(gradient)
+    def __init__(self, run: Run, merged: bool = False) -> None:
+        super().__init__(run.gradient)
         self.run, self.last, self.merged = run, run.layout.layers - 1, merged
         self.call: AttentionCall | None = None
         self.output: Tensor | None = None
@@ -126,9 +127,9 @@ class _LastAttention(LeafAttention):
     ) -> Float[Tensor, "images heads queries keys"]:
         if self.count == self.last:
             raise UnsupportedOperationError(
-                f"grad_eclip needs queries, keys and values of the last attention, but {self._where()} writes it "
-                "out as a softmax over scores, where they cannot be told: use gradcam, complete or gae, or let the module "
-                "call scaled_dot_product_attention"
+                "grad_eclip needs queries, keys and values of the last attention, but "
+                f"{calling_module(self.run.model.module)} writes it out as a softmax over scores, where they cannot be "
+                "told: use gradcam, complete or gae, or let the module call scaled_dot_product_attention"
             )
         return super().normalise(scores)
 
@@ -137,11 +138,55 @@ class _LastAttention(LeafAttention):
         mask = call.mask
         if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
             raise UnsupportedOperationError(
-                f"heads='merged' cannot merge the heads of attention {self.last} in {self._where()}: each of the "
-                f'{call.heads} heads has a bias of its own; use heads="true"'
+                f"heads='merged' cannot merge the {call.heads} heads of attention {self.last} in "
+                f'{calling_module(self.run.model.module)}: each has a bias of its own; use heads="true"'
             )
         parts = {"query": call.query, "key": call.key, "value": call.value}
         return replace(call, **{name: side_by_side(part)[:, None] for name, part in parts.items()})
 
-    def _where(self) -> str:
-        return calling_module(self.run.model.module)
+
+def _merged_forward(run: Run) -> tuple[_LastAttention, Tensor]:
+    """The authors' forward; the run's logits stay the true model's."""
+    last = run.layout.layers - 1
+    block = None if run.layout.pools else blocks_of(run.model, run.images, run.layout)[last]
+    norm = _NormalisedResidual()
+    if block is not None:
+        run.forward(LeafAttention("full"), norm, at_input(block, norm.enter_block))
+    if block is None or norm.call is None:
+        raise UnsupportedOperationError(
+            f"heads='merged' is the authors' forward of a block that normalises its tokens before its attention, and "
+            f'attention {last} of {run.model.name} is in none that can be found: use heads="true"'
+        )
+    own = run.logits
+    visitor = _LastAttention(run, merged=True)
+    logits = run.graph(visitor, norm, at_input(block, norm.enter_block))
+    run.logits = own
+    return visitor, logits
+
+
+class _NormalisedResidual(TorchFunctionMode):
+    """In a first pass notes a block's first norm; in the next gives the block its tokens already normalised by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: tuple[Callable[..., Tensor], tuple, dict[str, Any]] | None = None
+        self._waiting = False
+
+    def enter_block(self, tokens: Tensor) -> Tensor:
+        self._waiting = True
+        if self.call is None:
+            return tokens
+        norm, args, kwargs = self.call
+        return norm(tokens, *args, **kwargs).detach()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in ATTENTION:
+            self._waiting = False
+        elif func in NORMS and self._waiting:
+            self._waiting = False
+            if self.call is not None:
+                return args[0]
+            self.call = func, args[1:], dict(kwargs or {})
+        return func(*args, **(kwargs or {}))
