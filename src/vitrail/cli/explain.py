@@ -71,6 +71,13 @@ def explain_command(
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="For CLIP: a text to hold the image against, as a target; several: repeat."),
+    ] = None,
+    against_text: Annotated[
+        list[str] | None, typer.Option("--against-text", help="For CLIP: a text to compare with; one, or one per text.")
+    ] = None,
     method: Annotated[str, typer.Option("--method", help="A name that `vitrail methods` lists.")] = "complete",
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
@@ -124,12 +131,20 @@ def explain_command(
 
     formats = tuple(dict.fromkeys(kind.value for kind in format_ or [Format.png]))
     options = dict(_option(text) for text in option or [])
+    texts = [*(text or []), *(against_text or [])]
+    if texts and (target or against):
+        raise typer.BadParameter(
+            "a text is a target of its own: give --text and --against-text, or --target and --against",
+            param_hint="--text",
+        )
+    if against_text and not text:
+        raise typer.BadParameter("say what it is compared with, by --text", param_hint="--against-text")
     request = Request(
         images=images,
         model=model,
         checkpoint=checkpoint,
-        targets=target or [],
-        against=against or [],
+        targets=text or target or [],
+        against=against_text or against or [],
         question={
             "method": method,
             "objective": objective,
@@ -139,7 +154,12 @@ def explain_command(
             "readout": None if readout is None else _readout(readout),
         },
         options=options,
-        load={"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)},
+        load={
+            "device": device,
+            "dtype": dtype.value,
+            "size": None if size is None else parse_size(size),
+            "texts": texts or None,
+        },
         batch_size=batch_size,
         output=output,
         formats=tuple(kind.value for kind in Format if kind is not Format.all) if "all" in formats else formats,

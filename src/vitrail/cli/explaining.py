@@ -85,7 +85,8 @@ def load_model(request: Request) -> "VisionModel":
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = getattr(torch, request.load["dtype"])
-    return load(request.model, checkpoint=request.checkpoint, device=device, dtype=dtype, size=request.load["size"])
+    others = {"size": request.load["size"], "texts": request.load.get("texts")}
+    return load(request.model, checkpoint=request.checkpoint, device=device, dtype=dtype, **others)
 
 
 def _classes(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:

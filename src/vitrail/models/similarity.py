@@ -1,6 +1,6 @@
 """Images held against texts: an image tower and the texts' embeddings as one module whose logits are similarities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,9 @@ class ImageTextSimilarity(nn.Module):
         texts: Float[Tensor, "texts width"],
         scale: float | int,
         bias: float | int = 0.0,
-        embedding: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.image_tower = image_tower
-        self._embedding = embedding
         self.texts = nn.Linear(texts.shape[1], texts.shape[0], bias=bool(bias), dtype=texts.dtype, device=texts.device)
         with torch.no_grad():
             self.texts.weight.copy_(F.normalize(texts, dim=1) * scale)
@@ -44,9 +42,8 @@ class ImageTextSimilarity(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "images channels height width"], **options: Any
-    ) -> Float[Tensor, "images texts"]:
-        embed = self.image_tower if self._embedding is None else self._embedding
-        return self.texts(F.normalize(embed(images, **options), dim=-1))
+    ) -> Float[Tensor, "rows texts"]:
+        return self.texts(F.normalize(self.image_tower(images, **options), dim=-1))
 
 
 def check_texts(texts: Sequence[str]) -> tuple[str, ...]:

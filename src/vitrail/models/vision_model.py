@@ -91,10 +91,15 @@ class VisionModel:
             UnknownClassError: for a name or an index that the model does not have.
             AmbiguousClassError: for a name that several classes go by.
         """
-        return class_index(name_or_index, self.class_names, count)
+        return class_index(name_or_index, self.class_names, count, whole=self.metadata.get("class_names") == "texts")
 
     def class_name(self, index: Any) -> str:
-        """The short name of a class: the text before the first comma, or "class 7" where there is no name."""
+        """The short name of a class: the text before the first comma, or "class 7" where there is no name.
+
+        A text that images are held against is its own name, commas and all.
+        """
+        if self.metadata.get("class_names") == "texts" and self.class_names is not None:
+            return self.class_names[int(index)]
         return short_name(int(index), self.class_names)
 
     def describe(self) -> str:
