@@ -1,4 +1,4 @@
-"""The CAM family, Grad-ECLIP, LeGrad, AttCAT and FullGrad+ against a literal float64 reference, and what they refuse."""
+"""The CAM family, Grad-ECLIP, LeGrad, AttCAT, FullGrad+ against a literal float64 reference, and what they refuse."""
 
 import cam_reference as literal
 import pytest

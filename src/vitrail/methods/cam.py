@@ -64,7 +64,7 @@ def gradcam_plus_plus(
     class_specific=True,
     uses_gradient=True,
     passes="1F 1B",
-    reference="Fu et al. 2020, Eq. 8",
+    reference="Fu et al. 2020",
 )
 def xgradcam(
     run: Run, *, layer: str | None = None, relu: bool = False, epsilon: float = 1e-7
@@ -84,7 +84,7 @@ def xgradcam(
     class_specific=True,
     uses_gradient=True,
     passes="1F 1B",
-    reference="Draelos and Carin 2020, Eq. 3",
+    reference="Draelos and Carin 2020",
 )
 def hirescam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
     """HiResCAM: gradient times features, patch by patch, Σ_c g_c a_c."""
@@ -97,7 +97,7 @@ def hirescam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float
     class_specific=True,
     uses_gradient=True,
     passes="1F 1B",
-    reference="Jiang et al. 2021, Eq. 5–6",
+    reference="Jiang et al. 2021",
 )
 def layercam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
     """LayerCAM: positive gradient times features, Σ_c g⁺_c a_c; negative where such features are negative."""

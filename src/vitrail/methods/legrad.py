@@ -33,7 +33,7 @@ VARIANTS = ("paper", "released")
     class_specific=True,
     uses_gradient=True,
     passes="1F 2B",
-    reference="Bousselham et al. 2025, Eq. 8–10",
+    reference="Bousselham et al. 2025",
     accepts=("start_layer",),
     start_layer=-2,
 )
