@@ -102,7 +102,7 @@ class Run:
             count = self.targets.index.shape[1]
             for number in range(count):
                 listener.begin(self.readout_row())
-                attention.backward(self._scalar(logits, number), keep=number + 1 < count)
+                attention.backward(self.scalar(logits, number), keep=number + 1 < count)
                 results.append(listener.result())
         return results
 
@@ -131,8 +131,10 @@ class Run:
         return logits
 
     def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
-        """The objective of target `number`, summed over the images; ask once per target, for `replaced`."""
-        return self._scalar(logits, number)
+        """The objective of target `number`, summed over the images; to be asked once per target, for `replaced`."""
+        values, replaced = self.objective_values(logits, number)
+        self.replaced.append(replaced)
+        return values.sum()
 
     def objective_values(
         self, logits: Float[Tensor, "images classes"], number: int
@@ -159,7 +161,7 @@ class Run:
                     "or writes that attention out by hand"
                 )
             for number in range(self.targets.index.shape[1]):
-                (gradient,) = torch.autograd.grad(self._scalar(logits, number), [at], retain_graph=True)
+                (gradient,) = torch.autograd.grad(self.scalar(logits, number), [at], retain_graph=True)
                 gradients.append(gradient)
         return gradients
 
@@ -170,8 +172,3 @@ class Run:
                 f"{self.layout.layers} times for {self.layout.classes} when its tokens were worked out: it has changed "
                 "since; wrap it again"
             )
-
-    def _scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
-        values, replaced = self.objective_values(logits, number)
-        self.replaced.append(replaced)
-        return values.sum()
