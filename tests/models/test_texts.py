@@ -210,3 +210,9 @@ def test_a_hugging_face_model_without_a_text_tower(tmp_path: Path):
     transformers.ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(NoTextTowerError, match="is a model of type 'vit', not CLIP or SigLIP"):
         load(f"hf/{tmp_path}", texts=TEXTS)
+
+
+def test_a_checkpoint_is_loaded_without_talk_of_random_weights(tiny_clip, caplog: pytest.LogCaptureFixture):
+    spec, checkpoint, _ = tiny_clip
+    load(spec, checkpoint=checkpoint, texts=TEXTS)
+    assert caplog.records == []

@@ -80,9 +80,7 @@ def _through(values: Any, see: See) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
             seen = see(value)
             if isinstance(values, Mapping):
-                changed = dict(values) if type(values) is dict else values
-                changed[key] = seen  # an output object of Hugging Face changes in place: it was made for this call
-                return changed
+                return type(values)(**{**values, key: seen})  # an output object of Hugging Face keeps its kind
             return type(values)(seen if index == key else old for index, old in enumerate(values))
     return values
 

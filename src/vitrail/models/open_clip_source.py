@@ -6,8 +6,10 @@ are the scaled similarities of the image with each, and the text tower is read f
 """
 
 import difflib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,13 +66,14 @@ def load_open_clip(request: Request) -> VisionModel:
         options["force_image_size"] = request.size
     load_weights = request.checkpoint is None and tag is not False
     try:
-        whole = open_clip.create_model(
-            name,
-            pretrained=tag or None,
-            load_weights=load_weights,
-            require_pretrained=load_weights,
-            **{"pretrained_text": load_weights, **options},
-        )
+        with _quiet():
+            whole = open_clip.create_model(
+                name,
+                pretrained=tag or None,
+                load_weights=load_weights,
+                require_pretrained=load_weights,
+                **{"pretrained_text": load_weights, **options},
+            )
     except Exception as error:  # open_clip raises what its libraries raise: network, hub, files, arguments
         raise ModelError(f"open_clip could not build {request.name}: {str(error).splitlines()[0]}") from error
     tower: Any = whole.visual
@@ -90,6 +93,17 @@ def load_open_clip(request: Request) -> VisionModel:
         metadata["class_names"] = "texts"
     preprocess = _preprocess(tower, request.size)
     return VisionModel(module, f"open_clip/{request.name}", preprocess, request.texts, metadata=metadata)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No word that the weights are random: whoever asked for that knows, and a checkpoint is read afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _fill_whole(whole: Any, path: Path, name: str) -> None:
