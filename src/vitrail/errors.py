@@ -14,6 +14,7 @@ __all__ = [
     "ModelError",
     "NoAttentionError",
     "NoSignalError",
+    "NoTextTowerError",
     "NonFiniteError",
     "NotAnImageError",
     "ObjectiveError",
@@ -103,6 +104,10 @@ class NoAttentionError(ModelError):
 
 class UnsupportedAttentionError(ModelError):
     """Attention was seen in a form from which no map of the whole image can be made."""
+
+
+class NoTextTowerError(ModelError):
+    """Texts are given to a model that reads none."""
 
 
 class TargetError(VitrailError):

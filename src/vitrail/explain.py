@@ -183,7 +183,7 @@ def explain(
         against=None if other is None else (other.index if nested else other.index[:, 0]),
         method=info.name,
         objective=objective_label,
-        signed=info.signed,
+        signed=info.is_signed(options),
         class_names=model.class_names,
         images=inputs.pictures,
         metadata=metadata,

@@ -119,9 +119,14 @@ class Explanation:
         return self._by_target(self.scores)[image, target]
 
     def class_name(self, index: int) -> str:
-        """A short name: the text before the first comma, with the index where two classes share it; else "class 7"."""
+        """A short name: the text before the first comma, with the index where two classes share it; else "class 7".
+
+        A text that images were held against is its own name, commas and all.
+        """
         if self.class_names is None or not 0 <= index < len(self.class_names):
             return f"class {index}"
+        if self.metadata.get("class_names") == "texts":
+            return self.class_names[index]
         name = _short(self.class_names[index])
         shared = sum(_short(other) == name for other in self.class_names) > 1
         return f"{name} ({index})" if shared else name

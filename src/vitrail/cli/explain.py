@@ -42,6 +42,13 @@ def explain_command(
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="For CLIP: a text to hold the image against, as a target; several: repeat."),
+    ] = None,
+    against_text: Annotated[
+        list[str] | None, typer.Option("--against-text", help="For CLIP: a text to compare with; one, or one per text.")
+    ] = None,
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
@@ -84,12 +91,20 @@ def explain_command(
     from vitrail.errors import VitrailError
 
     options = dict(split_option(text) for text in option or [])
+    texts = [*(text or []), *(against_text or [])]
+    if texts and (target or against):
+        raise typer.BadParameter(
+            "a text is a target of its own: give --text and --against-text, or --target and --against",
+            param_hint="--text",
+        )
+    if against_text and not text:
+        raise typer.BadParameter("say what it is compared with, by --text", param_hint="--against-text")
     request = Request(
         images=images,
         model=model,
         checkpoint=checkpoint,
-        targets=target or [],
-        against=against or [],
+        targets=text or target or [],
+        against=against_text or against or [],
         question={
             "method": method,
             "objective": objective,
@@ -99,7 +114,7 @@ def explain_command(
             "readout": None if readout is None else _readout(readout),
         },
         options=options,
-        load=shared.how_to_load(device, dtype, size),
+        load={**shared.how_to_load(device, dtype, size), "texts": texts or None},
         batch_size=batch_size,
         output=output,
         formats=shared.kinds(format_),

@@ -18,11 +18,13 @@ def load_named(
     dtype: str = "float32",
     size: tuple[int, int] | None = None,
     resize: int | None = None,
+    texts: list[str] | None = None,
 ) -> "VisionModel":
     """What `vitrail.load` gives for the command's words; device "auto" is the best that this machine has.
 
-    `resize` is the shorter side in pixels before the crop, in the place of the model's own. Raises the errors of
-    `vitrail.load`, and `ModelError` where `resize` meets a model without preprocessing.
+    `texts` are what a CLIP model shall hold images against; `resize` is the shorter side in pixels before the crop, in
+    the place of the model's own. Raises the errors of `vitrail.load`, and `ModelError` where `resize` meets a model
+    without preprocessing.
     """
     import torch
 
@@ -31,7 +33,7 @@ def load_named(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = load(name, checkpoint=checkpoint, device=device, dtype=getattr(torch, dtype), size=size)
+    model = load(name, checkpoint=checkpoint, device=device, dtype=getattr(torch, dtype), size=size, texts=texts)
     if resize is None:
         return model
     if model.preprocess is None:

@@ -7,6 +7,7 @@ from . import attention_flow  # noqa: F401  # isort: skip
 from . import vit_cx  # noqa: F401  # isort: skip
 from . import tis  # noqa: F401  # isort: skip
 from . import tam, bi, dix  # noqa: F401  # isort: skip
+from . import cam, grad_eclip, legrad, block_inputs  # noqa: F401  # isort: skip
 from .registry import METHODS, MethodInfo, find_method, list_methods, register_method
 
 __all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_method"]

@@ -66,6 +66,18 @@ class MethodInfo:
         """
         return min(self.start_layer, self.start_layer * layers // 12)
 
+    def is_signed(self, options: dict[str, Any]) -> bool:
+        """Whether scores below zero mean evidence against under these options: with `relu` there are none.
+
+        Example:
+            >>> info = find_method("gradcam", {})
+            >>> info.is_signed({}), info.is_signed({"relu": True})
+            (True, False)
+        """
+        if "relu" in self.options and self.class_specific:
+            return not options.get("relu", self.options["relu"])
+        return self.signed
+
 
 METHODS: dict[str, MethodInfo] = {}
 

@@ -1,7 +1,7 @@
 """One run of a method over one batch: the model, the images, the question, and the ways to send them through."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -101,9 +101,13 @@ class Run:
         dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
         return self.readout.to(self.images.device, dtype).expand(len(self.images), -1)
 
-    def forward(self, visitor: Visitor) -> None:
-        """One forward pass without gradients."""
-        with eager(), torch.no_grad(), Tap(visitor, len(self.images)) as tap:
+    def forward(self, visitor: Visitor, *watchers: AbstractContextManager[Any]) -> None:
+        """One forward pass without gradients; `watchers` are entered inside the tap."""
+        with torch.no_grad(), ExitStack() as stack:
+            stack.enter_context(eager())
+            tap = stack.enter_context(Tap(visitor, len(self.images)))
+            for watcher in watchers:
+                stack.enter_context(watcher)
             self.logits = self.answer().detach()
         self._check_layout(tap)
 
@@ -176,6 +180,30 @@ class Run:
                 attention.backward(self.scalar(logits, number), keep=number + 1 < count)
                 results.append(listener.result())
         return results
+
+    def graph(
+        self,
+        visitor: Visitor,
+        *watchers: AbstractContextManager[Any],
+        images: Float[Tensor, "images channels height width"] | None = None,
+        rows: int | None = None,
+    ) -> Float[Tensor, "rows classes"]:
+        """One forward pass with gradients, parameters constant, and the logits in its graph.
+
+        The graph begins where `visitor` or one of the `watchers` (entered inside the tap) makes a leaf, or at `images`.
+        `rows` is the number of rows of logits where a watcher adds rows behind those of the images; `self.logits` are
+        the images' own.
+        """
+        images = self.images if images is None else images
+        with torch.enable_grad(), ExitStack() as stack:
+            stack.enter_context(eager())
+            tap = stack.enter_context(Tap(visitor, len(images), self.gradient))
+            for watcher in watchers:
+                stack.enter_context(watcher)
+            logits = self.model.logits(images, rows=rows)
+        self.logits = logits[: len(images)].detach()
+        self._check_layout(tap)
+        return logits
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
         """The gradient, per target, at the normalisation in front of the last attention; `recorder` sees the layers."""

@@ -12,13 +12,16 @@ __all__ = ["class_index", "short_name"]
 _SHOWN = 10  # matches listed in a message before "and … more"
 
 
-def class_index(wanted: Any, names: Sequence[str] | None = None, count: int | None = None) -> int:
+def class_index(
+    wanted: Any, names: Sequence[str] | None = None, count: int | None = None, *, whole: bool = False
+) -> int:
     """The index of the class that `wanted` names.
 
     `wanted` is an index (Python, NumPy or torch integer, or its digits in a string) or a name. Names are compared
     without regard to case, with underscores read as spaces. The whole name and each of its synonyms (separated by
     commas) match exactly; failing that, whole words of a name match when they occur in one class only. `count` is the
-    number of classes, where it is known from elsewhere than `names`.
+    number of classes, where it is known from elsewhere than `names`. With `whole`, names are sentences, and match only
+    as a whole.
 
     Raises:
         AmbiguousClassError: when several classes go by that name, listing them.
@@ -38,7 +41,11 @@ def class_index(wanted: Any, names: Sequence[str] | None = None, count: int | No
     if not isinstance(wanted, str) or not _normal(wanted):
         raise UnknownClassError(f"a class is an index or a name, not {wanted!r} of type {type(wanted).__name__}")
     if names is not None:
-        found = _matches(wanted, names)
+        found = (
+            [i for i, name in enumerate(names) if _normal(name) == _normal(wanted)]
+            if whole
+            else _matches(wanted, names)
+        )
         if len(found) == 1:
             return found[0]
         if found:
@@ -54,6 +61,9 @@ def class_index(wanted: Any, names: Sequence[str] | None = None, count: int | No
             f"this model has no class names, so {wanted!r} cannot be found; give the index ({span}), or class_names="
         )
     near = _near(wanted, names)
+    if whole:
+        listed = _listed(range(len(names)), names)
+        raise UnknownClassError(f"{wanted!r} is none of the {len(names)} texts given: {listed}; give it too, in texts=")
     hint = f"near it: {_listed(near, names)}" if near else "and none is spelt like it"
     raise UnknownClassError(f"no class of the model's {len(names)} is called {wanted!r}; {hint}")
 

@@ -1,4 +1,7 @@
-"""Image classifiers of Hugging Face: `hf/google/vit-base-patch16-224`, or a folder: `hf/path/to/folder`."""
+"""Image classifiers of Hugging Face: `hf/google/vit-base-patch16-224`, or a folder: `hf/path/to/folder`.
+
+With texts, models of images and texts: CLIP and SigLIP.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -9,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint, mismatch, name_some, read_checkpoint
 from .preprocess import Preprocess
 from .recipes import from_processor
+from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
 from .sources import Known, Request, defined_in, missing_package, source
 from .vision_model import VisionModel
 
@@ -39,7 +43,7 @@ def recognise_hugging_face(module: nn.Module) -> Known | None:
     return Known(preprocess, names_in_config(config), _forward_options(module, preprocess))
 
 
-@source("hf", recognise=recognise_hugging_face)
+@source("hf", recognise=recognise_hugging_face, texts=True)
 def load_hugging_face(request: Request) -> VisionModel:
     """Build a classifier by `AutoModelForImageClassification`; options are those of its `from_pretrained`.
 
@@ -55,32 +59,75 @@ def load_hugging_face(request: Request) -> VisionModel:
     if not request.name:
         raise UnknownModelError("hf/ is followed by a model's id or a folder, as in hf/google/vit-base-patch16-224")
     metadata = {"source": "hugging_face", "transformers": transformers.__version__}
-    with quietly(), told(request.name, local):
+    auto = transformers.AutoModelForImageClassification if request.texts is None else transformers.AutoModel
+    kind = "an image classifier" if request.texts is None else "a model of images and texts"
+    with quietly(), told(request.name, local, kind):
+        if request.texts is not None:
+            config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=local)
+            if config.model_type not in ("clip", "siglip"):
+                raise refuse_texts(
+                    f"hf/{request.name}", f"is a model of type {config.model_type!r}, not CLIP or SigLIP"
+                )
         if request.checkpoint is not None:
             path = Path(request.checkpoint)
             config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=True)
-            loaded = load_whole(_class_of(config), None, config=config, state_dict=read_checkpoint(path), **options)
+            tensors = read_checkpoint(path)
+            loaded = load_whole(_class_of(config, auto), None, config=config, state_dict=tensors, **options)
             loaded.refuse_gaps(str(path), strict=True)
             metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
         elif pretrained:
-            auto = transformers.AutoModelForImageClassification
             loaded = load_whole(auto, request.name, local_files_only=local, use_safetensors=True, **options)
             loaded.refuse_gaps(f"the checkpoint of {request.name}", strict=False)
             metadata["weights"] = getattr(loaded.module.config, "_commit_hash", None) or "pretrained"
         else:
             config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=local, **options)
-            loaded = Loaded(transformers.AutoModelForImageClassification.from_config(config))
+            loaded = Loaded(auto.from_config(config))
             metadata["weights"] = "random"
-    module = loaded.module
-    preprocess = _preprocess(request.name, request.size, local)
+        module = loaded.module
+        preprocess = _preprocess(request.name, request.size, local)
+        class_names, forward_options = names_in_config(module.config), _forward_options(module, preprocess)
+        if request.texts is not None:
+            class_names, metadata["class_names"] = request.texts, "texts"
+            module = _with_texts(module.eval(), request.name, request.texts, local)
     return VisionModel(
-        module,
-        f"hf/{request.name}",
-        preprocess,
-        names_in_config(module.config),
-        forward_options=_forward_options(module, preprocess),
-        metadata=metadata,
+        module, f"hf/{request.name}", preprocess, class_names, forward_options=forward_options, metadata=metadata
     )
+
+
+class _ImageTower(nn.Module):
+    """The part of a CLIP or SigLIP model that embeds images."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        self.vision_model = whole.vision_model
+        self.visual_projection = getattr(whole, "visual_projection", None) or nn.Identity()
+
+    def forward(self, images: Tensor, **options: Any) -> Tensor:
+        return self.visual_projection(self.vision_model(pixel_values=images, **options).pooler_output)
+
+
+@torch.no_grad()
+def _with_texts(whole: Any, name: str, texts: tuple[str, ...], local: bool) -> ImageTextSimilarity:
+    """The image tower and the texts' embeddings, which the text tower gives once, in float64."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+    limit = whole.config.text_config.max_position_embeddings
+    for text in texts:
+        refuse_too_long(text, len(tokenizer(text)["input_ids"]), limit)
+    # SigLIP was trained on texts filled up to their full length, CLIP reads them up to their end.
+    filled = (
+        {"padding": "max_length", "max_length": limit} if whole.config.model_type == "siglip" else {"padding": True}
+    )
+    tokens = tokenizer(list(texts), return_tensors="pt", **filled)
+    tower = _ImageTower(whole)
+    dtype = next(tower.parameters()).dtype
+    whole.double()
+    found = whole.get_text_features(**tokens)
+    embeddings = found if isinstance(found, Tensor) else found.pooler_output
+    bias = getattr(whole, "logit_bias", None)
+    scale = float(whole.logit_scale.exp())
+    return ImageTextSimilarity(tower.to(dtype), embeddings, scale, 0.0 if bias is None else float(bias))
 
 
 @dataclass(frozen=True)
@@ -115,11 +162,9 @@ def load_whole(model_class: Any, name: str | None, **options: Any) -> Loaded:
     return Loaded(module, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])), misshapen)
 
 
-def _class_of(config: Any) -> Any:
-    import transformers
-
+def _class_of(config: Any, auto: Any) -> Any:
     with torch.device("meta"):  # the automatic class tells its choice only by building one
-        return type(transformers.AutoModelForImageClassification.from_config(config))
+        return type(auto.from_config(config))
 
 
 @contextmanager

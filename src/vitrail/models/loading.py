@@ -10,6 +10,7 @@ import torch
 
 from ..errors import ModelError
 from .recipes import adapt
+from .similarity import check_texts, refuse_texts
 from .sources import SOURCES, Request, find
 from .vision_model import VisionModel
 from .wrapping import named
@@ -26,6 +27,7 @@ def load(
     size: int | tuple[int, int] | None = None,
     preprocess: Any = None,
     class_names: Sequence[str] | Mapping[int, str] | None = None,
+    texts: Sequence[str] | None = None,
     **options: Any,
 ) -> VisionModel:
     """Load a model by its full name: `timm/…`, `hf/…` (an id or a folder), `torchvision/…`, `open_clip/…`.
@@ -36,9 +38,15 @@ def load(
     to the library. `preprocess` and `class_names` replace the model's own, as in `wrap`. The model comes in evaluation
     mode, in float32 unless `dtype` says otherwise, on the CPU unless `device` does.
 
+    With `texts`, a CLIP model (`open_clip/…`, or `hf/` and a folder of a CLIP or SigLIP model) is asked how well an
+    image fits each text: the logits are the scaled similarities, and the classes go by the texts themselves. The text
+    tower runs once, here.
+
     Raises:
         UnknownModelError: for a source or a model that is not there.
         CheckpointError: for a file that cannot be read, with kinds of its own for pickles and weights that do not fit.
+        NoTextTowerError: for texts given to a model that reads none.
+        TextError, SameClassError: for an empty or overlong text, and for one that is there twice.
         ModelError: where the library fails, or an argument makes no sense.
 
     Example:
@@ -54,7 +62,13 @@ def load(
     dtype = torch.float32 if dtype is None else dtype
     if not dtype.is_floating_point:
         raise ModelError(f"dtype {dtype} is not a floating point type; float32, float64, bfloat16 and float16 are")
-    model = source.load(Request(name, checkpoint, _pair(size), options))
+    if texts is not None:
+        texts = check_texts(texts)
+        if class_names is not None:
+            raise ModelError("texts= are the classes' names already; leave class_names= out")
+        if not source.texts:
+            raise refuse_texts(spec, "is an image classifier without a text tower")
+    model = source.load(Request(name, checkpoint, _pair(size), options, texts))
     module = model.module.to(_device(device), dtype).eval()
     metadata = {"model": model.name, **model.metadata, "torch": torch.__version__}
     model = replace(model, module=module, metadata={key: str(value) for key, value in metadata.items()})

@@ -1,22 +1,27 @@
 """Visual towers of open_clip: `open_clip/ViT-B-16:laion2b_s34b_b88k`, `open_clip/hf-hub:owner/name`,
 `open_clip/local-dir:path`.
 
-The tower's "logits" are the numbers of its image embedding; they have no class names.
+Without texts, the tower's "logits" are the numbers of its image embedding; they have no class names. With texts, they
+are the scaled similarities of the image with each, and the text tower is read from the checkpoint too.
 """
 
 import difflib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UnknownModelError
 from .checkpoint import fill, fingerprint, read_checkpoint
 from .preprocess import Preprocess
 from .recipes import from_open_clip
+from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
 from .sources import Known, Request, missing_package, source
 from .vision_model import VisionModel
 
@@ -42,7 +47,7 @@ def recognise_open_clip(module: nn.Module) -> Known | None:
     return Known(_preprocess(module, None)) if isinstance(config, Mapping) and "resize_mode" in config else None
 
 
-@source("open_clip", names=open_clip_names, recognise=recognise_open_clip)
+@source("open_clip", names=open_clip_names, recognise=recognise_open_clip, texts=True)
 def load_open_clip(request: Request) -> VisionModel:
     """Build a model by `open_clip.create_model` and keep its visual tower; options are those of `create_model`."""
     try:
@@ -61,24 +66,90 @@ def load_open_clip(request: Request) -> VisionModel:
         options["force_image_size"] = request.size
     load_weights = request.checkpoint is None and tag is not False
     try:
-        whole = open_clip.create_model(
-            name,
-            pretrained=tag or None,
-            load_weights=load_weights,
-            require_pretrained=load_weights,
-            **{"pretrained_text": load_weights, **options},
-        )
+        with _quiet():
+            whole = open_clip.create_model(
+                name,
+                pretrained=tag or None,
+                load_weights=load_weights,
+                require_pretrained=load_weights,
+                **{"pretrained_text": load_weights, **options},
+            )
     except Exception as error:  # open_clip raises what its libraries raise: network, hub, files, arguments
         raise ModelError(f"open_clip could not build {request.name}: {str(error).splitlines()[0]}") from error
-    module: Any = whole.visual
+    tower: Any = whole.visual
     metadata = {"source": "open_clip", "open_clip": open_clip.__version__}
     if request.checkpoint is not None:
         path = Path(request.checkpoint)
-        fill(module, read_checkpoint(path), str(path), repairs=[_tower_of(module)])
+        if request.texts is None:
+            fill(tower, read_checkpoint(path), str(path), repairs=[_tower_of(tower)])
+        else:
+            _fill_whole(whole, path, request.name)
         metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
     else:
         metadata["weights"] = (tag or "pretrained") if load_weights else "random"
-    return VisionModel(module, f"open_clip/{request.name}", _preprocess(module, request.size), metadata=metadata)
+    module: nn.Module = tower
+    if request.texts is not None:
+        module = _with_texts(whole, name, request.texts)
+        metadata["class_names"] = "texts"
+    preprocess = _preprocess(tower, request.size)
+    return VisionModel(module, f"open_clip/{request.name}", preprocess, request.texts, metadata=metadata)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No word that the weights are random: whoever asked for that knows, and a checkpoint is read afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _fill_whole(whole: Any, path: Path, name: str) -> None:
+    """Both towers from a checkpoint of the whole model, at this model's resolution."""
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
+    def repair(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        ready = dict(convert_to_custom_text_state_dict(dict(tensors)) if hasattr(whole, "text") else tensors)
+        buffers = {key for key in ready if key.endswith("position_ids") and key not in whole.state_dict()}
+        ready = {key: tensor for key, tensor in ready.items() if key not in buffers}
+        resize_pos_embed(ready, whole)
+        resize_text_pos_embed(ready, whole)
+        return ready
+
+    tensors = read_checkpoint(path)
+    if "logit_scale" not in tensors:
+        raise refuse_texts(f"the checkpoint {path.name} of open_clip/{name}", "holds no text tower and no logit_scale")
+    fill(whole, tensors, str(path), repairs=[repair])
+
+
+@torch.no_grad()
+def _with_texts(whole: Any, name: str, texts: tuple[str, ...]) -> ImageTextSimilarity:
+    """The image tower and the texts' embeddings, which the text tower gives once, in float64."""
+    import open_clip
+
+    if not hasattr(whole, "encode_text"):
+        raise refuse_texts(f"open_clip/{name}", "has no text tower")
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # a tokenizer of Hugging Face that is not in the local cache, and what else that raises
+        reason = f"the tokenizer of open_clip/{name} is not at hand: {str(error).splitlines()[0]}"
+        raise ModelError(
+            f"{reason}; models with open_clip's own tokenizer (ViT-B-32 and its like) need none"
+        ) from error
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        for text in texts:  # which it would cut without a word, between the two marks of beginning and end
+            refuse_too_long(text, len(tokenizer.encode(text)), int(tokenizer.context_length or 77) - 2)
+    tokens = tokenizer(list(texts))
+    words = int(getattr(whole, "vocab_size", None) or int(tokens.max()) + 1)
+    if int(tokens.max()) >= words:
+        raise ModelError(f"the tokenizer of open_clip/{name} knows more than the {words} words of its text tower")
+    tower, whole.visual = whole.visual, nn.Identity()  # so that it is not turned to float64 with the text tower
+    whole.eval().double()
+    embeddings = whole.encode_text(tokens)
+    scale, bias = whole.logit_scale.exp(), whole.logit_bias
+    return ImageTextSimilarity(tower, embeddings, float(scale), 0.0 if bias is None else float(bias))
 
 
 def _name_and_tag(full: str) -> tuple[str, str | None]:

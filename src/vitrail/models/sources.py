@@ -18,15 +18,16 @@ __all__ = ["SOURCES", "Known", "Request", "Source", "find", "source"]
 class Request:
     """What a source is asked to load: a name without the source's prefix, and how.
 
-    `size` is the (height, width) of the input, None for the model's own. `options` are passed on to the library's
-    function that builds the model; "pretrained" among them is True, False (random weights) or, for open_clip, the
-    tag.
+    `size` is the (height, width) of the input, None for the model's own; `texts` are what images are held against, for
+    sources that have text towers. `options` are passed on to the library's function that builds the model; "pretrained"
+    among them is True, False (random weights) or, for open_clip, the tag.
     """
 
     name: str
     checkpoint: str | PathLike | None = None
     size: tuple[int, int] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    texts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,15 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """One place: how to load from it, the names in it (None: it cannot be listed), and how to know its modules."""
+    """One place: how to load from it, the names in it (None: it cannot be listed), and how to know its modules.
+
+    `texts` says whether some of its models have a text tower.
+    """
 
     load: Loader
     names: Callable[[], list[str]] | None = None
     recognise: Callable[[nn.Module], Known | None] | None = None
+    texts: bool = False
 
 
 SOURCES: dict[str, Source] = {}
@@ -60,11 +65,12 @@ def source(
     *,
     names: Callable[[], list[str]] | None = None,
     recognise: Callable[[nn.Module], Known | None] | None = None,
+    texts: bool = False,
 ) -> Callable[[Loader], Loader]:
     """Register the decorated function as the loader of all models called `prefix`/…, or `prefix` alone."""
 
     def register(load: Loader) -> Loader:
-        SOURCES[prefix] = Source(load, names, recognise)
+        SOURCES[prefix] = Source(load, names, recognise, texts)
         return load
 
     return register

@@ -53,17 +53,21 @@ class VisionModel:
         """The floating point type of the first such parameter (or buffer); float32 for a module that has none."""
         return next((t.dtype for t in _tensors(self.module) if t.is_floating_point()), torch.float32)
 
-    def logits(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def logits(
+        self, images: Float[Tensor, "batch channels height width"], *, rows: int | None = None
+    ) -> Float[Tensor, "rows classes"]:
         """Run the model on normalised images, brought to its device and type, and find the logits in its output.
 
-        A module that answers one number per image has one class. Gradients flow.
+        A module that answers one number per image has one class. Gradients flow. `rows` is the number of rows of logits
+        to expect where it is not that of the images.
 
         Raises:
             OutputError: when the output holds no tensor of batch x classes.
             ModelError: when there are not as many class names as classes.
         """
         output = self.module(images.to(self.device, self.dtype), **self.forward_options)
-        return logits_of(output, images.shape[0], self.name, self.class_names, self.logits_from)
+        batch = images.shape[0] if rows is None else rows
+        return logits_of(output, batch, self.name, self.class_names, self.logits_from)
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
         """The index of a class given by name (case does not matter) or by index.
@@ -74,10 +78,15 @@ class VisionModel:
             UnknownClassError: for a name or an index that the model does not have.
             AmbiguousClassError: for a name that several classes go by.
         """
-        return class_index(name_or_index, self.class_names, count)
+        return class_index(name_or_index, self.class_names, count, whole=self.metadata.get("class_names") == "texts")
 
     def class_name(self, index: Any) -> str:
-        """The short name of a class: the text before the first comma, or "class 7" where there is no name."""
+        """The short name of a class: the text before the first comma, or "class 7" where there is no name.
+
+        A text that images are held against is its own name, commas and all.
+        """
+        if self.metadata.get("class_names") == "texts" and self.class_names is not None:
+            return self.class_names[int(index)]
         return short_name(int(index), self.class_names)
 
     def describe(self) -> str:

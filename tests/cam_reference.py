@@ -1,0 +1,142 @@
+"""CAM, Grad-ECLIP, LeGrad, AttCAT and FullGrad+ written out literally in float64, layers found by their known names.
+
+Shares no code with `vitrail`; attention and gradient modes come from `reference.capture`.
+"""
+
+from collections.abc import Callable
+
+import reference
+import torch
+from families import FAMILIES
+from torch import Tensor, nn
+
+# (last block's first norm, blocks, what turns a token into logits)
+NORM = {
+    "timm_vit": "blocks.2.norm1",
+    "timm_vit_average": "blocks.2.norm1",
+    "timm_vit_non_square": "blocks.2.norm1",
+    "timm_deit_distilled": "blocks.2.norm1",
+    "timm_dinov2_registers": "blocks.2.norm1",
+    "timm_eva02": "blocks.2.norm1",
+    "timm_siglip": "blocks.2.norm1",
+    "torchvision_vit": "encoder.layers.encoder_layer_2.ln_1",
+    "open_clip": "transformer.resblocks.2.ln_1",
+    "user_written_out": "blocks.2.norm1",
+    "user_encoder": "blocks.layers.2.norm1",
+}
+BLOCKS = {
+    "timm_vit": "blocks",
+    "timm_vit_average": "blocks",
+    "timm_deit_distilled": "blocks",
+    "timm_eva02": "blocks",
+    "torchvision_vit": "encoder.layers",
+    "user_written_out": "blocks",
+    "user_non_square": "blocks",
+}
+HEAD: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
+    "timm_vit": lambda m: lambda z: m.head(m.norm(z)),
+    "timm_vit_average": lambda m: lambda z: m.head(m.fc_norm(m.norm(z))),
+    "torchvision_vit": lambda m: lambda z: m.heads(m.encoder.ln(z)),
+    "user_written_out": lambda m: lambda z: m.head(m.norm(z)),
+}
+QKV_AND_PROJECTION = {
+    "timm_vit": ("blocks.2.attn.qkv", "blocks.2.attn.proj"),
+    "timm_vit_average": ("blocks.2.attn.qkv", "blocks.2.attn.proj"),
+    "timm_deit_distilled": ("blocks.2.attn.qkv", "blocks.2.attn.proj"),
+    "user_non_square": ("blocks.3.attention.qkv", "blocks.3.attention.out"),
+}
+
+
+def features(name: str, layer: str, target: int, gradient: str) -> tuple[Tensor, Tensor]:
+    """The layer's output and the gradient of the target's logit there, at the patches of one image."""
+    family = FAMILIES[name]
+    module, kept = family.build(), []
+    module.get_submodule(layer).register_forward_hook(lambda *hooked: kept.append(hooked[-1]))
+    captured = reference.capture(module, family.images(1), gradient)
+    (grad,) = torch.autograd.grad(captured.logits[0, target], kept[:1])
+    return kept[0][0, family.prefix :].detach(), grad[0, family.prefix :]
+
+
+def gradcam(a: Tensor, g: Tensor) -> Tensor:
+    weights = [sum(g[p, c] for p in range(len(g))) / len(g) for c in range(a.shape[1])]
+    return torch.stack([sum(weights[c] * a[p, c] for c in range(a.shape[1])) for p in range(len(a))])
+
+
+def layercam(a: Tensor, g: Tensor) -> Tensor:
+    return (torch.maximum(g, torch.zeros_like(g)) * a).sum(1)
+
+
+def hirescam(a: Tensor, g: Tensor) -> Tensor:
+    return torch.einsum("pc,pc->p", a, g)
+
+
+def gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
+    total = a.sum(0)
+    weights = torch.zeros(a.shape[1], dtype=a.dtype)
+    for c in range(a.shape[1]):
+        for p in range(a.shape[0]):
+            if g[p, c] > 0:
+                weights[c] += g[p, c] ** 3 / (2 * g[p, c] ** 2 + total[c] * g[p, c] ** 3 + 1e-6)
+    return a @ weights
+
+
+def xgradcam(a: Tensor, g: Tensor) -> Tensor:
+    return a @ ((g * a).sum(0) / (a.sum(0) + 1e-7))
+
+
+def eigencam(a: Tensor) -> Tensor:
+    """By the eigenvectors of the covariance, and not by a singular value decomposition."""
+    centred = a - a.mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    projection = centred @ vectors[:, -1]
+    return projection * projection[projection.abs().argmax()].sign()
+
+
+def grad_eclip(name: str, target: int) -> Tensor:
+    """Signed, on the true heads, for one image; the sum over the queries that the head reads."""
+    family = FAMILIES[name]
+    module, qkv, before = family.build(), [], []
+    projection, output = QKV_AND_PROJECTION[name]
+    module.get_submodule(projection).register_forward_hook(lambda *hooked: qkv.append(hooked[-1]))
+    module.get_submodule(output).register_forward_pre_hook(lambda _, args: before.append(args[0]))
+    captured = reference.capture(module, family.images(1))
+    (grad,) = torch.autograd.grad(captured.logits[0, target], before[:1])
+    q, k, v = qkv[0][0].detach().chunk(3, dim=1)
+    patches = family.grid[0] * family.grid[1]
+    read = {"class": [0], "distilled": [0, 1], "mean": range(family.prefix, family.prefix + patches)}[family.readout]
+    total = torch.zeros(patches, dtype=torch.float64)
+    for i in read:
+        cosine = torch.stack([torch.cosine_similarity(q[i], k[family.prefix + j], dim=0) for j in range(patches)])
+        scaled = (cosine - cosine.min()) / (cosine.max() - cosine.min())
+        total += torch.stack([(grad[0, i] * v[family.prefix + j]).sum() * scaled[j] for j in range(patches)])
+    return total
+
+
+def legrad(name: str, target: int, first: int, released: bool) -> Tensor:
+    family = FAMILIES[name]
+    module, outputs = family.build(), []
+    for block in module.get_submodule(BLOCKS[name]).children():
+        block.register_forward_hook(lambda *hooked: outputs.append(hooked[-1]))
+    captured = reference.capture(module, family.images(1))
+    head = HEAD[name](module)
+    total = torch.zeros(family.tokens, dtype=torch.float64)
+    for layer in range(first, family.depth):
+        logits = head(outputs[layer].mean(dim=1))[0]
+        if released:
+            logits = logits - head.__closure__[0].cell_contents.head.bias
+            logits = logits / logits.norm()
+        (grad,) = torch.autograd.grad(logits[target], captured.maps[layer], retain_graph=True)
+        total += torch.maximum(grad[0], torch.zeros(())).mean(dim=(0, 1))
+    return total[family.prefix :]
+
+
+def block_inputs(name: str, target: int, gradient: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Σ_c x_l ⊙ ∂s/∂x_l of every block's input, and A_l averaged over heads and queries; whole tokens of one image."""
+    family = FAMILIES[name]
+    module, inputs = family.build(), []
+    for block in module.get_submodule(BLOCKS[name]).children():
+        block.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    captured = reference.capture(module, family.images(1), gradient)
+    grads = torch.autograd.grad(captured.logits[0, target], inputs)
+    products = [(x * g).sum(2)[0].detach() for x, g in zip(inputs, grads, strict=True)]
+    return products, [m[0].mean(dim=(0, 1)).detach() for m in captured.maps]

@@ -1,0 +1,194 @@
+"""The CAM family, Grad-ECLIP, LeGrad, AttCAT, FullGrad+ against a literal float64 reference, and what they refuse."""
+
+import cam_reference as literal
+import pytest
+import torch
+from families import FAMILIES
+from torch import Tensor, nn
+
+import vitrail
+from vitrail.errors import NoSignalError, OptionError, UnsupportedOperationError
+
+TARGET = 2
+
+
+def ours(name: str, method: str, **options) -> Tensor:
+    family = FAMILIES[name]
+    module, images = family.build().double(), family.images(1).double()
+    return vitrail.explain(module, images, TARGET, method=method, **options).scores[0].flatten()
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", literal.NORM)
+def test_cam_at_the_last_blocks_first_norm(name: str):
+    gradient = "libra" if name in ("timm_vit", "torchvision_vit", "timm_eva02") else "full"
+    a, g = literal.features(name, literal.NORM[name], TARGET, gradient)
+    for method in ("gradcam", "layercam"):
+        expected = getattr(literal, method)(a, g)
+        assert relative(ours(name, method, gradient=gradient), expected) < 1e-9
+
+
+def test_every_rule_of_the_family():
+    a, g = literal.features("timm_vit", "blocks.1.norm1", TARGET, "full")
+    for method in ("gradcam", "layercam", "hirescam", "gradcam_plus_plus", "xgradcam"):
+        expected = getattr(literal, method)(a, g)
+        assert relative(ours("timm_vit", method, layer="blocks.1.norm1"), expected) < 1e-9
+        assert relative(ours("timm_vit", method, layer="blocks.1.norm1", relu=True), expected.clamp(min=0)) < 1e-9
+    assert relative(ours("timm_vit", "eigencam", layer="blocks.1.norm1"), literal.eigencam(a)) < 1e-7
+
+
+@pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
+def test_gradient_modes(gradient: str):
+    a, g = literal.features("timm_vit", "blocks.0.norm1", TARGET, gradient)
+    found = ours("timm_vit", "hirescam", layer="blocks.0.norm1", gradient=gradient)
+    assert relative(found, literal.hirescam(a, g)) < 1e-9
+
+
+def test_layers_of_other_shapes():
+    """Feature maps (images, width, rows, columns), patches without prefix, and tokens with it."""
+    maps = ours("timm_vit", "hirescam", layer="patch_embed.proj")
+    assert relative(ours("timm_vit", "hirescam", layer="patch_embed"), maps) < 1e-9
+    assert relative(ours("timm_vit", "hirescam", layer="norm_pre"), maps) > 1e-3  # positions were added
+    module, images = FAMILIES["hf_vit"].build(), FAMILIES["hf_vit"].images(2)
+    name = next(n for n, _ in module.named_modules() if n.endswith("1.layernorm_after"))
+    assert vitrail.explain(module, images, TARGET, method="gradcam", layer=name).scores.shape == (2, 4, 4)
+
+
+def test_a_post_norm_model_takes_what_the_block_before_has_normalised():
+    layer = nn.TransformerEncoderLayer(48, 3, 96, dropout=0.0, batch_first=True, norm_first=False)
+    torch.manual_seed(0)
+    module = FAMILIES["user_encoder"].build()
+    module.blocks = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    model = vitrail.wrap(module.eval())
+    images = FAMILIES["user_encoder"].images(1)
+    default = vitrail.explain(model, images, 1, method="gradcam").scores
+    # The block's second norm gives the next block's input: to attention and, beside it, to the residual.
+    named = vitrail.explain(model, images, 1, method="gradcam", layer="blocks.layers.1.norm2").scores
+    torch.testing.assert_close(default, named)
+
+
+@pytest.mark.parametrize("name", literal.QKV_AND_PROJECTION)
+def test_grad_eclip(name: str):
+    expected = literal.grad_eclip(name, TARGET)
+    assert relative(ours(name, "grad_eclip", relu=False), expected) < 1e-9
+    if expected.max() > 0:
+        assert relative(ours(name, "grad_eclip"), expected.clamp(min=0)) < 1e-9
+
+
+def test_grad_eclips_merged_heads_explain_another_model_but_name_the_true_class():
+    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
+    merged = vitrail.explain(module, images, method="grad_eclip", heads="merged", relu=False)
+    true = vitrail.explain(module, images, method="grad_eclip", relu=False)
+    assert torch.equal(merged.logits, true.logits)
+    assert torch.equal(merged.target, true.target)
+    assert not torch.allclose(merged.scores, true.scores)
+    beit, pictures = FAMILIES["timm_beit"].build(), FAMILIES["timm_beit"].images(1)
+    with pytest.raises(UnsupportedOperationError, match=r"merge the 3 heads of attention 2 in blocks\.2\.attn"):
+        vitrail.explain(beit, pictures, method="grad_eclip", heads="merged")
+
+
+@pytest.mark.parametrize("name", literal.HEAD)
+def test_legrad(name: str):
+    assert relative(ours(name, "legrad"), literal.legrad(name, TARGET, 1, released=False)) < 1e-9
+    if name == "timm_vit":
+        expected = literal.legrad(name, TARGET, 0, released=True)
+        assert relative(ours(name, "legrad", variant="released", start_layer=0), expected) < 1e-9
+
+
+@pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
+@pytest.mark.parametrize("name", literal.BLOCKS)
+def test_sums_over_block_inputs(name: str, gradient: str):
+    if gradient == "leaf" and name != "timm_vit":
+        return
+    products, attention = literal.block_inputs(name, TARGET, gradient)
+    prefix, last = FAMILIES[name].prefix, FAMILIES[name].depth - 1
+    plus = sum(products)[prefix:]
+    assert relative(ours(name, "fullgrad_plus", gradient=gradient), plus) < 1e-9
+    half = sum(products[1:])[prefix:]
+    assert relative(ours(name, "fullgrad_plus", gradient=gradient, start_layer=1), half) < 1e-9
+    attcat = sum(attention[layer] * products[layer + 1] for layer in range(last))[prefix:]
+    assert relative(ours(name, "attcat", gradient=gradient), attcat) < 1e-9
+
+
+def test_nothing_before_the_layer_is_differentiated():
+    """The backward pass ends there: the first block's weights would have to be read by it otherwise."""
+    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
+    seen = []
+    handle = module.blocks[0].register_forward_hook(lambda *hooked: seen.append(hooked[-1].requires_grad))
+    vitrail.explain(module, images, method="gradcam")
+    handle.remove()
+    assert seen
+    assert not any(seen[-1:])
+
+
+def test_the_model_is_left_as_it_was():
+    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
+    hooks = [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in module.modules()]
+    for method in ("gradcam", "legrad", "attcat", "grad_eclip"):
+        vitrail.explain(module, images, method=method)
+    with pytest.raises(OptionError):
+        vitrail.explain(module, images, method="gradcam", layer="head")
+    assert [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in module.modules()] == hooks
+    assert all(p.requires_grad for p in module.parameters())
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_the_sign_follows_the_relu():
+    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
+    assert vitrail.explain(module, images, method="gradcam").signed
+    positive = vitrail.explain(module, images, method="gradcam", relu=True)
+    assert not positive.signed
+    assert positive.scores.min() >= 0
+    infos = {info.name: info for info in vitrail.list_methods()}
+    assert (infos["grad_eclip"].signed, infos["eigencam"].class_specific) == (False, False)
+    assert infos["legrad"].start_layer == -2
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "error", "message"),
+    [
+        ("gradcam", {"layer": "blocks.2.norm3"}, OptionError, r"'blocks\.2\.norm3' is no module.*near it: .*norm"),
+        ("gradcam", {"layer": "head"}, OptionError, r"shape \(1, 7\), which holds no features of the 4×4 patches"),
+        ("gradcam", {"layer": "blocks"}, NoSignalError, r"layer='blocks' is zero at every patch of image 0"),
+        ("gradcam", {"start_layer": 1}, OptionError, "start_layer=1 is not defined for gradcam"),
+        ("eigencam", {"gradient": "libra"}, OptionError, "changes nothing for eigencam"),
+        ("grad_eclip", {"heads": "all"}, OptionError, "heads='all' is none of true, merged"),
+        ("grad_eclip", {"similarity": "some"}, OptionError, "similarity='some' is none of full, per_head, none"),
+        ("legrad", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
+        ("attcat", {"start_layer": 2}, OptionError, r"the model has 3 block\(s\); give 1 or less"),
+    ],
+)
+def test_refusals(method: str, options: dict, error: type[Exception], message: str):
+    module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
+    with pytest.raises(error, match=message):
+        vitrail.explain(module, images, 1, method=method, **options)
+
+
+class InOneFunction(nn.Module):
+    """A ViT whose layers are no modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 16, 16)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for _ in range(2):
+            y = x[:, None]
+            x = x + nn.functional.scaled_dot_product_attention(y, y, y)[:, 0]
+        return self.head(x.mean(1))
+
+
+def test_a_model_without_blocks_or_norms():
+    torch.manual_seed(0)
+    model, images = vitrail.wrap(InOneFunction().eval()), torch.randn(1, 3, 64, 64)
+    with pytest.raises(UnsupportedOperationError, match=r"calls no layer norm .* name a module with layer="):
+        vitrail.explain(model, images, 1, method="gradcam")
+    assert vitrail.explain(model, images, 1, method="gradcam", layer="patches").scores.shape == (1, 4, 4)
+    for method in ("legrad", "attcat", "fullgrad_plus"):
+        with pytest.raises(UnsupportedOperationError, match=r"around attention \d .* no module takes and returns all"):
+            vitrail.explain(model, images, 1, method=method)
