@@ -8,7 +8,10 @@ import torch
 
 import vitrail
 
-CASES = [("catdog", 243), ("catdog", 282), ("snail", 113), ("snail", 112)]
+CASES = [
+    ("catdog", 243),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [("catdog", 282), ("snail", 113), ("snail", 112)]),
+]
 CAMS = ["gradcam", "hirescam", "layercam"]
 
 

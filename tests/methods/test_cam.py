@@ -10,6 +10,12 @@ import vitrail
 from vitrail.errors import NoSignalError, OptionError, UnsupportedOperationError
 
 TARGET = 2
+QUICK = ("timm_vit", "torchvision_vit", "user_encoder")
+
+
+def families(names) -> list:
+    """The families as parameters, all but a few of them slow."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def ours(name: str, method: str, **options) -> Tensor:
@@ -22,7 +28,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", literal.NORM)
+@pytest.mark.parametrize("name", families(literal.NORM))
 def test_cam_at_the_last_blocks_first_norm(name: str):
     gradient = "libra" if name in ("timm_vit", "torchvision_vit", "timm_eva02") else "full"
     a, g = literal.features(name, literal.NORM[name], TARGET, gradient)
@@ -70,7 +76,7 @@ def test_a_post_norm_model_takes_what_the_block_before_has_normalised():
     torch.testing.assert_close(default, named)
 
 
-@pytest.mark.parametrize("name", literal.QKV_AND_PROJECTION)
+@pytest.mark.parametrize("name", families(literal.QKV_AND_PROJECTION))
 def test_grad_eclip(name: str):
     expected = literal.grad_eclip(name, TARGET)
     assert relative(ours(name, "grad_eclip", relu=False), expected) < 1e-9
@@ -90,7 +96,7 @@ def test_grad_eclips_merged_heads_explain_another_model_but_name_the_true_class(
         vitrail.explain(beit, pictures, method="grad_eclip", heads="merged")
 
 
-@pytest.mark.parametrize("name", literal.HEAD)
+@pytest.mark.parametrize("name", families(literal.HEAD))
 def test_legrad(name: str):
     assert relative(ours(name, "legrad"), literal.legrad(name, TARGET, 1, released=False)) < 1e-9
     if name == "timm_vit":
@@ -99,7 +105,7 @@ def test_legrad(name: str):
 
 
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
-@pytest.mark.parametrize("name", literal.BLOCKS)
+@pytest.mark.parametrize("name", families(literal.BLOCKS))
 def test_sums_over_block_inputs(name: str, gradient: str):
     if gradient == "leaf" and name != "timm_vit":
         return
