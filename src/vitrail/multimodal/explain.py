@@ -12,7 +12,7 @@ from ..attention.eager import eager
 from ..attention.record import DenseRecorder
 from ..attention.tap import Tap
 from ..errors import NoAttentionError, NonFiniteError, NoSignalError, OptionError, OutputError
-from ..models.class_names import class_index
+from ..models.class_names import class_index, short_name
 from ..models.readiness import refuse_training
 from ..models.vision_model import find_logits, logits_of
 from ..objectives import Objective, evaluate_objective, objective_name
@@ -134,6 +134,9 @@ class _Classes:
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
         return class_index(name_or_index, self.names, count)
+
+    def class_name(self, index: int) -> str:
+        return short_name(index, self.names)
 
 
 def _batch(inputs: Mapping[str, Any]) -> int:

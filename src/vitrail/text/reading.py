@@ -34,7 +34,7 @@ class Reading:
     def layout(self, tokens: int) -> TokenLayout:
         """Texts of so many tokens as one row of patches."""
         row = torch.full((tokens,), 1 / tokens)
-        return TokenLayout(1, tokens, 0, row, NAMES[self.reads], self.layers, 0, self.heads, self.classes)
+        return TokenLayout(1, tokens, 0, row, NAMES[self.reads], self.layers, 0, self.heads, self.classes, tokens)
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Reading]] = WeakKeyDictionary()
