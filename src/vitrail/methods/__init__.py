@@ -3,6 +3,7 @@
 # Importing registers, and the order of the imports is the order of `list_methods`.
 from . import attention_only, gradient_attention  # noqa: F401  # isort: skip
 from . import gmar  # noqa: F401  # isort: skip
+from . import lrp, attention_gradcam, attn_lrp  # noqa: F401  # isort: skip
 from .registry import METHODS, MethodInfo, find_method, list_methods, register_method
 
 __all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_method"]
