@@ -73,10 +73,10 @@ class LastAttention:
     reference="Chefer, Gur, Wolf, CVPR 2021 (after Selvaraju et al. 2017)",
     start_layer=-1,
 )
-def attn_gradcam(run: Run) -> Float[Tensor, "images targets tokens"]:
+def attn_gradcam(run: Run, *, relu: bool = True) -> Float[Tensor, "images targets tokens"]:
     """Grad-CAM on the last attention: heads weighted by their mean gradient at the readout, and clamped at zero.
 
-    Only the last block is differentiated.
+    Only the last block is differentiated. `relu=False` keeps what is below zero.
     """
     maps = []
     for rows in run.differentiate(LastAttention()):
@@ -84,5 +84,6 @@ def attn_gradcam(run: Run) -> Float[Tensor, "images targets tokens"]:
         if run.layout.pools:
             patches = slice(None) if rows.gradient.shape[2] != run.layout.tokens else patches
         weights = rows.gradient[:, :, patches].mean(dim=2, keepdim=True)
-        maps.append((weights * rows.attention).mean(dim=1).clamp(min=0))
+        scores = (weights * rows.attention).mean(dim=1)
+        maps.append(scores.clamp(min=0) if relu else scores)
     return torch.stack(maps, dim=1)

@@ -185,6 +185,9 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
             output = apply(_Multiplies(call.function), walk, left, right)
             output.vitrail_scores = True
             return output
+        if getattr(left, "vitrail_attention", False):
+            # The first attention that is walked to: its values are taken as given.
+            return apply(_Multiplies(lambda attention: call.function(attention, right)), walk, left)
         if left.requires_grad and right.dim() == 2:
             return apply(_Linear(right.T, None, rules), walk, left)
         raise call.refuse(f"of shapes {tuple(left.shape)} and {tuple(right.shape)}, one of them constant")
@@ -195,6 +198,8 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
             output = apply(_Multiplies(lambda a, b: torch.einsum(equation, a, b)), walk, *operands)
             output.vitrail_scores = True
             return output
+        if len(operands) == 2 and getattr(operands[0], "vitrail_attention", False):
+            return apply(_Multiplies(lambda attention: torch.einsum(equation, attention, operands[1])), walk, operands[0])
         raise call.refuse("with a constant")
 
     def multiply(call: Call) -> Any:

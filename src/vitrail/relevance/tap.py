@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.multihead import run_multi_head_attention
+from ..attention.multihead import bound_arguments, run_multi_head_attention
 from ..attention.tap import Tap, Visitor
 from ..errors import UnsupportedOperationError
 from .moves import CASTS, MOVES
@@ -74,6 +74,7 @@ class RelevanceTap(Tap):
         self.method = method
         self.instead = instead
         self.swaps_images = False
+        self._suspended = False
 
     def refusal(self, name: str, why: str = "") -> UnsupportedOperationError:
         """The error for a function without a rule, at the module at work."""
@@ -100,6 +101,8 @@ class RelevanceTap(Tap):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if self._suspended:
+            return func(*args, **(kwargs or {}))
         name = _name(func)
         if name in ("__get__", "__set__"):
             return _constant(func(*args, **(kwargs or {})), args)
@@ -140,9 +143,7 @@ class RelevanceTap(Tap):
 
     def _met_attention(self, func: Callable[..., Any], name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         if func is F.multi_head_attention_forward:
-            # Its projections are linear layers like others, so its code runs under this tap too.
-            with self:
-                return run_multi_head_attention(self._attend, args, kwargs)
+            return self._multi_head(*args, **kwargs)
         if name == "softmax":
             kwargs.pop("dtype", None)
             args = tuple(a for a in args if not isinstance(a, torch.dtype))
@@ -151,7 +152,30 @@ class RelevanceTap(Tap):
                 if scores.requires_grad:
                     raise self.refusal(name, f"over {tuple(scores.shape)}, which is no attention")
                 return func(*args, **kwargs)
-        return self._rules[func](*args, **kwargs)
+        output = self._rules[func](*args, **kwargs)
+        output.vitrail_attention = name == "softmax"
+        return output
+
+    def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
+        """Its projections are linear layers like others, so its code runs under this tap too."""
+        wants_weights = bound_arguments(args, kwargs)["need_weights"]
+        arguments = bound_arguments(args, kwargs) | {"need_weights": False}
+
+
+        def attend(*args: Any, **kwargs: Any) -> Tensor:
+            # What the visitor does is not the model's.
+            self._suspended = True
+            try:
+                return self._attend(*args, **kwargs)
+            finally:
+                self._suspended = False
+
+        with self:
+            output, _ = run_multi_head_attention(attend, (), arguments)
+        if not wants_weights:
+            return output, None
+        with torch.no_grad():
+            return output, F.multi_head_attention_forward(**arguments | {"need_weights": True})[1]
 
     def _cast(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Floating point types are the rules' own; only a change of device goes through."""
