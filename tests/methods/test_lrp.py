@@ -167,16 +167,32 @@ class Unknown(nn.Module):
 class InPlace(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x + x
-        y.add_(x)
+        y[:, 0] = x[:, 0]
         return y
 
 
 class Overwritten(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x + x
-        z = y
-        z += x
-        return z + y
+        part = y[:, 1:]
+        y += x
+        return y + part.sum(dim=1, keepdim=True)
+
+
+class Augmented(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.block(x)
+        y += x
+        return y
+
+
+class Summed(Augmented):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x) + x
 
 
 @pytest.mark.parametrize("method", ["tattr", "lrp", "partial_lrp", "attn_lrp"])
@@ -184,8 +200,8 @@ class Overwritten(nn.Module):
     ("part", "message"),
     [
         (Unknown(), r"has no rule for cumsum\(\) in module 'blocks.2'; use"),
-        (InPlace(), r"add_\(\) in module 'blocks.2' \(it changes a tensor in place\); use"),
-        (Overwritten(), r"add\(\) in module 'blocks.2' \(it reads a tensor that the model has since changed in place"),
+        (InPlace(), r"__setitem__\(\) in module 'blocks.2' \(it changes a tensor in place\); use"),
+        (Overwritten(), r"sum\(\) in module 'blocks.2' \(it reads a tensor that the model has since changed in place"),
     ],
 )
 def test_what_has_no_rule_is_named(method, part, message):
@@ -194,6 +210,17 @@ def test_what_has_no_rule_is_named(method, part, message):
         vitrail.explain(UserViT(blocks).eval(), torch.randn(1, 3, 64, 64), 2, method=method)
     assert caught.match(message)
     assert caught.match("method='complete'")
+
+
+@pytest.mark.parametrize("method", ["tattr", "attn_lrp"])
+def test_sums_written_in_place_are_sums(method):
+    torch.manual_seed(0)
+    block, images = Block(48, FusedAttention(48, 3)), torch.randn(1, 3, 64, 64)
+    in_place = UserViT(Augmented(block)).eval()
+    plain = UserViT(Summed(block)).eval()
+    plain.load_state_dict(in_place.state_dict())
+    one, other = (vitrail.explain(module, images, 2, method=method).scores for module in (in_place, plain))
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def attn_lrp(
         # The sum is no leaf, so the tap takes it for an activation.
         images = run.images.detach().to(run.model.device, dtype).requires_grad_() + 0
     logits = run.trace(tap, images)
+    tap.refuse_overwritten("the output", logits)
     seeds = run.seeds(logits)
     maps = []
     for number, seed in enumerate(seeds):

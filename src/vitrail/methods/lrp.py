@@ -179,6 +179,7 @@ def _propagate(
             # The sum is no leaf, so the tap takes it for an activation.
             images = images.requires_grad_() + 0
     logits = run.trace(tap, images)
+    tap.refuse_overwritten("the output", logits)
     goal = images if to_pixels else attention.anchor
     assert goal is not None
     seeds = run.seeds(logits)

@@ -32,7 +32,7 @@ AttentionRule: TypeAlias = Literal["attn_lrp", "cp_lrp"]
 
 # Linear maps, whose gradient is the ε-rule.
 _LINEAR = (
-    "add __add__ __radd__ __iadd__ sub subtract __sub__ __rsub__ __isub__ rsub neg negative __neg__ mean sum "
+    "add __add__ __radd__ sub subtract __sub__ __rsub__ rsub neg negative __neg__ mean sum "
     "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool2d"
 ).split()
 # Their gate or deviation is held constant, which is f(x) / x for x · gate(x).
@@ -120,7 +120,7 @@ class AttnLRPTap(RelevanceTap):
         result = super()._met_activation(call)
         if call.name in ("linear", "matmul", "__matmul__") and hasattr(result, "vitrail_lineage"):
             return result
-        residual = call.name in ("add", "__add__", "__iadd__") and result.dim() < 4
+        residual = call.name in ("add", "__add__", "__iadd__", "add_") and result.dim() < 4
         _inherit(result, () if residual else (call.args, tuple(call.kwargs.values())))
         return result
 
@@ -225,9 +225,8 @@ def attnlrp_rules(conv_gamma: float, linear_gamma: float) -> Rules:
         return call.args[0] / call.args[1]
 
     def out_of_place(call: Call) -> Any:
-        if call.name == "__iadd__":
-            return call.args[0] + call.args[1]
-        return call.args[0] - call.args[1]
+        function = torch.add if "add" in call.name else torch.sub
+        return function(*call.args, **call.kwargs)
 
     def convolve(call: Call) -> Tensor:
         kwargs = {key: value for key, value in call.kwargs.items() if key not in ("input", "weight", "bias")}
@@ -240,12 +239,13 @@ def attnlrp_rules(conv_gamma: float, linear_gamma: float) -> Rules:
         rule = GammaRule(conv_gamma)
         return with_gamma(call.argument(0, "input"), call.argument(1, "weight"), added, product, rule)
 
-    table = {name: plain for name in _LINEAR} | {"__iadd__": out_of_place, "__isub__": out_of_place}
+    table = {name: plain for name in _LINEAR} 
+    table |= {name: out_of_place for name in ("__iadd__", "__isub__", "add_", "sub_")}
     table |= {name: hold for name in _HELD if name in held}
     table |= {name: elementwise for name in _ELEMENTWISE} | {name: piecewise for name in _PIECEWISE}
     table |= {name: matmul for name in ("matmul", "__matmul__", "bmm", "mm")}
-    table |= {name: multiply for name in ("mul", "multiply", "__mul__", "__rmul__", "__imul__")}
-    table |= {name: divide for name in ("div", "divide", "true_divide", "__truediv__", "__itruediv__")}
+    table |= {name: multiply for name in ("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_")}
+    table |= {name: divide for name in ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "div_")}
     return table | {"linear": linear, "conv2d": convolve}
 
 

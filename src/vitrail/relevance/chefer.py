@@ -260,10 +260,10 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
     table = {name: passes for name in _PASSES}
     table |= {name: pools for name in ("mean", "sum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d")}
     table |= {name: matmul for name in ("matmul", "__matmul__", "bmm", "mm")}
-    table |= {name: multiply for name in ("mul", "multiply", "__mul__", "__rmul__", "__imul__")}
-    table |= {name: divide for name in ("div", "divide", "true_divide", "__truediv__", "__itruediv__")}
-    table |= {name: add for name in ("add", "__add__", "__radd__", "__iadd__")}
-    table |= {name: subtract for name in ("sub", "subtract", "__sub__", "__isub__")}
+    table |= {name: multiply for name in ("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_")}
+    table |= {name: divide for name in ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "div_")}
+    table |= {name: add for name in ("add", "__add__", "__radd__", "__iadd__", "add_")}
+    table |= {name: subtract for name in ("sub", "subtract", "__sub__", "__isub__", "sub_")}
     table |= {name: subtract_reversed for name in ("rsub", "__rsub__")}
     table |= {"neg": negate, "negative": negate, "__neg__": negate}
     return table | {"linear": linear, "einsum": einsum, "conv2d": convolve}

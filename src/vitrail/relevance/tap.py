@@ -20,7 +20,8 @@ from .whereabouts import module_at_work
 
 __all__ = ["Call", "RelevanceTap", "Rules"]
 
-_IN_PLACE = frozenset(("__iadd__", "__imul__", "__isub__", "__itruediv__"))
+# `x += y` comes as one of these. They have rules that make a new tensor, which `x` then names.
+_IN_PLACE = frozenset("__iadd__ __imul__ __isub__ __itruediv__ add_ mul_ sub_ div_".split())
 
 
 class Call:
@@ -75,6 +76,7 @@ class RelevanceTap(Tap):
         self.instead = instead
         self.swaps_images = False
         self._suspended = False
+        self._overwritten: list[Tensor] = []
 
     def refusal(self, name: str, why: str = "") -> UnsupportedOperationError:
         """The error for a function without a rule, at the module at work."""
@@ -84,6 +86,17 @@ class RelevanceTap(Tap):
             + (f" ({why})" if why else "")
             + f"; use {self.instead} for this model"
         )
+
+    def refuse_overwritten(self, name: str, values: Any) -> None:
+        """Refuse to read what shares its memory with a tensor that the model has changed in place since.
+
+        Raises:
+            UnsupportedOperationError: naming the function that reads it.
+        """
+        if self._overwritten:
+            changed = {tensor.untyped_storage().data_ptr() for tensor in self._overwritten}
+            if any(tensor.untyped_storage().data_ptr() in changed for tensor in _tensors(values)):
+                raise self.refusal(name, "it reads a tensor that the model has since changed in place")
 
     def images_dimension(self, tensor: Tensor) -> int:
         """Which dimension of an activation tells the images apart: 0, or 1 in models that put the tokens first."""
@@ -114,9 +127,8 @@ class RelevanceTap(Tap):
             return self._rules[F.dropout](*args, **kwargs)
         self._watch_order(name, args, kwargs)
         met = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
+        self.refuse_overwritten(name, (args, kwargs))
         for tensor in met:
-            if getattr(tensor, "vitrail_overwritten", False):
-                raise self.refusal(name, "it reads a tensor that the model has since changed in place")
             operation = getattr(tensor, "vitrail_operation", None)
             if operation is not None and func is not F.multi_head_attention_forward:
                 operation.uses += 1
@@ -131,14 +143,14 @@ class RelevanceTap(Tap):
         if name in self.rules:
             result = self.rules[name](call)
         else:
-            if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE:
+            if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
                 raise self.refusal(name, "it changes a tensor in place")
             result = call.plain()
             if name not in MOVES and any(tensor.requires_grad for tensor in _tensors(result)):
                 raise self.refusal(name)
         if name in _IN_PLACE or call.kwargs.get("inplace"):
-            # The result is a new tensor, which the model goes on with; should it read the old one again, it is refused.
-            call.args[0].vitrail_overwritten = True
+            # The model goes on with the new tensor; should it read the old one by another name, it is refused.
+            self._overwritten.append(call.args[0])
         return result
 
     def _met_attention(self, func: Callable[..., Any], name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
