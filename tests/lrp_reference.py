@@ -1,4 +1,4 @@
-"""The LRP family written out slowly for a plain pre-norm ViT, in float64, one image at a time. Shares no code with `vitrail`.
+"""The LRP family written out slowly for a plain ViT, in float64, image by image. Shares no code with `vitrail`.
 
 Every layer is a formula with its four clamped products, relevance is carried from operation to operation by hand, and
 no function is intercepted. Gradients of the attention come from autograd, through the same written-out forward.
@@ -167,7 +167,10 @@ def _pixels(trace: Trace, r: Tensor) -> Tensor:
     result = torch.zeros(image.shape[1:], dtype=torch.float64)
     cols = image.shape[2] // size
     for index, row in enumerate(r):
-        at = slice(index // cols * size, index // cols * size + size), slice(index % cols * size, (index % cols + 1) * size)
+        at = (
+            slice(index // cols * size, index // cols * size + size),
+            slice(index % cols * size, (index % cols + 1) * size),
+        )
         x = image[:, *at].reshape(-1)
         wp, wn = flat.clamp(min=0), flat.clamp(max=0)
         z = flat @ x - wp.sum(1) * low - wn.sum(1) * high + EPS

@@ -62,7 +62,9 @@ def test_rollout_of_relevance(family):
 
 
 @pytest.mark.parametrize("family", READERS)
-@pytest.mark.parametrize(("layer", "ablation", "rules"), [(-1, False, "original"), (-1, True, "tattr"), (1, False, "tattr")])
+@pytest.mark.parametrize(
+    ("layer", "ablation", "rules"), [(-1, False, "original"), (-1, True, "tattr"), (1, False, "tattr")]
+)
 def test_partial_lrp(family, layer, ablation, rules):
     def reference(t, target):
         matrix = literal.relevance(t, target, rules == "original")[0][layer]

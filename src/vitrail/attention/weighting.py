@@ -12,7 +12,17 @@ from torch import Tensor
 
 from .calls import Block, compute_dtype
 
-__all__ = ["ELEMENTWISE", "Collector", "ElementwiseRule", "HeadNorms", "RowUpdate", "absolute", "centre", "complete", "positive"]
+__all__ = [
+    "ELEMENTWISE",
+    "Collector",
+    "ElementwiseRule",
+    "HeadNorms",
+    "RowUpdate",
+    "absolute",
+    "centre",
+    "complete",
+    "positive",
+]
 
 Matrix: TypeAlias = Float[Tensor, "images heads rows keys"]
 ElementwiseRule: TypeAlias = Callable[[Matrix, Matrix], Matrix]

@@ -35,19 +35,19 @@ def attn_lrp(
     run: Run,
     *,
     rules: str = "attn_lrp",
-    conv_gamma: float = 0.25,
-    linear_gamma: float = 0.05,
+    conv_gamma: float | None = 0.25,
+    linear_gamma: float | None = 0.05,
     precision: str = "float64",
 ) -> Float[Tensor, "images targets height width"]:
     """AttnLRP: gradient times input, with rules that make it relevance; signed, at the pixels.
 
     `rules="cp_lrp"` holds attention constant (CP-LRP), as the authors' released mapping for ViT does. γ = 0 is the
-    ε-rule: `conv_gamma=0, linear_gamma=0` are the "ε" versions of both.
+    ε-rule with the released stabiliser of 1e-6, None the bare gradient (ε → 0) of a linear layer or convolution.
     """
     attention = SharedAttention(find_attention_rule(rules))
     for name, gamma in (("conv_gamma", conv_gamma), ("linear_gamma", linear_gamma)):
-        if not 0 <= gamma < float("inf"):
-            raise OptionError(f"{name}={gamma} must be 0 (the ε-rule) or more")
+        if gamma is not None and not 0 <= gamma < float("inf"):
+            raise OptionError(f"{name}={gamma} must be 0 (the ε-rule) or more, or None (the gradient as it is)")
     dtype = find_precision(precision).dtype
     tap = AttnLRPTap(
         attention,

@@ -165,14 +165,10 @@ def _propagate(
     """
     walk = Walk(find_precision(precision))
     to_pixels = listener is None
-    attention = RelevantAttention(
-        walk, listener, first, through_scores=run.gradient == "full", to_pixels=to_pixels
-    )
+    attention = RelevantAttention(walk, listener, first, through_scores=run.gradient == "full", to_pixels=to_pixels)
     table = chefer_rules(walk, find_rule_set(rules), run.gradient)
     dtype = walk.precision.dtype
-    tap = RelevanceTap(
-        attention, len(run.images), table, dtype, run.model.module, method, "method='complete' or 'gae'"
-    )
+    tap = RelevanceTap(attention, len(run.images), table, dtype, run.model.module, method, "method='complete' or 'gae'")
     images = run.images.detach().to(run.model.device, dtype)
     if to_pixels:
         with torch.enable_grad():

@@ -14,7 +14,7 @@ from ..attention.weighting import Collector
 from .division import Divide
 from .operations import Walk
 
-__all__ = ["RelevantAttention", "RelevanceListener", "attention_relevance"]
+__all__ = ["RelevanceListener", "RelevantAttention", "attention_relevance"]
 
 Result = TypeVar("Result", covariant=True)
 
@@ -170,9 +170,7 @@ class _Attention(Function):
             return *shares, None, None, None, None
         collector = visitor.collector(ctx.layer)
         upstream = visitor.upstream.pop(ctx.layer, None)
-        shares = attention_relevance(
-            call, output, flows[0], upstream, collector, visitor.walk.divide, flows=needed
-        )
+        shares = attention_relevance(call, output, flows[0], upstream, collector, visitor.walk.divide, flows=needed)
         visitor.take(ctx.layer, collector)
         return *shares, None, None, None, None
 

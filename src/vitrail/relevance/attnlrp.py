@@ -1,6 +1,6 @@
 """The rules of AttnLRP and CP-LRP, as changes to the gradient: the relevance of x is then x ⊙ g.
 
-    linear, convolution   γ-rule (γ = 0: ε-rule, the gradient as it is); projections around attention always ε
+    linear, convolution   γ-rule (0: ε-rule; None: the gradient as it is, as for projections around attention)
     norms                 the deviation constant, the mean not
     activations           f(x) / x in the place of f′(x)                                        AttnLRP, Eq. 9
     a b, A V, Q Kᵀ        half to each factor                                                   AttnLRP, Eq. 7
@@ -31,15 +31,41 @@ __all__ = ["AttentionRule", "AttnLRPTap", "SharedAttention", "attnlrp_rules", "f
 AttentionRule: TypeAlias = Literal["attn_lrp", "cp_lrp"]
 
 # Linear maps, whose gradient is the ε-rule.
-_LINEAR = (
-    "add __add__ __radd__ sub subtract __sub__ __rsub__ rsub neg negative __neg__ mean sum "
-    "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool2d"
-).split()
+_LINEAR = [
+    "add",
+    "__add__",
+    "__radd__",
+    "sub",
+    "subtract",
+    "__sub__",
+    "__rsub__",
+    "rsub",
+    "neg",
+    "negative",
+    "__neg__",
+    "mean",
+    "sum",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+]
 # Their gate or deviation is held constant, which is f(x) / x for x · gate(x).
-_HELD = "layer_norm rms_norm normalize gelu silu sqrt rsqrt std var norm vector_norm".split()
-_ELEMENTWISE = "sigmoid tanh erf softplus mish hardswish hardsigmoid elu selu celu logsigmoid".split()
+_HELD = ["layer_norm", "rms_norm", "normalize", "gelu", "silu", "sqrt", "rsqrt", "std", "var", "norm", "vector_norm"]
+_ELEMENTWISE = [
+    "sigmoid",
+    "tanh",
+    "erf",
+    "softplus",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "elu",
+    "selu",
+    "celu",
+    "logsigmoid",
+]
 # Linear in pieces: the gradient is f(x) / x.
-_PIECEWISE = "relu leaky_relu".split()
+_PIECEWISE = ["relu", "leaky_relu"]
 
 
 class _Shared(Function):
@@ -162,7 +188,7 @@ def _inherit(result: Any, sources: Any, from_attention: bool = False) -> None:
             tensor.vitrail_lineage = rules, attention or from_attention
 
 
-def attnlrp_rules(conv_gamma: float, linear_gamma: float) -> Rules:
+def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules:
     """The rules by the name of the function that a model calls."""
     held = {function.__name__: rule for function, rule in libra_rules().items()}
 
@@ -239,13 +265,13 @@ def attnlrp_rules(conv_gamma: float, linear_gamma: float) -> Rules:
         rule = GammaRule(conv_gamma)
         return with_gamma(call.argument(0, "input"), call.argument(1, "weight"), added, product, rule)
 
-    table = {name: plain for name in _LINEAR} 
-    table |= {name: out_of_place for name in ("__iadd__", "__isub__", "add_", "sub_")}
+    table = dict.fromkeys(_LINEAR, plain)
+    table |= dict.fromkeys(("__iadd__", "__isub__", "add_", "sub_"), out_of_place)
     table |= {name: hold for name in _HELD if name in held}
-    table |= {name: elementwise for name in _ELEMENTWISE} | {name: piecewise for name in _PIECEWISE}
-    table |= {name: matmul for name in ("matmul", "__matmul__", "bmm", "mm")}
-    table |= {name: multiply for name in ("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_")}
-    table |= {name: divide for name in ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "div_")}
+    table |= dict.fromkeys(_ELEMENTWISE, elementwise) | dict.fromkeys(_PIECEWISE, piecewise)
+    table |= dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), matmul)
+    table |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_"), multiply)
+    table |= dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__", "div_"), divide)
     return table | {"linear": linear, "conv2d": convolve}
 
 

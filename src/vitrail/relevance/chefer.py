@@ -39,10 +39,28 @@ __all__ = ["RuleSet", "chefer_rules", "find_rule_set"]
 
 RuleSet: TypeAlias = Literal["tattr", "original"]
 
-_PASSES = (
-    "layer_norm rms_norm normalize gelu silu relu relu6 leaky_relu elu celu selu mish softplus hardswish hardsigmoid "
-    "hardtanh sigmoid tanh erf logsigmoid"
-).split()
+_PASSES = [
+    "layer_norm",
+    "rms_norm",
+    "normalize",
+    "gelu",
+    "silu",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "softplus",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "sigmoid",
+    "tanh",
+    "erf",
+    "logsigmoid",
+]
 
 
 class _Passes(Differentiable):
@@ -100,6 +118,9 @@ class _Linear(Operation):
 def _where_it_flows(flow: Tensor, back: Any, like: Tensor) -> Tensor:
     """`back` of the rows that carry anything; in the last block only the tokens that the head reads do."""
     rows = flow.flatten(0, -2)
+    if bool(rows[-1].any()):
+        # Most often all rows do, and a look at the last one tells.
+        return back(rows, slice(None)).view(like.shape)
     carries = rows.any(dim=-1)
     if int(carries.sum()) * 2 > len(rows):
         return back(rows, slice(None)).view(like.shape)
@@ -199,7 +220,9 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
             output.vitrail_scores = True
             return output
         if len(operands) == 2 and getattr(operands[0], "vitrail_attention", False):
-            return apply(_Multiplies(lambda attention: torch.einsum(equation, attention, operands[1])), walk, operands[0])
+            return apply(
+                _Multiplies(lambda attention: torch.einsum(equation, attention, operands[1])), walk, operands[0]
+            )
         raise call.refuse("with a constant")
 
     def multiply(call: Call) -> Any:
@@ -257,14 +280,14 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         x = call.argument(0, "input")
         return apply(_Convolution(call), walk, x)
 
-    table = {name: passes for name in _PASSES}
-    table |= {name: pools for name in ("mean", "sum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d")}
-    table |= {name: matmul for name in ("matmul", "__matmul__", "bmm", "mm")}
-    table |= {name: multiply for name in ("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_")}
-    table |= {name: divide for name in ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "div_")}
-    table |= {name: add for name in ("add", "__add__", "__radd__", "__iadd__", "add_")}
-    table |= {name: subtract for name in ("sub", "subtract", "__sub__", "__isub__", "sub_")}
-    table |= {name: subtract_reversed for name in ("rsub", "__rsub__")}
+    table = dict.fromkeys(_PASSES, passes)
+    table |= dict.fromkeys(("mean", "sum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d"), pools)
+    table |= dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), matmul)
+    table |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_"), multiply)
+    table |= dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__", "div_"), divide)
+    table |= dict.fromkeys(("add", "__add__", "__radd__", "__iadd__", "add_"), add)
+    table |= dict.fromkeys(("sub", "subtract", "__sub__", "__isub__", "sub_"), subtract)
+    table |= dict.fromkeys(("rsub", "__rsub__"), subtract_reversed)
     table |= {"neg": negate, "negative": negate, "__neg__": negate}
     return table | {"linear": linear, "einsum": einsum, "conv2d": convolve}
 

@@ -14,7 +14,7 @@ __all__ = ["Divide", "Precision", "divide", "find_precision", "stabilised_divide
 Divide: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 # The part of a row's root mean square below which a divisor counts as small, in the stabilised division.
-SMALL = 0.03
+SMALL = 0.01
 
 
 def divide(relevance: Float[Tensor, "..."], total: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -22,7 +22,10 @@ def divide(relevance: Float[Tensor, "..."], total: Float[Tensor, "..."]) -> Floa
 
     Near Z = 0 the quotient is as large as it comes out, so that its digits need float64.
     """
-    return (relevance / (total + 1e-9)).masked_fill_(total == 0, 0.0)
+    quotient = relevance / (total + 1e-9)
+    if int(torch.count_nonzero(total)) == total.numel():
+        return quotient
+    return quotient.masked_fill_(total == 0, 0.0)
 
 
 def stabilised_divide(relevance: Float[Tensor, "..."], total: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

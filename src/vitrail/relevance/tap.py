@@ -1,8 +1,8 @@
 """The tap under relevance rules: every function of the model that meets an activation has a rule, or is refused.
 
-It differs from the engine's tap in three ways. It runs the model in the rules' own precision, whatever the model's: each
-weight is converted where it is used, and the model keeps its own. It knows functions by name: those with a rule, and
-those that only move numbers about. And it refuses all others, naming the function and the module at work.
+It differs from the engine's tap in three ways. It runs the model in the rules' own precision, whatever the model's:
+each weight is converted where it is used, and the model keeps its own. It knows functions by name: those with a rule,
+and those that only move numbers about. And it refuses all others, naming the function and the module at work.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from .whereabouts import module_at_work
 __all__ = ["Call", "RelevanceTap", "Rules"]
 
 # `x += y` comes as one of these. They have rules that make a new tensor, which `x` then names.
-_IN_PLACE = frozenset("__iadd__ __imul__ __isub__ __itruediv__ add_ mul_ sub_ div_".split())
+_IN_PLACE = frozenset(["__iadd__", "__imul__", "__isub__", "__itruediv__", "add_", "mul_", "sub_", "div_"])
 
 
 class Call:
@@ -173,7 +173,6 @@ class RelevanceTap(Tap):
         wants_weights = bound_arguments(args, kwargs)["need_weights"]
         arguments = bound_arguments(args, kwargs) | {"need_weights": False}
 
-
         def attend(*args: Any, **kwargs: Any) -> Tensor:
             # What the visitor does is not the model's.
             self._suspended = True
@@ -197,7 +196,9 @@ class RelevanceTap(Tap):
         for value in (*rest, *kwargs.values()):
             if isinstance(value, torch.dtype) and not value.is_floating_point:
                 return func(*args, **kwargs)
-            if isinstance(value, torch.device | str | Tensor) and not (isinstance(value, str) and value[:6] == "torch."):
+            if isinstance(value, torch.device | str | Tensor) and not (
+                isinstance(value, str) and value[:6] == "torch."
+            ):
                 return tensor.to(value.device if isinstance(value, Tensor) else value)
         return func(*args, **kwargs) if _name(func) in ("cpu", "cuda") else tensor
 
