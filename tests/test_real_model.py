@@ -84,9 +84,11 @@ def test_class_names_are_imagenets(vit_tiny):
     ("name", "options"),
     [
         ("tattr_start0.f64", {"method": "tattr"}),
-        ("tattr_start1.f64", {"method": "tattr", "start_layer": 1}),
-        ("lrp_rollout_start0.f64", {"method": "tattr", "weighted": False}),
-        ("lrp_second_layer.f64", {"method": "partial_lrp", "layer": 1, "rules": "tattr"}),
+        pytest.param("tattr_start1.f64", {"method": "tattr", "start_layer": 1}, marks=pytest.mark.slow),
+        pytest.param("lrp_rollout_start0.f64", {"method": "tattr", "weighted": False}, marks=pytest.mark.slow),
+        pytest.param(
+            "lrp_second_layer.f64", {"method": "partial_lrp", "layer": 1, "rules": "tattr"}, marks=pytest.mark.slow
+        ),
         ("lrp_partial.f64", {"method": "partial_lrp"}),
         ("lrp_partial_ablation.f64", {"method": "partial_lrp", "ablation": True}),
         ("lrp_full.f64", {"method": "lrp"}),
@@ -113,13 +115,18 @@ CP, PLAIN = {"rules": "cp_lrp"}, {"conv_gamma": None, "linear_gamma": None}
 @pytest.mark.parametrize(
     ("name", "key", "options"),
     [
-        ("lxt_cplrp_plain_no_zennit.f64", "", CP | PLAIN),
-        ("lxt_cplrp_eps_conv0_lin0.f64", "", CP | {"conv_gamma": 0.0, "linear_gamma": 0.0}),
         ("lxt_cplrp_gamma_conv0.25_lin0.05.f64", "", CP),
-        ("lxt_cplrp_gamma_conv0.1_lin0.01.f64", "", CP | {"conv_gamma": 0.1, "linear_gamma": 0.01}),
-        ("lxt_cplrp_gamma_conv100_lin1.f64", "", CP | {"conv_gamma": 100.0, "linear_gamma": 1.0}),
-        ("own_attnlrp_lxt_rules.f64", "/plain", PLAIN),
         ("own_attnlrp_lxt_rules.f64", "/gamma_conv0.25_lin0.05", {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("lxt_cplrp_plain_no_zennit.f64", "", CP | PLAIN),
+                ("lxt_cplrp_eps_conv0_lin0.f64", "", CP | {"conv_gamma": 0.0, "linear_gamma": 0.0}),
+                ("lxt_cplrp_gamma_conv0.1_lin0.01.f64", "", CP | {"conv_gamma": 0.1, "linear_gamma": 0.01}),
+                ("lxt_cplrp_gamma_conv100_lin1.f64", "", CP | {"conv_gamma": 100.0, "linear_gamma": 1.0}),
+                ("own_attnlrp_lxt_rules.f64", "/plain", PLAIN),
+            )
+        ),
     ],
 )
 def test_attn_lrp(vit_tiny, oracle, tensors, name, key, options):

@@ -14,11 +14,11 @@ __all__ = ["bound_arguments", "run_multi_head_attention"]
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
-def bound_arguments(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in."""
+def bound_arguments(args: tuple, kwargs: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """The arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in, some `changed`."""
     arguments = _SIGNATURE.bind(*args, **kwargs)
     arguments.apply_defaults()
-    return arguments.arguments
+    return {**arguments.arguments, **changed}
 
 
 def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -38,9 +38,9 @@ def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs:
     )
     opened.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
     arguments = bound_arguments(args, kwargs)
-    output, _ = opened(**arguments | {"need_weights": False})
+    output, _ = opened(**bound_arguments(args, kwargs, need_weights=False))
     if not arguments["need_weights"]:
         return output, None
     with torch.no_grad():
-        _, weights = F.multi_head_attention_forward(**arguments | {"need_weights": True})
+        _, weights = F.multi_head_attention_forward(**arguments)
     return output, weights

@@ -29,6 +29,7 @@ class RowsOfHeads:
     gradient: Float[Tensor, "images heads keys"] = field(init=False)
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
+        del like
         self.attention = self.row.new_zeros(images, heads, keys)
         self.gradient = self.row.new_zeros(images, heads, keys)
 
@@ -48,9 +49,11 @@ class LastAttention:
         self._readout = readout
 
     def collector(self, layer: int) -> RowsOfHeads:
+        del layer
         return RowsOfHeads(self._readout)
 
     def take(self, layer: int, collector: Collector) -> None:
+        del layer
         assert isinstance(collector, RowsOfHeads)
         self._heard = collector
 
@@ -61,6 +64,7 @@ class LastAttention:
         raise RuntimeError("the rows of single heads do not come from the fused backward")
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
+        del layer, update
         raise RuntimeError("the rows of single heads do not come from the fused backward")
 
 

@@ -44,6 +44,7 @@ def weighted_by_gradient(relevance: Matrix, gradient: Matrix) -> Matrix:
 
 def unweighted(relevance: Matrix, gradient: Matrix) -> Matrix:
     """R_A⁺."""
+    del gradient
     return relevance.clamp(min=0)
 
 
@@ -139,6 +140,7 @@ class RowOfOneLayer:
         return RowUpdate(self.rule, self._readout, centred=False)
 
     def take(self, layer: int, collector: Collector) -> None:
+        del layer
         assert isinstance(collector, RowUpdate)
         self._row = collector.result()
 

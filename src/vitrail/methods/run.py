@@ -102,7 +102,7 @@ class Run:
         return results
 
     def trace(self, tap: Tap, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images classes"]:
-        """One forward pass under a tap, the logits in its graph; `images` carry a gradient where the pixels are meant."""
+        """One forward pass under a tap, the logits in its graph; `images` carry a gradient for pixels' relevance."""
         with torch.enable_grad(), eager(), tap:
             logits = self.model.logits(images)
         self.logits = logits.detach()

@@ -25,8 +25,8 @@ class RelevanceListener(Protocol[Result]):
 
     def begin(self, readout: Float[Tensor, "images queries"]) -> None: ...
 
-    def collector(self, layer: int) -> Collector:
-        """What shall be shown the layer's blocks: R_A in the place of A, and G."""
+    def collector(self, layer: int) -> Collector | None:
+        """What shall be shown the layer's blocks, R_A in the place of A, and G; None where nothing shall."""
         ...
 
     def take(self, layer: int, collector: Collector) -> None: ...

@@ -185,7 +185,7 @@ def _inherit(result: Any, sources: Any, from_attention: bool = False) -> None:
     rules, attention = lineage_of(sources)
     for tensor in result if isinstance(result, list | tuple) else (result,):
         if isinstance(tensor, Tensor):
-            tensor.vitrail_lineage = rules, attention or from_attention
+            tensor.vitrail_lineage = rules, attention or from_attention  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules:
@@ -227,7 +227,7 @@ def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules
                 rule.gamma = None
         rule = GammaRule(None if from_attention else linear_gamma)
         output = with_gamma(x, weight, bias, F.linear, rule)
-        output.vitrail_lineage = frozenset((rule,)), False
+        output.vitrail_lineage = frozenset((rule,)), False  # pyright: ignore[reportAttributeAccessIssue]
         return output
 
     def matmul(call: Call) -> Tensor:

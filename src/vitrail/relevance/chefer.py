@@ -204,7 +204,7 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         left, right = call.args
         if left.requires_grad and right.requires_grad:
             output = apply(_Multiplies(call.function), walk, left, right)
-            output.vitrail_scores = True
+            output.vitrail_scores = True  # pyright: ignore[reportAttributeAccessIssue]
             return output
         if getattr(left, "vitrail_attention", False):
             # The first attention that is walked to: its values are taken as given.
@@ -217,7 +217,7 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         equation, operands = call.args[0], list(_flat(call.args[1:]))
         if len(operands) == 2 and all(tensor.requires_grad for tensor in operands):
             output = apply(_Multiplies(lambda a, b: torch.einsum(equation, a, b)), walk, *operands)
-            output.vitrail_scores = True
+            output.vitrail_scores = True  # pyright: ignore[reportAttributeAccessIssue]
             return output
         if len(operands) == 2 and getattr(operands[0], "vitrail_attention", False):
             return apply(
@@ -246,7 +246,7 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
 
     def _scaled(activation: Tensor, function: Any) -> Tensor:
         output = apply(_Passes(function), walk, activation)
-        output.vitrail_scores = getattr(activation, "vitrail_scores", False)
+        output.vitrail_scores = getattr(activation, "vitrail_scores", False)  # pyright: ignore[reportAttributeAccessIssue]
         return output
 
     def add(call: Call) -> Any:

@@ -170,8 +170,7 @@ class RelevanceTap(Tap):
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
         """Its projections are linear layers like others, so its code runs under this tap too."""
-        wants_weights = bound_arguments(args, kwargs)["need_weights"]
-        arguments = bound_arguments(args, kwargs) | {"need_weights": False}
+        arguments = bound_arguments(args, kwargs)
 
         def attend(*args: Any, **kwargs: Any) -> Tensor:
             # What the visitor does is not the model's.
@@ -182,11 +181,11 @@ class RelevanceTap(Tap):
                 self._suspended = False
 
         with self:
-            output, _ = run_multi_head_attention(attend, (), arguments)
-        if not wants_weights:
+            output, _ = run_multi_head_attention(attend, (), bound_arguments(args, kwargs, need_weights=False))
+        if not arguments["need_weights"]:
             return output, None
         with torch.no_grad():
-            return output, F.multi_head_attention_forward(**arguments | {"need_weights": True})[1]
+            return output, F.multi_head_attention_forward(**arguments)[1]
 
     def _cast(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Floating point types are the rules' own; only a change of device goes through."""
