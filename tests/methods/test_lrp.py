@@ -10,6 +10,7 @@ from torch import nn
 
 import vitrail
 from vitrail.errors import OptionError, UnsupportedOperationError
+from vitrail.relevance.division import find_precision
 
 READERS = {
     "timm_vit": literal.read_timm,
@@ -212,6 +213,24 @@ def test_what_has_no_rule_is_named(method, part, message):
         vitrail.explain(UserViT(blocks).eval(), torch.randn(1, 3, 64, 64), 2, method=method)
     assert caught.match(message)
     assert caught.match("method='complete'")
+
+
+def test_gradient_modes_weigh_the_same_relevance():
+    images = FAMILIES["timm_vit"].images(1)
+    maps = {
+        (method, mode): vitrail.explain(model("timm_vit"), images, 2, gradient=mode, **options).scores.double()
+        for mode in ("full", "leaf", "libra")
+        for method, options in (("tattr", {"method": "tattr"}), ("last", {"method": "partial_lrp", "ablation": True}))
+    }
+    # Behind the last attention there is no other for a constant attention to matter, but norms and gates there are.
+    assert relative(maps["last", "leaf"], maps["last", "full"]) < 1e-6
+    assert relative(maps["last", "libra"], maps["last", "full"]) > 1e-3
+    assert relative(maps["tattr", "leaf"], maps["tattr", "full"]) > 1e-3
+
+
+def test_devices_without_float64_are_told_what_to_do():
+    with pytest.raises(OptionError, match="mps has no float64.*precision='stabilised'"):
+        find_precision("float64", torch.device("mps"))
 
 
 @pytest.mark.parametrize("method", ["tattr", "attn_lrp"])

@@ -48,7 +48,7 @@ def attn_lrp(
     for name, gamma in (("conv_gamma", conv_gamma), ("linear_gamma", linear_gamma)):
         if gamma is not None and not 0 <= gamma < float("inf"):
             raise OptionError(f"{name}={gamma} must be 0 (the ε-rule) or more, or None (the gradient as it is)")
-    dtype = find_precision(precision).dtype
+    dtype = find_precision(precision, run.model.device).dtype
     tap = AttnLRPTap(
         attention,
         len(run.images),

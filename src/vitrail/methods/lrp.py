@@ -165,7 +165,7 @@ def _propagate(
 
     What the listener heard of each target; or, without a listener, the relevance of the pixels.
     """
-    walk = Walk(find_precision(precision))
+    walk = Walk(find_precision(precision, run.model.device))
     to_pixels = listener is None
     attention = RelevantAttention(walk, listener, first, through_scores=run.gradient == "full", to_pixels=to_pixels)
     table = chefer_rules(walk, find_rule_set(rules), run.gradient)

@@ -57,15 +57,20 @@ _PRECISIONS = {
 }
 
 
-def find_precision(name: str) -> Precision:
-    """The precision of that name.
+def find_precision(name: str, device: torch.device) -> Precision:
+    """The precision of that name, on a device that has it.
 
     Raises:
-        OptionError: for any other name than "float64" and "stabilised".
+        OptionError: for any other name than "float64" and "stabilised", and for float64 where the device has none.
     """
     if name not in _PRECISIONS:
         raise OptionError(
             f"precision={name!r} is none of {', '.join(_PRECISIONS)}: float64 runs the rules as they are written, "
             "stabilised runs them in float32 with divisors kept away from zero"
+        )
+    if device.type == "mps" and _PRECISIONS[name].dtype == torch.float64:
+        raise OptionError(
+            f"{device.type} has no float64, which the rules run in: move the model to the CPU, or take "
+            "precision='stabilised'"
         )
     return _PRECISIONS[name]
