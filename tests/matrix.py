@@ -10,6 +10,9 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dix": {"samples": 2},
     "iia": {"samples": 2},
     "grad_eclip": {"relu": False},
+    # Clamped at zero, the maps of some tiny random models are zero everywhere.
+    "attn_gradcam": {"relu": False},
+    "partial_lrp": {"rules": "tattr"},
 }
 
 # Methods that divide by a sum of features of either sign, where float32 leaves fewer digits.

@@ -78,3 +78,60 @@ def test_the_zebra_is_red_and_the_elephant_blue(vit_tiny, shared):
 def test_class_names_are_imagenets(vit_tiny):
     for name, index in [("zebra", 340), ("tusker", 101), ("bald eagle", 22), ("kite", 21), ("bull mastiff", 243)]:
         assert vit_tiny.class_index(name) == index
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tattr_start0.f64", {"method": "tattr"}),
+        pytest.param("tattr_start1.f64", {"method": "tattr", "start_layer": 1}, marks=pytest.mark.slow),
+        pytest.param("lrp_rollout_start0.f64", {"method": "tattr", "weighted": False}, marks=pytest.mark.slow),
+        pytest.param(
+            "lrp_second_layer.f64", {"method": "partial_lrp", "layer": 1, "rules": "tattr"}, marks=pytest.mark.slow
+        ),
+        ("lrp_partial.f64", {"method": "partial_lrp"}),
+        ("lrp_partial_ablation.f64", {"method": "partial_lrp", "ablation": True}),
+        ("lrp_full.f64", {"method": "lrp"}),
+    ],
+)
+def test_lrp_family_in_float64(vit_tiny, oracle, tensors, name, options):
+    for image, targets in (("catdog", [243, 282]), ("snail", [113, 112])):
+        ours = vitrail.explain(vit_tiny, tensors(image), [targets], **options).scores[0]
+        for scores, target in zip(ours, targets, strict=True):
+            assert relative(scores, oracle(name)[f"{image}/{target}"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["attn_gradcam", "attn_gradcam.f64"])
+def test_attention_gradcam(vit_tiny, oracle, tensors, name):
+    for image, target in CASES:
+        scores = vitrail.explain(vit_tiny, tensors(image), target, method="attn_gradcam").scores[0]
+        ours = (scores - scores.min()) / (scores.max() - scores.min())
+        assert relative(ours, oracle(name)[f"{image}/{target}"]) < 1e-4
+
+
+CP, PLAIN = {"rules": "cp_lrp"}, {"conv_gamma": None, "linear_gamma": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "options"),
+    [
+        ("lxt_cplrp_gamma_conv0.25_lin0.05.f64", "", CP),
+        ("own_attnlrp_lxt_rules.f64", "/gamma_conv0.25_lin0.05", {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("lxt_cplrp_plain_no_zennit.f64", "", CP | PLAIN),
+                ("lxt_cplrp_eps_conv0_lin0.f64", "", CP | {"conv_gamma": 0.0, "linear_gamma": 0.0}),
+                ("lxt_cplrp_gamma_conv0.1_lin0.01.f64", "", CP | {"conv_gamma": 0.1, "linear_gamma": 0.01}),
+                ("lxt_cplrp_gamma_conv100_lin1.f64", "", CP | {"conv_gamma": 100.0, "linear_gamma": 1.0}),
+                ("own_attnlrp_lxt_rules.f64", "/plain", PLAIN),
+            )
+        ),
+    ],
+)
+def test_attn_lrp(vit_tiny, oracle, tensors, name, key, options):
+    for image, targets in (("catdog", [243, 282]), ("snail", [113, 112])):
+        ours = vitrail.explain(vit_tiny, tensors(image), [targets], method="attn_lrp", **options).scores[0]
+        for pixels, target in zip(ours, targets, strict=True):
+            patches = pixels.double().unfold(0, 16, 16).unfold(1, 16, 16).sum(dim=(2, 3))
+            assert relative(patches, oracle(name)[f"{image}/{target}{key}"]) < 1e-4

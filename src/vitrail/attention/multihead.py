@@ -9,9 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["run_multi_head_attention"]
+__all__ = ["bound_arguments", "run_multi_head_attention"]
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
+def bound_arguments(args: tuple, kwargs: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """The arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in, some `changed`."""
+    arguments = _SIGNATURE.bind(*args, **kwargs)
+    arguments.apply_defaults()
+    return {**arguments.arguments, **changed}
 
 
 def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -30,14 +37,10 @@ def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs:
         argdefs=F.multi_head_attention_forward.__defaults__,
     )
     opened.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
-    arguments = _SIGNATURE.bind(*args, **kwargs)
-    arguments.apply_defaults()
-    wants_weights = arguments.arguments["need_weights"]
-    arguments.arguments["need_weights"] = False
-    output, _ = opened(*arguments.args, **arguments.kwargs)
-    if not wants_weights:
+    arguments = bound_arguments(args, kwargs)
+    output, _ = opened(**bound_arguments(args, kwargs, need_weights=False))
+    if not arguments["need_weights"]:
         return output, None
     with torch.no_grad():
-        arguments.arguments["need_weights"] = True
-        _, weights = F.multi_head_attention_forward(*arguments.args, **arguments.kwargs)
+        _, weights = F.multi_head_attention_forward(**arguments)
     return output, weights

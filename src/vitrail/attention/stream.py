@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .weighting import ELEMENTWISE, ClampedMeanUpdate, Collector, HeadNorms, RowUpdate
+from .weighting import ELEMENTWISE, ClampedMeanUpdate, Collector, ElementwiseRule, HeadNorms, RowUpdate
 
 __all__ = ["HeadNormListener", "RelevanceRow", "add_update"]
 
@@ -23,16 +23,17 @@ def add_update(
 class RelevanceRow:
     """The readout's row of Ā^L … Ā^l, kept up to date while the backward pass runs; what it hears of is the row less I.
 
-    `rule` is "complete" (Eq. 5), "positive" (GAE, Eq. 4) or "absolute" (Eq. 6); `centred` first takes out of ∇A its
-    mean under A; `clamp_mean` clamps the heads' mean of ∇A ⊙ A instead of every head.
+    `rule` is "complete" (Eq. 5), "positive" (GAE, Eq. 4) or "absolute" (Eq. 6), or a function of its own of A and ∇A;
+    `centred` first takes out of ∇A its mean under A; `clamp_mean` clamps the heads' mean of ∇A ⊙ A instead of every
+    head.
 
     The row is kept in two parts, the readout itself (the row of the identity) and what the layers have added to it.
     Where a head reads the mean of P patches, the identity is 1/P on every patch, hundreds of times what the layers add,
     and says nothing of the class: kept apart, it neither tints the map nor eats its digits.
     """
 
-    def __init__(self, rule: str, centred: bool = False, clamp_mean: bool = False) -> None:
-        self.rule = ELEMENTWISE[rule]
+    def __init__(self, rule: str | ElementwiseRule, centred: bool = False, clamp_mean: bool = False) -> None:
+        self.rule = ELEMENTWISE[rule] if isinstance(rule, str) else rule
         self.only_complete = rule == "complete" and not centred and not clamp_mean
         self.centred, self.clamp_mean = centred, clamp_mean
         self._identity: Tensor | None = None

@@ -16,6 +16,7 @@ __all__ = [
     "ELEMENTWISE",
     "ClampedMeanUpdate",
     "Collector",
+    "ElementwiseRule",
     "HeadNorms",
     "RowUpdate",
     "absolute",

@@ -3,6 +3,7 @@
 # Importing registers, and the order of the imports is the order of `list_methods`.
 from . import attention_only, gradient_attention  # noqa: F401  # isort: skip
 from . import gmar  # noqa: F401  # isort: skip
+from . import lrp, attention_gradcam, attn_lrp  # noqa: F401  # isort: skip
 from . import attention_flow  # noqa: F401  # isort: skip
 from . import vit_cx  # noqa: F401  # isort: skip
 from . import tis  # noqa: F401  # isort: skip

@@ -205,6 +205,23 @@ class Run:
         self._check_layout(tap)
         return logits
 
+    def trace(self, tap: Tap, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images classes"]:
+        """One forward pass under a tap, the logits in its graph; `images` carry a gradient for pixels' relevance."""
+        with torch.enable_grad(), eager(), tap:
+            logits = self.model.logits(images)
+        self.logits = logits.detach()
+        self._check_layout(tap)
+        return logits
+
+    def seeds(self, logits: Float[Tensor, "images classes"]) -> list[Float[Tensor, "images classes"]]:
+        """What each target's backward pass starts with: the objective's gradient at the logits, one-hot for a logit."""
+        seeds = []
+        with torch.enable_grad():
+            for number in range(self.targets.index.shape[1]):
+                leaf = logits.detach().requires_grad_()
+                seeds += torch.autograd.grad(self.scalar(leaf, number), [leaf])
+        return seeds
+
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
         """The gradient, per target, at the normalisation in front of the last attention; `recorder` sees the layers."""
         watcher = NormWatcher()

@@ -1,0 +1,71 @@
+"""AttnLRP and CP-LRP: relevance of the pixels by a changed gradient, R = Σ_c x_c ∂s/∂x_c (Achtibat et al., ICML 2024).
+
+The rules stand in `relevance.attnlrp`. On a ViT it is the γ-rule of the linear layers, not the rule inside attention,
+that decides; the defaults are the paper's for ViT: γ = 0.25 for convolutions, 0.05 for the MLPs and the head, ε for the
+projections around attention. Relevance is not conserved: the logit's share of biases, positions and the softmax stays
+behind.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attention.calls import without_autocast
+from ..errors import OptionError
+from ..relevance.attnlrp import AttnLRPTap, SharedAttention, attnlrp_rules, find_attention_rule
+from ..relevance.division import find_precision
+from .registry import register_method
+from .run import Run
+
+__all__ = ["attn_lrp"]
+
+
+@register_method(
+    "attn_lrp",
+    aliases=("attnlrp",),
+    signed=True,
+    class_specific=True,
+    uses_gradient=False,
+    passes="1F 1B",
+    reference="Achtibat et al., ICML 2024 (CP-LRP: Ali et al., ICML 2022)",
+    level="pixel",
+)
+@without_autocast
+def attn_lrp(
+    run: Run,
+    *,
+    rules: str = "attn_lrp",
+    conv_gamma: float | None = 0.25,
+    linear_gamma: float | None = 0.05,
+    precision: str = "float64",
+) -> Float[Tensor, "images targets height width"]:
+    """AttnLRP: gradient times input, with rules that make it relevance; signed, at the pixels.
+
+    `rules="cp_lrp"` holds attention constant (CP-LRP), as the authors' released mapping for ViT does. γ = 0 is the
+    ε-rule with the released stabiliser of 1e-6, None the bare gradient (ε → 0) of a linear layer or convolution.
+    """
+    attention = SharedAttention(find_attention_rule(rules))
+    for name, gamma in (("conv_gamma", conv_gamma), ("linear_gamma", linear_gamma)):
+        if gamma is not None and not 0 <= gamma < float("inf"):
+            raise OptionError(f"{name}={gamma} must be 0 (the ε-rule) or more, or None (the gradient as it is)")
+    dtype = find_precision(precision, run.model.device).dtype
+    tap = AttnLRPTap(
+        attention,
+        len(run.images),
+        attnlrp_rules(conv_gamma, linear_gamma),
+        dtype,
+        run.model.module,
+        "attn_lrp",
+        "method='complete' with gradient='libra'",
+    )
+    with torch.enable_grad():
+        # The sum is no leaf, so the tap takes it for an activation.
+        images = run.images.detach().to(run.model.device, dtype).requires_grad_() + 0
+    logits = run.trace(tap, images)
+    tap.refuse_overwritten("the output", logits)
+    seeds = run.seeds(logits)
+    maps = []
+    for number, seed in enumerate(seeds):
+        (gradient,) = torch.autograd.grad(logits, [images], seed, retain_graph=number + 1 < len(seeds))
+        maps.append((images.detach() * gradient).sum(dim=1))
+    return torch.stack(maps, dim=1).to(run.readout_row().dtype)

@@ -1,0 +1,320 @@
+"""T-Attr's rules and the original LRP's for every operation of a Vision Transformer (Chefer, Gur, Wolf, CVPR 2021).
+
+    linear          z⁺ rule, bias ignored                       `sharing.linear_z_plus`, `sharing.linear_separate`
+    a + b           each its part of the sum, then rescaled     `sharing.shares_of_sum`, `sharing.rescale`
+    several readers x Σ_k R_k / x                               `operations.apply`
+    a b, A V, Q Kᵀ  z-rule, half to each factor                 here, and `attention.attention_relevance`
+    convolution     z^B at the pixels                           `sharing.pixels_z_box`
+    norms, activations, softmax, dropout, constant factors      R passes as it is
+    means and sums  z-rule, as the authors have it for pooling
+    the rest        indexing, joining, reordering: R moves along
+
+Their code knows the operations of one ViT. What others add follows the nearest of its rules: RMSNorm that of LayerNorm;
+SiLU and other activations that of GELU; a product of two activations (a gated MLP) that of A V; a rotation of queries
+and keys by constants (RoPE) the plain z-rule of a sum; a constant added alike to all tokens, or to attention scores,
+that of a bias. Divisions by an activation, softmax that is no attention, and all other functions have none.
+"""
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.gradient_modes import GradientMode, libra_rules
+from ..errors import OptionError
+from .division import Divide
+from .operations import Differentiable, Operation, Shares, Walk, apply
+from .sharing import (
+    convolution_separate,
+    linear_separate,
+    linear_z_plus,
+    pixels_z_box,
+    rescale,
+    shares_of_sum,
+)
+from .tap import Call, Rules
+
+__all__ = ["RuleSet", "chefer_rules", "find_rule_set"]
+
+RuleSet: TypeAlias = Literal["tattr", "original"]
+
+_PASSES = [
+    "layer_norm",
+    "rms_norm",
+    "normalize",
+    "gelu",
+    "silu",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "softplus",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "sigmoid",
+    "tanh",
+    "erf",
+    "logsigmoid",
+]
+
+
+class _Passes(Differentiable):
+    """Norms and activations: R as it is."""
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        return (flow,)
+
+
+class _Pools(Differentiable):
+    """Means and sums: x ⊙ ∂(S · output) with S = R / output."""
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        (back,) = self.gradient(divide(flow, output), inputs, output)
+        return (None if back is None else inputs[0] * back,)
+
+
+class _Multiplies(Differentiable):
+    """A V, Q Kᵀ and other matrix products of two activations: the z-rule, half to each."""
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        backs = self.gradient(divide(flow, output), inputs, output)
+        return tuple(None if back is None else x * back / 2 for x, back in zip(inputs, backs, strict=True))
+
+
+class _Gates(Differentiable):
+    """a ⊙ b of two activations: the z-rule gives each the whole R, of which it gets half."""
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        return tuple((flow / 2).sum_to_size(x.shape) for x in inputs)
+
+
+class _Linear(Operation):
+    def __init__(self, weight: Tensor, bias: Tensor | None, rules: RuleSet) -> None:
+        self.weight, self.bias, self.rules = weight, bias, rules
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return F.linear(inputs[0], self.weight, self.bias)
+
+    def gradient(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor) -> Shares:
+        return (_where_it_flows(flow, lambda rows, _: rows @ self.weight, inputs[0]),)
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        signed = output if self.bias is None else output - self.bias
+
+        def share(rows: Tensor, chosen: Any) -> Tensor:
+            x = inputs[0].flatten(0, -2)[chosen]
+            if self.rules == "original":
+                return linear_separate(x, self.weight, rows, divide)
+            return linear_z_plus(x, self.weight, signed.flatten(0, -2)[chosen], rows, divide)
+
+        return (_where_it_flows(flow, share, inputs[0]),)
+
+
+def _where_it_flows(flow: Tensor, back: Any, like: Tensor) -> Tensor:
+    """`back` of the rows that carry anything; in the last block only the tokens that the head reads do."""
+    rows = flow.flatten(0, -2)
+    if bool(rows[-1].any()):
+        # Most often all rows do, and a look at the last one tells.
+        return back(rows, slice(None)).view(like.shape)
+    carries = rows.any(dim=-1)
+    if int(carries.sum()) * 2 > len(rows):
+        return back(rows, slice(None)).view(like.shape)
+    result = rows.new_zeros(len(rows), like.shape[-1])
+    result[carries] = back(rows[carries], carries)
+    return result.view(like.shape)
+
+
+class _Add(Operation):
+    """a + factor · b; `rescales` says whether the shares are rescaled, and which dimension tells the images apart."""
+
+    def __init__(self, factor: float, operands: tuple[Any, Any], rescales: int | None) -> None:
+        self.factor, self.operands, self.rescales = factor, operands, rescales
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        left, right = self._both(inputs)
+        return left + right if self.factor == 1 else left + self.factor * right
+
+    def gradient(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor) -> Shares:
+        return self._carried(flow, self.factor * flow if self.factor != 1 else flow)
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        left, right = self._both(inputs)
+        shares = shares_of_sum(left, right if self.factor == 1 else self.factor * right, output, flow, divide)
+        return self._carried(*(shares if self.rescales is None else rescale(*shares, flow, divide, self.rescales)))
+
+    def _both(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Both terms: an activation is an input, a constant is kept here."""
+        rest = iter(inputs)
+        left, right = (next(rest) if operand is None else operand for operand in self.operands)
+        return left, right
+
+    def _carried(self, *shares: Tensor) -> Shares:
+        return tuple(share for share, operand in zip(shares, self.operands, strict=True) if operand is None)
+
+
+class _Convolution(Operation):
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.weight = call.argument(1, "weight")
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._convolve(inputs[0], self.weight, self.call.argument(2, "bias"))
+
+    def gradient(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor) -> Shares:
+        raise AssertionError("the gradient's walk ends at the attention")
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        # As in the authors' code, three channels are pixels.
+        if inputs[0].shape[1] == 3:
+            return (pixels_z_box(self._convolve, inputs[0], self.weight, flow),)
+        return (convolution_separate(self._convolve, inputs[0], self.weight, flow, divide),)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        kwargs = {key: value for key, value in self.call.kwargs.items() if key not in ("input", "weight", "bias")}
+        return F.conv2d(x, weight, bias, *self.call.args[3:], **kwargs)
+
+
+def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
+    """The rules by the name of the function that a model calls; the gradient's walk is in the mode `gradient`."""
+    held = {function.__name__: rule for function, rule in libra_rules().items()} if gradient == "libra" else {}
+
+    def passes(call: Call) -> Tensor:
+        kwargs = {key: value for key, value in call.kwargs.items() if key != "inplace"}
+        if any(isinstance(value, Tensor) and value.requires_grad for value in (*call.args[1:], *kwargs.values())):
+            raise call.refuse("its parameters depend on the image")
+        function = held.get(call.name, call.function)
+        first = kwargs.pop("input", None) if not call.args else call.args[0]
+        return apply(_Passes(lambda x: function(x, *call.args[1:], **kwargs)), walk, first)
+
+    def pools(call: Call) -> Tensor:
+        return apply(_Pools(lambda x: call.function(x, *call.args[1:], **call.kwargs)), walk, call.args[0])
+
+    def linear(call: Call) -> Tensor:
+        x, weight, bias = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            raise call.refuse("its weight depends on the image")
+        return apply(_Linear(weight, bias, rules), walk, x)
+
+    def matmul(call: Call) -> Tensor:
+        left, right = call.args
+        if left.requires_grad and right.requires_grad:
+            output = apply(_Multiplies(call.function), walk, left, right)
+            output.vitrail_scores = True  # pyright: ignore[reportAttributeAccessIssue]
+            return output
+        if getattr(left, "vitrail_attention", False):
+            # The first attention that is walked to: its values are taken as given.
+            return apply(_Multiplies(lambda attention: call.function(attention, right)), walk, left)
+        if left.requires_grad and right.dim() == 2:
+            return apply(_Linear(right.T, None, rules), walk, left)
+        raise call.refuse(f"of shapes {tuple(left.shape)} and {tuple(right.shape)}, one of them constant")
+
+    def einsum(call: Call) -> Tensor:
+        equation, operands = call.args[0], list(_flat(call.args[1:]))
+        if len(operands) == 2 and all(tensor.requires_grad for tensor in operands):
+            output = apply(_Multiplies(lambda a, b: torch.einsum(equation, a, b)), walk, *operands)
+            output.vitrail_scores = True  # pyright: ignore[reportAttributeAccessIssue]
+            return output
+        if len(operands) == 2 and getattr(operands[0], "vitrail_attention", False):
+            return apply(
+                _Multiplies(lambda attention: torch.einsum(equation, attention, operands[1])), walk, operands[0]
+            )
+        raise call.refuse("with a constant")
+
+    def multiply(call: Call) -> Any:
+        left, right = call.args[:2]
+        if _carries(left) and _carries(right):
+            function = held.get("mul", torch.mul)
+            return apply(_Gates(function), walk, left, right)
+        activation, factor = (left, right) if _carries(left) else (right, left)
+        if isinstance(factor, Tensor) and torch.broadcast_shapes(factor.shape, activation.shape) != activation.shape:
+            raise call.refuse("a constant larger than the activation")
+        return _scaled(activation, lambda x: x * factor)
+
+    def divide(call: Call) -> Any:
+        left, right = call.args[:2]
+        if _carries(right) or call.kwargs.get("rounding_mode"):
+            raise call.refuse("its divisor depends on the image")
+        return _scaled(left, lambda x: x / right)
+
+    def negate(call: Call) -> Any:
+        return _scaled(call.args[0], torch.neg)
+
+    def _scaled(activation: Tensor, function: Any) -> Tensor:
+        output = apply(_Passes(function), walk, activation)
+        output.vitrail_scores = getattr(activation, "vitrail_scores", False)  # pyright: ignore[reportAttributeAccessIssue]
+        return output
+
+    def add(call: Call) -> Any:
+        return total(call, call.args[0], call.argument(1, "other"), 1.0)
+
+    def subtract(call: Call) -> Any:
+        return total(call, call.args[0], call.argument(1, "other"), -1.0)
+
+    def subtract_reversed(call: Call) -> Any:
+        return total(call, call.argument(1, "other"), call.args[0], -1.0)
+
+    def total(call: Call, left: Any, right: Any, factor: float) -> Any:
+        factor *= call.kwargs.get("alpha", 1)
+        if not (_carries(left) and _carries(right)):
+            activation, constant = (left, right) if _carries(left) else (right, left)
+            if _is_bias(activation, constant):
+                if activation is left:
+                    return _scaled(activation, lambda x: x + factor * constant)
+                return _scaled(activation, lambda x: constant + factor * x)
+        carried = [operand for operand in (left, right) if _carries(operand)]
+        shape = torch.broadcast_shapes(left.shape, right.shape)
+        if any(operand.shape != shape for operand in carried):
+            raise call.refuse(f"of shapes {tuple(left.shape)} and {tuple(right.shape)}")
+        # In four dimensions it is a rotation of queries or keys: a linear map, not a residual sum.
+        rotation = len(carried) == 2 and len(shape) == 4
+        rescales = None if rules == "original" or rotation else call.tap.images_dimension(carried[0])
+        operands = tuple(None if _carries(operand) else operand for operand in (left, right))
+        return apply(_Add(factor, operands, rescales), walk, *carried)  # pyright: ignore
+
+    def convolve(call: Call) -> Tensor:
+        x = call.argument(0, "input")
+        return apply(_Convolution(call), walk, x)
+
+    table = dict.fromkeys(_PASSES, passes)
+    table |= dict.fromkeys(("mean", "sum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d"), pools)
+    table |= dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), matmul)
+    table |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_"), multiply)
+    table |= dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__", "div_"), divide)
+    table |= dict.fromkeys(("add", "__add__", "__radd__", "__iadd__", "add_"), add)
+    table |= dict.fromkeys(("sub", "subtract", "__sub__", "__isub__", "sub_"), subtract)
+    table |= dict.fromkeys(("rsub", "__rsub__"), subtract_reversed)
+    table |= {"neg": negate, "negative": negate, "__neg__": negate}
+    return table | {"linear": linear, "einsum": einsum, "conv2d": convolve}
+
+
+def _carries(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _is_bias(activation: Tensor, constant: Any) -> bool:
+    """Whether a constant is a number, the same for all tokens, or added to attention scores."""
+    if not isinstance(constant, Tensor) or getattr(activation, "vitrail_scores", False):
+        return True
+    return constant.numel() == constant.shape[-1] if constant.dim() else True
+
+
+def _flat(value: Any) -> Any:
+    for item in value:
+        yield from _flat(item) if isinstance(item, list | tuple) else (item,)
+
+
+def find_rule_set(name: str) -> RuleSet:
+    """The set of rules of that name.
+
+    Raises:
+        OptionError: for any other name than "tattr" and "original".
+    """
+    for known in get_args(RuleSet):
+        if name == known:
+            return known
+    raise OptionError(f"rules={name!r} is none of {', '.join(get_args(RuleSet))}")

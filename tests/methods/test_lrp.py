@@ -1,0 +1,261 @@
+"""The LRP family equals a literal float64 reference, image by image, and says no to what it has no rule for."""
+
+from functools import cache
+
+import lrp_reference as literal
+import pytest
+import torch
+from families import CLASSES, FAMILIES, Block, FusedAttention, UserViT
+from torch import nn
+
+import vitrail
+from vitrail.errors import OptionError, UnsupportedOperationError
+from vitrail.relevance.division import find_precision
+
+READERS = {
+    "timm_vit": literal.read_timm,
+    "torchvision_vit": literal.read_torchvision,
+    "user_written_out": literal.read_user,
+    "user_patch_14": literal.read_user,
+}
+TARGETS = [[2, 5], [0, 3]]
+
+
+@cache
+def model(family: str) -> nn.Module:
+    return FAMILIES[family].build()
+
+
+@cache
+def trace(family: str, image: int) -> literal.Trace:
+    return literal.Trace(READERS[family](model(family)), FAMILIES[family].images(2)[image].double())
+
+
+def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((ours.double() - expected.reshape(ours.shape)).abs().max() / expected.abs().max())
+
+
+def assert_equals(family: str, reference, tolerance: float = 1e-6, **options) -> None:
+    """Two images and two targets of each in one call, in a float32 model; scores come back in float32."""
+    ours = vitrail.explain(model(family), FAMILIES[family].images(2), TARGETS, **options)
+    assert ours.scores.dtype == torch.float32
+    for image, targets in enumerate(TARGETS):
+        for column, target in enumerate(targets):
+            expected = reference(trace(family, image), target)
+            assert relative(ours.scores[image, column], expected) < tolerance, (family, image, target)
+
+
+@pytest.mark.parametrize("family", READERS)
+@pytest.mark.parametrize(("start", "rules"), [(0, "tattr"), (1, "tattr"), (0, "original")])
+def test_tattr(family, start, rules):
+    def reference(t, target):
+        return literal.tattr(t, target, start, rules == "original")
+
+    assert_equals(family, reference, method="tattr", start_layer=start, rules=rules)
+
+
+@pytest.mark.parametrize("family", READERS)
+def test_rollout_of_relevance(family):
+    def reference(t, target):
+        return literal.rollout([r.clamp(min=0).mean(0) for r in literal.relevance(t, target, False)[0]], 0)
+
+    assert_equals(family, reference, method="tattr", weighted=False)
+
+
+@pytest.mark.parametrize("family", READERS)
+@pytest.mark.parametrize(
+    ("layer", "ablation", "rules"), [(-1, False, "original"), (-1, True, "tattr"), (1, False, "tattr")]
+)
+def test_partial_lrp(family, layer, ablation, rules):
+    def reference(t, target):
+        matrix = literal.relevance(t, target, rules == "original")[0][layer]
+        matrix = matrix * literal.gradients(t, target)[layer] if ablation else matrix
+        return matrix.clamp(min=0).mean(0)[0, 1:]
+
+    assert_equals(family, reference, method="partial_lrp", layer=layer, ablation=ablation, rules=rules)
+
+
+@pytest.mark.parametrize("family", READERS)
+@pytest.mark.parametrize("rules", ["tattr", "original"])
+def test_lrp_to_the_pixels(family, rules):
+    def reference(t, target):
+        return literal.relevance(t, target, rules == "original")[1]
+
+    assert_equals(family, reference, method="lrp", rules=rules)
+
+
+@pytest.mark.parametrize("family", READERS)
+def test_attn_gradcam(family):
+    assert_equals(family, literal.attn_gradcam, 1e-5, method="attn_gradcam", relu=False)
+
+
+@pytest.mark.parametrize("family", READERS)
+@pytest.mark.parametrize(("conv_gamma", "linear_gamma"), [(0.25, 0.05), (0.0, 0.0), (100.0, 1.0)])
+@pytest.mark.parametrize("rules", ["attn_lrp", "cp_lrp"])
+def test_attn_lrp(family, conv_gamma, linear_gamma, rules):
+    gammas = {"conv_gamma": conv_gamma, "linear_gamma": linear_gamma}
+
+    def reference(t, target):
+        return literal.attn_lrp(t, target, **gammas, cp=rules == "cp_lrp")
+
+    # Dividing by x and multiplying by it again, as the reference does, leaves the stabilisers of single numbers apart.
+    assert_equals(family, reference, 1e-5, method="attn_lrp", rules=rules, **gammas)
+
+
+@pytest.mark.parametrize("method", ["tattr", "lrp", "attn_lrp"])
+def test_stabilised_float32_is_the_same_in_float64_models(method):
+    images = FAMILIES["timm_vit"].images(1)
+    single = vitrail.explain(model("timm_vit"), images, 2, method=method, precision="stabilised").scores
+    double = FAMILIES["timm_vit"].build().double()
+    again = vitrail.explain(double, images.double(), 2, method=method, precision="stabilised").scores
+    assert relative(again, single.double()) < 1e-5
+
+
+class Bare(nn.Module):
+    """A ViT in which nothing takes relevance away: no class token, no positions, the tokens' mean at the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 48, 16, 16)
+        self.blocks = nn.Sequential(*(Block(48, FusedAttention(48, 3)) for _ in range(2)))
+        self.norm = nn.LayerNorm(48)
+        self.head = nn.Linear(48, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.blocks(x)).mean(dim=1))
+
+
+def test_tattr_rules_conserve_relevance_down_to_the_pixels():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    scores = vitrail.explain(Bare().double().eval(), images, [1, 3], method="lrp", rules="tattr").scores
+    # The seed is one per image. What is lost is 1e-9 beside each divisor.
+    assert torch.allclose(scores.sum(dim=(1, 2)), torch.ones(2, dtype=torch.float64), atol=1e-4)
+
+
+def test_relevance_of_a_difference_of_logits_is_the_difference_of_relevances_without_rescaling():
+    images = FAMILIES["timm_vit"].images(1)
+    ask = {"method": "lrp", "rules": "original"}
+    one, other = vitrail.explain(model("timm_vit"), images, [[1, 4]], **ask).scores[0].double()
+    both = vitrail.explain(model("timm_vit"), images, 1, against=4, objective="difference", **ask).scores[0]
+    assert relative(both, one - other) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["tattr", "partial_lrp", "lrp", "attn_lrp", "attn_gradcam"])
+def test_the_model_is_left_as_it_was(method):
+    module = FAMILIES["user_encoder"].build()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    vitrail.explain(module, FAMILIES["user_encoder"].images(1), 2, method=method)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(p.dtype == torch.float32 and p.requires_grad and p.grad is None for p in module.parameters())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    assert not any(getattr(part, name) for part in module.modules() for name in hooks)
+
+
+@pytest.mark.parametrize("method", ["tattr", "attn_lrp"])
+def test_bfloat16_models_are_explained_in_float64(method):
+    images = FAMILIES["timm_vit"].images(1).bfloat16()
+    half = FAMILIES["timm_vit"].build().bfloat16()
+    ours = vitrail.explain(half, images, 2, method=method).scores
+    wide = vitrail.explain(FAMILIES["timm_vit"].build().bfloat16().double(), images.double(), 2, method=method).scores
+    assert relative(ours, wide) < 1e-6
+
+
+class Unknown(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(x, dim=1)
+
+
+class InPlace(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + x
+        y[:, 0] = x[:, 0]
+        return y
+
+
+class Overwritten(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + x
+        part = y[:, 1:]
+        y += x
+        return y + part.sum(dim=1, keepdim=True)
+
+
+class Augmented(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.block(x)
+        y += x
+        return y
+
+
+class Summed(Augmented):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x) + x
+
+
+@pytest.mark.parametrize("method", ["tattr", "lrp", "partial_lrp", "attn_lrp"])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Unknown(), r"has no rule for cumsum\(\) in module 'blocks.2'; use"),
+        (InPlace(), r"__setitem__\(\) in module 'blocks.2' \(it changes a tensor in place\); use"),
+        (Overwritten(), r"sum\(\) in module 'blocks.2' \(it reads a tensor that the model has since changed in place"),
+    ],
+)
+def test_what_has_no_rule_is_named(method, part, message):
+    blocks = nn.Sequential(Block(48, FusedAttention(48, 3)), Block(48, FusedAttention(48, 3)), part)
+    with pytest.raises(UnsupportedOperationError, match=f"{method} has no rule") as caught:
+        vitrail.explain(UserViT(blocks).eval(), torch.randn(1, 3, 64, 64), 2, method=method)
+    assert caught.match(message)
+    assert caught.match("method='complete'")
+
+
+def test_gradient_modes_weigh_the_same_relevance():
+    images = FAMILIES["timm_vit"].images(1)
+    maps = {
+        (method, mode): vitrail.explain(model("timm_vit"), images, 2, gradient=mode, **options).scores.double()
+        for mode in ("full", "leaf", "libra")
+        for method, options in (("tattr", {"method": "tattr"}), ("last", {"method": "partial_lrp", "ablation": True}))
+    }
+    # Behind the last attention there is no other for a constant attention to matter, but norms and gates there are.
+    assert relative(maps["last", "leaf"], maps["last", "full"]) < 1e-6
+    assert relative(maps["last", "libra"], maps["last", "full"]) > 1e-3
+    assert relative(maps["tattr", "leaf"], maps["tattr", "full"]) > 1e-3
+
+
+def test_devices_without_float64_are_told_what_to_do():
+    with pytest.raises(OptionError, match="mps has no float64.*precision='stabilised'"):
+        find_precision("float64", torch.device("mps"))
+
+
+@pytest.mark.parametrize("method", ["tattr", "attn_lrp"])
+def test_sums_written_in_place_are_sums(method):
+    torch.manual_seed(0)
+    block, images = Block(48, FusedAttention(48, 3)), torch.randn(1, 3, 64, 64)
+    in_place = UserViT(Augmented(block)).eval()
+    plain = UserViT(Summed(block)).eval()
+    plain.load_state_dict(in_place.state_dict())
+    one, other = (vitrail.explain(module, images, 2, method=method).scores for module in (in_place, plain))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "tattr", "precision": "half"}, "precision='half' is none of float64, stabilised"),
+        ({"method": "tattr", "rules": "alpha"}, "rules='alpha' is none of tattr, original"),
+        ({"method": "attn_lrp", "rules": "tattr"}, "rules='tattr' is none of attn_lrp, cp_lrp"),
+        ({"method": "attn_lrp", "linear_gamma": -1.0}, "linear_gamma=-1.0 must be 0"),
+        ({"method": "partial_lrp", "layer": 3}, "layer=3, but the model calls attention 3 times"),
+        ({"method": "partial_lrp", "gradient": "leaf"}, "gradient='leaf' changes nothing with ablation=False"),
+        ({"method": "tattr", "start_layer": 5}, "start_layer=5, but the model calls attention 3 times"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(OptionError, match=message):
+        vitrail.explain(model("timm_vit"), FAMILIES["timm_vit"].images(1), 2, **options)
