@@ -1,5 +1,10 @@
 """What the tests of every method on every family must know of single methods."""
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
 # Options that make a costly method cheap on the tiny models, or that keep what random weights would leave nothing of:
 # (method) -> keyword options of `explain`.
 OPTIONS: dict[str, dict[str, object]] = {
@@ -14,6 +19,33 @@ OPTIONS: dict[str, dict[str, object]] = {
     "attn_gradcam": {"relu": False},
     "partial_lrp": {"rules": "tattr"},
 }
+
+# The methods under which all families are met at every `make test`; the others meet there the families that differ most
+# in what they compute, and all the rest in `make test-slow`.
+EVERYWHERE = {"raw", "rollout", "gae", "complete", "absolute", "gmar_l1", "gmar_l2"}
+VARIED = {
+    "timm_vit",
+    "timm_deit_distilled",
+    "timm_eva02",
+    "timm_beit",
+    "timm_siglip",
+    "hf_vit",
+    "hf_dinov2_registers",
+    "torchvision_vit",
+    "open_clip_average",
+    "user_written_out",
+}
+
+
+def pairs(methods: Iterable[str], families: Iterable[str]) -> list[Any]:
+    """Every method with every family, as parameters of a test; `slow` where both are left to the slow tests."""
+    assert set(families) >= VARIED
+    return [
+        pytest.param(method, family, marks=() if method in EVERYWHERE or family in VARIED else pytest.mark.slow)
+        for method in methods
+        for family in families
+    ]
+
 
 # Methods that divide by a sum of features of either sign, where float32 leaves fewer digits.
 TOLERANCE: dict[str, float] = {"gradcam_plus_plus": 1e-3, "xgradcam": 1e-3}

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import vitrail
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import app
+from vitrail.methods.choosing import choose_methods
 
 
 def call(*words: object):
@@ -69,7 +69,7 @@ def test_accuracy_and_score_for_programs() -> None:
     assert accuracy["scenes"] == 20
     document = json.loads(call("bestiary", "score", "--methods", "raw,complete", "-n", 2, "--json").stdout)
     labels = [(line["method"], line["gradient"]) for line in document["table"]]
-    assert labels[2:] == [("raw", None), *(("complete", mode) for mode in ("full", "leaf", "libra"))]
+    assert labels[2:] == [("raw", None), *(("complete", mode) for mode in ("full", "leaf", "libra", "auto"))]
     assert document["measures"]["pair sign"]["better"] == 1
     assert 0 <= document["table"][3]["pair sign"]["mean"] <= 1
 
@@ -87,7 +87,7 @@ def test_the_demo_is_a_whole_page_without_addresses_from_elsewhere(tmp_path) -> 
     named = set(re.findall(r'(?:src|href)="([^"]+)"', page))
     assert named == {file.name for file in tmp_path.iterdir()} - {"index.html"}
     assert "http" not in page
-    for info in vitrail.list_methods():
+    for info in (one.info for one in choose_methods("fast")):
         assert f"<b>{info.name}</b>" in page
         assert f"method-{info.name}.png" in named
     for name in named:

@@ -143,4 +143,4 @@ def test_explain_heeds_a_typed_option(run: Run, photo: Path, tmp_path: Path) -> 
     words = ("--method", "rollout", "-f", "safetensors", "--json")
     assert run(photo, *words, "--option", "row_normalise=no", "-o", "out", command="explain").exit_code == 0
     (file,) = (tmp_path / "out").iterdir()
-    assert Explanation.load(file).metadata["options"] == {"row_normalise": False}
+    assert Explanation.load(file).metadata["options"] == {"row_normalise": False, "heads": "mean"}

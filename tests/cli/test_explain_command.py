@@ -46,7 +46,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_folder_becomes_pictures_and_lines(run: Run, photos: Path, tmp_path: Path) -> None:
-    result = run(photos, "--target", "zebra", "--output", tmp_path / "out")
+    result = run(photos, "--target", "zebra", "--gradient", "full", "--output", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (0, "")
     assert files(tmp_path / "out") == ["a.zebra.png", "b.zebra.png", "deep/a.zebra.png"]
     header, *lines = result.stdout.splitlines()
@@ -133,7 +133,7 @@ def test_json_is_one_document_with_the_failures_in_it(run: Run, photos: Path) ->
 def test_a_bad_image_costs_its_line_and_the_exit_code_only(run: Run, photos: Path, tmp_path: Path) -> None:
     whole = (photos / "a.png").read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
-    result = run(photos, "*.gif", "-t", "zebra", "-o", "out", *NUMBERS)
+    result = run(photos, "*.gif", "-t", "zebra", "--gradient", "full", "-o", "out", *NUMBERS)
     assert result.exit_code == 1
     assert files(tmp_path / "out") == [f"{stem}.zebra.safetensors" for stem in ("a", "b", "deep/a")]
     pattern, cut = result.stderr.splitlines()
@@ -221,13 +221,13 @@ def test_size_dtype_and_readout_reach_the_model(run: Run, photos: Path, tmp_path
         "-f",
         "safetensors",
     )
-    result = run(photos / "a.png", "-t", 7, *words, "-o", "out")
+    result = run(photos / "a.png", "-t", 7, "--gradient", "full", *words, "-o", "out")
     assert (result.exit_code, result.stderr) == (0, "")
     ex = Explanation.load(next((tmp_path / "out").iterdir()))
     assert (ex.scores.shape, ex.scores.dtype) == ((1, 6, 8), torch.float64)
     assert ex.images is not None
     assert ex.images.shape == (1, 96, 128, 3)
-    assert ex.metadata["options"] == {"identity": True}
+    assert ex.metadata["options"]["identity"] is True
 
 
 @pytest.mark.parametrize(

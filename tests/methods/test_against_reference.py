@@ -78,9 +78,10 @@ def test_centred(family: str):
     assert relative(ours.scores, references(family, "full")["centred"]) < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [info.name for info in vitrail.list_methods()])
-def test_batches_of_mixed_targets_equal_single_calls(family: str, method: str):
+@pytest.mark.parametrize(
+    ("method", "family"), matrix.pairs([info.name for info in vitrail.list_methods()], list(FAMILIES))
+)
+def test_batches_of_mixed_targets_equal_single_calls(method: str, family: str):
     model, images = FAMILIES[family].model(), FAMILIES[family].images(2)
     options = matrix.OPTIONS.get(method, {})
     if (method, family) in matrix.UNSERVED:

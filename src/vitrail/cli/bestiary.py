@@ -144,7 +144,11 @@ def accuracy_command(
 @group.command("score")
 def score_command(
     methods: Annotated[
-        list[str] | None, typer.Option("--methods", help='Names or "all"; several: repeat, or with commas.')
+        list[str] | None,
+        typer.Option(
+            "--methods",
+            help="Names, or groups as for `vitrail compare`; several: repeat, or with commas. Default: the paper's.",
+        ),
     ] = None,
     model: ModelName = "bestiary",
     checkpoint: Checkpoint = None,
@@ -159,14 +163,14 @@ def score_command(
     from vitrail.errors import VitrailError
     from vitrail.evaluate import MEASURES, score
 
-    names = [name for text in methods or ["all"] for name in text.split(",")]
     asked: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if methods:
+        asked["methods"] = methods
     try:
         loaded = _load(model, checkpoint)
         with stages() as report:
             lines = score(
                 loaded,
-                None if "all" in names else names,
                 gradients=gradient or ["full", "leaf", "libra", "auto"],
                 count=count,
                 progress=report,

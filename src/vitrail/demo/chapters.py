@@ -14,7 +14,7 @@ from vitrail.bestiary.species import species
 from vitrail.explain import explain
 from vitrail.explanation import Explanation
 from vitrail.files import atomic_write
-from vitrail.methods import list_methods
+from vitrail.methods.choosing import choose_methods
 from vitrail.models import VisionModel
 from vitrail.render import overlay, save_picture
 
@@ -69,10 +69,10 @@ def chapters(model: VisionModel, mistaught: VisionModel, folder: Path) -> Iterat
 
 
 def tiles(model: VisionModel, folder: Path) -> Iterator[Tile]:
-    """Draw the first creature of the pair as every registered method sees it, one small picture each."""
+    """Draw the first creature of the pair as every quick method sees it, one small picture each."""
     target = PAIR.labels[0]
     picture = render(PAIR, LARGE).image
-    for info in list_methods():
+    for info in (one.info for one in choose_methods("fast")):
         asked = target if info.class_specific else None
         started = time.perf_counter()
         ex = explain(model, _seen(PAIR), asked, method=info.name)

@@ -19,7 +19,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def write_demo(folder: str | os.PathLike[str], *, count: int = 30, progress: Progress | None = None) -> Path:
-    """Draw the demonstration into `folder`, score every method on `count` scenes of each kind, and return the page.
+    """Draw the demonstration into `folder`, score methods on `count` scenes of each kind, and return the page.
 
     Everything comes from the package: no network, no file of the user. Raises `OutputFileError` where the folder
     cannot be written, `CheckpointError` where the package's weights are damaged.

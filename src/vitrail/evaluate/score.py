@@ -34,7 +34,8 @@ from vitrail.bestiary.species import CLASS_NAMES, siblings, species
 from vitrail.errors import OptionError
 from vitrail.evaluate.bootstrap import Interval, bootstrap
 from vitrail.explain import explain
-from vitrail.methods import MethodInfo, find_method, list_methods
+from vitrail.methods import METHODS, MethodInfo
+from vitrail.methods.choosing import choose_methods
 from vitrail.models import VisionModel
 
 __all__ = ["MEASURES", "Measure", "Score", "score"]
@@ -43,6 +44,7 @@ SEED = 2**21  # far from the seeds of training pools and of the held-out scenes 
 BATCH = 50
 DRAWN = "a part not drawn"
 CHANCE = "random"
+COMPARED = ("raw", "rollout", "gae", "complete", "absolute", "gmar_l1", "gmar_l2")
 
 Progress = Callable[[str, int, int], None]
 Maps = Float[Tensor, "scenes targets rows cols"]
@@ -93,14 +95,17 @@ class Score:
 
 def score(
     model: VisionModel,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] = COMPARED,
     *,
     gradients: Sequence[str] = ("full", "libra"),
     count: int = 200,
     seed: int = SEED,
     progress: Progress | None = None,
 ) -> list[Score]:
-    """Measure methods (default: all that are registered) on `count` scenes of each kind, with 95 % bootstrap intervals.
+    """Measure methods on `count` scenes of each kind, with 95 % bootstrap intervals.
+
+    `methods` are names, or groups as `vitrail.compare` knows them; default: those that the paper is about. Maps of
+    pixels are averaged over the patches.
 
     `model` is a bestiary model, as `vitrail.load("bestiary")` gives it. Two lines of comparison come first: "a part not
     drawn", the truth itself where a measure is about parts, and "random", normal noise. Methods that use gradients get
@@ -118,7 +123,7 @@ def score(
         raise OptionError(f"count={count} scenes of a kind are too few for an interval; 2 is the least")
     for mode in set(gradients) - {"auto"}:
         check_gradient_mode(mode)  # before all that drawing
-    infos = list_methods() if methods is None else [find_method(name, {}) for name in methods]
+    infos = list(dict.fromkeys(one.info.name for one in choose_methods(methods)))
     report = progress if progress is not None else lambda *_: None
     worlds = {kind: list(_truths(model, kind, count, seed, report)) for kind in ("pair", "single", "chimera")}
     lines = [
@@ -127,7 +132,7 @@ def score(
     ]
     modes = [
         (info, mode)
-        for info in infos
+        for info in map(METHODS.__getitem__, infos)
         for mode in (gradients if info.uses_gradient else (None,))
         if mode != "auto" or info.name == "complete"
     ]
@@ -159,15 +164,20 @@ def _asking(model: VisionModel, info: MethodInfo, gradient: str | None) -> Ask:
     def ask(truths: Sequence[CausalTruth], questions: Sequence[Sequence[tuple[str, str | None]]]) -> Maps:
         images = normalised(torch.stack([truth.image for truth in truths]))
         if not info.class_specific:
-            return explain(model, images, **options).scores[:, None].expand(-1, len(questions[0]), -1, -1)
+            return _patches(explain(model, images, **options).scores[:, None]).expand(-1, len(questions[0]), -1, -1)
         against = None
         if questions[0][0][1] is not None:
             against = [[other for _, other in row] for row in questions]
         asked = [[target for target, _ in row] for row in questions]
         objective = None if against is None else "difference"
-        return explain(model, images, asked, against=against, objective=objective, **options).scores
+        return _patches(explain(model, images, asked, against=against, objective=objective, **options).scores)
 
     return ask
+
+
+def _patches(scores: Float[Tensor, "images questions rows cols"]) -> Float[Tensor, "images questions 12 12"]:
+    """Maps of pixels averaged over the patches; maps of patches as they are."""
+    return torch.nn.functional.adaptive_avg_pool2d(scores, (12, 12))
 
 
 def _noise(seed: int) -> Ask:

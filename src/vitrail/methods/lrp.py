@@ -76,9 +76,10 @@ def tattr(
     "partial_lrp",
     signed=False,
     class_specific=True,
-    uses_gradient=True,
+    uses_gradient=False,
     passes="1F + part of LRP",
     reference="Voita et al. 2019, as in Chefer, Gur, Wolf, CVPR 2021",
+    differentiates={"ablation": (True,)},
 )
 def partial_lrp(
     run: Run, *, layer: int = -1, ablation: bool = False, rules: str = "original", precision: str = "float64"

@@ -37,7 +37,7 @@ class MethodInfo:
     start_layer: int = 0
     text: bool = False
     objectives: tuple[str, str] | None = None
-    differentiates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    differentiates: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def default_objective(self, compares: bool) -> str | None:
         """The objective where none is named; None for the common one (the logit; Eq. 8 where classes are compared)."""
@@ -96,7 +96,7 @@ def register_method(
     start_layer: int = 0,
     text: bool = False,
     objectives: tuple[str, str] | None = None,
-    differentiates: Mapping[str, tuple[str, ...]] | None = None,
+    differentiates: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register a function (run, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
 

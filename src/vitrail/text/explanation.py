@@ -36,6 +36,7 @@ class TextExplanation:
     maps one row high and as wide as the longest text; padding has the score zero. `pieces` gives a text as
     people read it.
 
+    >>> import torch
     >>> ex = TextExplanation(
     ...     texts=("not bad",),
     ...     tokens=(("[CLS]", "not", "bad"),),
