@@ -18,6 +18,7 @@ from skimage import data
 import vitrail
 from vitrail.bestiary import CLASS_NAMES, render, sample_scene
 from vitrail.demo.chapters import PAIR, SIBLING, chapters
+from vitrail.evaluate.score import COMPARED
 from vitrail.experiments import rewrite, transfer
 from vitrail.guidance import detail
 from vitrail.render import draw_transfer, save_picture
@@ -92,7 +93,7 @@ def bestiary(_: vitrail.VisionModel) -> None:
 
 def compare(model: vitrail.VisionModel) -> None:
     """The methods of few passes on cat and coffee, the cat's class."""
-    keep(vitrail.compare(model, side_by_side(data.chelsea(), data.coffee()), "tabby", methods="fast").plot(), "compare")
+    keep(vitrail.compare(model, side_by_side(data.chelsea(), data.coffee()), "tabby", methods="all").plot(), "compare")
 
 
 def compare_classes(model: vitrail.VisionModel) -> None:
@@ -105,7 +106,9 @@ def compare_classes(model: vitrail.VisionModel) -> None:
 def compare_bestiary(_: vitrail.VisionModel) -> None:
     """The same of two creatures, asked of the model that knows them."""
     scene = Image.fromarray(render(PAIR, 96).image)
-    keep(vitrail.compare(vitrail.load("bestiary"), scene, list(PAIR.labels), methods="fast").plot(), "compare-bestiary")
+    keep(
+        vitrail.compare(vitrail.load("bestiary"), scene, list(PAIR.labels), methods=COMPARED).plot(), "compare-bestiary"
+    )
 
 
 def moved(model: vitrail.VisionModel) -> None:
