@@ -103,7 +103,7 @@ def test_every_gradient_method_works_on_similarity(tiny_clip, images, method):
         pytest.skip(f"{method} has no rule for CLIP: {error}")
     assert ex.scores.shape == (2, 4, 4)
     assert ex.scores.isfinite().all()
-    if ex.signed:
+    if ex.signed and method != "attn_gradcam":  # whose signs are those of whole heads, here all of one sign
         assert ex.scores.min() < 0 < ex.scores.max()
     if method not in ("gradcam", "hirescam", "fullgrad_plus", "attcat", "grad_eclip"):
         return
