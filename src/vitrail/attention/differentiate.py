@@ -63,7 +63,7 @@ class DifferentiatedAttention:
     Layers before `start_layer` take no part: nothing is differentiated there. The first layer after it is where the
     backward pass ends: `anchor`, a scalar that only makes autograd come that far, is what to differentiate by.
 
-    `kernel="fused"` takes the complete gradient through the fused backward (DESIGN 2.3), which suits a GPU; "blocks"
+    `kernel="fused"` takes the complete gradient through the fused backward, which suits a GPU; "blocks"
     walks A in blocks of rows, which serves every rule and is the faster on a CPU.
     """
 
