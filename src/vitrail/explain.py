@@ -242,6 +242,10 @@ def _named(bad: Bool[Tensor, " images"], sources: tuple[str | None, ...]) -> str
 def _check_guide(info: MethodInfo, readout: Readout | None) -> None:
     if not info.class_specific:
         raise OptionError(f"{info.name} is the same for every class, so guide= cannot steer it")
+    if info.level == "pixel":
+        raise OptionError(
+            f"{info.name} scores pixels, and guide= cuts patches out of a stitched map: use a method of level 'patch'"
+        )
     if readout is not None and not isinstance(readout, str):
         raise OptionError(
             f"readout={readout!r} names a token of the image alone; with guide= give a word, or leave it out"

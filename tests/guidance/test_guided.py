@@ -312,6 +312,8 @@ class TestRefusals:
             vitrail.explain(model, images, 0, guide=tmp_path / "nowhere.png")
         with pytest.raises(OptionError, match="rollout is the same for every class, so guide= cannot steer it"):
             vitrail.explain(model, images, method="rollout", guide=guide)
+        with pytest.raises(OptionError, match="lrp scores pixels, and guide= cuts patches out of a stitched map"):
+            vitrail.explain(model, images, 0, method="lrp", guide=guide)
         with pytest.raises(OptionError, match=r"readout=3 names a token of the image alone"):
             vitrail.explain(model, images, 0, guide=guide, readout=3)
 

@@ -252,7 +252,10 @@ def test_sums_written_in_place_are_sums(method):
         ({"method": "attn_lrp", "rules": "tattr"}, "rules='tattr' is none of attn_lrp, cp_lrp"),
         ({"method": "attn_lrp", "linear_gamma": -1.0}, "linear_gamma=-1.0 must be 0"),
         ({"method": "partial_lrp", "layer": 3}, "layer=3, but the model calls attention 3 times"),
-        ({"method": "partial_lrp", "gradient": "leaf"}, "gradient='leaf' changes nothing with ablation=False"),
+        (
+            {"method": "partial_lrp", "gradient": "leaf"},
+            "gradient='leaf' changes nothing for partial_lrp, which uses no gradient",
+        ),
         ({"method": "tattr", "start_layer": 5}, "start_layer=5, but the model calls attention 3 times"),
     ],
 )

@@ -65,7 +65,8 @@ def tattr(
     `weighted=False` leaves the gradient out, E_h[R_A⁺] (the authors' "rollout" of relevance). `rules="original"` takes
     the LRP that the authors compare with. `identity=True` keeps the identity's own share of the readout's row.
     """
-    _check_gradient_is_used(run, weighted, "weighted=False")
+    if run.gradient != "full" and not weighted:
+        raise OptionError(f"gradient={run.gradient!r} changes nothing with weighted=False, which uses no gradient")
     listener = RelevanceRow(weighted_by_gradient if weighted else unweighted)
     rows = _propagate(run, listener, run.first_layer, rules, precision, "tattr", with_gradient=weighted)
     scores = torch.stack(rows, dim=1).to(run.readout_row().dtype)
@@ -89,7 +90,6 @@ def partial_lrp(
     `layer` counts blocks from 0, negative from the end; the last by default, and only what follows it is propagated.
     `ablation=True` weights with the gradient, E_h[(∇A ⊙ R_A)⁺].
     """
-    _check_gradient_is_used(run, ablation, "ablation=False")
     layers = run.layout.layers
     if not -layers <= layer < layers:
         raise OptionError(f"layer={layer}, but the model calls attention {layers} times (0…{layers - 1})")
@@ -193,8 +193,3 @@ def _propagate(
         reached = torch.autograd.grad(logits, [goal], seed, retain_graph=number + 1 < len(seeds), allow_unused=True)
         results.append(reached[0] if listener is None else listener.result())
     return results
-
-
-def _check_gradient_is_used(run: Run, used: bool, why: str) -> None:
-    if run.gradient != "full" and not used:
-        raise OptionError(f"gradient={run.gradient!r} changes nothing with {why}, which uses no gradient")
