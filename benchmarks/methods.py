@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from environment import describe_machine
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--tis", action="store_true", help="hold tis against masks on pixels")
     options = parser.parse_args()
 
-    given = {"pretrained": False} if options.checkpoint is None else {"checkpoint": options.checkpoint}
+    given: dict[str, Any] = {"pretrained": False} if options.checkpoint is None else {"checkpoint": options.checkpoint}
     model = vitrail.load(options.model, **given)
     double = copy.deepcopy(model.module).double()
     generator = torch.Generator().manual_seed(0)

@@ -92,3 +92,11 @@ def test_batches_of_mixed_targets_equal_single_calls(method: str, family: str):
     for image, column, target in [(0, 0, 1), (1, 1, 0)]:
         alone = vitrail.explain(model, images[image : image + 1], target, method=method, **options).scores[0]
         assert relative(together[image, column], alone.double()) < matrix.TOLERANCE.get(method, 1e-5)
+
+
+def test_every_method_has_its_card():
+    cards = Path(__file__).parents[2] / "docs" / "methods"
+    index = (cards / "README.md").read_text()
+    for info in vitrail.list_methods():
+        assert (cards / f"{info.name}.md").read_text().startswith("# ")
+        assert f"]({info.name}.md)" in index
