@@ -1,6 +1,7 @@
 """Every method on every family equals the slow float64 reference, in every gradient mode."""
 
 from functools import cache
+from pathlib import Path
 
 import matrix
 import pytest
