@@ -15,6 +15,7 @@ from vitrail.errors import (
     NoAttentionError,
     NoSignalError,
     OptionError,
+    SameClassError,
     TargetCountError,
     TextError,
     TrainingModeError,
@@ -215,6 +216,11 @@ def test_questions_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch):
         ask([])
     with pytest.raises(TargetCountError, match="target lists 2 for 1 image"):
         ask(target=[0, 1])
+    with pytest.raises(SameClassError, match=r"negative \(\d\) is held against itself: give two different classes"):
+        ask(target="negative", against="negative")
+    chosen = int(vitrail.explain_text(module, tokenizer, "a good film").answer.target[0])
+    with pytest.raises(SameClassError, match=r"\(the predicted class\) is held against itself"):
+        ask(against=chosen)
     with pytest.raises(OptionError, match="rollout is the same for every class"):
         ask(method="rollout", against="negative")
     with pytest.raises(OptionError, match="gradient='libra' changes nothing for raw"):

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitrail.models import VisionModel
 
-__all__ = ["load_named"]
+__all__ = ["load_named", "named_device"]
+
+
+def named_device(device: str) -> str:
+    """The device of that name; "auto" is the best that this machine has."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_named(
@@ -31,9 +40,9 @@ def load_named(
     from vitrail.errors import ModelError
     from vitrail.models import load
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = load(name, checkpoint=checkpoint, device=device, dtype=getattr(torch, dtype), size=size, texts=texts)
+    model = load(
+        name, checkpoint=checkpoint, device=named_device(device), dtype=getattr(torch, dtype), size=size, texts=texts
+    )
     if resize is None:
         return model
     if model.preprocess is None:

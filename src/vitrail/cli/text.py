@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, one_line, stop
 from vitrail.cli.explain import split_option
-from vitrail.cli.options import Precision
 
 if TYPE_CHECKING:
     from vitrail.text import TextExplanation
@@ -45,16 +45,14 @@ def text_command(
     gradient: Annotated[
         str, typer.Option("--gradient", help="full; leaf: attention held constant backward; libra: norms, gates too.")
     ] = "full",
-    start_layer: Annotated[
-        int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
-    ] = None,
-    centred: Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")] = False,
+    start_layer: shared.StartLayer = None,
+    centred: shared.Centred = False,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; several: repeat."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or mps.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")] = Precision.float32,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = shared.Precision.float32,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
 ) -> None:
     """Colour the words that argue for a class (red) and those that argue against it (blue).
@@ -100,6 +98,7 @@ def _explain(
 ) -> "TextExplanation | None":
     import torch
 
+    from vitrail.cli.loading import named_device
     from vitrail.errors import ModelError, OptionError, TextError
     from vitrail.models.hugging_face_text import load_text, text_model
     from vitrail.text import explain_text
@@ -109,7 +108,7 @@ def _explain(
             f"{len(target)} targets against {len(against)} classes; give one --against, or one for each target"
         )
     try:
-        module, tokenizer = load_text(name, device=load["device"], dtype=getattr(torch, load["dtype"]))
+        module, tokenizer = load_text(name, device=named_device(load["device"]), dtype=getattr(torch, load["dtype"]))
     except (RuntimeError, AssertionError) as error:  # a device that this machine lacks
         raise ModelError(f"device {load['device']!r} cannot be used: {str(error).splitlines()[0]}") from error
     model = text_model(module, tokenizer)

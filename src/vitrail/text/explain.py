@@ -15,7 +15,7 @@ from ..models.hugging_face_text import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
 from ..objectives import Objective, objective_name
-from ..targets import Targets, Wanted, pair_up, parse_targets, predicted
+from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same
 from .explanation import TextExplanation
 from .reading import NAMES, Reading, reading_of, readout_rows
 from .run import TextRun
@@ -94,7 +94,8 @@ def explain_text(
         parse_targets(model, target, len(asked), reading.classes),
         parse_targets(model, against, len(asked), reading.classes, "against"),
     )
-    first = info.start_layer if start_layer is None else start_layer
+    refuse_same(model, wanted, other)
+    first = info.first_layer(reading.layers) if start_layer is None else start_layer
     columns = 1 if wanted is None else wanted.index.shape[1]
     scores = torch.zeros(len(asked), columns, max(len(text) for text in encoded), dtype=_wide(model))
     logits = torch.zeros(len(asked), reading.classes, dtype=_wide(model))
@@ -119,6 +120,7 @@ def explain_text(
         if run.replaced:
             replaced[some] = torch.stack(run.replaced, dim=1).cpu()
     targets = predicted(logits) if wanted is None else wanted
+    refuse_same(model, targets, other, chosen=wanted is None)
     _check(logits, scores, encoded)
     nested = targets.nested
     answer = Explanation(
