@@ -4,6 +4,7 @@ __all__ = [
     "AmbiguousClassError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "DataError",
     "ExperimentError",
     "GuideError",
     "ImageError",
@@ -176,3 +177,19 @@ class NoSignalError(VitrailError):
 
 class OutputFileError(VitrailError):
     """A result could not be written."""
+
+
+class UnknownProtocolError(VitrailError):
+    """No evaluation protocol of that name."""
+
+
+class DataError(VitrailError):
+    """A data set cannot be opened, holds no image, or does not fit the model or the protocol."""
+
+
+class RunFolderError(VitrailError):
+    """The folder of a run cannot be used: another run's, damaged, or of another version."""
+
+
+class RunFolderInUseError(RunFolderError):
+    """Another process is writing to the folder of the run."""

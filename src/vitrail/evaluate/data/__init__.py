@@ -1,0 +1,5 @@
+"""Pictures with what is known of them, from folders, tables, archives and the built-in world."""
+
+from .dataset import Dataset, Sample
+
+__all__ = ["Dataset", "Sample"]
