@@ -64,7 +64,7 @@ def perturbation(
         if unit == "token":
             answers = []
             for kept in _kept(order, shares):
-                answers.append((yield Tokens(case.image, kept[None])))
+                answers.append((yield Tokens(case.image, kept[None])))  # noqa: PERF401 (a comprehension may not yield)
             logits = torch.cat(answers)
         else:
             ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
