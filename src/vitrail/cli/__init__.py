@@ -7,6 +7,7 @@ from vitrail.cli import (
     compare,
     demo,
     detail,
+    evaluate,
     explain,
     guide,
     methods,
@@ -48,6 +49,7 @@ app.command("guide")(guide.guide_command)
 app.command("transfer")(transfer.transfer_command)
 app.command("rewrite")(rewrite.rewrite_command)
 app.command("reproduce", cls=compare.ManyMethods)(reproduce.reproduce_command)
+app.command("evaluate", cls=evaluate.ManyNames)(evaluate.evaluate_command)
 app.command("text")(text.text_command)
 app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)

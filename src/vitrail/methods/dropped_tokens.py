@@ -37,42 +37,54 @@ class TokenDropper:
 
     def logits(self, image: int, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
         """The logits when only these patches are there (indices from the first patch, ascending), row by row."""
-        layout = self.run.layout
-        patches = patches.to(self.run.images.device)
+        rows = self.run.images[image : image + 1].expand(len(patches), -1, -1, -1)
+        return self.logits_of(rows, patches, self.streams[image])
+
+    def logits_of(
+        self,
+        images: Float[Tensor, "rows channels height width"],
+        patches: Int[Tensor, "rows kept"],
+        stream: TokenStream | None = None,
+    ) -> Float[Tensor, "rows classes"]:
+        """The same for an image of its own in each row; the stream of the run's first image tells where to cut."""
+        layout, stream = self.run.layout, self.streams[0] if stream is None else stream
+        patches = patches.to(images.device)
         selection = Selection(patches, layout.prefix, layout.all_tokens, layout.patches)
         if self.drop == "auto":
-            self.drop = self._choose(image, replace(selection, patches=patches[:1]))
-        return self._ask(image, selection, self.drop)
+            self.drop = self._choose(images[:1], stream, replace(selection, patches=patches[:1]))
+        return self._ask(images, stream, selection, self.drop)
 
-    def _choose(self, image: int, selection: Selection) -> str:
+    def _choose(self, image: Tensor, stream: TokenStream, selection: Selection) -> str:
         try:
-            cut = self._ask(image, selection, "cut")
+            cut = self._ask(image, stream, selection, "cut")
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model does when it is given fewer tokens than it was built for
             reason = error
         else:
-            self._compare(cut, image, selection)
+            self._compare(cut, image, stream, selection)
             return "cut"
         try:
-            self._check_masking(image, selection)
+            self._check_masking(image, stream, selection)
         except UnsupportedOperationError as error:
             raise UnsupportedOperationError(f"{error}; and its tokens cannot be cut: {reason}") from reason
         return "mask"
 
-    def _check_masking(self, image: int, selection: Selection) -> None:
-        masked = self._ask(image, selection, "mask")
-        if self.streams[image].entry is not None:
-            erased = self._ask(image, selection, "erase")
+    def _check_masking(self, image: Tensor, stream: TokenStream, selection: Selection) -> None:
+        masked = self._ask(image, stream, selection, "mask")
+        if stream.entry is not None:
+            erased = self._ask(image, stream, selection, "erase")
             if _apart(erased, masked):
                 raise UnsupportedOperationError(
                     f"patches that no attention reads still move the logits of {self.run.model.name}: it mixes tokens "
                     "outside attention too; mask pixels instead (vit_cx)"
                 )
 
-    def _compare(self, cut: Float[Tensor, "1 classes"], image: int, selection: Selection) -> None:
+    def _compare(
+        self, cut: Float[Tensor, "1 classes"], image: Tensor, stream: TokenStream, selection: Selection
+    ) -> None:
         try:
-            masked = self._ask(image, selection, "mask")
+            masked = self._ask(image, stream, selection, "mask")
         except UnsupportedOperationError:
             return  # a head that reads the patches in its own way; cut, it reads those that are there
         if _apart(cut, masked):
@@ -83,9 +95,10 @@ class TokenDropper:
                 "does more with the number of tokens than attention does; choose drop='cut' or drop='mask'"
             )
 
-    def _ask(self, image: int, selection: Selection, drop: str) -> Float[Tensor, "rows classes"]:
-        run, layout, stream = self.run, self.run.layout, self.streams[image]
-        images = run.images[image : image + 1].expand(selection.rows, -1, -1, -1)
+    def _ask(
+        self, images: Tensor, stream: TokenStream, selection: Selection, drop: str
+    ) -> Float[Tensor, "rows classes"]:
+        run, layout = self.run, self.run.layout
         with eager(), torch.no_grad():
             if drop != "cut":
                 erased_at = stream.entry if drop == "erase" else None

@@ -2,13 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from ..errors import OptionError
 from .registry import MethodInfo, find_method
 
-__all__ = ["option_value", "typed_options"]
+__all__ = ["option_value", "typed", "typed_options"]
 
 KINDS: dict[type, str] = {
     type(None): "none",
@@ -33,14 +33,23 @@ def typed_options(info: MethodInfo, words: Mapping[str, str]) -> dict[str, Any]:
         {'row_normalise': False}
     """
     find_method(info.name, dict(words))
-    parameters = inspect.signature(info.function).parameters
+    return typed(info.function, words, f"method {info.name!r}")
+
+
+def typed(function: Callable[..., Any], words: Mapping[str, str], owner: str) -> dict[str, Any]:
+    """The keyword options of a function, each word read as the option's default and annotation say.
+
+    Raises:
+        OptionError: for a word that is no such value; `owner` says whose option it is.
+    """
+    parameters = inspect.signature(function).parameters
     values = {}
     for name, word in words.items():
         default, annotation = parameters[name].default, parameters[name].annotation
         try:
             values[name] = option_value(word, default, annotation)
         except ValueError as error:
-            raise OptionError(f"{name}={word} of method {info.name!r}: {name} is {error} (default {default})") from None
+            raise OptionError(f"{name}={word} of {owner}: {name} is {error} (default {default})") from None
     return values
 
 

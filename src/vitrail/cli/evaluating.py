@@ -1,0 +1,126 @@
+"""The work behind `vitrail evaluate`: words to values, the run with its progress, and what it found in few lines."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vitrail.cli.console import one_line
+from vitrail.cli.loading import load_named
+
+__all__ = ["run"]
+
+
+def run(
+    data: str,
+    model: str,
+    checkpoint: Path | None,
+    *,
+    load: Mapping[str, Any],
+    words: Mapping[str, Mapping[str, str]],
+    question: Mapping[str, Any],
+    as_json: bool,
+) -> bool:
+    """Do or finish the run; whether something could not be measured."""
+    from vitrail.evaluate.engines.processes import local_rank
+    from vitrail.evaluate.reading import read_run
+    from vitrail.evaluate.running import evaluate
+
+    rank = local_rank()
+    if rank is not None and load["device"] in ("auto", "cuda"):
+        load = dict(load) | {"device": _device_of(rank)}
+    methods, protocols = _options(words)
+    vision = load_named(model, checkpoint, **load)
+    console = Console(stderr=True, highlight=False, quiet=bool(rank))
+    with _progress(console) as report:
+        outcome = evaluate(
+            vision, data, **question, method_options=methods, protocol_options=protocols, progress=report
+        )
+    if rank:  # the first process speaks for all
+        return False
+    found = read_run(outcome.folder)
+    failures = [failure for failure in found.failures if failure.method is None or not failure.reason.startswith("no ")]
+    if as_json:
+        document = {
+            "output": str(outcome.folder),
+            "images": outcome.images,
+            "measured": outcome.measured,
+            "rows": len(found.rows),
+            "failures": len(found.failures),
+            "notes": list(outcome.notes),
+        }
+        typer.echo(json.dumps(document, indent=2))
+        return bool(failures)
+    for note in outcome.notes:
+        typer.echo(f"note: {one_line(note)}", err=True)
+    for failure in failures[:10]:
+        where = " ".join(word for word in (failure.source, failure.method, failure.protocol) if word)
+        typer.echo(f"{one_line(where)}: {one_line(failure.reason)}", err=True)
+    if len(failures) > 10:
+        typer.echo(f"… and {len(failures) - 10} failures more, all of them in the report", err=True)
+    already = outcome.images - outcome.measured
+    typer.echo(
+        f"{outcome.measured} images measured" + (f", {already} were there already" if already else "") + f": "
+        f"{len(found.rows)} rows in {outcome.folder}; vitrail report {outcome.folder} shows them"
+    )
+    return bool(failures)
+
+
+def _options(words: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Options as values, those of methods and those of protocols."""
+    from vitrail.errors import OptionError
+    from vitrail.evaluate.protocols import PROTOCOLS, find_protocol
+    from vitrail.methods import METHODS, find_method
+    from vitrail.methods.option_values import typed, typed_options
+
+    methods: dict[str, dict[str, Any]] = {}
+    protocols: dict[str, dict[str, Any]] = {}
+    for name, own in words.items():
+        if name in PROTOCOLS:
+            info = find_protocol(name, dict(own))
+            protocols[name] = typed(info.function, own, f"protocol {name!r}")
+        elif name in METHODS:
+            methods[name] = typed_options(find_method(name, {}), own)
+        else:
+            raise OptionError(f"{name} is neither a method nor a protocol, so --option {name}.… means nothing")
+    return methods, protocols
+
+
+def _device_of(rank: int) -> str:
+    import torch
+
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar with rate and time left for eyes; a line for each tenth for a file."""
+    columns = (
+        TextColumn("evaluating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=None, rate="")
+        start: list[int] = []
+        tenths = [0]
+
+        def report(done: int, total: int) -> None:
+            start.append(done)
+            elapsed = bar.tasks[0].elapsed or 0
+            rate = (done - start[0]) / elapsed if elapsed else 0
+            bar.update(task, completed=done, total=total, rate=f"{rate:.2f} images/s" if rate else "")
+            tenth = 10 * done // max(total, 1)
+            if not console.is_terminal and tenth > tenths[0]:
+                console.print(f"evaluating: {done} of {total} images, {rate:.2f} a second", soft_wrap=True)
+            tenths[0] = tenth
+
+        yield report

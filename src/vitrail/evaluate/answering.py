@@ -1,0 +1,187 @@
+"""Answers to what protocols ask: questions of many images and protocols in the same, full passes of the model."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import VitrailError
+from ..methods.dropped_tokens import TokenDropper
+from ..methods.run import Run
+from ..models.layout import layout_of
+from ..models.vision_model import VisionModel
+from .questions import Evaluation, Images, Maps, Measured, Question, Tokens
+
+__all__ = ["Answerer", "Explain"]
+
+# From images, one class for each, and the number of layers drawn anew, to maps (images, rows, cols).
+Explain = Callable[[Tensor, Sequence[int], int], Float[Tensor, "images rows cols"]]
+
+
+@dataclass(eq=False)
+class Answerer:
+    """Runs evaluations side by side; `batch` rows go through the model together, fewer once memory has run out.
+
+    `smaller` is told of each such halving. Answers are on the CPU, in float32 (float64 for a model in float64).
+    """
+
+    model: VisionModel
+    batch: int
+    smaller: Callable[[int], None] = lambda _: None
+    _dropper: TokenDropper | None = field(default=None, init=False)
+
+    def run(self, evaluations: Sequence[Evaluation], explain: Explain) -> list[list[Measured] | VitrailError]:
+        """What each evaluation returns, in order; or the error that it met, which does not touch the others."""
+        results: dict[int, list[Measured] | VitrailError] = {}
+        asked: dict[int, Question] = {}
+        for number, evaluation in enumerate(evaluations):
+            self._go_on(number, evaluation, None, asked, results)
+        while asked:
+            now, asked = asked, {}
+            for number, answer in self._answers(now, explain):
+                self._go_on(number, evaluations[number], answer, asked, results)
+        return [results[number] for number in range(len(evaluations))]
+
+    @staticmethod
+    def _go_on(
+        number: int,
+        evaluation: Evaluation,
+        answer: Tensor | VitrailError | None,
+        asked: dict[int, Question],
+        results: dict[int, list[Measured] | VitrailError],
+    ) -> None:
+        try:
+            if isinstance(answer, VitrailError):
+                asked[number] = evaluation.throw(answer)
+            else:
+                asked[number] = next(evaluation) if answer is None else evaluation.send(answer)
+        except StopIteration as end:
+            results[number] = end.value
+        except VitrailError as error:
+            results[number] = error
+
+    def _answers(self, asked: dict[int, Question], explain: Explain) -> Iterator[tuple[int, Tensor | VitrailError]]:
+        images = {number: question for number, question in asked.items() if isinstance(question, Images)}
+        yield from self._of_images(images)
+        by_length: dict[int, dict[int, Tokens]] = defaultdict(dict)
+        by_stage: dict[int, dict[int, Maps]] = defaultdict(dict)
+        for number, question in asked.items():
+            if isinstance(question, Tokens):
+                by_length[question.patches.shape[1]][number] = question
+            elif isinstance(question, Maps):
+                by_stage[question.randomised][number] = question
+        for questions in by_length.values():
+            yield from self._of_tokens(questions)
+        for stage, wanted in by_stage.items():
+            yield from self._of_maps(wanted, stage, explain)
+
+    # -- logits --------------------------------------------------------------------------------------------------------
+
+    def _of_images(self, asked: dict[int, Images]) -> Iterator[tuple[int, Tensor]]:
+        """Whole batches filled with the rows of one question after the other."""
+        waiting: list[tuple[int, range]] = []
+        answers: dict[int, list[Tensor]] = defaultdict(list)
+        rows = 0
+
+        def flush() -> Iterator[tuple[int, Tensor]]:
+            made = torch.cat([asked[number].make(some) for number, some in waiting])
+            parts = self.logits(made).split([len(some) for _, some in waiting])
+            for (number, some), part in zip(waiting, parts, strict=True):
+                answers[number].append(part)
+                if some.stop == asked[number].count:
+                    yield number, torch.cat(answers.pop(number))
+            waiting.clear()
+
+        for number, question in asked.items():
+            start = 0
+            while start < question.count:
+                stop = min(question.count, start + self.batch - rows)
+                if stop <= start:  # memory ran out meanwhile, and the batch shrank
+                    yield from flush()
+                    rows = 0
+                    continue
+                waiting.append((number, range(start, stop)))
+                rows += stop - start
+                start = stop
+                if rows >= self.batch:
+                    yield from flush()
+                    rows = 0
+        if waiting:
+            yield from flush()
+
+    def _of_tokens(self, asked: dict[int, Tokens]) -> Iterator[tuple[int, Tensor | VitrailError]]:
+        images = [question.image.expand(len(question.patches), -1, -1, -1) for question in asked.values()]
+        patches = torch.cat([question.patches for question in asked.values()])
+        everything, answers, start = torch.cat(images), [], 0
+        while start < len(patches):
+            some = slice(start, start + self.batch)
+            try:
+                answers.append(self._fewer(everything[some], patches[some]))
+            except VitrailError as error:  # a model whose tokens cannot be left out
+                yield from ((number, error) for number in asked)
+                return
+            start += len(answers[-1])
+        parts = torch.cat(answers).split([len(question.patches) for question in asked.values()])
+        yield from zip(asked, parts, strict=True)
+
+    def logits(self, images: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows classes"]:
+        """The model's logits; where memory runs out, in halves, and so from then on."""
+        return self._in_halves(lambda some: self.model.logits(some), images)
+
+    def _fewer(self, images: Tensor, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
+        if self._dropper is None:
+            self._dropper = _dropper(self.model, images[:1])
+        dropper = self._dropper
+        return self._in_halves(lambda some, kept: dropper.logits_of(some, kept), images, patches)
+
+    def _in_halves(self, ask: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                found = ask(*rows)
+                return found.to("cpu", torch.promote_types(found.dtype, torch.float32))
+        except torch.OutOfMemoryError:
+            count = len(rows[0])
+            if count < 2:
+                raise
+        half = count // 2
+        if half < self.batch:
+            self.batch = half
+            self.smaller(half)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return torch.cat([self._in_halves(ask, *(part[some] for part in rows)) for some in _parts(count, half)])
+
+    # -- maps ----------------------------------------------------------------------------------------------------------
+
+    def _of_maps(
+        self, asked: dict[int, Maps], stage: int, explain: Explain
+    ) -> Iterator[tuple[int, Tensor | VitrailError]]:
+        """The maps of one stage in one call; where one of them fails, each by itself."""
+        counts = [len(question.targets) for question in asked.values()]
+        images = torch.cat([question.images for question in asked.values()])
+        targets = [target for question in asked.values() for target in question.targets]
+        try:
+            yield from zip(asked, explain(images, targets, stage).split(counts), strict=True)
+        except VitrailError:
+            for number, question in asked.items():
+                try:
+                    yield number, explain(question.images, question.targets, stage)
+                except VitrailError as error:
+                    yield number, error
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _dropper(model: VisionModel, image: Float[Tensor, "1 channels height width"]) -> TokenDropper:
+    """Drops tokens; where the sequence is cut is seen on one image."""
+    image = image.to(model.device, model.dtype).clone()
+    layout = layout_of(model, image)
+    run = Run(
+        model=model, images=image, layout=layout, target=None, against=None, objective="logit", readout=layout.readout
+    )
+    return TokenDropper(run, run.watch(), "auto")

@@ -1,0 +1,22 @@
+"""Blocks one after the other in this process, while the next one's images are being read."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ..rows import Done
+from ..worker import Worker
+
+__all__ = ["run_local"]
+
+READERS = 4
+
+
+def run_local(worker: Worker, blocks: Sequence[int]) -> Iterator[Done]:
+    """Measure the blocks in their order; decoding is done in threads, ahead of the model."""
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(READERS) as pool:
+        coming = None
+        for place, block in enumerate(blocks):
+            images = worker.read(block, pool) if coming is None else coming.result()
+            following = blocks[place + 1 : place + 2]
+            coming = ahead.submit(worker.read, following[0], pool) if following else None
+            yield worker.measure(block, images)

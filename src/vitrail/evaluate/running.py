@@ -1,0 +1,207 @@
+"""evaluate(): a run from its question to its folder."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import DataError
+from ..models import VisionModel, wrap
+from ..models.readiness import refuse_training
+from .data import Dataset, open_data
+from .engines import find_engine, holding
+from .folder import FORMAT, RunFolder
+from .plan import Plan, make_plan
+from .protocols import find_protocol
+from .worker import Worker, fitted
+
+__all__ = ["Outcome", "digest_of", "evaluate"]
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run lies, how many images it is of, and how many of them were measured just now."""
+
+    folder: Path
+    images: int
+    measured: int
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(
+    model: VisionModel | nn.Module,
+    data: str | os.PathLike[str] | Dataset,
+    methods: str | Sequence[str] = "complete",
+    protocols: Sequence[str] = (),
+    *,
+    output: str | os.PathLike[str],
+    preset: str | None = None,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    protocol_options: Mapping[str, Mapping[str, Any]] | None = None,
+    target: str | None = None,
+    fit: str | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    block: int = 16,
+    batch_size: int | None = None,
+    keep: int = 500,
+    engine: str = "local",
+    engine_options: Mapping[str, Any] | None = None,
+    progress: Report | None = None,
+) -> Outcome:
+    """Measure methods by protocols on a data set, into a folder that can be gone on with after any interruption.
+
+    Args:
+        model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped.
+        data: a folder, a list file, or a name, as `open_data` takes them, with `data_options`; or a `Dataset`.
+        methods: names or groups, as `vitrail.compare` takes them; "complete:libra" names a gradient mode.
+        protocols: names from `list_protocols()`; default: those of the preset.
+        output: the folder of the run. If it holds a part of the same run, the rest is added.
+        preset: whose protocols and options are taken where nothing else is said; "bi" where no protocol is named.
+        method_options, protocol_options: options by the name of the method or protocol.
+        target: the class that is explained, "label" or "predicted".
+        fit: "model" for the model's own preprocessing, "squash" for whole pictures squashed to its size.
+        limit: so many images at most, evenly over the classes.
+        seed: of everything that is drawn.
+        block: images that are measured and written together; a killed run loses one block's work at most.
+        batch_size: rows in one pass; default: chosen for the device, and as before where a run is gone on with.
+        keep: of so many images the pictures and maps are kept for the report.
+        engine: "local" (shared among the processes of torchrun, where it has started this one) or "ray";
+            `engine_options` go to it.
+        progress: called with (images done, images in all).
+
+    Raises:
+        DataError: when there is nothing to measure, or the data do not know what a protocol needs.
+        RunFolderError, RunFolderInUseError: when `output` holds another run, or another process writes there.
+        OutputFileError: when it cannot be written.
+        VitrailError: others, by cause, for a question that cannot be asked.
+
+    Example:
+        >>> import tempfile, vitrail
+        >>> model = vitrail.load("bestiary")
+        >>> done = evaluate(model, "bestiary:single:2", "raw", ["pointing"], output=tempfile.mkdtemp())
+        >>> done.images, done.measured
+        (2, 2)
+    """
+    if not isinstance(model, VisionModel):
+        model = wrap(model)
+    refuse_training(model.module)
+    run = find_engine(engine)
+    folder = RunFolder(output)
+    before = (folder.manifest() or {}).get("plan", {})
+    plan = make_plan(
+        methods,
+        protocols,
+        preset=preset,
+        method_options=method_options,
+        protocol_options=protocol_options,
+        target=target,
+        fit=fit,
+        seed=seed,
+        block=block,
+        batch=batch_size or before.get("batch") or _batch_for(model),
+        threads=before.get("threads") or torch.get_num_threads(),
+        keep=keep,
+    )
+    model = replace(model, preprocess=fitted(model, plan))
+    opened = open_data(data, model, limit=limit, seed=seed, **(data_options or {}))
+    _check(opened, plan)
+    manifest = manifest_of(model, opened, plan)
+    worker = Worker(model, opened, plan)
+    with _threads(plan.threads), holding(folder, manifest, worker.blocks()) as (wanting, ours):
+        done = len(opened) - sum(_length(opened, plan, number) for number in wanting)
+        measured = 0
+        if progress is not None:
+            progress(done, len(opened))
+        for one in run(worker, ours, **(engine_options or {})):
+            folder.write(one)
+            measured += one.images
+            if progress is not None:
+                progress(done + measured, len(opened))
+    return Outcome(folder.path, len(opened), measured, tuple(opened.notes))
+
+
+def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:
+    """All that decides a run's numbers, as plain JSON values; two runs with the same manifest are the same run."""
+    return {
+        "format": FORMAT,
+        "data": data.describe(),
+        "images": len(data),
+        "model": {
+            "name": model.name,
+            **model.metadata,
+            "weights": digest_of(model.module),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+        },
+        "preprocess": asdict(model.preprocess) if model.preprocess is not None else None,
+        "plan": plan.describe(),
+        "methods": list(plan.methods),
+        "protocols": dict(plan.protocols),
+        "preset": plan.preset,
+        "seed": plan.seed,
+        "versions": {package: version(package) for package in ("vitrail", "torch", "timm", "numpy", "pillow")},
+    }
+
+
+def digest_of(module: nn.Module) -> str:
+    """The SHA-256 of all parameters and buffers with their names, in hexadecimal."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _check(data: Dataset, plan: Plan) -> None:
+    if not len(data):
+        raise DataError("the data hold no image, so there is nothing to measure")
+    for name in plan.protocols:
+        missing = [what for what in find_protocol(name).needs if what not in data.knows]
+        if missing:
+            known = ", ".join(sorted(data.knows)) or "nothing but the pictures"
+            raise DataError(
+                f"{name} needs {' and '.join(missing)} of an image, and of these data is known: {known}; give --boxes, "
+                f"--masks or --labels, or leave {name} out"
+            )
+
+
+def _length(data: Dataset, plan: Plan, block: int) -> int:
+    """How many images a block holds."""
+    return min(plan.block, len(data) - block * plan.block)
+
+
+def _batch_for(model: VisionModel) -> int:
+    """Rows in one pass: on a CPU more than 32 gain nothing; on a GPU as many as half of its free memory holds."""
+    if model.device.type != "cuda" or model.preprocess is None:
+        return 32
+    height, width = model.preprocess.size
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    with torch.no_grad():
+        model.logits(torch.zeros(8, 3, height, width))
+    each = max(1, torch.cuda.max_memory_allocated(model.device) - before) / 8
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(8, min(1024, 2 ** int(math.log2(max(8.0, free / 2 / each)))))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads in the block: sums depend on how they are shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

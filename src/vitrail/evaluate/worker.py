@@ -1,0 +1,254 @@
+"""What is done with one block of images: read, explained by every method, measured by every protocol."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from ..errors import ImageError, ModelError, NonFiniteError, VitrailError
+from ..explain import explain
+from ..methods.choosing import Chosen, choose_methods
+from ..models.layout import TokenLayout, layout_of
+from ..models.preprocess import Preprocess
+from ..models.vision_model import VisionModel
+from .answering import Answerer
+from .case import Case
+from .data import Dataset
+from .geometry import Seen, seen
+from .plan import Plan
+from .protocols import find_protocol
+from .questions import Measured
+from .randomised import randomised
+from .rows import Done, Failure, Part, encoded
+
+__all__ = ["Worker", "fitted"]
+
+PREVIEW = 112  # pixels of the longer side of a kept picture
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """An image of a block as it was read, or why it could not be."""
+
+    index: int
+    source: str
+    label: int | None
+    found: Seen | ImageError
+
+
+@dataclass(eq=False)
+class Worker:
+    """Measures blocks of images with one model. `smaller` is told when memory runs out and fewer rows go together."""
+
+    model: VisionModel
+    data: Dataset
+    plan: Plan
+    smaller: Any = None
+    _answerer: Answerer = field(init=False)
+    _layout: TokenLayout | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.preprocess = fitted(self.model, self.plan)
+        self._answerer = Answerer(self.model, self.plan.batch, self.smaller or (lambda _: None))
+
+    def blocks(self) -> int:
+        """How many blocks the data are cut into."""
+        return -(-len(self.data) // self.plan.block)
+
+    def read(self, block: int, pool: Executor) -> list[Read]:
+        """The images of a block, read side by side; none of them is fatal."""
+        start = block * self.plan.block
+        return list(pool.map(self._read, range(start, min(len(self.data), start + self.plan.block))))
+
+    def measure(self, block: int, images: Sequence[Read]) -> Done:
+        """Explain and measure the images of a block."""
+        part, kept = Part(), {}
+        cases = self._cases(images, part)
+        for number, case in enumerate(cases):
+            if case.index < self.plan.keep:
+                kept[f"image/{case.index}"] = self._preview(cases[number])
+        for chosen in choose_methods(list(self.plan.methods)):
+            maps = self._maps(chosen, cases, part)
+            self._evaluate(chosen, [(case, scores) for case, scores in zip(cases, maps, strict=True)], part)
+            for case, scores in zip(cases, maps, strict=True):
+                if scores is not None and case.index < self.plan.keep:
+                    kept[f"map/{case.index}/{chosen.label}"] = _small(scores, case.grid)
+        return Done(block, encoded(part), to_safetensors(kept) if kept else None, len(images))
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def _read(self, index: int) -> Read:
+        source = self.data.source(index)
+        try:
+            sample = self.data.sample(index)
+            return Read(index, source, sample.label, seen(sample, self.preprocess))
+        except ImageError as error:
+            return Read(index, source, None, error)
+
+    def _cases(self, images: Sequence[Read], part: Part) -> list[Case]:
+        good = []
+        for image in images:
+            if isinstance(image.found, ImageError):
+                part.failures.append(Failure(image.index, image.source, None, None, str(image.found)))
+            else:
+                good.append((image, image.found))
+        if not good:
+            return []
+        batch = torch.stack([found.image for _, found in good]).to(self.model.device, self.model.dtype)
+        if self._layout is None:
+            self._layout = layout_of(self.model, batch[:1])
+        logits = torch.cat([self._answerer.logits(some) for some in batch.split(self._answerer.batch)])
+        mean, std = self.preprocess.mean, self.preprocess.std
+        cases = []
+        for (image, found), pixels, answer in zip(good, batch, logits, strict=True):
+            if not bool(answer.isfinite().all()):
+                reason = f"the logits of {image.source} hold NaN or infinity"
+                part.failures.append(Failure(image.index, image.source, None, None, reason))
+                continue
+            predicted = int(answer.argmax())
+            explained = image.label if self.plan.target == "label" and image.label is not None else predicted
+            cases.append(
+                Case(
+                    index=image.index,
+                    source=image.source,
+                    image=pixels,
+                    logits=answer,
+                    target=explained,
+                    grid=(self._layout.rows, self._layout.cols),
+                    prefix=self._layout.prefix,
+                    black=tuple(-m / s for m, s in zip(mean, std, strict=True)),
+                    seed=self.plan.seed * 1_000_003 + image.index,
+                    label=image.label,
+                    boxes=found.boxes,
+                    mask=found.mask,
+                    regions=found.regions,
+                )
+            )
+        return cases
+
+    def _preview(self, case: Case) -> Tensor:
+        picture = Image.fromarray(self.preprocess.denormalise(case.image.float()))
+        picture.thumbnail((PREVIEW, PREVIEW), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(picture))
+
+    # -- maps ----------------------------------------------------------------------------------------------------------
+
+    def _maps(self, chosen: Chosen, cases: Sequence[Case], part: Part) -> list[Float[Tensor, "rows cols"] | None]:
+        """A map for each case; None where the method fails on it, which is noted."""
+        if not cases:
+            return []
+        images, targets = torch.stack([case.image for case in cases]), [case.target for case in cases]
+        try:
+            return list(self._explain(chosen, images, targets, 0))
+        except VitrailError:
+            maps: list[Float[Tensor, "rows cols"] | None] = []
+            for case in cases:
+                try:
+                    maps.append(self._explain(chosen, case.image[None], [case.target], 0)[0])
+                except VitrailError as error:
+                    maps.append(None)
+                    part.failures.append(Failure(case.index, case.source, chosen.label, None, str(error)))
+            return maps
+
+    def _explain(
+        self, chosen: Chosen, images: Tensor, targets: Sequence[int], stage: int
+    ) -> Float[Tensor, "images rows cols"]:
+        model = self.model
+        if stage:
+            model = replace(model, module=randomised(model, stage, self.plan.seed))
+        options: dict[str, Any] = dict(self.plan.methods[chosen.label])
+        if chosen.gradient is not None:
+            options["gradient"] = chosen.gradient
+        while True:
+            try:
+                return explain(
+                    model,
+                    images,
+                    list(targets),
+                    method=chosen.info.name,
+                    batch_size=min(self._answerer.batch, self.plan.block),
+                    **options,
+                ).scores
+            except torch.OutOfMemoryError:
+                if self._answerer.batch == 1:
+                    raise
+                self._answerer.batch //= 2
+                self._answerer.smaller(self._answerer.batch)
+
+    # -- measures ------------------------------------------------------------------------------------------------------
+
+    def _evaluate(
+        self, chosen: Chosen, maps: Sequence[tuple[Case, Float[Tensor, "rows cols"] | None]], part: Part
+    ) -> None:
+        asked, evaluations = [], []
+        for case, scores in maps:
+            for name, options in self.plan.protocols.items() if scores is not None else ():
+                info = find_protocol(name)
+                missing = [what for what in info.needs if not case.knows(what)]
+                if missing:
+                    reason = f"no {' and no '.join(missing)} known"
+                    part.failures.append(Failure(case.index, case.source, chosen.label, name, reason))
+                else:
+                    asked.append((case, name))
+                    evaluations.append(info.function(case, scores, **options))
+
+        def again(images: Tensor, targets: Sequence[int], stage: int) -> Tensor:
+            return self._explain(chosen, images, targets, stage)
+
+        for (case, name), result in zip(asked, self._answerer.run(evaluations, again), strict=True):
+            if not isinstance(result, VitrailError):
+                result = _finite(result, name)
+            if isinstance(result, VitrailError):
+                part.failures.append(Failure(case.index, case.source, chosen.label, name, str(result)))
+            else:
+                part.add(_known(case, chosen.label, name), result)
+
+
+def fitted(model: VisionModel, plan: Plan) -> Preprocess:
+    """The model's preprocessing as the plan wants it.
+
+    Raises:
+        ModelError: for a model that comes without any.
+    """
+    preprocess = model.preprocess
+    if preprocess is None:
+        raise ModelError(
+            f"{model.name} comes without preprocessing, so no pictures can be read for it: give "
+            "wrap(…, preprocess=Preprocess(…))"
+        )
+    if plan.fit == "squash":
+        preprocess = replace(preprocess, resize=None, crop_mode="center")
+    return preprocess if plan.interpolation is None else replace(preprocess, interpolation=plan.interpolation)
+
+
+def _known(case: Case, method: str, protocol: str) -> Mapping[str, Any]:
+    return {
+        "image": case.index,
+        "source": case.source,
+        "label": case.label,
+        "predicted": case.predicted,
+        "target": case.target,
+        "method": method,
+        "protocol": protocol,
+    }
+
+
+def _finite(result: list[Measured], protocol: str) -> list[Measured] | NonFiniteError:
+    """Infinity is no measurement; NaN is a value that is not defined here, and is left out of means."""
+    wrong = [one.measure for one in result if np.isinf(one.value)]
+    return NonFiniteError(f"{protocol}: {wrong[0]} is infinite") if wrong else result
+
+
+def _small(scores: Float[Tensor, "rows cols"], grid: tuple[int, int]) -> Float[Tensor, "rows cols"]:
+    """A map to be looked at: that of pixels averaged over the patches."""
+    scores = scores.float()
+    if scores.shape[0] <= 2 * grid[0]:
+        return scores.contiguous()
+    return torch.nn.functional.adaptive_avg_pool2d(scores[None], grid)[0].contiguous()
