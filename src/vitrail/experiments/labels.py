@@ -2,11 +2,11 @@
 
 import csv
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ExperimentError, TargetError
+from ..evaluate.data.selection import evenly
 from ..models.vision_model import VisionModel
 
 __all__ = ["evenly", "labels_by_name", "labels_in_table"]
@@ -66,18 +66,3 @@ def labels_by_name(model: VisionModel, paths: Sequence[Path]) -> dict[Path, int]
             except TargetError:
                 continue
     return found
-
-
-def evenly(labels: Sequence[int]) -> list[int]:
-    """Places in an order that takes one of each class, then a second of each, and so on.
-
-    Example:
-        >>> evenly([5, 5, 7, 5, 7])
-        [0, 2, 1, 4, 3]
-    """
-    seen: dict[int, int] = defaultdict(int)
-    turns = []
-    for place, label in enumerate(labels):
-        turns.append((seen[label], place))
-        seen[label] += 1
-    return [place for _, place in sorted(turns)]

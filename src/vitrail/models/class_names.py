@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import AmbiguousClassError, UnknownClassError
 
-__all__ = ["class_index", "short_name"]
+__all__ = ["class_index", "normal", "short_name"]
 
 _SHOWN = 10  # matches listed in a message before "and … more"
 
@@ -38,13 +38,11 @@ def class_index(
     index = _as_integer(wanted)
     if index is not None:
         return _in_range(index, count)
-    if not isinstance(wanted, str) or not _normal(wanted):
+    if not isinstance(wanted, str) or not normal(wanted):
         raise UnknownClassError(f"a class is an index or a name, not {wanted!r} of type {type(wanted).__name__}")
     if names is not None:
         found = (
-            [i for i, name in enumerate(names) if _normal(name) == _normal(wanted)]
-            if whole
-            else _matches(wanted, names)
+            [i for i, name in enumerate(names) if normal(name) == normal(wanted)] if whole else _matches(wanted, names)
         )
         if len(found) == 1:
             return found[0]
@@ -96,18 +94,24 @@ def _in_range(index: int, count: int | None) -> int:
     return index
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """A name as it is compared: without regard to case, underscores and runs of space read as one space.
+
+    Example:
+        >>> normal("Bald__eagle ")
+        'bald eagle'
+    """
     return " ".join(name.replace("_", " ").casefold().split())
 
 
 def _matches(wanted: str, names: Sequence[str]) -> list[int]:
     """All exact matches; where there is none, all names that hold the words of `wanted` side by side."""
-    wanted, normal = _normal(wanted), [_normal(name) for name in names]
-    exact = [i for i, name in enumerate(normal) if name == wanted or wanted in (s.strip() for s in name.split(","))]
+    wanted, plain = normal(wanted), [normal(name) for name in names]
+    exact = [i for i, name in enumerate(plain) if name == wanted or wanted in (s.strip() for s in name.split(","))]
     if exact:
         return exact
     words = f" {_words(wanted)} "
-    return [i for i, name in enumerate(normal) if words.strip() and words in f" {_words(name)} "]
+    return [i for i, name in enumerate(plain) if words.strip() and words in f" {_words(name)} "]
 
 
 def _words(name: str) -> str:
@@ -118,9 +122,9 @@ def _near(wanted: str, names: Sequence[str]) -> list[int]:
     """Indices of the classes with a synonym spelt much like `wanted`, best first."""
     owners: dict[str, int] = {}
     for index, name in enumerate(names):
-        for synonym in _normal(name).split(","):
+        for synonym in normal(name).split(","):
             owners.setdefault(synonym.strip(), index)
-    close = difflib.get_close_matches(_normal(wanted), owners, n=5, cutoff=0.6)
+    close = difflib.get_close_matches(normal(wanted), owners, n=5, cutoff=0.6)
     return list(dict.fromkeys(owners[synonym] for synonym in close))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -16,7 +16,8 @@ class Sample:
     """A picture in RGB, and what is known of it; what is not known is None or empty.
 
     `boxes` are (left, top, right, bottom) in pixels, right and bottom excluded; `mask` is the object's silhouette;
-    `regions` has one region for each class that the picture is known to hold.
+    `regions` has one region for each class that the picture is known to hold. A picture that is `fitted` was put
+    together at the size of the model's input, and is neither resized nor cropped any more.
     """
 
     picture: Image.Image
@@ -24,8 +25,10 @@ class Sample:
     boxes: Sequence[tuple[float, float, float, float]] | None = None
     mask: Bool[np.ndarray, "height width"] | None = None
     regions: Mapping[int, Bool[np.ndarray, "height width"]] = field(default_factory=dict)
+    fitted: bool = False
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Pictures in a fixed order.
 

@@ -1,0 +1,121 @@
+"""What data call a class, as an index of the model's: by number, by name, or by WordNet id."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from vitrail.models.class_names import normal, short_name
+from vitrail.models.vision_model import VisionModel
+
+__all__ = ["Classes"]
+
+_WORDNET = re.compile(r"[nN](\d{8})(?!\d)")
+
+
+class Classes:
+    """The classes of a model, as folders, tables and file names speak of them.
+
+    Names match as a whole, or one of their synonyms does; not parts of names, as on the command line, for a folder
+    called "train" shall not become "bullet train".
+
+    Example:
+        >>> classes = Classes(("horse", "bald eagle, American eagle", "n02391049"))
+        >>> [classes.find(word) for word in ("American_eagle", "1", "n02391049_zebra", "eagle", "7")]
+        [1, 1, 2, None, None]
+    """
+
+    def __init__(self, names: Sequence[str] | None, count: int | None = None) -> None:
+        self.names = None if names is None else tuple(names)
+        self.count = len(self.names) if self.names is not None else count
+
+    @classmethod
+    def of(cls, model: VisionModel) -> "Classes":
+        """The classes of that model."""
+        head = getattr(model.module, "num_classes", None)
+        return cls(model.class_names, head if isinstance(head, int) and head > 0 else None)
+
+    def find(self, word: str) -> int | None:
+        """The index of the class that goes by that word, or None where there is none, or more than one."""
+        found = self.all(word)
+        return found[0] if len(found) == 1 else None
+
+    def all(self, word: str) -> list[int]:
+        """Every class that goes by that word."""
+        word = word.strip()
+        if word.isdecimal():
+            return [int(word)] if self.count is None or int(word) < self.count else []
+        named = self._named.get(normal(word))
+        if named:
+            return named
+        synset = _WORDNET.match(word)
+        if synset is None:
+            return []
+        wordnet = f"n{synset[1]}"
+        return self._named.get(wordnet) or self._of_synset(wordnet)
+
+    def name(self, index: int) -> str:
+        """What that class is called."""
+        return short_name(index, self.names)
+
+    def match(self, names: Sequence[str]) -> list[int | None]:
+        """The class of each of a data set's own names: place by place where both list the same, else by name.
+
+        Lists of ImageNet's classes differ in spelling and hold two cranes, but their order is one.
+
+        Example:
+            >>> Classes(("crane", "zebra", "crane")).match(["Crane", "zebra", "crane"])
+            [0, 1, 2]
+            >>> Classes(("crane", "zebra", "crane")).match(["zebra", "crane"])
+            [1, None]
+        """
+        if self.names is not None and len(names) == len(self.names) and _agree(names, self.names):
+            return list(range(len(names)))
+        return [self.find(name) for name in names]
+
+    @cached_property
+    def _named(self) -> Mapping[str, list[int]]:
+        """Whole names go before synonyms: "maillot" is one class, though another has it as a synonym."""
+        whole, synonyms = defaultdict(list), defaultdict(list)
+        for index, name in enumerate(self.names or ()):
+            whole[normal(name)].append(index)
+            for synonym in dict.fromkeys(normal(part) for part in name.split(",")):
+                synonyms[synonym].append(index)
+        return {**synonyms, **whole}
+
+    @cached_property
+    def _synsets(self) -> Mapping[str, int]:
+        """WordNet ids in the order of the classes, for the classes of ImageNet or one of its larger lists."""
+        from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+        subset = infer_imagenet_subset({"num_classes": self.count}) if self.count else None
+        if subset is None:
+            return {}
+        info = ImageNetInfo(subset)
+        if self.names is not None and not _agree(info.label_descriptions(), self.names):
+            return {}
+        return {synset: index for index, synset in enumerate(info.label_names())}
+
+    def _of_synset(self, wordnet: str) -> list[int]:
+        if wordnet in self._synsets:
+            return [self._synsets[wordnet]]
+        if self._synsets or self.names is None:
+            return []
+        return next((found for name in _lemmas(wordnet) if (found := self._named.get(normal(name)))), [])
+
+
+def _agree(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order, most of them alike."""
+    first = [({normal(part) for part in one.split(",")}, two) for one, two in zip(some, others, strict=True)]
+    alike = sum(any(normal(part) in one for part in two.split(",")) for one, two in first)
+    return alike >= 0.8 * len(first)
+
+
+def _lemmas(wordnet: str) -> list[str]:
+    """The words of a WordNet id, as timm lists them for all of ImageNet."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    try:
+        return ImageNetInfo("imagenet-22k").label_name_to_description(wordnet).split(",")
+    except (KeyError, AssertionError):
+        return []

@@ -1,0 +1,96 @@
+"""What is known of a picture, brought onto the pixels that the model sees."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from vitrail.errors import ImageError
+from vitrail.evaluate.data.dataset import Sample
+from vitrail.models.preprocess import Preprocess
+
+__all__ = ["Seen", "as_seen", "boxes_as_mask", "seen"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Seen:
+    """A sample as the model sees it: the normalised image, and boxes, mask and regions on its pixels.
+
+    What is not known is None, or missing; so is what lies wholly outside the view.
+    """
+
+    image: Float[Tensor, "3 height width"]
+    boxes: Bool[Tensor, "height width"] | None
+    mask: Bool[Tensor, "height width"] | None
+    regions: Mapping[int, Bool[Tensor, "height width"]]
+
+
+def seen(sample: Sample, preprocess: Preprocess) -> Seen:
+    """The sample's picture, boxes, mask and regions, all resized and cropped alike.
+
+    A picture that is `fitted` already is taken as it is.
+
+    Raises:
+        ImageError: for a mask of another size than its picture, and a fitted picture of another size than the input.
+
+    Example:
+        >>> sample = Sample(picture=Image.new("RGB", (8, 4)), boxes=[(0, 0, 4, 4)])
+        >>> seen(sample, Preprocess(size=(4, 4), resize=4)).boxes.int().tolist()[0]
+        [1, 1, 0, 0]
+    """
+    height, width = sample.picture.height, sample.picture.width
+    if sample.fitted and (height, width) != preprocess.size:
+        raise ImageError(
+            f"the picture was put together for an input of {width} x {height} pixels, and the model's is "
+            f"{preprocess.size[1]} x {preprocess.size[0]}: open the data with this model"
+        )
+
+    def placed(mask: Bool[np.ndarray, "h w"]) -> Bool[Tensor, "height width"] | None:
+        if mask.shape != (height, width):
+            raise ImageError(
+                f"a mask of {mask.shape[1]} x {mask.shape[0]} pixels does not fit its picture of {width} x {height}"
+            )
+        found = torch.from_numpy(mask.copy()) if sample.fitted else as_seen(mask, preprocess)
+        return found if bool(found.any()) else None
+
+    regions = {label: region for label, mask in sample.regions.items() if (region := placed(mask)) is not None}
+    return Seen(
+        image=preprocess.normalise(sample.picture) if sample.fitted else preprocess(sample.picture),
+        boxes=placed(boxes_as_mask(sample.boxes, (height, width))) if sample.boxes else None,
+        mask=None if sample.mask is None else placed(sample.mask),
+        regions=regions,
+    )
+
+
+def as_seen(mask: Bool[np.ndarray, "h w"], preprocess: Preprocess) -> Bool[Tensor, "height width"]:
+    """A mask of the picture on the pixels that the model sees: the resize and crop of `Preprocess.view`, nearest.
+
+    Example:
+        >>> mask = np.array([[True, False, False, False], [True, False, False, False]])
+        >>> as_seen(mask, Preprocess(size=(2, 2), resize=2)).tolist()
+        [[False, False], [False, False]]
+    """
+    nearest = replace(preprocess, interpolation="nearest", fill=(0, 0, 0))
+    drawn = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
+    return torch.from_numpy(np.array(nearest.view(drawn).getchannel(0)) > 127)
+
+
+def boxes_as_mask(
+    boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int]
+) -> Bool[np.ndarray, "height width"]:
+    """Where any of the boxes is, on a picture of (height, width): the pixels whose middle lies inside.
+
+    Example:
+        >>> boxes_as_mask([(1, 0, 3, 1)], (2, 4)).astype(int).tolist()
+        [[0, 1, 1, 0], [0, 0, 0, 0]]
+    """
+    found = np.zeros(size, dtype=bool)
+    for left, top, right, bottom in boxes:
+        rows = slice(*(max(0, round(value)) for value in (top, bottom)))
+        cols = slice(*(max(0, round(value)) for value in (left, right)))
+        found[rows, cols] = True
+    return found
