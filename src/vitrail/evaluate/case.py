@@ -18,8 +18,8 @@ class Case:
     the maps are of, `label` the true one. `boxes` (the labelled object's boxes together), `mask` (the object's
     silhouette) and `regions` (one region for each class that the picture is known to hold) lie on the pixels of
     `image`. What is not known is None, or empty. `grid` holds the rows and columns of the model's patches, `prefix` the
-    number of tokens before them; `black` is the normalised value of black in each channel. `seed` is the image's own,
-    from the run's seed and its place in the data.
+    number of tokens before them; `black` and `white` are the normalised values of black and white in each channel.
+    `seed` is the image's own, from the run's seed and its place in the data.
     """
 
     index: int
@@ -30,6 +30,7 @@ class Case:
     grid: tuple[int, int]
     prefix: int
     black: tuple[float, ...]
+    white: tuple[float, ...] | None = None
     seed: int = 0
     label: int | None = None
     boxes: Bool[Tensor, "height width"] | None = None

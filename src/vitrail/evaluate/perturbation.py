@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ..errors import OptionError
+from .bilinear import bilinear
 
 __all__ = [
     "AREAS",
@@ -146,8 +146,7 @@ def enlarged(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -
         >>> enlarged(torch.tensor([[1.0, 3.0]]), (1, 4)).tolist()
         [[0.0, 0.25, 0.75, 1.0]]
     """
-    flat = scores.reshape(-1, 1, *scores.shape[-2:])
-    large = interpolate(flat, size=size, mode="bilinear", align_corners=False).reshape(*scores.shape[:-2], *size)
+    large = bilinear(scores, size)
     low, high = large.amin(dim=(-2, -1), keepdim=True), large.amax(dim=(-2, -1), keepdim=True)
     return (large - low) / torch.where(high > low, high - low, torch.ones_like(high))
 

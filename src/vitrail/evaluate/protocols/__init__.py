@@ -1,6 +1,14 @@
 """How far a map can be trusted, asked in many ways: one file per family of protocols, and a registry."""
 
-from . import perturbation  # noqa: F401  (registers itself)
+from . import (  # noqa: F401  (each registers itself)
+    energy,
+    max_sensitivity,
+    perturbation,
+    pointing,
+    randomisation,
+    segmentation,
+    signs,
+)
 from .registry import PROTOCOLS, ProtocolInfo, find_protocol, list_protocols, register_protocol
 
 __all__ = ["PROTOCOLS", "ProtocolInfo", "find_protocol", "list_protocols", "register_protocol"]
