@@ -1,11 +1,16 @@
 """Means with bootstrap confidence intervals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
-__all__ = ["Interval", "bootstrap"]
+__all__ = ["LEVEL", "RESAMPLES", "Interval", "bootstrap", "draws", "weightings"]
+
+RESAMPLES = 2000
+LEVEL = (0.025, 0.975)  # the quantiles that are the ends of an interval
+HELD = 2**21  # numbers that are drawn at a time: 16 MB, however many images there are
 
 
 class Interval(NamedTuple):
@@ -22,7 +27,31 @@ class Interval(NamedTuple):
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]".replace("-", "−")
 
 
-def bootstrap(values: Iterable[float], *, resamples: int = 2000, seed: int = 0) -> Interval:
+def draws(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Int[np.ndarray, "some size"]]:
+    """`resamples` times `size` of `size` things with replacement, so many rows at a time as fit into little memory.
+
+    The same rows from the same seed, however many come at a time.
+
+    >>> sum(len(rows) for rows in draws(50_000, resamples=100))
+    100
+    """
+    random, rows = np.random.default_rng(seed), max(HELD // max(size, 1), 1)
+    for start in range(0, resamples, rows):
+        yield random.integers(size, size=(min(rows, resamples - start), size))
+
+
+def weightings(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Int[np.ndarray, "some size"]]:
+    """The same resamples as `draws`, each as how often every thing is in it.
+
+    >>> next(weightings(3, resamples=2)).sum(axis=1).tolist()
+    [3, 3]
+    """
+    for rows in draws(size, resamples=resamples, seed=seed):
+        apart = rows + size * np.arange(len(rows))[:, None]
+        yield np.bincount(apart.ravel(), minlength=rows.size).reshape(rows.shape)
+
+
+def bootstrap(values: Iterable[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The mean of the values that are not NaN, with its 95 % percentile bootstrap interval (Efron 1979).
 
     Deterministic from `seed`. Without any value, all is NaN and `size` is 0.
@@ -33,6 +62,6 @@ def bootstrap(values: Iterable[float], *, resamples: int = 2000, seed: int = 0) 
     known = np.array([value for value in values if not np.isnan(value)], dtype=np.float64)
     if not len(known):
         return Interval(np.nan, np.nan, np.nan, 0)
-    chosen = np.random.default_rng(seed).integers(len(known), size=(resamples, len(known)))
-    low, high = np.quantile(known[chosen].mean(axis=1), (0.025, 0.975))
+    means = [known[rows].mean(axis=1) for rows in draws(len(known), resamples=resamples, seed=seed)]
+    low, high = np.quantile(np.concatenate(means), LEVEL)
     return Interval(float(known.mean()), float(low), float(high), len(known))

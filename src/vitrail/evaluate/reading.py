@@ -1,0 +1,329 @@
+"""The folder of a finished or unfinished run, read back: numbers per image, failures, what was seen, maps."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ..errors import OptionError, RunFolderError
+from .statistics import Curves
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["FORMAT", "About", "EvaluationRun", "Failure", "read_run"]
+
+FORMAT = 1
+COLUMNS = ("image", "source", "label", "predicted", "target", "method", "protocol", "measure", "step", "value")
+WORDS = ("source", "method", "protocol", "measure")  # columns of few different words
+NEEDED = ("methods", "protocols", "images")
+
+
+class Failure(NamedTuple):
+    """What could not be measured, and why; `method` and `protocol` are None for an image that could not be read."""
+
+    image: int
+    source: str
+    method: str | None
+    protocol: str | None
+    reason: str
+
+
+class About(NamedTuple):
+    """What is known of an image: its name, its true class (None: not known), the predicted and the explained one."""
+
+    source: str
+    label: int | None
+    predicted: int
+    target: int
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationRun:
+    """A run as its folder tells it: `manifest` is what was asked, `rows` one number each, `failures` what is missing.
+
+    `blocks` is the number of blocks of images that are finished. Pictures and maps are read when they are asked for.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    rows: "pa.Table"
+    failures: tuple[Failure, ...]
+    blocks: int
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The labels of the methods, in the order in which they were asked for."""
+        return tuple(self.manifest["methods"])
+
+    @property
+    def protocols(self) -> Mapping[str, Mapping[str, Any]]:
+        """The options of each protocol."""
+        return self.manifest["protocols"]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The model's classes, where the manifest names them."""
+        model = self.manifest.get("model")
+        return tuple(model.get("class_names") or ()) if isinstance(model, Mapping) else ()
+
+    @property
+    def expected_blocks(self) -> int | None:
+        """The number of blocks of the whole run, where the manifest tells it."""
+        block = self.manifest.get("block")
+        return -(-int(self.manifest["images"]) // int(block)) if block else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every block of images is there."""
+        return self.expected_blocks is None or self.blocks >= self.expected_blocks
+
+    def curves(self, method: str, protocol: str) -> Curves:
+        """What a protocol measured of a method: images ascending; NaN at a step that an image lacks.
+
+        Raises:
+            OptionError: for a method or protocol that the run does not have.
+            RunFolderError: when a number is there twice.
+        """
+        for what, name, known in (("method", method, self.methods), ("protocol", protocol, tuple(self.protocols))):
+            if name not in known:
+                raise OptionError(f"{self.folder} has no {what} {name!r}; it has {', '.join(known) or 'none'}")
+        there = self._where(method, protocol)
+        columns = self._columns
+        image, measure = columns["image"][there], columns["measure"][there]
+        step, value = columns["step"][there], columns["value"][there]
+        images, row = _unique(image)
+        steps: dict[str, tuple[float | None, ...]] = {}
+        values: dict[str, np.ndarray] = {}
+        for code in dict.fromkeys(_first_seen(measure)):
+            own = measure == code
+            known, col = np.unique(step[own], return_inverse=True)  # a missing step is NaN, which sorts last
+            table = np.full((len(images), len(known)), np.nan)
+            filled = np.zeros(table.shape, dtype=bool)
+            table[row[own], col] = value[own]
+            filled[row[own], col] = True
+            name = self._names["measure"][code]
+            if filled.sum() != own.sum():
+                raise RunFolderError(
+                    f"{self.folder}: {own.sum()} numbers of {method}, {protocol}, {name} for {filled.sum()} images and "
+                    "steps: some are there twice; run the evaluation again in an empty folder"
+                )
+            steps[name] = tuple(None if np.isnan(one) else float(one) for one in known)
+            values[name] = table
+        return Curves(images, steps, values)
+
+    def measures(self, protocol: str) -> tuple[str, ...]:
+        """The measures of a protocol in the order in which they were taken."""
+        found = [name for method in self.methods for name in self._measures(method, protocol)]
+        return tuple(dict.fromkeys(found))
+
+    def sources(self) -> Mapping[int, str]:
+        """The name of each image of which something was measured."""
+        images, place = np.unique(self._columns["image"], return_index=True)
+        codes = self._columns["source"][place]
+        return {int(image): self._names["source"][code] for image, code in zip(images, codes, strict=True)}
+
+    def about(self, image: int) -> About:
+        """What is known of an image. Raises `OptionError` where nothing was measured of it."""
+        found = np.flatnonzero(self._columns["image"] == image)
+        if not len(found):
+            raise OptionError(f"{self.folder}: nothing was measured of image {image}")
+        row = self.rows.slice(int(found[0]), 1).to_pylist()[0]
+        return About(row["source"], row["label"], row["predicted"], row["target"])
+
+    @cached_property
+    def pictures(self) -> Mapping[int, Path]:
+        """The images of which the pictures and maps were kept, each with its file.
+
+        Raises:
+            RunFolderError: for a file that is damaged.
+        """
+        found = {}
+        for path in sorted((self.folder / "maps").glob("block-*.safetensors")):
+            with _opened(path) as file:
+                names = [name.split("/") for name in file.keys()]  # noqa: SIM118 (not a dictionary)
+            found |= {int(name[1]): path for name in names if name[0] == "image"}
+        return dict(sorted(found.items()))
+
+    def seen(self, image: int) -> UInt8[np.ndarray, "height width 3"]:
+        """What the model saw, small; for images of `pictures`. Raises `RunFolderError` for a damaged file."""
+        with _opened(self._picture(image)) as file:
+            return file.get_tensor(f"image/{image}")
+
+    def map(self, image: int, method: str) -> Float[np.ndarray, "rows cols"] | None:
+        """A method's raw map of an image of `pictures`, None where it failed. Raises `RunFolderError` as `seen` does."""
+        with _opened(self._picture(image)) as file:
+            name = f"map/{image}/{method}"
+            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118
+
+    def _picture(self, image: int) -> Path:
+        if image not in self.pictures:
+            raise OptionError(f"{self.folder}: no picture of image {image} was kept")
+        return self.pictures[image]
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """The columns as arrays; words as their places in `_names`, a missing step as NaN."""
+        found = {}
+        for name in ("image", "step", "value", *WORDS):
+            column = self.rows.column(name).combine_chunks()
+            column = column.indices if name in WORDS else column
+            found[name] = column.to_numpy(zero_copy_only=False)
+        return found
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        found = {}
+        for name in WORDS:
+            column = self.rows.column(name).combine_chunks()
+            found[name] = column.dictionary.to_pylist()
+        return found
+
+    @cached_property
+    def _sorted(self) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " groups"]]:
+        """The rows ordered by method and protocol, and where each pair of the two begins."""
+        methods, protocols = len(self._names["method"]), len(self._names["protocol"])
+        pair = self._columns["method"].astype(np.int32) * protocols + self._columns["protocol"]
+        small = pair.astype(np.int16) if methods * protocols < 2**15 else pair  # sorted by radix, in one pass
+        order = small.argsort(kind="stable")
+        return order, np.searchsorted(small[order], np.arange(methods * protocols + 1))
+
+    def _where(self, method: str, protocol: str) -> np.ndarray:
+        """The rows of a method and a protocol, in the order of the file."""
+        if method not in self._names["method"] or protocol not in self._names["protocol"]:
+            return np.empty(0, dtype=np.int64)
+        order, starts = self._sorted
+        group = self._names["method"].index(method) * len(self._names["protocol"])
+        group += self._names["protocol"].index(protocol)
+        return order[starts[group] : starts[group + 1]]
+
+    def _measures(self, method: str, protocol: str) -> list[str]:
+        codes = self._columns["measure"][self._where(method, protocol)]
+        return [self._names["measure"][code] for code in _first_seen(codes)]
+
+
+def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
+    """Read the folder that `vitrail evaluate` wrote, whether or not it was finished.
+
+    Raises:
+        RunFolderError: for a folder that is none, one of a newer format, and for a damaged file, which it names.
+        OptionError: where pyarrow is not installed.
+    """
+    path = Path(folder)
+    manifest = _manifest(path)
+    tables, failures = [], []
+    files = sorted((path / "rows").glob("block-*.parquet"))
+    for file in files:
+        table = _block(file)
+        failures += _failures(file, table)
+        tables.append(table.replace_schema_metadata(None))
+    run = EvaluationRun(path, manifest, _joined(tables), tuple(failures), len(files))
+    unknown = set(run._names["method"]) - set(run.methods)
+    unknown |= set(run._names["protocol"]) - set(run.protocols)
+    if unknown:
+        raise RunFolderError(
+            f"{path}: there are rows of {', '.join(sorted(unknown))}, of which its manifest.json says nothing: the "
+            "folder holds the rows of another run; run the evaluation again in an empty folder"
+        )
+    return run
+
+
+def _manifest(folder: Path) -> Mapping[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} is not the folder of a run: cannot read {path} ({error.strerror}); name the folder that "
+            "`vitrail evaluate --output` wrote"
+        ) from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged: {error}; run the evaluation again in an empty folder") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise RunFolderError(f"{path} is not the manifest of a run: it names no format")
+    if manifest["format"] > FORMAT:
+        raise RunFolderError(
+            f"{folder} is of format {manifest['format']}, and this Vitrail reads up to {FORMAT}; use a newer Vitrail"
+        )
+    missing = [name for name in NEEDED if name not in manifest]
+    if missing:
+        raise RunFolderError(f"{path} is damaged: it does not tell its {', '.join(missing)}")
+    return manifest
+
+
+def _block(path: Path) -> "pa.Table":
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise OptionError('the rows of a run are read with pyarrow: pip install "vitrail[evaluate]"') from error
+    try:
+        with pq.ParquetFile(path, read_dictionary=list(WORDS)) as file:
+            missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+            if missing:
+                raise RunFolderError(f"{path} is damaged: it has no column {', '.join(missing)}")
+            table = file.read(columns=list(COLUMNS))
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())
+        raise RunFolderError(
+            f"{path} is damaged or cannot be read ({said}); delete it and run the evaluation again, which makes it anew"
+        ) from error
+    return table
+
+
+def _failures(path: Path, table: "pa.Table") -> list[Failure]:
+    text = (table.schema.metadata or {}).get(b"failures", b"[]")
+    try:
+        return [Failure(**{name: one.get(name) for name in Failure._fields}) for one in json.loads(text)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RunFolderError(f"{path} is damaged: its failures cannot be read ({error})") from error
+
+
+def _joined(tables: "list[pa.Table]") -> "pa.Table":
+    """One table, its words coded alike from block to block."""
+    import pyarrow as pa
+
+    if not tables:
+        whole, words = pa.int32(), pa.dictionary(pa.int32(), pa.string())
+        kinds = {name: words if name in WORDS else whole for name in COLUMNS}
+        kinds |= {"step": pa.float64(), "value": pa.float64()}
+        return pa.schema(list(kinds.items())).empty_table()
+    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().combine_chunks()
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise RunFolderError(
+            f"{path} is damaged or cannot be read ({error}); delete it and its block of rows, and run the evaluation "
+            "again, which makes them anew"
+        ) from error
+
+
+def _unique(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images, ascending, and the place of each row among them; without sorting, since places are small."""
+    if not len(images):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    there = np.zeros(int(images.max()) + 1, dtype=bool)
+    there[images] = True
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[images]
+
+
+def _first_seen(codes: np.ndarray) -> list[int]:
+    """The different codes in the order in which they first come."""
+    found, place = np.unique(codes, return_index=True)
+    return found[place.argsort()].tolist()
