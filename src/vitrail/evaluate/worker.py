@@ -162,7 +162,7 @@ class Worker:
     ) -> Float[Tensor, "images rows cols"]:
         model = self.model
         if stage:
-            model = replace(model, module=randomised(model, stage, self.plan.seed))
+            model = randomised(model, stage, self.plan.seed)
         options: dict[str, Any] = dict(self.plan.methods[chosen.label])
         if chosen.gradient is not None:
             options["gradient"] = chosen.gradient

@@ -1,6 +1,7 @@
 """Blocks on a Ray cluster: Ray Data's pool of actors, each with a model of its own; what a dying worker had is done
 again."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -43,7 +44,7 @@ def run_ray(
         return
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         on_gpu = worker.model.device.type == "cuda"
         each = (1 if on_gpu else 0) if gpus is None else gpus
@@ -53,7 +54,7 @@ def run_ray(
         count = max(1, min(len(blocks), workers or int(room)))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        # The model goes to each node once. Actors and their tasks are restarted when a worker dies.
+        # The model goes to each node once. Ray Data starts actors that died anew, and gives them their task again.
         model = ray.put(replace(worker.model, module=worker.model.module.cpu() if on_gpu else worker.model.module))
         numbers = ray.data.from_items([{"block": number} for number in blocks], override_num_blocks=len(blocks))
         done = numbers.map(
@@ -62,10 +63,8 @@ def run_ray(
             compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
             num_cpus=threads if not each else 1,
             num_gpus=each or None,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
-        for row in done.iter_rows(prefetch_batches=0) if hasattr(done, "iter_rows") else ():
+        for row in done.iter_rows():
             yield Done(int(row["block"]), bytes(row["rows"]), bytes(row["maps"]) or None, int(row["images"]))
     finally:
         if started:
