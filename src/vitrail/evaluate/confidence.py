@@ -31,7 +31,8 @@ def probability_drops(
     """By how much the probability of a class is lower than it was: p(x) − p(x_k).
 
     Example:
-        >>> [round(x, 3) for x in probability_drops(torch.zeros(2), torch.tensor([[0.0, 0.0], [-9.0, 9.0]]), 0).tolist()]
+        >>> drops = probability_drops(torch.zeros(2), torch.tensor([[0.0, 0.0], [-9.0, 9.0]]), 0)
+        >>> [round(drop, 3) for drop in drops.tolist()]
         [0.0, 0.5]
     """
     return before.double().softmax(-1)[asked] - after.double().softmax(-1)[:, asked]
@@ -75,7 +76,7 @@ def veiled(
 
 
 class ConfidenceChange(NamedTuple):
-    """What a veil does to a probability: `drop` max(0, p − p_m)/p, `increase` 1 where p_m > p, `gain` the mirror of drop.
+    """What a veil does to a probability: `drop` max(0, p − p_m)/p, `increase` 1 where p_m > p, and `gain`.
 
     The gain is max(0, p_m − p)/(1 − p), and 0 where p is 1 already (Chattopadhyay et al. 2018; Zhang et al. 2024).
     """

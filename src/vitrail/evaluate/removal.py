@@ -30,7 +30,7 @@ def turns(
     highest: bool = True,
     allowed: Bool[Tensor, "rows cols"] | None = None,
 ) -> Int[Tensor, "height width"]:
-    """At which turn each pixel of an image of that size goes: the highest scores first, or the lowest; ties by position.
+    """At which turn each pixel of an image goes: the highest scores first, or the lowest; ties by position.
 
     All pixels of a place go together. Places that are not `allowed` have the number of those that are: they never go.
 
@@ -44,7 +44,8 @@ def turns(
     (height, width), (rows, cols) = size, scores.shape
     if height % rows or width % cols:
         raise OptionError(f"a map of {rows}×{cols} places does not divide an image of {height}×{width} pixels")
-    order = ranking(scores.flatten(), highest=highest, allowed=None if allowed is None else allowed.flatten())
+    may = None if allowed is None else allowed.flatten().to(scores.device)
+    order = ranking(scores.flatten(), highest=highest, allowed=may)
     turn = torch.full((rows * cols,), len(order), dtype=torch.int32, device=scores.device)
     turn[order] = torch.arange(len(order), dtype=torch.int32, device=scores.device)
     return turn.view(rows, cols).repeat_interleave(height // rows, 0).repeat_interleave(width // cols, 1)

@@ -1,4 +1,4 @@
-"""SaCo (Wu et al., CVPR 2024): do groups of pixels of higher salience move the prediction more, and by how much more?"""
+"""SaCo (Wu et al., CVPR 2024): do pixels of higher salience move the prediction more, and by how much more?"""
 
 import torch
 from jaxtyping import Float

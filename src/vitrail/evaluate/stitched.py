@@ -32,7 +32,8 @@ def without(
         >>> without(torch.ones(1, 1, 4), torch.tensor([[False, True]]), torch.zeros(1, 1, 4)).tolist()
         [[[1.0, 1.0, 0.0, 0.0]]]
     """
-    places = turns(torch.zeros_like(region, dtype=torch.float32), tuple(image.shape[-2:]), allowed=region)
+    height, width = image.shape[-2:]
+    places = turns(torch.zeros_like(region, dtype=torch.float32), (height, width), allowed=region)
     count = int(region.sum())
     return Removal(image, ground, places, (count,)).images(range(1))[0]
 
@@ -59,6 +60,7 @@ def stitched_removal(
         raise OptionError(f"{way!r}, {region!r}: ways are {', '.join(WAYS)}, regions {', '.join(REGIONS)}")
     allowed = torch.ones_like(own) if region == REGIONS[0] else own
     shown = without(image, far, ground) if region == REGIONS[2] else image
-    turn = turns(scores, tuple(image.shape[-2:]), highest=way == WAYS[0], allowed=allowed)
+    height, width = image.shape[-2:]
+    turn = turns(scores, (height, width), highest=way == WAYS[0], allowed=allowed)
     count = int(allowed.sum())
     return Removal(shown, ground, turn, [int(count * share) for share in shares])

@@ -40,7 +40,7 @@ def both_ways(
         answered = []
         for share in shares:  # the rows of one question are of one length, so each share is a question of its own
             kept = torch.stack([kept_tokens(order, share, prefix=0) for order in orders])
-            answered.append((yield Tokens(case.image, kept)))  # noqa: PERF401 (a comprehension may not yield)
+            answered.append((yield Tokens(case.image, kept)))
         return torch.stack(answered, dim=1).to(case.logits)
     ground, until = filling(case, fill), [int(places.numel() * share) for share in shares]
     ways = [turns(places, case.size, highest=highest) for highest in (True, False)]

@@ -127,7 +127,7 @@ def average_drop(
     scores: Float[Tensor, "rows cols"],
     *,
     veil: str = "map",
-    share: float = 0.5,
+    share: float | int = 0.5,
     fill: str = "zero",
     target: str = "explained",
 ) -> Evaluation:

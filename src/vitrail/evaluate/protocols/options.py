@@ -1,6 +1,7 @@
 """The options that several protocols share, and what they mean."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor
@@ -46,7 +47,7 @@ def check_shares(shares: Sequence[float]) -> None:
         raise OptionError(f"{told} takes nothing out; give at least one share of the image")
     if not all(0 < share < 1 for share in shares):
         raise OptionError(f"{told} must each lie above 0 and below 1")
-    if any(one >= two for one, two in zip(shares, shares[1:], strict=False)):
+    if any(one >= two for one, two in pairwise(shares)):
         raise OptionError(f"{told} must ascend, each but once")
 
 
