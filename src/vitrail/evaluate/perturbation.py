@@ -175,14 +175,15 @@ def outcome(
         >>> outcome(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.tensor([[0.0, 3.0]])).logit_change.tolist()
         [-1.0]
     """
-    probabilities, before = logits.softmax(-1), original.softmax(-1)
-    best, _ = probabilities.topk(2, dim=-1)
-    own = probabilities.gather(-1, label[..., None])[..., 0]
+    # Logarithms are subtracted, not probabilities divided: these round to 0 where a class has lost by a hundred.
+    logs, before = logits.log_softmax(-1), original.softmax(-1)
+    best, _ = logs.topk(2, dim=-1)
+    own = logs.gather(-1, label[..., None])[..., 0]
     return Outcome(
         hit=(logits.argmax(dim=-1) == label).to(logits.dtype),
-        dissimilarity=(own / best[..., 1]).log(),
+        dissimilarity=own - best[..., 1],
         logit_change=logits.amax(dim=-1) - original.amax(dim=-1),
-        probability_change=best[..., 0] - before.amax(dim=-1),
+        probability_change=best[..., 0].exp() - before.amax(dim=-1),
     )
 
 

@@ -21,7 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ModelError
-from ..evaluate.perturbation import SHARES, area, perturb
+from ..evaluate.perturbation import SHARES, area
+from ..evaluate.removal import several
+from ..evaluate.stitched import REGIONS, WAYS, stitched_removal, without
 from ..explain import explain
 from ..guidance.stitching import Stitch, plan_stitch
 from ..models.layout import layout_of
@@ -42,8 +44,6 @@ __all__ = [
 
 CONTROL = "gae − gae(guide)"
 MAPS = ("complete", "gae", CONTROL)
-WAYS = ("positive", "negative")
-REGIONS = ("anywhere", "own half", "alone")
 RANDOM = "random"
 
 
@@ -127,17 +127,26 @@ def curves_of(
     asked = [Curve(name, way, region) for name in maps for way in WAYS for region in REGIONS]
     asked += [Curve(RANDOM, RANDOM, REGIONS[0])]
     ranked = {**maps, RANDOM: torch.rand(stitched.plan.grid, generator=generator)}
-    alone = perturb(stitched.pixels, torch.zeros(stitched.plan.grid), 1, allowed=stitched.far)
-    pictures = [stitched.pixels, alone]
-    for one in asked:
-        allowed = None if one.region == REGIONS[0] else stitched.own
-        shown = alone if one.region == REGIONS[2] else stitched.pixels
-        highest = one.way != "negative"
-        pictures += [perturb(shown, ranked[one.map], share, highest=highest, allowed=allowed) for share in SHARES]
+    pixels, black = stitched.pixels, torch.zeros_like(stitched.pixels)
+    whole = torch.stack([pixels, without(pixels, stitched.far, black)])
+    removals = [
+        stitched_removal(
+            pixels,
+            ranked[one.map],
+            WAYS[0] if one.way == RANDOM else one.way,
+            one.region,
+            own=stitched.own,
+            far=stitched.far,
+            ground=black,
+        )
+        for one in asked
+    ]
+    perturbed = several(*removals)
     ask = logits_of or model.logits
     with torch.no_grad():
-        batches = torch.stack(pictures).split(batch_size)
-        wins = torch.cat([ask((some - mean) / std).argmax(dim=1).cpu() for some in batches]) == label
+        steps = range(0, perturbed.count, batch_size)
+        made = (perturbed.make(range(k, min(k + batch_size, perturbed.count))) for k in steps)
+        wins = torch.cat([ask((some - mean) / std).argmax(dim=1).cpu() for some in (whole, *made)]) == label
     hits = wins.to(torch.float64)
     rows = hits[2:].reshape(len(asked), len(SHARES))
     first = {region: hits[1:2] if region == REGIONS[2] else hits[:1] for region in REGIONS}
