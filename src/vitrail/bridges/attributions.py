@@ -1,0 +1,51 @@
+"""Maps in the form that evaluation packages want: one channel, as large as the image, signs kept."""
+
+from dataclasses import replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..evaluate.bilinear import bilinear
+from ..explain import explain
+from ..models.vision_model import VisionModel
+from ..models.wrapping import wrap
+from ..targets import Wanted
+
+__all__ = ["attributions", "model_for"]
+
+
+def attributions(
+    model: VisionModel,
+    images: Float[Tensor, "images channels height width"],
+    target: Wanted,
+    *,
+    upsample: bool = True,
+    **question: Any,
+) -> Float[Tensor, "images 1 high wide"]:
+    """The raw maps, one channel each, bilinearly enlarged to the images' size unless `upsample` is False.
+
+    `question` is what `vitrail.explain` takes beside: method, against, gradient, batch_size and so on; its errors are
+    raised.
+
+    Example:
+        >>> import torch, vitrail
+        >>> attributions(vitrail.load("bestiary"), torch.randn(1, 3, 96, 96), 3).shape
+        torch.Size([1, 1, 96, 96])
+    """
+    scores = explain(model, images, target, **question).scores[:, None]
+    return bilinear(scores, (images.shape[-2], images.shape[-1])) if upsample else scores
+
+
+def model_for(bound: VisionModel | None, module: Any) -> VisionModel:
+    """The model to explain: the module that is handed over, with what the bound model knows of its tokens.
+
+    Packages hand over the module itself, or a copy that they have changed (with weights drawn anew, say); it is the one
+    that counts. Without either a bound model or a module there is nothing to explain, and `vitrail.wrap` raises
+    `ModelError`.
+    """
+    if isinstance(module, VisionModel):
+        return module
+    if bound is not None:
+        return bound if module is None or module is bound.module else replace(bound, module=module)
+    return wrap(module)
