@@ -13,9 +13,13 @@ from PIL import Image, ImageOps
 
 from .errors import ImageError, ImageTooLargeError, NotAnImageError, TruncatedImageError
 
-__all__ = ["MAX_PIXELS", "read_image"]
+__all__ = ["MAX_PIXELS", "READABLE", "SUFFIXES", "read_image"]
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB as RGB
+
+# What is taken for a picture where a folder is searched; a file that is named is opened whatever its suffix.
+READABLE = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
+SUFFIXES = frozenset(f".{suffix}" for suffix in READABLE.split())
 
 _log = logging.getLogger("vitrail")
 

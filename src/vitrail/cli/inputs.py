@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.errors import NotAnImageError
+from vitrail.images import READABLE, SUFFIXES
 
 __all__ = ["Found", "OutputNames", "find_images", "slug"]
 
-READABLE = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
-SUFFIXES = frozenset(f".{suffix}" for suffix in READABLE.split())
 LONGEST = 100  # bytes of a stem or of a class in a file name, of which most systems allow 255
 
 

@@ -38,7 +38,7 @@ def seen(sample: Sample, preprocess: Preprocess) -> Seen:
         ImageError: for a mask of another size than its picture, and a fitted picture of another size than the input.
 
     Example:
-        >>> sample = Sample(picture=Image.new("RGB", (8, 4)), boxes=[(0, 0, 4, 4)])
+        >>> sample = Sample(picture=Image.new("RGB", (8, 4)), boxes=[(0.0, 0.0, 4.0, 4.0)])
         >>> seen(sample, Preprocess(size=(4, 4), resize=4)).boxes.int().tolist()[0]
         [1, 1, 0, 0]
     """
@@ -85,7 +85,7 @@ def boxes_as_mask(
     """Where any of the boxes is, on a picture of (height, width): the pixels whose middle lies inside.
 
     Example:
-        >>> boxes_as_mask([(1, 0, 3, 1)], (2, 4)).astype(int).tolist()
+        >>> boxes_as_mask([(1.0, 0.0, 3.0, 1.0)], (2, 4)).astype(int).tolist()
         [[0, 1, 1, 0], [0, 0, 0, 0]]
     """
     found = np.zeros(size, dtype=bool)

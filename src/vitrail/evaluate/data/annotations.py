@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 from vitrail.errors import DataError
 from vitrail.evaluate.data.classes import Classes
-from vitrail.evaluate.data.folders import listed
 from vitrail.evaluate.data.pictures import Entry
 from vitrail.evaluate.data.table import Row, read_table
+from vitrail.evaluate.data.wording import counted, listed
 
 __all__ = ["add_boxes", "add_labels", "add_masks", "merged"]
 
@@ -49,7 +49,7 @@ def add_labels(entries: Sequence[Entry], table: Path, classes: Classes, notes: l
     found = _by_picture(entries, rows, table)
     kept = [replace(entry, label=None, word=None) for entry in entries if entry.source in found]
     if len(kept) < len(entries):
-        notes.append(f"{len(entries) - len(kept)} pictures are left out, for {table} does not name them")
+        notes.append(f"left out: {counted(len(entries) - len(kept), 'picture')} that {table} does not name")
     return [merged(entry, found[entry.source], classes, table.parent, notes) for entry in kept]
 
 
@@ -68,7 +68,7 @@ def add_boxes(entries: Sequence[Entry], path: Path, classes: Classes, notes: lis
         )
     found = _by_picture(entries, rows, path)
     if len(found) < len(entries):
-        notes.append(f"{len(entries) - len(found)} of {len(entries)} pictures have no box in {path}")
+        notes.append(f"without a box in {path}: {len(entries) - len(found)} of {counted(len(entries), 'picture')}")
     return [
         merged(entry, found[entry.source], classes, path.parent, notes) if entry.source in found else entry
         for entry in entries
@@ -99,7 +99,7 @@ def add_masks(entries: Sequence[Entry], folder: Path, notes: list[str]) -> list[
             f"such as {entries[0].path.stem}.png"
         )
     if without:
-        notes.append(f"{without} of {len(found)} pictures have no mask in {folder}")
+        notes.append(f"without a mask in {folder}: {without} of {counted(len(found), 'picture')}")
     return found
 
 

@@ -7,13 +7,10 @@ from pathlib import Path
 from vitrail.errors import DataError
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.pictures import Entry
+from vitrail.evaluate.data.wording import counted, listed
+from vitrail.images import READABLE, SUFFIXES
 
-__all__ = ["SUFFIXES", "Found", "called", "find_folder"]
-
-SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()  # what Pillow reads
-)
+__all__ = ["Found", "called", "find_folder"]
 
 Found = tuple[list[Entry], list[str]]
 
@@ -41,9 +38,8 @@ def find_folder(folder: Path, classes: Classes) -> Found:
             label = labels[word]
         entries.append(Entry(path, source.as_posix(), label, word))
     if not entries:
-        raise DataError(f"{folder} holds no picture (files ending in {', '.join(sorted(SUFFIXES))})")
-    notes = [f"{_many(len(empty), 'class folder holds', 'class folders hold')} no picture: {listed(empty)}"]
-    return entries, notes if empty else []
+        raise DataError(f"{folder} holds no picture (suffixes {READABLE})")
+    return entries, [f"without any picture: {counted(len(empty), 'class folder')}, {listed(empty)}"] if empty else []
 
 
 def called(stem: str, classes: Classes) -> int | None:
@@ -58,11 +54,6 @@ def called(stem: str, classes: Classes) -> int | None:
         if word and not word.isdecimal() and (found := classes.find(word)) is not None:
             return found
     return None
-
-
-def listed(names: list[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _without_synset(stem: str) -> str:
@@ -90,7 +81,3 @@ def _walk(folder: Path, empty: list[str]) -> list[Path]:
             below[Path(parent).relative_to(folder).parts[0]] += len(inside)
     empty += [name for name in direct if not below[name]]
     return found
-
-
-def _many(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitrail.evaluate.data.dataset import Sample
+from vitrail.errors import ImageError
+from vitrail.evaluate.data.dataset import Dataset, Sample
 from vitrail.evaluate.data.pictures import Source
 
-__all__ = ["Opened"]
+__all__ = ["Given", "Opened"]
 
 
 class Opened:
@@ -29,8 +30,14 @@ class Opened:
     def label(self, index: int) -> int | None:
         return self.inner.label(self.places[index])
 
+    def word(self, index: int) -> str | None:
+        return self.inner.word(self.places[index])
+
     def size(self, index: int) -> int:
         return self.inner.size(self.places[index])
+
+    def facts(self) -> dict[str, Any]:
+        return self.inner.facts()
 
     def sample(self, index: int) -> Sample:
         return self.inner.sample(self.places[index])
@@ -42,8 +49,42 @@ class Opened:
             digest.update(f"{self.source(index)}\0{self.label(index)}\0{self.size(index)}\n".encode())
         return {
             **self.arguments,
+            **self.inner.facts(),
             "images": len(self),
             "knows": sorted(self.knows),
             "notes": self.notes,
             "digest": digest.hexdigest(),
         }
+
+
+class Given:
+    """A data set of the user's own, as a source."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data, self.knows = data, data.knows
+        self.notes: list[str] = list(getattr(data, "notes", ()))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def source(self, index: int) -> str:
+        return self.data.source(index)
+
+    def label(self, index: int) -> int | None:
+        """The label, for which the picture must be read; one that cannot be read has none."""
+        try:
+            return self.data.sample(index).label
+        except ImageError:
+            return None
+
+    def word(self, index: int) -> str | None:
+        return None
+
+    def size(self, index: int) -> int:
+        return 0
+
+    def facts(self) -> dict[str, Any]:
+        return {"given": self.data.describe()}
+
+    def sample(self, index: int) -> Sample:
+        return self.data.sample(index)

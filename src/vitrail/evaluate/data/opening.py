@@ -2,22 +2,44 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vitrail.errors import DataError
 from vitrail.evaluate.data.annotations import add_boxes, add_labels, add_masks
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.dataset import Dataset
-from vitrail.evaluate.data.folders import find_folder, listed
+from vitrail.evaluate.data.folders import find_folder
 from vitrail.evaluate.data.list_file import find_list
-from vitrail.evaluate.data.opened import Opened
-from vitrail.evaluate.data.pictures import Entry, Pictures, Source
+from vitrail.evaluate.data.opened import Given, Opened
+from vitrail.evaluate.data.pictures import Pictures, Source
 from vitrail.evaluate.data.selection import select
 from vitrail.evaluate.data.table import SUFFIXES
+from vitrail.evaluate.data.wording import counted, listed
 from vitrail.models.vision_model import VisionModel
 
 __all__ = ["open_data"]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a manifest must hold to open the data again; `limit` and `one_class` choose among them afterwards."""
+
+    spec: str
+    boxes: str | None
+    labels: str | None
+    masks: str | None
+    category: tuple[int, ...] | None
+    guide: str | None
+    limit: int | None
+    seed: int
+    one_class: str | None
+
+    def refuse(self, *names: str) -> None:
+        """Refuse arguments that this kind of data has no use for."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise DataError(f"{name}={getattr(self, name)} is of no use for {self.spec}; leave it out")
 
 
 def open_data(
@@ -28,69 +50,188 @@ def open_data(
     labels: str | Path | None = None,
     masks: str | Path | None = None,
     category: int | Sequence[int] | None = None,
+    guide: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
     one_class: str | int | None = None,
-) -> Dataset:
-    if isinstance(spec, Dataset) and not isinstance(spec, str | Path):
-        return spec
+) -> Opened:
+    """Pictures in a fixed order, with what is known of each; `notes` says what was left out and why.
+
+    `spec` is one of
+
+        FOLDER                          a folder for each class, or pictures whose names tell the class, or do not;
+                                        with the two folders images/ and masks/ in it, pictures with masks
+        LIST                            a table, .csv, .tsv or .parquet: file, class_index (or wnid, label, class_name),
+                                        x_min, y_min, x_max, y_max (a row for each box), mask
+        gtsegs_ijcv.mat                 ImageNet-Segmentation
+        hf:NAME[:SPLIT]                 a Hugging Face data set, or a folder or file that its library reads
+        mosaic:SPEC[?grid=2|2x1|1x2]    pictures of different classes of any of these, side by side
+        stitched:SPEC                   each picture beside the `guide`
+        bestiary[:KIND[:COUNT]]         scenes of the built-in world: single, pair or chimera
+
+    or a data set of your own. Classes are called by index, by whole name, or by WordNet id.
+
+    Args:
+        model: whose classes and input the data are for.
+        boxes: a table as above, one with the column PredictionString, or a folder of Pascal's XML files.
+        labels: a table as above; the pictures that it does not name are left out.
+        masks: a folder of PNG files with the pictures' stems.
+        category: the value, or values, of a mask that count as the object; default all but 0.
+        guide: the picture that goes into the right half of `stitched:`.
+        limit: so many pictures at most, drawn evenly over the classes.
+        seed: of that draw, of the mosaics, and of the bestiary's scenes.
+        one_class: only the pictures of this class.
+
+    Raises:
+        DataError: for data that are missing, cannot be read, are empty or of other classes than the model's, for an
+            annotation file that names none of them, or for an argument that this kind has no use for.
+
+    Example:
+        >>> import vitrail
+        >>> data = open_data("bestiary:pair:10", vitrail.load("bestiary"), limit=4)
+        >>> len(data), sorted(data.knows), len(data.sample(0).regions)
+        (4, ['boxes', 'label', 'mask', 'regions'], 2)
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"limit={limit} leaves no picture; give at least 1")
+    own = None if isinstance(spec, str | Path) else spec
+    request = _Request(
+        spec=str(spec) if own is None else type(spec).__name__,
+        boxes=None if boxes is None else str(boxes),
+        labels=None if labels is None else str(labels),
+        masks=None if masks is None else str(masks),
+        category=(category,) if isinstance(category, int) else None if category is None else tuple(category),
+        guide=None if guide is None else str(guide),
+        limit=limit,
+        seed=seed,
+        one_class=None if one_class is None else str(one_class),
+    )
+    if own is not None:
+        request.refuse("boxes", "labels", "masks", "category", "guide")
     classes = Classes.of(model)
-    notes: list[str] = []
-    entries = _entries(Path(spec), classes, notes)
-    if labels is not None:
-        entries = add_labels(entries, Path(labels), classes, notes)
-    if boxes is not None:
-        entries = add_boxes(entries, Path(boxes), classes, notes)
-    if masks is not None:
-        entries = add_masks(entries, Path(masks), notes)
-    foreground = (category,) if isinstance(category, int) else None if category is None else tuple(category)
-    inner: Source = Pictures(_of_the_model(entries, classes, str(spec), notes), notes, foreground)
+    inner = _find(request.spec, request, model, classes) if own is None else Given(own)
     places = list(range(len(inner)))
-    if one_class is not None:
-        wanted = classes.find(str(one_class))
-        places = [place for place in places if inner.label(place) == wanted and wanted is not None]
+    if request.one_class is not None:
+        wanted = classes.find(request.one_class)
+        if wanted is None:
+            raise DataError(f"one_class={one_class} is no class of the model; give an index, a whole name or a wnid")
+        places = [place for place in places if inner.label(place) == wanted]
         if not places:
-            raise DataError(f"none of the {len(inner)} pictures of {spec} is of the class {one_class}")
-    chosen = select([inner.label(place) for place in places], limit, seed)
-    arguments: dict[str, Any] = {"spec": str(spec), "seed": seed}
-    given = {"boxes": boxes, "labels": labels, "masks": masks, "limit": limit, "one_class": one_class}
-    arguments |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    arguments["category"] = None if foreground is None else list(foreground)
-    return Opened(inner, [places[place] for place in chosen], arguments)
+            raise DataError(f"none of the {len(inner)} pictures of {request.spec} is of the class {one_class}")
+    if limit is not None and limit < len(places):
+        chosen = select([inner.label(place) for place in places], limit, seed)
+        places = [places[place] for place in chosen]
+    arguments = asdict(request)
+    arguments["category"] = None if request.category is None else list(request.category)
+    return Opened(inner, places, arguments)
 
 
-def _entries(path: Path, classes: Classes, notes: list[str]) -> list[Entry]:
-    if path.is_dir() or not path.exists():
-        if (path / "images").is_dir() and (path / "masks").is_dir():
-            entries, told = find_folder(path / "images", classes)
-            entries = add_masks(entries, path / "masks", notes)
-        else:
-            entries, told = find_folder(path, classes)
-    elif path.suffix.lower() in SUFFIXES:
+def _find(spec: str, request: _Request, model: VisionModel, classes: Classes) -> Source:
+    """All pictures of a kind of data that are of the model's classes."""
+    kind, _, rest = spec.partition(":")
+    if kind == "mosaic":
+        from vitrail.evaluate.data.mosaic import Mosaics
+
+        request.refuse("guide")
+        beneath, grid = _option(rest)
+        return Mosaics(_find(beneath, request, model, classes), model, grid, request.seed)
+    if kind == "stitched":
+        from vitrail.evaluate.data.stitched import Stitched
+
+        if request.guide is None:
+            raise DataError(f"{spec} needs a picture for the right half: give guide=, a file")
+        beneath = _find(rest, _without_guide(request), model, classes)
+        return Stitched(beneath, model, Path(request.guide))
+    request.refuse("guide")
+    if kind == "bestiary":
+        request.refuse("boxes", "labels", "masks", "category")
+        return _creatures(spec, request, model, classes)
+    return _of_the_model(_plain(spec, request, classes), classes, spec)
+
+
+def _plain(spec: str, request: _Request, classes: Classes) -> Source:
+    if spec.startswith("hf:"):
+        from vitrail.evaluate.data.hub import HubData, parse_name
+
+        request.refuse("boxes", "labels", "masks")
+        return HubData(*parse_name(spec.removeprefix("hf:")), classes, request.category)
+    path = Path(spec)
+    if path.suffix.lower() == ".mat":
+        from vitrail.evaluate.data.mat_file import MatFile
+
+        request.refuse("boxes", "labels", "masks")
+        return MatFile(path, classes, request.category)
+    return _files(path, request, classes)
+
+
+def _files(path: Path, request: _Request, classes: Classes) -> Pictures:
+    """Folders and lists, with what stands in files of its own."""
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path} is neither a folder nor a list ({', '.join(SUFFIXES)}) nor a .mat file")
+    notes: list[str] = []
+    masks = None if request.masks is None else Path(request.masks)
+    if path.is_file():
         entries, told = find_list(path, classes)
+    elif (path / "images").is_dir() and (path / "masks").is_dir():
+        entries, told = find_folder(path / "images", classes)
+        masks = masks or path / "masks"
     else:
-        raise DataError(f"{path} is neither a folder nor a list (a file ending in {', '.join(SUFFIXES)})")
-    notes += told
-    return entries
+        entries, told = find_folder(path, classes)
+    if request.labels is not None:
+        entries = add_labels(entries, Path(request.labels), classes, notes)
+    if request.boxes is not None:
+        entries = add_boxes(entries, Path(request.boxes), classes, notes)
+    if masks is not None:
+        entries = add_masks(entries, masks, notes)
+    elif request.category is not None and not any(entry.mask for entry in entries):
+        raise DataError(f"category={request.category} is a value of masks, and {path} comes without: give masks=")
+    return Pictures(entries, [*told, *notes], request.category)
 
 
-def _of_the_model(entries: Sequence[Entry], classes: Classes, spec: str, notes: list[str]) -> list[Entry]:
+def _creatures(spec: str, request: _Request, model: VisionModel, classes: Classes) -> Source:
+    # Not before: the libraries that draw take their time.
+    from vitrail.evaluate.data.creatures import COUNT, SIZE, Creatures
+
+    kind, _, count = spec.partition(":")[2].partition(":")
+    if count and not count.isdecimal():
+        raise DataError(f"{spec}: the count is a whole number, not {count!r}; say bestiary:{kind}:100")
+    size = SIZE if model.preprocess is None else max(model.preprocess.size)
+    return Creatures(classes, kind or "single", int(count or COUNT), size, request.seed)
+
+
+def _option(rest: str) -> tuple[str, str]:
+    """What lies beneath a mosaic, and its grid."""
+    beneath, mark, query = rest.rpartition("?grid=")
+    return (beneath, query) if mark else (rest, "2")
+
+
+def _without_guide(request: _Request) -> _Request:
+    return _Request(**{**vars(request), "guide": None})
+
+
+def _of_the_model(source: Source, classes: Classes, spec: str) -> Source:
     """The pictures that are of one of the model's classes, or of which no class is told."""
-    kept = [entry for entry in entries if entry.label is not None or entry.word is None]
-    outside = Counter(entry.word for entry in entries if entry.label is None and entry.word is not None)
-    several = [word for word in outside if len(classes.all(word)) > 1]
-    words = [f"{word} ({count})" for word, count in sorted(outside.items())]
-    remedy = "; a class is named by its index, its whole name, or a WordNet id"
+    labels = [source.label(index) for index in range(len(source))]
+    words = [source.word(index) for index in range(len(source))]
+    kept = [index for index in range(len(source)) if labels[index] is not None or words[index] is None]
+    outside = Counter(word for label, word in zip(labels, words, strict=True) if label is None and word is not None)
+    told = [f"{word} ({count})" for word, count in sorted(outside.items())]
+    several = sorted(word for word in outside if len(classes.all(word)) > 1)
+    remedy = "a class is called by its index, its whole name, or its WordNet id"
     if several:
-        remedy += f"; {listed(several)} is the name of several classes: give the index or the WordNet id"
+        remedy += f"; several classes are called {listed(several)}: give the index or the WordNet id"
+    if not len(source):
+        raise DataError(f"{spec} holds no picture")
     if not kept:
-        raise DataError(f"{spec}: none of {len(entries)} pictures is of a class of the model: {listed(words)}{remedy}")
+        raise DataError(
+            f"{spec}: none of the {len(labels)} pictures is of a class of the model's: {listed(told)}; {remedy}"
+        )
+    notes = []
     if outside:
         notes.append(
-            f"{outside.total()} of {len(entries)} pictures are left out, for their classes are not the model's: "
-            f"{listed(words)}{remedy}"
+            f"left out: {outside.total()} of {counted(len(labels), 'picture')}, of classes that are not the model's: "
+            f"{listed(told)}; {remedy}"
         )
-    unknown = sum(entry.label is None for entry in kept)
-    if unknown:
-        notes.append(f"the class of {unknown} of {len(kept)} pictures is not known")
-    return kept
+    if unknown := sum(labels[index] is None for index in kept):
+        notes.append(f"of no known class: {unknown} of {counted(len(kept), 'picture')}")
+    return Opened(source, kept, {}, notes)

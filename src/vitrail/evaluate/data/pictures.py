@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -18,10 +18,13 @@ __all__ = ["Box", "Entry", "Pictures", "Source"]
 Box = tuple[float, float, float, float]
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a kind of data gives; `open_data` chooses among its pictures and describes the choice.
 
-    `size` is that of the picture's file in bytes, or another number that changes when the picture does.
+    `word` is what the data call the class of a picture where the model has none of that name. `size` is that of the
+    picture's file in bytes, or another number that changes when the picture does; `facts` is what else a manifest must
+    hold to open the same data again.
     """
 
     @property
@@ -36,7 +39,11 @@ class Source(Protocol):
 
     def label(self, index: int) -> int | None: ...
 
+    def word(self, index: int) -> str | None: ...
+
     def size(self, index: int) -> int: ...
+
+    def facts(self) -> dict[str, Any]: ...
 
     def sample(self, index: int) -> Sample: ...
 
@@ -79,9 +86,15 @@ class Pictures:
     def label(self, index: int) -> int | None:
         return self.entries[index].label
 
+    def word(self, index: int) -> str | None:
+        return self.entries[index].word
+
     def size(self, index: int) -> int:
         entry = self.entries[index]
         return sum(_bytes(path) for path in (entry.path, entry.mask) if path is not None)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def sample(self, index: int) -> Sample:
         entry = self.entries[index]
