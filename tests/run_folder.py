@@ -15,6 +15,7 @@ import vitrail
 from vitrail.bestiary import CLASS_NAMES
 from vitrail.bestiary.dataset import Bestiary
 from vitrail.bestiary.model import normalised
+from vitrail.errors import VitrailError
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.protocols import find_protocol
 from vitrail.evaluate.questions import Images, Tokens
@@ -104,7 +105,7 @@ def evaluated(
     data = Bestiary(kind, count=images, seed=seed)
     asked = protocols if protocols is not None else {"perturbation": {"unit": "patch"}}
     full = {name: {**find_protocol(name).options, **options} for name, options in asked.items()}
-    rows, labels, pictures, maps = [], {}, {}, {}
+    rows, labels, pictures, maps, lost = [], {}, {}, {}, []
     for i in range(images):
         item = data[i]
         label = int(item["label"].flatten()[0])
@@ -118,7 +119,11 @@ def evaluated(
         for method in methods:
             name, _, gradient = method.partition(":")
             options = {"gradient": gradient} if gradient else {}
-            scores = vitrail.explain(model, x, predicted, method=name, **options).map().float()
+            try:
+                scores = vitrail.explain(model, x, predicted, method=name, **options).map().float()
+            except VitrailError as error:
+                lost += [{"image": i, "source": f"scene-{i:05d}", "method": method, "protocol": p, "reason": str(error)} for p in full]
+                continue
             if i < kept:
                 maps[i, method] = scores.numpy()
             for protocol, own in full.items():
@@ -135,7 +140,7 @@ def evaluated(
                 )
                 rows += [(i, method, protocol, *one) for one in _answered(model, protocol, case, scores, own)]
     told = manifest(images, methods, full, **other)
-    return write_run(folder, told, rows, labels=labels, pictures=pictures, maps=maps)
+    return write_run(folder, told, rows, failures=lost, labels=labels, pictures=pictures, maps=maps)
 
 
 def _answered(model: Any, protocol: str, case: Case, scores: torch.Tensor, options: Mapping[str, Any]) -> list[Any]:

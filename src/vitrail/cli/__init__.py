@@ -12,6 +12,7 @@ from vitrail.cli import (
     guide,
     methods,
     models,
+    report,
     reproduce,
     rewrite,
     text,
@@ -48,6 +49,7 @@ app.command("detail", cls=ManyValues)(detail.detail_command)
 app.command("guide")(guide.guide_command)
 app.command("transfer")(transfer.transfer_command)
 app.command("rewrite")(rewrite.rewrite_command)
+app.command("report")(report.report_command)
 app.command("reproduce", cls=compare.ManyMethods)(reproduce.reproduce_command)
 app.command("evaluate", cls=evaluate.ManyNames)(evaluate.evaluate_command)
 app.command("text")(text.text_command)

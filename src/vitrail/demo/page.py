@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
 
 from vitrail.bestiary import CLASS_NAMES
 from vitrail.demo.chapters import chapters, tiles
 from vitrail.evaluate import MEASURES, score
 from vitrail.files import atomic_write, writable_folder
 from vitrail.models import load
+from vitrail.render.web import web_page
 
 __all__ = ["write_demo"]
 
@@ -38,9 +36,8 @@ def write_demo(folder: str | os.PathLike[str], *, count: int = 30, progress: Pro
     gallery = list(tiles(model, output))
     report("drawing pictures", 5, 5)
     lines = score(model, gradients=["full", "libra"], count=count, progress=report)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("vitrail.demo").joinpath("page.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = web_page(
+        "vitrail.demo",
         chapters=parts,
         tiles=gallery,
         lines=lines,

@@ -1,0 +1,66 @@
+"""`vitrail report`: what runs of `vitrail evaluate` found, on a page."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitrail.cli import options as shared
+from vitrail.cli.console import show_table, stages, stop
+
+__all__ = ["report_command"]
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `vitrail evaluate --output` wrote.", metavar="RUN…")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the report; created if missing.")
+    ] = Path("report"),
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=0, help="Images that show where a method is best, and as many the worst.")
+    ] = 3,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help='The number that says so, as in "perturbation: positive AUC". Default: the first.'),
+    ] = None,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of the bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Write a page with leaderboard, curves, paired differences, best and worst images, failures and the protocol.
+
+    OUTPUT/index.html needs nothing from elsewhere; figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) lie beside it.
+    Several runs stand side by side, with a warning where they differ in more than their methods.
+    """
+    from vitrail.errors import VitrailError
+    from vitrail.evaluate.report import write_report
+    from vitrail.evaluate.report.tables import ARROWS, ordered, summary
+
+    try:
+        with stages() as progress:
+            written = write_report(
+                runs, output, pictures=pictures, by=by, resamples=resamples, seed=seed, progress=progress
+            )
+    except VitrailError as error:
+        stop(error, as_json=as_json)
+    if as_json:
+        found = {
+            "page": str(written.page),
+            "files": [str(path) for path in written.files],
+            "warnings": list(written.warnings),
+            "leaderboard": summary(written.board),
+        }
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for warning in written.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    columns = written.board.columns
+    show_table(
+        ("method", *(f"{column.title} {ARROWS[column.better]}".strip() for column in columns)),
+        (
+            (label, *(column.text(column.cells[label].mean) if label in column.cells else "–" for column in columns))
+            for label in ordered(written.board)
+        ),
+    )
+    typer.echo(f"Open {written.page}", err=True)

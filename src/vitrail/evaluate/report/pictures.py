@@ -1,0 +1,164 @@
+"""The images on which a method did best and worst, with its maps."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ...methods.registry import METHODS
+from ...render.lettering import number
+from ...render.overlay import overlay, resize, strength
+from ...render.palette import colour
+from ...render.web import picture_address
+from ..comparing import per_image
+from ..reading import EvaluationRun
+from .board import Board, Column, Entry
+
+__all__ = ["Extreme", "Shown", "extremes", "picture_of"]
+
+SIDE = 208  # pixels on the page
+
+
+@dataclass(frozen=True, eq=False)
+class Extreme:
+    """An image of one entry: its value, and by how much that is better than the mean of the others on this image."""
+
+    entry: Entry
+    image: int
+    value: float
+    lead: float
+    good: bool
+    seen: UInt8[np.ndarray, "height width 3"]
+    scores: Float[np.ndarray, "rows cols"]
+    signed: bool
+    title: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The same for a page: addresses that hold the pictures, the colours of the bar, and what to say."""
+
+    seen: str
+    map: str
+    bar: str
+    low: str
+    high: str
+    alt: str
+    value: str
+    lead: str
+    title: str
+    source: str
+
+
+def extremes(
+    runs: Sequence[EvaluationRun], board: Board, column: Column, count: int = 3
+) -> Mapping[str, Mapping[str, list[Extreme]]]:
+    """For each entry the images, among those whose pictures were kept, on which it is "best" and "worst".
+
+    With several methods an image is good for one where it leads the mean of the others by most: that an image is easy,
+    or the model wrong about it, is the same for all. A method alone is measured by its values.
+    """
+    values = {label: per_image(statistic) * (column.better or 1) for label, statistic in column.statistics.items()}
+    rows = {image: row for row, image in enumerate(board.images)}
+    found = {}
+    for entry in board.entries:
+        if entry.label not in values:
+            continue
+        run = runs[entry.run]
+        leads = _lead(values, entry.label)
+        kept = [(image, rows[source]) for image, source in run.sources().items() if image in run.pictures]
+        known = [(image, leads[row], values[entry.label][row]) for image, row in kept if not math.isnan(leads[row])]
+        order = sorted(known, key=lambda one: (-one[1], one[0]))
+        half = min(count, len(order) // 2) if len(order) > 1 else len(order)
+        sides = {"best": order[:half], "worst": order[len(order) - half :][::-1] if len(order) > 1 else []}
+        found[entry.label] = {
+            side: [
+                extreme
+                for image, lead, value in some
+                if (extreme := _extreme(run, entry, image, value * (column.better or 1), lead, side == "best"))
+            ]
+            for side, some in sides.items()
+        }
+    return found
+
+
+def _lead(values: Mapping[str, np.ndarray], label: str) -> np.ndarray:
+    others = [own for name, own in values.items() if name != label]
+    if not others:
+        return values[label]
+    table = np.stack(others)
+    known = ~np.isnan(table)
+    count = known.sum(axis=0)
+    mean = np.divide(np.where(known, table, 0.0).sum(axis=0), count, out=np.full(len(count), np.nan), where=count > 0)
+    return values[label] - mean
+
+
+def _extreme(
+    run: EvaluationRun, entry: Entry, image: int, value: float, lead: float, good: bool
+) -> Extreme | None:
+    scores = run.map(image, entry.method)
+    if scores is None:
+        return None
+    about = run.about(image)
+    explained, true = _class(run, about.target), None if about.label is None else _class(run, about.label)
+    known = METHODS.get(entry.method.partition(":")[0])
+    signed = known.signed if known is not None else bool((scores < 0).any())
+    return Extreme(
+        entry=entry,
+        image=image,
+        value=value,
+        lead=lead,
+        good=good,
+        seen=run.seen(image),
+        # Below zero an unsigned map has rounding only, and blue would claim more.
+        scores=scores.astype(np.float64) if signed else np.maximum(scores, 0).astype(np.float64),
+        signed=signed,
+        title=explained if true in (None, explained) else f"{explained} (truly {true})",
+        source=about.source,
+    )
+
+
+def picture_of(extreme: Extreme, column: Column) -> Shown:
+    """Encode an image and its map for a page; the bar has the colours that the map uses, and its true range."""
+    scores, limit = extreme.scores, strength(extreme.scores)
+    size = _size(extreme.seen)
+    low, high = float(scores.min()), float(scores.max())
+    if low == high:
+        low, high = min(low, 0.0), max(high, 0.0)
+    stops = colour(np.linspace(low, high, 17) / limit) if limit else np.ones((2, 3))
+    hexes = ["#" + "".join(f"{round(255 * part):02x}" for part in stop) for stop in stops.tolist()]
+    kind = "signed map" if extreme.signed else "map"
+    said = f"{kind} of {extreme.entry.label} for {extreme.title}, from {number(low)} to {number(high)}"
+    return Shown(
+        seen=_jpeg(resize(extreme.seen, size)),
+        map=_jpeg(overlay(scores, extreme.seen, size=size)),
+        bar=", ".join(hexes),
+        low=number(low, sign=extreme.signed) if limit else "no signal",
+        high=number(high, sign=extreme.signed) if limit else "",
+        alt=said,
+        value=column.text(extreme.value),
+        lead=column.text(extreme.lead, sign=True),
+        title=extreme.title,
+        source=extreme.source,
+    )
+
+
+def _size(seen: np.ndarray) -> tuple[int, int]:
+    scale = SIDE / max(seen.shape[:2])
+    return max(round(seen.shape[0] * scale), 1), max(round(seen.shape[1] * scale), 1)
+
+
+def _class(run: EvaluationRun, number_: int) -> str:
+    names = run.class_names
+    return names[number_] if 0 <= number_ < len(names) else f"class {number_}"
+
+
+def _jpeg(rgb: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="jpeg", quality=90, subsampling=0)
+    return picture_address(buffer.getvalue(), "jpeg")
