@@ -29,7 +29,7 @@ def drive(
     batch: int = 16,
     **options: Any,
 ) -> list[Measured]:
-    """What the protocol measures; `model` answers images, `tokens` (image, patches), `maps` (images, targets: one map each)."""
+    """What the protocol measures; `model` answers images, `tokens` (image, patches), `maps` (images, a target each)."""
     evaluation = find_protocol(name, options).function(case, scores, **options)
     try:
         question = next(evaluation)

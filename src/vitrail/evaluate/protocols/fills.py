@@ -57,7 +57,8 @@ def folded_gaussian(length: int = 11, sigma: float = 5.0) -> Float[Tensor, " len
         [0.2961, 0.4078, 0.2961]
     """
     reach = int(4 * sigma + 0.5)
-    weights = torch.tensor([math.exp(-0.5 * (step / sigma) ** 2) for step in range(-reach, reach + 1)]).double()
+    heights = [math.exp(-0.5 * (step / sigma) ** 2) for step in range(-reach, reach + 1)]
+    weights = torch.tensor(heights, dtype=torch.float64)
     window = torch.zeros(length, dtype=torch.float64)
     for step, weight in zip(range(-reach, reach + 1), weights / weights.sum(), strict=True):
         place = (length // 2 + step) % (2 * length)
