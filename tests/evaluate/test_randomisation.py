@@ -121,7 +121,7 @@ def test_without_blocks_each_module_is_a_layer_and_shared_weights_are_drawn_once
     first, second, whole = (randomised(model, count) for count in (1, 2, 99))
     assert torch.equal(first.module.head.weight, second.module.head.weight)
     assert first.module.head.weight is first.module.out.weight
-    assert float(whole.module.scale) == 2.0
+    assert whole.module.scale.item() == 2.0
 
 
 def test_the_model_must_say_what_it_takes():

@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import ModelError
 from ..evaluate.bilinear import bilinear
 from ..explain import explain
 from ..models.vision_model import VisionModel
@@ -41,11 +42,15 @@ def model_for(bound: VisionModel | None, module: Any) -> VisionModel:
     """The model to explain: the module that is handed over, with what the bound model knows of its tokens.
 
     Packages hand over the module itself, or a copy that they have changed (with weights drawn anew, say); it is the one
-    that counts. Without either a bound model or a module there is nothing to explain, and `vitrail.wrap` raises
-    `ModelError`.
+    that counts.
+
+    Raises:
+        ModelError: where there is neither.
     """
     if isinstance(module, VisionModel):
         return module
     if bound is not None:
         return bound if module is None or module is bound.module else replace(bound, module=module)
+    if module is None:
+        raise ModelError("there is no model to explain: give one to the bridge, or a module when it is called")
     return wrap(module)

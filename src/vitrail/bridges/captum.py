@@ -1,6 +1,5 @@
 """Vitrail's methods in Captum's manner (Kokhlikyan et al. 2020): attribute(inputs, target=…), tensors in and out."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ class CaptumAttribution:
         self,
         inputs: Tensor | tuple[Tensor, ...],
         baselines: Any = None,
-        target: int | Tensor | Sequence[int] | None = None,
+        target: Any = None,
         additional_forward_args: Any = None,
         *,
         upsample: bool = True,
@@ -66,8 +65,8 @@ class CaptumAttribution:
             **options: as for `vitrail.explain`.
 
         Returns:
-            (images, 1, height, width), to be multiplied with the inputs' channels as it is; of the inputs' type and on
-            their device; in a tuple if the inputs were.
+            (images, 1, height, width), of the inputs' type and on their device; in a tuple if the inputs were. It goes
+            with the inputs' channels as it is; `captum.metrics.infidelity` wants it `.expand_as(inputs)`.
 
         Raises:
             OptionError: for baselines, additional arguments, or more than one input tensor.
