@@ -65,7 +65,8 @@ class Mosaics:
         rng = np.random.default_rng((self.seed, index))
         own = self.inner.label(self.places[index])
         others = rng.choice(self.classes[self.classes != own], len(self.cells) - 1, replace=False)
-        chosen = [int(rng.choice(self.by_class[int(label)])) for label in others]
+        among = [self.by_class[int(label)] for label in others]
+        chosen = [places[int(rng.integers(len(places)))] for places in among]
         return [self.places[index], *chosen], [self.cells[cell] for cell in rng.permutation(len(self.cells))]
 
     def source(self, index: int) -> str:
