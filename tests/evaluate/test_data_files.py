@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures_on_disk import class_folders, draw, labels, sources, toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures_on_disk import class_folders, draw, labels, sources, toy
 from PIL import Image
 
 from vitrail.errors import DataError, ImageError
@@ -136,8 +136,10 @@ def test_a_list_with_boxes_and_masks(tmp_path, kind):
     assert data.knows == {"label", "boxes", "mask"}
     first, second = data.sample(0), data.sample(1)
     assert first.boxes == ((1, 2, 9, 8), (5, 5, 12, 12))  # not the eagle's, for the label is horse
-    assert first.mask is not None and (first.mask == (mask > 0)).all()
-    assert second.boxes is None and second.mask is None
+    assert first.mask is not None
+    assert (first.mask == (mask > 0)).all()
+    assert second.boxes is None
+    assert second.mask is None
 
 
 def test_lists_that_cannot_be_used(tmp_path):
@@ -276,7 +278,8 @@ def test_limits_are_even_over_the_classes_and_one_class_can_be_asked_for(tmp_pat
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 30), st.integers(0, 99))
 def test_selection_is_even_ordered_and_grows(classes, limit, seed):
     chosen = select(classes, limit, seed)
-    assert chosen == sorted(set(chosen)) and len(chosen) == min(limit, len(classes))
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(limit, len(classes))
     assert set(chosen) <= set(select(classes, limit + 1, seed))
     taken = {label: sum(classes[place] == label for place in chosen) for label in set(classes)}
     for label, count in taken.items():  # a class is behind another only where it has no more
@@ -314,16 +317,19 @@ def test_real_photographs_by_wordnet_id_boxes_and_masks(shared, vit_tiny, tmp_pa
         (tmp_path / path.name.split("_")[0]).mkdir()
         (tmp_path / path.name.split("_")[0] / path.name).symlink_to(path)
     data = open_data(tmp_path, vit_tiny)
-    assert len(data) == 43 and data.notes == []
+    assert len(data) == 43
+    assert data.notes == []
     assert all(data.label(i) == index[data.source(i)[:9]] for i in range(43))
     classes = Classes.of(vit_tiny)
     assert {wnid: classes.find(wnid) for wnid in index} == index
     boxed = open_data(images / "imagenet-val", vit_tiny, boxes=images / "imagenet-val" / "boxes.csv")
     rows = [line.split(",") for line in (images / "imagenet-val" / "boxes.csv").read_text().splitlines()[1:]]
-    assert len(boxed) == 300 and boxed.notes == []
+    assert len(boxed) == 300
+    assert boxed.notes == []
     assert sum(len(entry.boxes) for entry in boxed.inner.inner.entries) == len(rows) == 449
     assert {boxed.source(i): boxed.label(i) for i in range(300)} == {row[0]: int(row[2]) for row in rows}
     coco = open_data(images / "coco-val", vit_tiny, category=1)
     sample = coco.sample(0)
     values = np.asarray(Image.open(images / "coco-val" / "masks" / "000000000139.png"))
-    assert re.sub(r"\D", "", coco.source(0)) == "000000000139" and (sample.mask == (values == 1)).all()
+    assert re.sub(r"\D", "", coco.source(0)) == "000000000139"
+    assert (sample.mask == (values == 1)).all()

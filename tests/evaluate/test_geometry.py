@@ -62,8 +62,10 @@ def test_everything_of_a_sample_is_placed_alike():
         regions={1: mask, 2: np.roll(mask, -40, axis=1) & False},
     )
     placed = seen(sample, preprocess)
-    assert torch.equal(placed.image, preprocess(sample.picture)) and placed.image.dtype == torch.float32
-    assert torch.equal(placed.boxes, placed.mask) and torch.equal(placed.mask, as_seen(mask, preprocess))
+    assert torch.equal(placed.image, preprocess(sample.picture))
+    assert placed.image.dtype == torch.float32
+    assert torch.equal(placed.boxes, placed.mask)
+    assert torch.equal(placed.mask, as_seen(mask, preprocess))
     assert list(placed.regions) == [1]  # an empty region is not known to be there
 
 

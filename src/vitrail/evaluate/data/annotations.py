@@ -144,13 +144,17 @@ def _xml_folder(folder: Path, stems: set[str]) -> list[Row]:
 
 def _xml(path: Path) -> list[Row]:
     try:
-        objects = ElementTree.parse(path).getroot().findall("object")
         return [
-            Row(path.stem, one.findtext("name"), tuple(float(one.findtext(f"bndbox/{side}", "")) for side in SIDES))
-            for one in objects
+            Row(
+                path.stem,
+                one.findtext("name"),
+                (_side(one, "xmin"), _side(one, "ymin"), _side(one, "xmax"), _side(one, "ymax")),
+            )
+            for one in ElementTree.parse(path).getroot().findall("object")
         ]
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{path} cannot be read as Pascal's XML: {error}") from error
 
 
-SIDES = ("xmin", "ymin", "xmax", "ymax")
+def _side(one: ElementTree.Element, name: str) -> float:
+    return float(one.findtext(f"bndbox/{name}", ""))

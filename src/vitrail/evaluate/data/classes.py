@@ -92,7 +92,7 @@ class Classes:
         if subset is None:
             return {}
         info = ImageNetInfo(subset)
-        if self.names is not None and not _agree(info.label_descriptions(), self.names):
+        if self.names is not None and not _agree([*info.label_descriptions()], self.names):
             return {}
         return {synset: index for index, synset in enumerate(info.label_names())}
 

@@ -72,8 +72,14 @@ def _walk(folder: Path, empty: list[str]) -> list[Path]:
     found: list[Path] = []
     below: Counter[str] = Counter()
     direct: list[str] = []
+    entered: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(parent)
+        if real in entered:  # a link that leads back up
+            folders[:] = []
+            continue
+        entered.add(real)
         direct = direct or (folders[:] if Path(parent) == folder else [])
         inside = [name for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
         found += [Path(parent, name) for name in inside]

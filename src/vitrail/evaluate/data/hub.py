@@ -91,9 +91,10 @@ class HubData:
 
 def _load(name: str, split: str | None, notes: list[str]) -> tuple[Any, str]:
     try:
-        import datasets
+        import datasets as package
     except ImportError as error:
         raise DataError(f'hf:{name} is read with the package datasets: pip install "vitrail[data]"') from error
+    datasets: Any = package  # its annotations ask for more than it does
     path = Path(name)
     file = {"data_files": name} if path.is_file() else {}
     kind = "parquet" if path.suffix == ".parquet" else path.suffix.lstrip(".") if file else name

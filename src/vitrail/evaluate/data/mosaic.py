@@ -47,6 +47,7 @@ class Mosaics:
             if (label := inner.label(place)) is not None:
                 by_class[label].append(place)
         self.by_class = dict(sorted(by_class.items()))
+        self.classes = np.array(list(self.by_class))
         self.places = sorted(place for places in self.by_class.values() for place in places)
         if len(self.by_class) < len(self.cells):
             raise DataError(
@@ -63,8 +64,9 @@ class Mosaics:
         """The places of a mosaic's pictures in the data beneath, the first one first, and the cells they lie in."""
         rng = np.random.default_rng((self.seed, index))
         own = self.inner.label(self.places[index])
-        others = rng.choice([label for label in self.by_class if label != own], len(self.cells) - 1, replace=False)
-        chosen = [int(rng.choice(self.by_class[int(label)])) for label in others]
+        others = rng.choice(self.classes[self.classes != own], len(self.cells) - 1, replace=False)
+        among = [self.by_class[int(label)] for label in others]
+        chosen = [places[int(rng.integers(len(places)))] for places in among]
         return [self.places[index], *chosen], [self.cells[cell] for cell in rng.permutation(len(self.cells))]
 
     def source(self, index: int) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from vitrail.errors import ImageError
@@ -43,18 +44,24 @@ class Opened:
         return self.inner.sample(self.places[index])
 
     def describe(self) -> dict[str, Any]:
-        """The arguments, the number of pictures, the notes, and a digest of names, labels and sizes of files."""
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            digest.update(f"{self.source(index)}\0{self.label(index)}\0{self.size(index)}\n".encode())
+        """The arguments, the number of pictures, the notes, and a digest of names, labels and sizes of files.
+
+        The digest is made once; open the data again to see whether they have changed."""
         return {
             **self.arguments,
             **self.inner.facts(),
             "images": len(self),
             "knows": sorted(self.knows),
             "notes": self.notes,
-            "digest": digest.hexdigest(),
+            "digest": self._digest,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(f"{self.source(index)}\0{self.label(index)}\0{self.size(index)}\n".encode())
+        return digest.hexdigest()
 
 
 class Given:

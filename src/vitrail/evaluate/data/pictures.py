@@ -104,7 +104,7 @@ class Pictures:
                 listed = ", ".join(f"{value:g}" for value in box)
                 raise ImageError(
                     f"{entry.path} has {picture.width} x {picture.height} pixels, and its box ({listed}) lies outside; "
-                    "boxes are left, top, right, bottom in pixels of the picture as it is stored"
+                    "boxes are left, top, right, bottom in pixels of the upright picture"
                 )
         mask = None if entry.mask is None else read_mask(entry.mask, picture.size, self.foreground)
         return Sample(picture=picture, label=entry.label, boxes=entry.boxes or None, mask=mask)
@@ -134,7 +134,8 @@ def read_mask(
 def check_mask(values: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
     """One value per pixel: the mask itself, or the strongest of its colours. Raises `ImageError` for another size."""
     if values.ndim == 3:
-        values = values[..., :3].max(axis=-1)
+        # Of colours the strongest, and never the last channel of two or four, which is how opaque a pixel is.
+        values = values[..., : 3 if values.shape[-1] > 2 else 1].max(axis=-1)
     if values.ndim != 2 or values.shape != (size[1], size[0]):
         shape = " x ".join(str(length) for length in reversed(values.shape))
         raise ImageError(
