@@ -18,7 +18,7 @@ from vitrail.bestiary.model import normalised
 from vitrail.errors import VitrailError
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.questions import Images, Tokens
+from vitrail.evaluate.questions import Images
 
 SCHEMA = pa.schema(
     [
@@ -122,7 +122,10 @@ def evaluated(
             try:
                 scores = vitrail.explain(model, x, predicted, method=name, **options).map().float()
             except VitrailError as error:
-                lost += [{"image": i, "source": f"scene-{i:05d}", "method": method, "protocol": p, "reason": str(error)} for p in full]
+                lost += [
+                    {"image": i, "source": f"scene-{i:05d}", "method": method, "protocol": p, "reason": str(error)}
+                    for p in full
+                ]
                 continue
             if i < kept:
                 maps[i, method] = scores.numpy()
@@ -148,7 +151,7 @@ def _answered(model: Any, protocol: str, case: Case, scores: torch.Tensor, optio
     try:
         question = next(going)
         while True:
-            assert isinstance(question, Images) and not isinstance(question, Tokens)
+            assert isinstance(question, Images)
             with torch.no_grad():
                 answer = model.module(question.make(range(question.count)))
             question = going.send(answer)

@@ -1,4 +1,4 @@
-"""Intervals and differences against a slow bootstrap written out word for word, and against what is known to be true."""
+"""Intervals and differences against a slow bootstrap written out, and against what is known to be true."""
 
 import sys
 

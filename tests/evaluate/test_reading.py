@@ -34,7 +34,7 @@ def test_curves_have_images_ascending_and_steps_ascending(tmp_path):
     assert (run.name, run.methods, run.blocks, run.expected_blocks, run.finished) == ("run", ("a", "b"), 3, 3, True)
     assert run.measures("plain") == ("hit",)
     assert run.sources() == {2: "scene-00002", 17: "scene-00017", 33: "scene-00033"}
-    assert run.about(17) == ("scene-00017", 2, 2, 2)
+    assert run.about[17] == ("scene-00017", 2, 2, 2)
 
 
 def test_a_step_that_an_image_lacks_is_nan_and_a_number_without_steps_has_the_step_none(tmp_path):
@@ -54,8 +54,7 @@ def test_a_method_without_any_number_has_empty_curves(tmp_path):
     assert run.measures("perturbation") == ()
     with pytest.raises(OptionError, match="no method 'c'; it has a, b"):
         run.curves("c", "plain")
-    with pytest.raises(OptionError, match="nothing was measured of image 3"):
-        run.about(3)
+    assert list(run.about) == [2, 17, 33]
 
 
 def test_failures_of_all_blocks_are_listed(tmp_path):

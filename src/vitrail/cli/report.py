@@ -14,9 +14,9 @@ __all__ = ["report_command"]
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `vitrail evaluate --output` wrote.", metavar="RUN…")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the report; created if missing.")
-    ] = Path("report"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report; created if missing.")] = Path(
+        "report"
+    ),
     pictures: Annotated[
         int, typer.Option("--pictures", min=0, help="Images that show where a method is best, and as many the worst.")
     ] = 3,

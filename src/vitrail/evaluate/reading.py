@@ -130,17 +130,20 @@ class EvaluationRun:
 
     def sources(self) -> Mapping[int, str]:
         """The name of each image of which something was measured."""
-        images, place = np.unique(self._columns["image"], return_index=True)
-        codes = self._columns["source"][place]
-        return {int(image): self._names["source"][code] for image, code in zip(images, codes, strict=True)}
+        return {image: one.source for image, one in self.about.items()}
 
-    def about(self, image: int) -> About:
-        """What is known of an image. Raises `OptionError` where nothing was measured of it."""
-        found = np.flatnonzero(self._columns["image"] == image)
-        if not len(found):
-            raise OptionError(f"{self.folder}: nothing was measured of image {image}")
-        row = self.rows.slice(int(found[0]), 1).to_pylist()[0]
-        return About(row["source"], row["label"], row["predicted"], row["target"])
+    @cached_property
+    def about(self) -> Mapping[int, About]:
+        """What is known of each image of which something was measured, images ascending."""
+        image = self._columns["image"]
+        first = np.full(int(image.max(initial=-1)) + 1, -1, dtype=np.int64)
+        first[image[::-1]] = np.arange(len(image))[::-1]  # of a place that is named twice the last word stands
+        images = np.flatnonzero(first >= 0)
+        known = self.rows.select(["source", "label", "predicted", "target"]).take(first[images]).to_pylist()
+        return {
+            int(number): About(one["source"], one["label"], one["predicted"], one["target"])
+            for number, one in zip(images, known, strict=True)
+        }
 
     @cached_property
     def pictures(self) -> Mapping[int, Path]:
@@ -162,7 +165,7 @@ class EvaluationRun:
             return file.get_tensor(f"image/{image}")
 
     def map(self, image: int, method: str) -> Float[np.ndarray, "rows cols"] | None:
-        """A method's raw map of an image of `pictures`, None where it failed. Raises `RunFolderError` as `seen` does."""
+        """A method's raw map of an image of `pictures`, None where it failed. Raises as `seen` does."""
         with _opened(self._picture(image)) as file:
             name = f"map/{image}/{method}"
             return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118

@@ -55,7 +55,10 @@ class Column:
         """A value with the digits that its uncertainty leaves it, and a real minus."""
         if not math.isfinite(value):
             return "–"
-        return f"{value:{'+' if sign else ''}.{self.decimals}f}".replace("-", "−")
+        digits = f"{abs(value):.{self.decimals}f}"
+        if not float(digits):
+            return digits
+        return ("−" if value < 0 else "+" if sign else "") + digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,9 @@ def _summary(run: EvaluationRun, protocol: str, curves: Curves) -> Mapping[str, 
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:
-    return per_image(Statistic(np.where(np.isfinite(values), values, 0).sum(1)[:, None], np.isfinite(values).sum(1)[:, None]))
+    known = np.isfinite(values)
+    over, under = np.where(known, values, 0.0).sum(axis=1, keepdims=True), known.sum(axis=1, keepdims=True)
+    return per_image(Statistic(over, under.astype(np.float64)))
 
 
 def _places(runs: Sequence[EvaluationRun]) -> tuple[list[np.ndarray], Sequence[Any]]:
@@ -173,9 +178,7 @@ def _placed(statistic: Statistic, rows: np.ndarray, size: int) -> Statistic:
     return Statistic(over, under, statistic.better)
 
 
-def _columns(
-    found: Mapping[tuple[str, str], Mapping[str, Statistic]], resamples: int, seed: int
-) -> tuple[Column, ...]:
+def _columns(found: Mapping[tuple[str, str], Mapping[str, Statistic]], resamples: int, seed: int) -> tuple[Column, ...]:
     keys = [(key, label) for key, own in found.items() for label in own]
     measured = intervals([found[key][label] for key, label in keys], resamples=resamples, seed=seed)
     cells = dict(zip(keys, measured, strict=True))

@@ -81,8 +81,8 @@ def _coverage(board: Board) -> list[str]:
         fewer = [f"{label} {size}" for label, size in sizes.items() if size < most]
         if fewer:
             found.append(
-                f"{protocol}: not all methods are measured on the same images (most: {most}; {', '.join(fewer)}). Their "
-                "means are over different images; the paired differences are over those that both have."
+                f"{protocol}: not all methods are measured on the same images (most: {most}; {', '.join(fewer)}). "
+                "Their means are over different images; the paired differences are over those that both have."
             )
         if 0 < most < FEW:
             found.append(f"{protocol}: {most} images are few; the intervals are too short to be 95 % ones.")

@@ -123,7 +123,7 @@ def _panel(figure: "Figure", chart: Chart, style: Mapping[str, Look], box: Box) 
     x, y, wide, high = box
     axes = axes_at(figure, box)
     order = list(style)
-    alpha = 0.16 if len(chart.bands) <= 6 else 0.09  # of many methods bands would hide one another
+    alpha = 0.16 if len(chart.bands) <= 5 else 0.06  # of many methods bands would hide one another
     for label, one in chart.bands.items():
         look, number = style[label], order.index(label)
         if not np.isfinite(one.mean).any():
@@ -133,8 +133,8 @@ def _panel(figure: "Figure", chart: Chart, style: Mapping[str, Look], box: Box) 
         )
         axes.plot(chart.steps, one.mean, color=look.colour, linestyle=look.dash, linewidth=1.6, gid=f"line-{number}")
     axes.set_xlim(min(chart.steps), max(chart.steps))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if chart.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.tick_params(labelsize=8, colors=PALE, length=2.5, width=0.6)

@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from markupsafe import Markup, escape
+
 from ...render.web import inline_svg, web_page
 from ..bootstrap import Interval
 from ..comparing import Paired
@@ -64,6 +66,7 @@ def render_page(
         finished=[run.finished for run in runs],
         model=_named(first.get("model")),
         images=len(board.images),
+        facts=[fact for run in runs[:1] if (fact := _explained(run))],
         labels=labels,
         groups=[(name, own) for name, own in groups if own],
         columns=board.columns,
@@ -75,7 +78,7 @@ def render_page(
         numbers={label: number for number, label in enumerate(style)},
         charts={name: _panels(some, style) for name, some in drawn.items() if some},
         matrices=[_matrix(one, labels) for one in board.columns if one.pairs],
-        pictures={label: _sides(sides, column) for label, sides in shown.items() if any(sides.values())},
+        pictures={label: _sides(sides, column) for label in labels if any((sides := shown.get(label, {})).values())},
         column=column,
         alone=len(board.entries) == 1,
         kept=sum(len(run.pictures) for run in runs) if shown else 0,
@@ -83,11 +86,40 @@ def render_page(
         failed=sum(len(run.failures) for run in runs),
         most_reasons=MOST_REASONS,
         asked=asked(runs),
+        code=_code,
         warnings=warnings,
         resamples=board.resamples,
         seed=board.seed,
         alpha=ALPHA,
     )
+
+
+def _explained(run: EvaluationRun) -> str:
+    """Which class the maps are of, and how often the model is right."""
+    known = list(run.about.values())
+    if not known:
+        return ""
+    labelled = [one for one in known if one.label is not None]
+    if all(one.target == one.predicted for one in known):
+        said = "The maps are of the predicted class"
+    elif labelled and all(one.target == one.label for one in known):
+        said = "The maps are of the true class"
+    else:
+        said = "The maps are of a class chosen for each image"
+    if not labelled:
+        return f"{said}; the true classes are not known."
+    right = sum(one.label == one.predicted for one in labelled)
+    return (
+        f"{said}; the model predicts the true one on {right} of {len(labelled)} images ({right / len(labelled):.1%})."
+    )
+
+
+def _code(text: str) -> Markup:
+    """What stands between backticks as code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def _named(model: Any) -> str:
@@ -127,10 +159,7 @@ def _finding(column: Column) -> tuple[str, str] | None:
     cell = column.cells[best[0]]
     value = f"{column.text(cell.mean)} [{column.text(cell.low)}, {column.text(cell.high)}]"
     tied = sorted(column.tied, key=lambda label: column.ranks[label])
-    if len(best) > 1:
-        said = f"{_listed(best)} share the first place ({value})"
-    else:
-        said = f"{best[0]} is best ({value})"
+    said = f"{_listed(best)} {'share the first place' if len(best) > 1 else 'is best'} ({value})"
     if tied:
         said += f"; {_listed(tied)} cannot be told from {'it' if len(best) == 1 else 'them'}"
     elif len(column.cells) > len(best):

@@ -91,20 +91,21 @@ def _lead(values: Mapping[str, np.ndarray], label: str) -> np.ndarray:
     others = [own for name, own in values.items() if name != label]
     if not others:
         return values[label]
-    table = np.stack(others)
+    table = np.stack([own for own in others if not np.isnan(own).all()] or [np.full(len(values[label]), np.nan)])
     known = ~np.isnan(table)
+    # Where one of the others is missing the rest stand for it, each less its own level: a weak method that failed on
+    # an image would else make the image look hard for all that are left.
+    level = np.where(known, table, 0.0).sum(axis=1) / known.sum(axis=1).clip(min=1)
     count = known.sum(axis=0)
-    mean = np.divide(np.where(known, table, 0.0).sum(axis=0), count, out=np.full(len(count), np.nan), where=count > 0)
-    return values[label] - mean
+    apart = np.where(known, table - level[:, None], 0.0).sum(axis=0)
+    return values[label] - np.divide(apart, count, out=np.full(len(count), np.nan), where=count > 0) - level.mean()
 
 
-def _extreme(
-    run: EvaluationRun, entry: Entry, image: int, value: float, lead: float, good: bool
-) -> Extreme | None:
+def _extreme(run: EvaluationRun, entry: Entry, image: int, value: float, lead: float, good: bool) -> Extreme | None:
     scores = run.map(image, entry.method)
     if scores is None:
         return None
-    about = run.about(image)
+    about = run.about[image]
     explained, true = _class(run, about.target), None if about.label is None else _class(run, about.label)
     known = METHODS.get(entry.method.partition(":")[0])
     signed = known.signed if known is not None else bool((scores < 0).any())

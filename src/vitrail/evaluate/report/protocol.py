@@ -37,7 +37,9 @@ def asked(runs: Sequence[EvaluationRun]) -> list[Asked]:
     found = []
     for name in dict.fromkeys(protocol for run in runs for protocol in run.protocols):
         info = protocol_info(name)
-        own = [(run_name, run.protocols[name]) for run_name, run in zip(names, runs, strict=True) if name in run.protocols]
+        own = [
+            (run_name, run.protocols[name]) for run_name, run in zip(names, runs, strict=True) if name in run.protocols
+        ]
         options = dict.fromkeys(option for _, some in own for option in some)
         table = {option: [_value(some[option]) if option in some else "–" for _, some in own] for option in options}
         text = inspect.getdoc(info.function) or "" if info else ""

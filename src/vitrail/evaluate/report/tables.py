@@ -73,11 +73,10 @@ def markdown(board: Board, protocols: Sequence[str] = ()) -> str:
     columns = board.columns
     head = ["method", *(_cell_text(f"{one.title} {ARROWS[one.better]}".strip()) for one in columns)]
     lines = [_row(head), _row(["---", *["---:"] * len(columns)])]
-    for label in ordered(board):
-        lines.append(_row([_cell_text(label), *(_markdown_cell(one, label) for one in columns)]))
+    lines += [_row([_cell_text(label), *(_markdown_cell(one, label) for one in columns)]) for label in ordered(board)]
     said = (
-        f"Mean [95 % bootstrap interval, {board.resamples} resamples of images]. **Bold**: best. †: cannot be told from "
-        "the best (paired, p ≥ 0.05 after Holm's correction)."
+        f"Mean [95 % bootstrap interval, {board.resamples} resamples of images]. **Bold**: best. †: cannot be told "
+        "from the best (paired, p ≥ 0.05 after Holm's correction)."
     )
     return "\n".join([*lines, "", said, *protocols, ""])
 

@@ -136,10 +136,12 @@ def _figures(
         for what in dict.fromkeys(chart.what for chart in some):
             own = [chart for chart in some if chart.what == what]
             note = f"Means over images; bands: pointwise 95 % bootstrap intervals. {protocol}."
-            name = f"{_stem(protocol)}-{_stem(what)}" if counts[_stem(protocol)] == 1 else f"{len(figures)}-{_stem(what)}"
+            name = (
+                f"{_stem(protocol)}-{_stem(what)}" if counts[_stem(protocol)] == 1 else f"{len(figures)}-{_stem(what)}"
+            )
             figures[name] = lambda own=own, note=note: draw_charts(own, style, note)
     if column is not None and any(any(sides.values()) for sides in shown.values()):
-        figures["best-and-worst"] = lambda: draw_gallery(shown, column)
+        figures["best-and-worst"] = lambda: draw_gallery({one: shown[one] for one in labels if one in shown}, column)
     files = []
     for number, (name, draw) in enumerate(figures.items(), 1):
         figure = draw()
