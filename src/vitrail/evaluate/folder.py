@@ -18,6 +18,7 @@ MANIFEST = "manifest.json"
 LOCK = "run.lock"
 ROWS = "rows"
 MAPS = "maps"
+DATE = "date"  # of the beginning, which is not compared
 
 
 class RunFolder:
@@ -100,7 +101,7 @@ class RunFolder:
         differ = [
             f"{key} is {_short(there.get(key))} there and {_short(here.get(key))} here"
             for key in sorted({*there, *here})
-            if there.get(key) != here.get(key)
+            if key != DATE and there.get(key) != here.get(key)
         ]
         if differ:
             raise RunFolderError(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def evaluate(
 
 
 def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:
-    """All that decides a run's numbers, as plain JSON values; two runs with the same manifest are the same run."""
+    """All that decides a run's numbers, as plain JSON values; two runs that differ in the date alone are the same run."""
     return {
         "format": FORMAT,
         "data": data.describe(),
@@ -151,6 +152,9 @@ def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]
         "protocols": dict(plan.protocols),
         "preset": plan.preset,
         "seed": plan.seed,
+        "block": plan.block,
+        "batch": plan.batch,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in ("vitrail", "torch", "timm", "numpy", "pillow")},
     }
 

@@ -1,0 +1,333 @@
+"""A run that is interrupted, killed, refused, or out of memory or disk ends with the same bytes, or says why."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pictures_on_disk import class_folders, draw
+
+import vitrail
+from vitrail.errors import (
+    DataError,
+    ModelError,
+    OptionError,
+    OutputFileError,
+    RunFolderError,
+    RunFolderInUseError,
+    UnknownMethodError,
+    UnknownProtocolError,
+)
+from vitrail.evaluate.folder import RunFolder
+from vitrail.evaluate.rows import read_part
+from vitrail.evaluate.running import digest_of, evaluate
+from vitrail.models import Preprocess
+
+QUESTION = {"methods": ["gae", "complete"], "protocols": ["perturbation"], "preset": "bi", "block": 4, "batch_size": 8}
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    module = timm.create_model("test_vit", num_classes=4, img_size=64, **options).eval()
+    return vitrail.wrap(module, preprocess=Preprocess(size=(64, 64)), class_names=("ant", "bee", "cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return class_folders(tmp_path_factory.mktemp("pictures"), {"ant": 5, "bee": 5, "cat": 5, "dog": 5})
+
+
+@pytest.fixture(scope="module")
+def whole(model, pictures, tmp_path_factory) -> Path:
+    return evaluate(model, pictures, output=tmp_path_factory.mktemp("whole") / "run", **QUESTION).folder
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """What a run found; the manifest's date and the lock apart."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/block-*"))}
+
+
+def rows(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("rows/*")) for row in read_part(path)[0].to_pylist()]
+
+
+def failures(folder: Path) -> list:
+    return [failure for path in sorted(folder.glob("rows/*")) for failure in read_part(path)[1]]
+
+
+def test_every_image_has_every_number_once(whole, pictures):
+    found = rows(whole)
+    keys = [(row["image"], row["method"], row["measure"], row["step"]) for row in found]
+    assert len(keys) == len(set(keys)) == 20 * 2 * 2 * 4 * 10  # images, methods, ways, measures, shares with 0
+    assert {row["source"] for row in found} == {f"{path.parent.name}/{path.name}" for path in pictures.glob("*/*")}
+    assert all(row["label"] == row["image"] // 5 for row in found)
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert (manifest["images"], manifest["methods"], manifest["preset"]) == (20, ["gae", "complete"], "bi")
+    assert manifest["protocols"]["perturbation"]["auc"] == "bi"
+
+
+def test_an_interrupted_run_goes_on_with_the_same_bytes(model, pictures, whole, tmp_path):
+    def interrupt(done: int, total: int) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, pictures, output=tmp_path, progress=interrupt, **QUESTION)
+    assert len(results(tmp_path)) == 4  # two blocks: rows and maps
+    seen: list[tuple[int, int]] = []
+    outcome = evaluate(model, pictures, output=tmp_path, progress=lambda *now: seen.append(now), **QUESTION)
+    assert (outcome.images, outcome.measured) == (20, 12)
+    assert seen == [(8, 20), (12, 20), (16, 20), (20, 20)]
+    assert results(tmp_path) == results(whole)
+    again = evaluate(model, pictures, output=tmp_path, **QUESTION)
+    assert again.measured == 0
+
+
+def test_threads_and_batch_are_those_of_the_beginning(model, pictures, tmp_path):
+    question = {key: value for key, value in QUESTION.items() if key != "batch_size"} | {"limit": 4}
+    before = torch.get_num_threads()
+    evaluate(model, pictures, output=tmp_path, batch_size=3, **question)
+    try:
+        torch.set_num_threads(before + 1)
+        evaluate(model, pictures, output=tmp_path, **question)  # neither is named, so neither differs
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_run_in_the_folder_is_refused(model, pictures, whole, tmp_path):
+    with pytest.raises(RunFolderError, match=r'methods is \["gae", "complete"\] there and \["raw"\] here'):
+        evaluate(model, pictures, output=whole, **(QUESTION | {"methods": "raw"}))
+    with pytest.raises(RunFolderError, match="seed is 0 there and 1 here"):
+        evaluate(model, pictures, output=whole, seed=1, **QUESTION)
+    torch.manual_seed(1)
+    other = vitrail.wrap(
+        timm.create_model("test_vit", num_classes=4, img_size=64).eval(),
+        preprocess=Preprocess(size=(64, 64)),
+        class_names=("ant", "bee", "cat", "dog"),
+    )
+    with pytest.raises(RunFolderError, match="model is"):
+        evaluate(other, pictures, output=whole, **QUESTION)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "block-000000.parquet").write_bytes(b"")
+    with pytest.raises(RunFolderError, match=r"holds rows without a manifest\.json"):
+        evaluate(model, pictures, output=tmp_path, **QUESTION)
+
+
+def test_pictures_that_changed_are_noticed(model, pictures, tmp_path):
+    folder = class_folders(tmp_path / "pictures", {"ant": 2, "bee": 2})
+    evaluate(model, folder, output=tmp_path / "run", **QUESTION)
+    draw(folder / "bee" / "2.png")
+    with pytest.raises(RunFolderError, match="data is"):
+        evaluate(model, folder, output=tmp_path / "run", **QUESTION)
+
+
+def test_a_second_process_is_refused(model, pictures, tmp_path):
+    folder = RunFolder(tmp_path)
+    with (
+        folder.writing({"format": 1}),
+        pytest.raises(RunFolderInUseError, match="another process is writing to .*choose another --output"),
+    ):
+        evaluate(model, pictures, output=tmp_path, **QUESTION)
+
+
+def test_broken_pictures_are_counted_and_the_others_measured(model, pictures, whole, tmp_path):
+    folder = class_folders(tmp_path / "pictures", {"ant": 5, "bee": 5, "cat": 5, "dog": 5})
+    (folder / "cat" / "3.png").write_bytes(b"no picture")
+    half = (folder / "dog" / "0.png").read_bytes()
+    (folder / "dog" / "0.png").write_bytes(half[: len(half) // 2])
+    evaluate(model, folder, output=tmp_path / "run", **QUESTION)
+    found = failures(tmp_path / "run")
+    assert [failure.source for failure in found] == ["cat/3.png", "dog/0.png"]
+    assert all(failure.method is None and failure.protocol is None for failure in found)
+    assert "is no image that Pillow can read" in found[0].reason
+    expected = [row for row in rows(whole) if row["source"] not in ("cat/3.png", "dog/0.png")]
+    found_rows = rows(tmp_path / "run")
+    assert [row["source"] for row in found_rows] == [row["source"] for row in expected]
+    same = [row["value"] for row in found_rows], [row["value"] for row in expected]
+    np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-5)  # other images beside them in a batch: other roundings
+
+
+def test_a_full_disk_loses_nothing(model, pictures, whole, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = max(map(len, results(whole).values()))
+
+    def fill(done: int, _: int) -> None:
+        if done == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 4, hard))
+
+    try:
+        with pytest.raises(OutputFileError, match="File too large"):
+            evaluate(model, pictures, output=tmp_path, progress=fill, **QUESTION)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {name for name in results(tmp_path) if name.startswith("rows")} == {
+        "rows/block-000000.parquet",
+        "rows/block-000001.parquet",
+    }
+    assert not list(tmp_path.rglob("*.tmp"))
+    evaluate(model, pictures, output=tmp_path, **QUESTION)
+    assert results(tmp_path) == results(whole)
+
+
+class _Small(torch.nn.Module):
+    """A model for which more than three images are too many."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("too many images")
+        return self.module(images)
+
+
+def test_out_of_memory_makes_the_batches_smaller(model, pictures, whole, tmp_path):
+    small = vitrail.wrap(_Small(model.module).eval(), preprocess=model.preprocess, class_names=model.class_names)
+    evaluate(small, pictures, output=tmp_path, **QUESTION)
+    assert not failures(tmp_path)
+    found, expected = rows(tmp_path), rows(whole)
+    assert [(row["image"], row["measure"]) for row in found] == [(row["image"], row["measure"]) for row in expected]
+    np.testing.assert_allclose(
+        [row["value"] for row in found], [row["value"] for row in expected], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_method_that_fails_on_an_image_fails_alone(model, pictures, tmp_path):
+    module = timm.create_model("test_vit", num_classes=4, img_size=64).eval()
+    torch.nn.init.zeros_(module.head.weight)  # no gradient reaches any patch
+    dead = vitrail.wrap(module, preprocess=model.preprocess, class_names=model.class_names)
+    evaluate(dead, pictures, output=tmp_path, **(QUESTION | {"methods": ["raw", "complete"], "limit": 4}))
+    assert {row["method"] for row in rows(tmp_path)} == {"raw"}
+    found = failures(tmp_path)
+    assert [(failure.image, failure.method) for failure in found] == [(image, "complete") for image in range(4)]
+    assert "the same everywhere" in found[0].reason
+
+
+def test_half_precision_runs(pictures, tmp_path):
+    model = tiny()
+    evaluate(
+        vitrail.wrap(model.module.bfloat16(), preprocess=model.preprocess, class_names=model.class_names),
+        pictures,
+        output=tmp_path,
+        **(QUESTION | {"limit": 4}),
+    )
+    assert not failures(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["model"]["dtype"] == "bfloat16"
+
+
+def test_maps_and_pictures_are_kept_of_the_first(model, pictures, tmp_path):
+    from safetensors.torch import load_file
+
+    evaluate(model, pictures, output=tmp_path, keep=2, **(QUESTION | {"limit": 8}))
+    (path,) = tmp_path.glob("maps/*")
+    kept = load_file(path)
+    assert sorted(kept) == ["image/0", "image/1", *(f"map/{i}/{name}" for i in (0, 1) for name in ("complete", "gae"))]
+    assert kept["image/0"].shape == (64, 64, 3)
+    assert kept["map/0/complete"].min() < 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"methods": "nonsense"}, UnknownMethodError, "nonsense"),
+        ({"protocols": ["nonsense"]}, UnknownProtocolError, "'nonsense'; there are"),
+        ({"preset": "nonsense"}, OptionError, "no preset is called 'nonsense'"),
+        ({"protocols": ["pointing"]}, DataError, "pointing needs boxes .* is known: label; give --boxes"),
+        (
+            {"method_options": {"tam": {"samples": 2}}},
+            OptionError,
+            "options are given for tam, but the methods are gae",
+        ),
+        ({"protocol_options": {"perturbation": {"speed": 2}}}, OptionError, "perturbation has no option 'speed'"),
+        ({"target": "best"}, OptionError, "target='best' is unknown"),
+        ({"engine": "steam"}, OptionError, "engine='steam' is unknown; choose one of local, ray"),
+        ({"block": 0}, OptionError, "block=0 must be 1 or more"),
+    ],
+)
+def test_questions_that_cannot_be_asked(model, pictures, tmp_path, change, error, words):
+    with pytest.raises(error, match=words):
+        evaluate(model, pictures, output=tmp_path / "run", **(QUESTION | change))
+    assert not list((tmp_path / "run").glob("rows/*"))
+
+
+def test_a_model_without_preprocessing_is_refused(model, pictures, tmp_path):
+    with pytest.raises(ModelError, match="comes without preprocessing"):
+        evaluate(model.module, pictures, output=tmp_path, **QUESTION)
+
+
+def test_a_damaged_block_is_named(whole, tmp_path):
+    path = tmp_path / "block-000000.parquet"
+    path.write_bytes((whole / "rows" / "block-000000.parquet").read_bytes()[:-20])
+    with pytest.raises(RunFolderError, match="block-000000.parquet holds no rows .*remove it"):
+        read_part(path)
+
+
+def test_the_digest_tells_weights_apart(model):
+    assert digest_of(model.module) == digest_of(tiny().module)
+    assert digest_of(model.module) != digest_of(tiny(class_token=False, global_pool="avg").module)
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from evaluate.test_running import QUESTION, tiny
+from vitrail.evaluate.running import evaluate
+evaluate(tiny(), sys.argv[1], output=sys.argv[2], engine=sys.argv[4], **QUESTION)
+"""
+
+
+def _start(pictures: Path, output: Path, engine: str = "local", **options) -> subprocess.Popen:
+    tests = Path(__file__).parent.parent
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    program = [sys.executable, "-c", RUN, str(pictures), str(output), str(tests), engine]
+    return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, **options)
+
+
+def _kill_when(process: subprocess.Popen, when) -> None:
+    while process.poll() is None and not when():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_it_ends_with_the_same_bytes(pictures, whole, tmp_path):
+    """Each process is killed a random moment after it has begun to write, until one ends by itself."""
+    generator = np.random.default_rng(0)
+    kills = 0
+    for _ in range(10):
+        there = len(list(tmp_path.glob("rows/*")))
+        process = _start(pictures, tmp_path)
+        delay = float(generator.uniform(0, 0.6))
+        begun: list[float] = []
+
+        def moment(begun=begun, there=there, delay=delay) -> bool:
+            if not begun and (tmp_path / "run.lock").exists() and len(list(tmp_path.rglob("*"))) > there:
+                begun.append(time.monotonic())
+            return bool(begun) and time.monotonic() - begun[0] > delay
+
+        _kill_when(process, moment)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills == 10
+    last = _start(pictures, tmp_path)
+    _, said = last.communicate()
+    assert last.returncode == 0, said.decode()
+    assert results(tmp_path) == results(whole)
+    assert not list(tmp_path.rglob("*.tmp"))
