@@ -124,6 +124,8 @@ def test_blur_is_the_whole_window_over_an_image_with_zeros_around():
         for c in range(3)
     ]
     np.testing.assert_allclose(blurred(case.image).numpy(), expected, atol=1e-12)
+    half = case.image.bfloat16()
+    torch.testing.assert_close(blurred(half), blurred(half.double()).bfloat16())
 
 
 @pytest.mark.parametrize("fill", FILLS)

@@ -68,7 +68,8 @@ def folded_gaussian(length: int = 11, sigma: float = 5.0) -> Float[Tensor, " len
 
 def blurred(image: Float[Tensor, "channels height width"]) -> Float[Tensor, "channels height width"]:
     """The image under RISE's window of 11 × 11 pixels, zero beyond its edges."""
-    window = folded_gaussian().to(image)
+    wide = image if image.dtype == torch.float64 else image.float()
+    window = folded_gaussian().to(wide)
     half = len(window) // 2
-    rows = conv2d(image[:, None], window.view(1, 1, -1, 1), padding=(half, 0))
-    return conv2d(rows, window.view(1, 1, 1, -1), padding=(0, half))[:, 0]
+    rows = conv2d(wide[:, None], window.view(1, 1, -1, 1), padding=(half, 0))
+    return conv2d(rows, window.view(1, 1, 1, -1), padding=(0, half))[:, 0].to(image.dtype)
