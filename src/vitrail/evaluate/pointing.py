@@ -5,6 +5,7 @@
 Images whose boxes cover half of the picture or more do not count (Englebert et al. 2023): there anything points well.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -66,4 +67,5 @@ def grown(mask: Bool[Tensor, "height width"], by: float | int) -> Bool[Tensor, "
         return mask
     from scipy.ndimage import distance_transform_edt
 
-    return torch.from_numpy(distance_transform_edt(~mask.numpy(force=True)) <= by).to(mask.device)
+    distance = np.asarray(distance_transform_edt(~mask.numpy(force=True)))
+    return torch.from_numpy(distance <= by).to(mask.device)

@@ -7,7 +7,6 @@ fourteen layers. A model in which no module is a block has a layer for each modu
 """
 
 import copy
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TypeVar
@@ -29,7 +28,7 @@ from ..models.wrapping import wrap
 __all__ = ["layers_of", "randomised"]
 
 Model = TypeVar("Model", VisionModel, nn.Module)
-Layers = Mapping[str, tuple[str, ...]]
+Layers = dict[str, tuple[str, ...]]
 
 _LAYERS: WeakKeyDictionary[VisionModel, Layers] = WeakKeyDictionary()
 
@@ -70,13 +69,15 @@ def randomised(
     parameters = dict(module.named_parameters(remove_duplicate=False))
     done: set[int] = set()  # a parameter that two layers share is drawn once, with the later one
     with torch.no_grad():
-        for layer in list(reversed(found))[:layers]:
+        for layer in [*reversed(found)][:layers]:
             for name in found[layer]:
                 parameter = parameters[name]
                 if id(parameter) not in done and parameter.is_floating_point() and parameter.numel() > 1:
                     parameter.copy_(_drawn(parameter, crc32(f"{seed}/{name}".encode())))
                 done.add(id(parameter))
-    return replace(model, module=module) if isinstance(model, VisionModel) else module
+    if isinstance(model, VisionModel):
+        return replace(model, module=module)
+    return module  # pyright: ignore[reportReturnType]  (of the class of `model`: it is a copy)
 
 
 def layers_of(model: VisionModel, image: Float[Tensor, "1 channels height width"] | None = None) -> Layers:
