@@ -11,6 +11,7 @@ from run_folder import SCHEMA, evaluated, manifest, write_run
 
 from vitrail.errors import OptionError, RunFolderError
 from vitrail.evaluate.reading import Failure, read_run
+from vitrail.evaluate.report import build_board
 
 
 def small(folder, rows=None, **other):
@@ -152,7 +153,7 @@ def test_a_real_evaluation_comes_back_as_it_was_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_fifty_thousand_images_are_read_within_ten_seconds(tmp_path):
+def test_fifty_thousand_images_are_read_and_compared_within_seconds(tmp_path):
     images, methods, steps, block = 50_000, 12, 20, 500
     told = manifest(images, [f"m{k}" for k in range(methods)], {"plain": {}}, block=block)
     folder = write_run(tmp_path / "run", told | {"images": 1}, [])
@@ -169,8 +170,10 @@ def test_fifty_thousand_images_are_read_within_ten_seconds(tmp_path):
         pq.write_table(table, folder / "rows" / f"block-{b:06d}.parquet")
     started = time.perf_counter()
     run = read_run(folder)
-    tables = [run.curves(method, "plain").values["hit"] for method in run.methods]
+    read = time.perf_counter() - started
+    board = build_board([run])
     took = time.perf_counter() - started
-    assert all(table.shape == (images, steps) for table in tables)
-    print(f"{len(run.rows):,} rows in {took:.1f} s")  # noqa: T201 (the figure that is asked for)
-    assert took < 10
+    assert all(curves.values["hit"].shape == (images, steps) for curves in board.curves.values())
+    assert len(board.columns[0].pairs) == methods * (methods - 1)
+    print(f"{len(run.rows):,} rows: {read:.1f} s to read, {took:.1f} s with the table")  # noqa: T201 (what is asked for)
+    assert took < 20  # 10 on a machine of one's own

@@ -248,7 +248,7 @@ def test_the_page_tells_numbers_failures_and_the_whole_protocol(written):
     assert "sharp is how sharply it falls." in text
     for fact in ("9a0b" * 16, "5f1c" * 16, "2026-01-31T12:00:00+00:00", "my run", "After Somebody 2020."):
         assert fact in text
-    assert "The maps are of the predicted class; the model predicts the true one on 60 of 60 images (100.0%)." in text
+    assert "The maps are of the predicted class; the model predicts the true one on 60 of 60 images (100.0 %)." in text
 
 
 def test_best_and_worst_images_are_those_where_a_method_leads_the_others(written, place):
@@ -350,10 +350,12 @@ def test_a_protocol_measured_otherwise_is_warned_of(tmp_path):
     told = json.loads((second / "manifest.json").read_text()) | {"protocols": {"overlap": {"sharp": 2}}}
     (second / "manifest.json").write_text(json.dumps(told))
     written = write_report([first, second], tmp_path / "out", resamples=100)
-    assert "run (1) and run (2) measured overlap differently (sharp 1 against 2): the numbers are not comparable." in (
-        written.warnings
-    )
+    said = "measured overlap differently (sharp 1 against 2): shown apart, for the numbers do not compare."
+    assert f"run (1) and run (2) {said}" in written.warnings
     assert "run (1)/good" in Page(written.page.read_text()).text
+    titles = [column.title for column in written.board.columns]
+    assert titles == [f"overlap [sharp={k}]: {name}" for k in (1, 2) for name in ("mIoU", "size")]
+    assert list(written.board.columns[2].cells) == ["run (2)/good", "run (2)/level", "run (2)/bad"]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The leaderboard: every method of every run against every number that its protocols give, with all comparisons."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class Board:
 def build_board(runs: Sequence[EvaluationRun], *, resamples: int = RESAMPLES, seed: int = 0) -> Board:
     """Put the numbers of all runs side by side; images of several runs are the same where their names are.
 
+    A protocol that they measured with different options is shown apart for each, since such numbers do not compare.
+
     Raises:
         RunFolderError: for rows that a protocol of this version cannot read.
     """
@@ -101,14 +104,11 @@ def build_board(runs: Sequence[EvaluationRun], *, resamples: int = RESAMPLES, se
     places, images = _places(runs)
     curves: dict[tuple[str, str], Curves] = {}
     found: dict[tuple[str, str], dict[str, Statistic]] = {}
-    for protocol in dict.fromkeys(name for run in runs for name in run.protocols):
-        for entry in entries:
-            run = runs[entry.run]
-            if protocol not in run.protocols:
-                continue
-            own = curves[entry.label, protocol] = run.curves(entry.method, protocol)
-            for name, statistic in _summary(run, protocol, own).items():
-                found.setdefault((protocol, name), {})[entry.label] = _placed(
+    for shown, (protocol, having) in _measured(runs).items():
+        for entry in (one for one in entries if one.run in having):
+            own = curves[entry.label, shown] = runs[entry.run].curves(entry.method, protocol)
+            for name, statistic in _summary(runs[entry.run], protocol, own).items():
+                found.setdefault((shown, name), {})[entry.label] = _placed(
                     statistic, places[entry.run][own.images], len(images)
                 )
     columns = _columns(found, resamples, seed)
@@ -127,6 +127,26 @@ def run_names(runs: Sequence[EvaluationRun]) -> list[str]:
 def protocol_info(name: str) -> ProtocolInfo | None:
     """What the registry knows of a protocol; one run twice with other options goes by "name:something"."""
     return PROTOCOLS.get(name) or PROTOCOLS.get(name.partition(":")[0])
+
+
+def _measured(runs: Sequence[EvaluationRun]) -> Mapping[str, tuple[str, list[int]]]:
+    """The protocols by the names under which they are shown, and the runs that have them.
+
+    One that runs measured with different options is several, told apart by these: their numbers are not comparable.
+    """
+    found = {}
+    for protocol in dict.fromkeys(name for run in runs for name in run.protocols):
+        kinds: dict[str, list[int]] = {}
+        for number, run in enumerate(runs):
+            if protocol in run.protocols:
+                kinds.setdefault(json.dumps(run.protocols[protocol], sort_keys=True), []).append(number)
+        options = [dict(runs[having[0]].protocols[protocol]) for having in kinds.values()]
+        names = dict.fromkeys(key for one in options for key in one)
+        apart = [name for name in names if len({json.dumps(one.get(name, "–")) for one in options}) > 1]
+        for one, having in zip(options, kinds.values(), strict=True):
+            said = ", ".join(f"{name}={one.get(name, '–')}" for name in apart)
+            found[f"{protocol} [{said}]" if said else protocol] = (protocol, having)
+    return found
 
 
 def _summary(run: EvaluationRun, protocol: str, curves: Curves) -> Mapping[str, Statistic]:

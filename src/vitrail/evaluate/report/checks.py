@@ -42,7 +42,9 @@ def _differing(names: Sequence[str], runs: Sequence[EvaluationRun]) -> list[str]
             here, there = dict(first.protocols[protocol]), dict(run.protocols[protocol])
             if here != there:
                 said = _difference(here, there)
-                found.append(f"{pair} measured {protocol} differently ({said}): the numbers are not comparable.")
+                found.append(
+                    f"{pair} measured {protocol} differently ({said}): shown apart, for the numbers do not compare."
+                )
         here, there = first.manifest.get("versions"), run.manifest.get("versions")
         if here != there:
             found.append(f"{pair} were made by different versions: {_difference(here, there)}.")
@@ -71,7 +73,8 @@ def _short(value: Any) -> str:
 
 def _coverage(board: Board) -> list[str]:
     """Where methods are averages over different images, and where there are too few of them."""
-    found = []
+    fewer_in: dict[str, list[str]] = {}
+    few_in: dict[int, list[str]] = {}
     for protocol in board.protocols:
         own = [column for column in board.columns if column.protocol == protocol]
         sizes = {label: cell.size for column in own[:1] for label, cell in column.cells.items()}
@@ -80,10 +83,17 @@ def _coverage(board: Board) -> list[str]:
         most = max(sizes.values())
         fewer = [f"{label} {size}" for label, size in sizes.items() if size < most]
         if fewer:
-            found.append(
-                f"{protocol}: not all methods are measured on the same images (most: {most}; {', '.join(fewer)}). "
-                "Their means are over different images; the paired differences are over those that both have."
-            )
+            fewer_in.setdefault(f"most: {most}; {', '.join(fewer)}", []).append(protocol)
         if 0 < most < FEW:
-            found.append(f"{protocol}: {most} images are few; the intervals are too short to be 95 % ones.")
-    return found
+            few_in.setdefault(most, []).append(protocol)
+    return [
+        *(
+            f"{', '.join(protocols)}: not all methods are measured on the same images ({said}). Their means are over "
+            "different images; the paired differences are over those that both have."
+            for said, protocols in fewer_in.items()
+        ),
+        *(
+            f"{', '.join(protocols)}: {most} images are few; the intervals are too short to be 95 % ones."
+            for most, protocols in few_in.items()
+        ),
+    ]

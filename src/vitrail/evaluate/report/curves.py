@@ -20,7 +20,7 @@ __all__ = ["Chart", "charts", "draw_chart", "draw_charts", "svg_of"]
 
 MOST_STEPS = 51  # of a band: more cannot be seen
 WIDE, HIGH = 3.5, 2.25  # a panel, in inches
-LEFT, RIGHT, BELOW, HEAD = 0.62, 0.14, 0.5, 0.36
+LEFT, RIGHT, BELOW, HEAD = 0.62, 0.26, 0.5, 0.36
 MARGIN, ROW, LEGEND = 0.14, 0.2, 2.3
 
 

@@ -109,9 +109,8 @@ def _explained(run: EvaluationRun) -> str:
     if not labelled:
         return f"{said}; the true classes are not known."
     right = sum(one.label == one.predicted for one in labelled)
-    return (
-        f"{said}; the model predicts the true one on {right} of {len(labelled)} images ({right / len(labelled):.1%})."
-    )
+    share = f"{100 * right / len(labelled):.1f} %"
+    return f"{said}; the model predicts the true one on {right} of {len(labelled)} images ({share})."
 
 
 def _code(text: str) -> Markup:
