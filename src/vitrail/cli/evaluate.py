@@ -57,6 +57,9 @@ def evaluate_command(
     boxes: Annotated[Path | None, typer.Option("--boxes", help="A table of boxes, or a folder of XML files.")] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="A table of files and classes.")] = None,
     masks: Annotated[Path | None, typer.Option("--masks", help="A folder of masks.")] = None,
+    category: Annotated[
+        int | None, typer.Option("--category", help="The value of a mask that is the object. Default: all but 0.")
+    ] = None,
     guide: Annotated[str | None, typer.Option("--guide", help="The picture beside which stitched: lays each.")] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="So many images at most, evenly over the classes.")
@@ -96,7 +99,7 @@ def evaluate_command(
         name, value = split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
         owner, _, own = name.partition(".")
         words.setdefault(owner, {})[own] = value
-    known: dict[str, Any] = {"boxes": boxes, "labels": labels, "masks": masks, "guide": guide}
+    known: dict[str, Any] = {"boxes": boxes, "labels": labels, "masks": masks, "guide": guide, "category": category}
     cluster: dict[str, Any] = {"address": address, "workers": workers}
     try:
         failed = run(

@@ -5,7 +5,7 @@ many images, methods and protocols into the same passes of the model.
 
     logits = yield Images(9, lambda rows: perturbed(rows))      # "rows classes"
     logits = yield Tokens(case.image, kept)                     # "rows classes"
-    scores = yield Maps(images, targets=[3])                    # "images targets rows cols"
+    scores = yield Maps(images, targets=[3])                    # "images rows cols"
     return [Measured("hit", 0.1, 1.0), …]
 """
 
@@ -40,7 +40,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """What map does the method that is being measured give for other images, or for other classes?
+    """What map does the method that is being measured give for other images, or for other classes? One class each.
 
     `randomised` is the number of the model's last layers whose parameters are drawn anew first (0: none).
     """

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +40,7 @@ class Outcome:
 
 def evaluate(
     model: VisionModel | nn.Module,
-    data: str | os.PathLike[str] | Dataset,
+    data: str | Path | Dataset,
     methods: str | Sequence[str] = "complete",
     protocols: Sequence[str] = (),
     *,
@@ -134,7 +133,7 @@ def evaluate(
 
 
 def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:
-    """All that decides a run's numbers, as plain JSON values; two runs that differ in the date alone are the same run."""
+    """All that decides a run's numbers, as plain JSON values; runs that differ in the date alone are the same run."""
     return {
         "format": FORMAT,
         "data": data.describe(),

@@ -53,6 +53,7 @@ class Worker:
     smaller: Any = None
     _answerer: Answerer = field(init=False)
     _layout: TokenLayout | None = field(default=None, init=False)
+    _randomised: tuple[int, VisionModel] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.preprocess = fitted(self.model, self.plan)
@@ -123,7 +124,8 @@ class Worker:
                     target=explained,
                     grid=(self._layout.rows, self._layout.cols),
                     prefix=self._layout.prefix,
-                    black=tuple(-m / s for m, s in zip(mean, std, strict=True)),
+                    black=tuple((0 - m) / s for m, s in zip(mean, std, strict=True)),
+                    white=tuple((1 - m) / s for m, s in zip(mean, std, strict=True)),
                     seed=self.plan.seed * 1_000_003 + image.index,
                     label=image.label,
                     boxes=found.boxes,
@@ -162,7 +164,7 @@ class Worker:
     ) -> Float[Tensor, "images rows cols"]:
         model = self.model
         if stage:
-            model = randomised(model, stage, self.plan.seed)
+            model = self._drawn_anew(stage)
         options: dict[str, Any] = dict(self.plan.methods[chosen.label])
         if chosen.gradient is not None:
             options["gradient"] = chosen.gradient
@@ -181,6 +183,13 @@ class Worker:
                     raise
                 self._answerer.batch //= 2
                 self._answerer.smaller(self._answerer.batch)
+
+    def _drawn_anew(self, stage: int) -> VisionModel:
+        """The model with its last layers drawn anew; one copy at a time, which serves all images of a block."""
+        if self._randomised is None or self._randomised[0] != stage:
+            self._randomised = None  # before the next one is made
+            self._randomised = (stage, randomised(self.model, stage, self.plan.seed))
+        return self._randomised[1]
 
     # -- measures ------------------------------------------------------------------------------------------------------
 

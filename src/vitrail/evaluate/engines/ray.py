@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -58,7 +58,7 @@ def run_ray(
         model = ray.put(replace(worker.model, module=worker.model.module.cpu() if on_gpu else worker.model.module))
         numbers = ray.data.from_items([{"block": number} for number in blocks], override_num_blocks=len(blocks))
         done = numbers.map(
-            _Measure,
+            cast("Any", _Measure),  # Ray's annotation knows functions alone
             fn_constructor_args=(model, worker.data, worker.plan, str(worker.model.device.type)),
             compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
             num_cpus=threads if not each else 1,
