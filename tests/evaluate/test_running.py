@@ -288,7 +288,7 @@ def test_a_model_without_preprocessing_is_refused(model, pictures, tmp_path):
 def test_a_damaged_block_is_named(whole, tmp_path):
     path = tmp_path / "block-000000.parquet"
     path.write_bytes((whole / "rows" / "block-000000.parquet").read_bytes()[:-20])
-    with pytest.raises(RunFolderError, match="block-000000.parquet holds no rows .*remove it"):
+    with pytest.raises(RunFolderError, match="block-000000.parquet is damaged or cannot be read .*delete it"):
         read_part(path)
 
 

@@ -9,11 +9,10 @@ from typing import IO, Any
 
 from ..errors import RunFolderError, RunFolderInUseError
 from ..files import atomic_write, writable_folder
-from .rows import Done, block_name
+from .rows import FORMAT, Done, block_name
 
-__all__ = ["FORMAT", "RunFolder"]
+__all__ = ["RunFolder"]
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 ROWS = "rows"

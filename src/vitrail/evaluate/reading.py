@@ -12,27 +12,15 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ..errors import OptionError, RunFolderError
+from .rows import COLUMNS, FORMAT, WORDS, Failure, read_part
 from .statistics import Curves
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FORMAT", "About", "EvaluationRun", "Failure", "read_run"]
+__all__ = ["About", "EvaluationRun", "read_run"]
 
-FORMAT = 1
-COLUMNS = ("image", "source", "label", "predicted", "target", "method", "protocol", "measure", "step", "value")
-WORDS = ("source", "method", "protocol", "measure")  # columns of few different words
 NEEDED = ("methods", "protocols", "images")
-
-
-class Failure(NamedTuple):
-    """What could not be measured, and why; `method` and `protocol` are None for an image that could not be read."""
-
-    image: int
-    source: str
-    method: str | None
-    protocol: str | None
-    reason: str
 
 
 class About(NamedTuple):
@@ -228,9 +216,9 @@ def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
     tables, failures = [], []
     files = sorted((path / "rows").glob("block-*.parquet"))
     for file in files:
-        table = _block(file)
-        failures += _failures(file, table)
-        tables.append(table.replace_schema_metadata(None))
+        table, failed = read_part(file)
+        failures += failed
+        tables.append(table)
     run = EvaluationRun(path, manifest, _joined(tables), tuple(failures), len(files))
     unknown = set(run._names["method"]) - set(run.methods)
     unknown |= set(run._names["protocol"]) - set(run.protocols)
@@ -265,43 +253,14 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _block(path: Path) -> "pa.Table":
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise OptionError('the rows of a run are read with pyarrow: pip install "vitrail[evaluate]"') from error
-    try:
-        with pq.ParquetFile(path, read_dictionary=list(WORDS)) as file:
-            missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise RunFolderError(f"{path} is damaged: it has no column {', '.join(missing)}")
-            table = file.read(columns=list(COLUMNS))
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
-        raise RunFolderError(
-            f"{path} is damaged or cannot be read ({said}); delete it and run the evaluation again, which makes it anew"
-        ) from error
-    return table
-
-
-def _failures(path: Path, table: "pa.Table") -> list[Failure]:
-    text = (table.schema.metadata or {}).get(b"failures", b"[]")
-    try:
-        return [Failure(**{name: one.get(name) for name in Failure._fields}) for one in json.loads(text)]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise RunFolderError(f"{path} is damaged: its failures cannot be read ({error})") from error
-
-
 def _joined(tables: "list[pa.Table]") -> "pa.Table":
     """One table, its words coded alike from block to block."""
     import pyarrow as pa
 
     if not tables:
-        whole, words = pa.int32(), pa.dictionary(pa.int32(), pa.string())
-        kinds = {name: words if name in WORDS else whole for name in COLUMNS}
-        kinds |= {"step": pa.float64(), "value": pa.float64()}
-        return pa.schema(list(kinds.items())).empty_table()
+        words = pa.dictionary(pa.int32(), pa.string())
+        kinds = [(name, words if name in WORDS else pa.type_for_alias(kind)) for name, kind in COLUMNS]
+        return pa.schema(kinds).empty_table()
     return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().combine_chunks()
 
 

@@ -4,9 +4,9 @@ there."""
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import OptionError, RunFolderError
 from .questions import Measured
@@ -14,13 +14,14 @@ from .questions import Measured
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COLUMNS", "Done", "Failure", "Part", "block_name", "encoded", "read_part"]
+__all__ = ["COLUMNS", "FORMAT", "WORDS", "Done", "Failure", "Part", "block_name", "encoded", "read_part"]
 
+FORMAT = 1  # of a run's folder
 FAILURES = b"failures"
+WORDS = ("source", "method", "protocol", "measure")  # columns of few different words
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """What could not be measured and why; without a method it is the image itself, without a protocol the map."""
 
     image: int
@@ -88,7 +89,7 @@ def encoded(part: Part) -> bytes:
     """The rows of a block, and what failed in it, as a Parquet file; equal rows give equal bytes."""
     pa, parquet = _arrow()
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS])
-    failures = json.dumps([asdict(failure) for failure in part.failures]).encode()
+    failures = json.dumps([failure._asdict() for failure in part.failures]).encode()
     table = pa.table(part.columns, schema=schema).replace_schema_metadata({FAILURES: failures})
     file = io.BytesIO()
     parquet.write_table(table, file, compression="zstd")
@@ -96,22 +97,30 @@ def encoded(part: Part) -> bytes:
 
 
 def read_part(path: Path) -> "tuple[pa.Table, list[Failure]]":
-    """The rows of a block, and what failed in it.
+    """The rows of a block, words as places in a dictionary, and what failed in it.
 
     Raises:
         RunFolderError: naming the file, when it is damaged or of another kind.
+        OptionError: where pyarrow is not installed.
     """
     pa, parquet = _arrow()
     try:
-        table = parquet.read_table(path, memory_map=False)
-        failures = json.loads((table.schema.metadata or {})[FAILURES])
-        if table.column_names != [name for name, _ in COLUMNS]:
-            raise KeyError(f"its columns are {', '.join(table.column_names)}")
-        return table, [Failure(**failure) for failure in failures]
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        with parquet.ParquetFile(path, read_dictionary=list(WORDS)) as file:
+            missing = [name for name, _ in COLUMNS if name not in file.schema_arrow.names]
+            if missing:
+                raise RunFolderError(f"{path} is damaged: it has no column {', '.join(missing)}")
+            table = file.read(columns=[name for name, _ in COLUMNS])
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())
         raise RunFolderError(
-            f"{path} holds no rows of an evaluation ({error}); remove it, and start the run again to make it anew"
+            f"{path} is damaged or cannot be read ({said}); delete it and run the evaluation again, which makes it anew"
         ) from error
+    text = (table.schema.metadata or {}).get(FAILURES, b"[]")
+    try:
+        failures = [Failure(**{name: one.get(name) for name in Failure._fields}) for one in json.loads(text)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RunFolderError(f"{path} is damaged: its failures cannot be read ({error})") from error
+    return table.replace_schema_metadata(None), failures
 
 
 def _arrow() -> Any:

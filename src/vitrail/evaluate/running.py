@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +19,10 @@ from ..models import VisionModel, wrap
 from ..models.readiness import refuse_training
 from .data import Dataset, open_data
 from .engines import find_engine, holding
-from .folder import FORMAT, RunFolder
+from .folder import RunFolder
 from .plan import Plan, make_plan
 from .protocols import find_protocol
+from .rows import FORMAT
 from .worker import Worker, fitted
 
 __all__ = ["Outcome", "digest_of", "evaluate"]
@@ -141,6 +143,7 @@ def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]
         "model": {
             "name": model.name,
             **model.metadata,
+            "class_names": None if model.class_names is None else list(model.class_names),
             "weights": digest_of(model.module),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
