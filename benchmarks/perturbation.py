@@ -1,16 +1,35 @@
-"""Positive and negative perturbation as the released script of Transformer-Explainability goes about it.
+"""Positive and negative perturbation as the released script of Transformer-Explainability goes about it, and as we do.
 
-Batch by batch and share by share, the images are copied, the pixels that `topk` names are set to black, the copies are
-normalised, and the model is asked; every measure goes to the processor by itself. The script is run once for each way,
-and each run asks for the unperturbed images again. Nothing in it switches gradients off, and its batch is of 16 images
-unless it is told otherwise; `batch=1` and `gradients=False` are the slower and the quicker reading.
+    python benchmarks/perturbation.py --checkpoint W --images FOLDER [--count 16] [--rounds 3]
+
+prints, for the same photographs and maps within one run, the time of the script in three readings, of our protocol on
+pixels (the same hits, which is checked) and with tokens left out (hits of its own), and of the bare forward passes that
+the pixels need.
+
+The script: batch by batch and share by share, the images are copied, the pixels that `topk` names are set to black, the
+copies are normalised, and the model is asked; every measure goes to the processor by itself. It is run once for each
+way, and each run asks for the unperturbed images again. Nothing in it switches gradients off, and its batch is of 16
+images unless it is told otherwise; `batch=1` and `gradients=False` are the slower and the quicker reading.
 """
 
+import argparse
+import statistics
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from environment import describe_machine
+from PIL import Image
 from torch import Tensor
+
+import vitrail
+from vitrail.evaluate.answering import Answerer
+from vitrail.evaluate.case import Case
+from vitrail.evaluate.perturbation import enlarged
+from vitrail.evaluate.protocols.perturbation import perturbation
 
 __all__ = ["official_loop"]
 
@@ -63,3 +82,96 @@ def _measures(after: Tensor, before: Tensor, truth: Tensor) -> list[np.ndarray]:
         probabilities.detach().amax(dim=1) - before.softmax(dim=1).amax(dim=1),
     ]
     return [one.detach().cpu().numpy() for one in numbers]
+
+
+def our_hits(model: vitrail.VisionModel, pixels: Tensor, maps: Tensor, labels: Tensor, unit: str) -> np.ndarray:
+    """The same by the protocol `perturbation`; `maps` are of patches."""
+    answerer = Answerer(model, 32)
+    normalised = (pixels - 0.5) / 0.5
+    cases = [
+        Case(
+            index=index,
+            source=str(index),
+            image=image,
+            logits=logits,
+            target=int(logits.argmax()),
+            grid=(maps.shape[1], maps.shape[2]),
+            prefix=1,
+            black=(-1.0, -1.0, -1.0),
+            label=int(label),
+        )
+        for index, (image, logits, label) in enumerate(
+            zip(normalised, answerer.logits(normalised), labels, strict=True)
+        )
+    ]
+    asked = [perturbation(case, scores, unit=unit) for case, scores in zip(cases, maps, strict=True)]
+    hits = np.zeros((2, len(SHARES), len(cases)))
+    for number, measured in enumerate(answerer.run(asked, lambda *_: torch.empty(0))):
+        if isinstance(measured, Exception):
+            raise measured
+        for way, name in enumerate(("positive.hit", "negative.hit")):
+            hits[way, :, number] = [one.value for one in measured if one.measure == name][1:]
+    return hits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="weights of timm/vit_tiny_patch16_224")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of photographs")
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    model = vitrail.load("timm/vit_tiny_patch16_224", checkpoint=given.checkpoint)
+    paths = sorted(path for path in given.images.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
+    pictures = [np.asarray(Image.open(path).convert("RGB").resize((224, 224))) for path in paths[: given.count]]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    explained = vitrail.explain(model, (pixels - 0.5) / 0.5, method="gae", batch_size=8)
+    maps, labels = explained.scores, explained.target
+    large = enlarged(maps, (224, 224))
+    with torch.no_grad():
+        passes = (pixels - 0.5).mul(2).repeat(19, 1, 1, 1).split(32)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in passes:
+                model.module(batch)
+
+    rows: dict[str, Callable[[], Any]] = {
+        "released script, batch 16, gradients on": lambda: official_loop(model.module, pixels, large, labels),
+        "the same, gradients off": lambda: official_loop(model.module, pixels, large, labels, gradients=False),
+        "image by image, gradients off": lambda: official_loop(
+            model.module, pixels, large, labels, batch=1, gradients=False
+        ),
+        "vitrail, pixels": lambda: our_hits(model, pixels, maps, labels, "pixel"),
+        "vitrail, patches": lambda: our_hits(model, pixels, maps, labels, "patch"),
+        "vitrail, tokens left out": lambda: our_hits(model, pixels, maps, labels, "token"),
+        "bare forward passes (19 an image)": bare,
+    }
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    hits: dict[str, Any] = {}
+    for _ in range(given.rounds + 1):  # the first round warms up
+        for name, run in rows.items():
+            start = time.perf_counter()
+            hits[name] = run()
+            times[name].append(time.perf_counter() - start)
+    print(describe_machine())
+    print(f"{len(pixels)} images, {given.rounds} rounds, median\n")
+    same = np.array_equal(hits["vitrail, pixels"], hits["released script, batch 16, gradients on"])
+    print(f"hits of vitrail, pixels equal those of the script: {'yes' if same else 'NO'}\n")
+    names = [name for name in rows if "vitrail" not in name and "bare" not in name]
+    print("| | seconds | over the bare passes | " + " | ".join(f"{name}: ×" for name in names) + " |")
+    print("| --- " * (3 + len(names)) + "|")
+    for name in rows:
+        median = statistics.median(times[name][1:])
+        # Ratios within a round, since the machine's speed changes from round to round.
+        ratios = [_ratio(times[other], times[name]) for other in names]
+        over = _ratio(times[name], times["bare forward passes (19 an image)"])
+        print(f"| {name} | {median:.2f} | {over:.2f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above[1:], below[1:], strict=True))
+
+
+if __name__ == "__main__":
+    main()
