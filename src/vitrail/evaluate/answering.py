@@ -116,14 +116,14 @@ class Answerer:
         images = [question.image.expand(len(question.patches), -1, -1, -1) for question in asked.values()]
         patches = torch.cat([question.patches for question in asked.values()])
         everything, answers, start = torch.cat(images), [], 0
-        while start < len(patches):
-            some = slice(start, start + self.batch)
-            try:
+        try:
+            while start < len(patches):
+                some = slice(start, start + self._rows_of(patches.shape[1], everything[:1]))
                 answers.append(self._fewer(everything[some], patches[some]))
-            except VitrailError as error:  # a model whose tokens cannot be left out
-                yield from ((number, error) for number in asked)
-                return
-            start += len(answers[-1])
+                start += len(answers[-1])
+        except VitrailError as error:  # a model whose tokens cannot be left out
+            yield from ((number, error) for number in asked)
+            return
         parts = torch.cat(answers).split([len(question.patches) for question in asked.values()])
         yield from zip(asked, parts, strict=True)
 
@@ -131,10 +131,18 @@ class Answerer:
         """The model's logits; where memory runs out, in halves, and so from then on."""
         return self._in_halves(lambda some: self.model.logits(some), images)
 
-    def _fewer(self, images: Tensor, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
+    def _rows_of(self, kept: int, image: Tensor) -> int:
+        """As many rows of so few tokens as hold the tokens of a whole batch; four times as many at most."""
+        patches = self._drops(image).run.layout.patches
+        return self.batch * min(4, max(1, patches // max(1, kept)))
+
+    def _drops(self, image: Float[Tensor, "1 channels height width"]) -> TokenDropper:
         if self._dropper is None:
-            self._dropper = _dropper(self.model, images[:1])
-        dropper = self._dropper
+            self._dropper = _dropper(self.model, image)
+        return self._dropper
+
+    def _fewer(self, images: Tensor, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
+        dropper = self._drops(images[:1])
         return self._in_halves(lambda some, kept: dropper.logits_of(some, kept), images, patches)
 
     def _in_halves(self, ask: Callable[..., Tensor], *rows: Tensor) -> Tensor:
