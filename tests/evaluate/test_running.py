@@ -1,12 +1,7 @@
 """A run that is interrupted, killed, refused, or out of memory or disk ends with the same bytes, or says why."""
 
 import json
-import os
 import resource
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -295,54 +290,3 @@ def test_a_damaged_block_is_named(whole, tmp_path):
 def test_the_digest_tells_weights_apart(model):
     assert digest_of(model.module) == digest_of(tiny().module)
     assert digest_of(model.module) != digest_of(tiny(class_token=False, global_pool="avg").module)
-
-
-# -- killed ------------------------------------------------------------------------------------------------------------
-
-RUN = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from evaluate.test_running import QUESTION, tiny
-from vitrail.evaluate.running import evaluate
-evaluate(tiny(), sys.argv[1], output=sys.argv[2], engine=sys.argv[4], **QUESTION)
-"""
-
-
-def _start(pictures: Path, output: Path, engine: str = "local", **options) -> subprocess.Popen:
-    tests = Path(__file__).parent.parent
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    program = [sys.executable, "-c", RUN, str(pictures), str(output), str(tests), engine]
-    return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, **options)
-
-
-def _kill_when(process: subprocess.Popen, when) -> None:
-    while process.poll() is None and not when():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-@pytest.mark.slow
-def test_killed_at_ten_moments_it_ends_with_the_same_bytes(pictures, whole, tmp_path):
-    """Each process is killed a random moment after it has begun to write, until one ends by itself."""
-    generator = np.random.default_rng(0)
-    kills = 0
-    for _ in range(10):
-        there = len(list(tmp_path.glob("rows/*")))
-        process = _start(pictures, tmp_path)
-        delay = float(generator.uniform(0, 0.6))
-        begun: list[float] = []
-
-        def moment(begun=begun, there=there, delay=delay) -> bool:
-            if not begun and (tmp_path / "run.lock").exists() and len(list(tmp_path.rglob("*"))) > there:
-                begun.append(time.monotonic())
-            return bool(begun) and time.monotonic() - begun[0] > delay
-
-        _kill_when(process, moment)
-        kills += process.returncode == -signal.SIGKILL
-    assert kills == 10
-    last = _start(pictures, tmp_path)
-    _, said = last.communicate()
-    assert last.returncode == 0, said.decode()
-    assert results(tmp_path) == results(whole)
-    assert not list(tmp_path.rglob("*.tmp"))

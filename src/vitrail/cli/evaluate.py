@@ -76,6 +76,9 @@ def evaluate_command(
     engine: Annotated[str, typer.Option("--engine", help="local (torchrun shares it out) or ray.")] = "local",
     address: Annotated[str | None, typer.Option("--address", help="Of the Ray cluster; auto finds it.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Ray's actors at most.")] = None,
+    gpus: Annotated[
+        float | None, typer.Option("--gpus", help="Of each actor; 0.5 lets two share one. Default: 1 on CUDA.")
+    ] = None,
     size: shared.InputSize = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
@@ -87,7 +90,7 @@ def evaluate_command(
     Interrupt it whenever you like, and start it again: it goes on where it was. `vitrail report OUTPUT` draws the rest.
     """
     from vitrail.cli.evaluating import run
-    from vitrail.errors import VitrailError
+    from vitrail.errors import OptionError, VitrailError
 
     if list_:
         _list(as_json)
@@ -100,8 +103,11 @@ def evaluate_command(
         owner, _, own = name.partition(".")
         words.setdefault(owner, {})[own] = value
     known: dict[str, Any] = {"boxes": boxes, "labels": labels, "masks": masks, "guide": guide, "category": category}
-    cluster: dict[str, Any] = {"address": address, "workers": workers}
+    cluster = {"address": address, "workers": workers, "gpus": gpus}
+    cluster = {key: value for key, value in cluster.items() if value is not None}
     try:
+        if cluster and engine != "ray":
+            raise OptionError(f"--{next(iter(cluster))} is for --engine ray, and the engine is {engine}")
         failed = run(
             data,
             model,
@@ -123,7 +129,7 @@ def evaluate_command(
                 "batch_size": batch_size,
                 "keep": keep,
                 "engine": engine,
-                "engine_options": {key: value for key, value in cluster.items() if value is not None},
+                "engine_options": cluster,
             },
         )
     except VitrailError as error:

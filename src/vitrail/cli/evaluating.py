@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from vitrail.cli.console import one_line
 from vitrail.cli.loading import load_named
 
 __all__ = ["run"]
+
+SILENCE = 60.0  # seconds after which a log is told that the run is alive
 
 
 def run(
@@ -51,7 +54,8 @@ def run(
             "images": outcome.images,
             "measured": outcome.measured,
             "rows": len(found.rows),
-            "failures": len(found.failures),
+            "failures": len(failures),
+            "unknown": len(found.failures) - len(failures),  # what the data do not tell of an image
             "notes": list(outcome.notes),
         }
         typer.echo(json.dumps(document, indent=2))
@@ -60,7 +64,10 @@ def run(
         typer.echo(f"note: {one_line(note)}", err=True)
     for failure in failures[:10]:
         where = " ".join(word for word in (failure.source, failure.method, failure.protocol) if word)
-        typer.echo(f"{one_line(where)}: {one_line(failure.reason)}", err=True)
+        # Most reasons begin with the file's path, of which the line has what matters.
+        folder, found_it, rest = failure.reason.partition(failure.source)
+        reason = rest.lstrip(" :") if found_it and " " not in folder else failure.reason
+        typer.echo(f"{one_line(where)}: {one_line(reason)}", err=True)
     if len(failures) > 10:
         typer.echo(f"… and {len(failures) - 10} failures more, all of them in the report", err=True)
     already = outcome.images - outcome.measured
@@ -99,7 +106,7 @@ def _device_of(rank: int) -> str:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left for eyes; a line for each tenth for a file."""
+    """A bar with rate and time left for eyes; for a file a line for each tenth, and each minute of a long run."""
     columns = (
         TextColumn("evaluating"),
         BarColumn(),
@@ -110,17 +117,25 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=None, rate="")
-        start: list[int] = []
-        tenths = [0]
+        first: list[int] = []
+        said = [0, 0.0]  # the tenth and the second of the last line
 
         def report(done: int, total: int) -> None:
-            start.append(done)
-            elapsed = bar.tasks[0].elapsed or 0
-            rate = (done - start[0]) / elapsed if elapsed else 0
+            first.append(done)
+            elapsed = bar.tasks[task].elapsed or 0.0
+            rate = (done - first[0]) / elapsed if elapsed else 0.0
             bar.update(task, completed=done, total=total, rate=f"{rate:.2f} images/s" if rate else "")
+            if console.is_terminal:
+                return
             tenth = 10 * done // max(total, 1)
-            if not console.is_terminal and tenth > tenths[0]:
-                console.print(f"evaluating: {done} of {total} images, {rate:.2f} a second", soft_wrap=True)
-            tenths[0] = tenth
+            if len(first) == 1:
+                if done:
+                    console.print(f"evaluating: {done} of {total} images are there already", soft_wrap=True)
+            elif tenth > said[0] or elapsed > said[1] + SILENCE:
+                left = f", {timedelta(seconds=round((total - done) / rate))} left" if rate and done < total else ""
+                console.print(f"evaluating: {done} of {total} images, {rate:.2f} a second{left}", soft_wrap=True)
+            else:
+                return
+            said[:] = tenth, elapsed
 
         yield report

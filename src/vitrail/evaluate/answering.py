@@ -113,13 +113,14 @@ class Answerer:
             yield from flush()
 
     def _of_tokens(self, asked: dict[int, Tokens]) -> Iterator[tuple[int, Tensor | VitrailError]]:
-        images = [question.image.expand(len(question.patches), -1, -1, -1) for question in asked.values()]
+        images = torch.stack([question.image for question in asked.values()])
         patches = torch.cat([question.patches for question in asked.values()])
-        everything, answers, start = torch.cat(images), [], 0
+        owners = [place for place, question in enumerate(asked.values()) for _ in question.patches]
+        answers, start = [], 0
         try:
             while start < len(patches):
-                some = slice(start, start + self._rows_of(patches.shape[1], everything[:1]))
-                answers.append(self._fewer(everything[some], patches[some]))
+                some = slice(start, start + self._rows_of(patches.shape[1], images[:1]))
+                answers.append(self._fewer(images[owners[some]], patches[some]))
                 start += len(answers[-1])
         except VitrailError as error:  # a model whose tokens cannot be left out
             yield from ((number, error) for number in asked)

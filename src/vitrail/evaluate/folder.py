@@ -11,7 +11,7 @@ from ..errors import RunFolderError, RunFolderInUseError
 from ..files import atomic_write, writable_folder
 from .rows import FORMAT, Done, block_name
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "compare_runs"]
 
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
@@ -97,15 +97,7 @@ class RunFolder:
                 f"{self.path} holds a run of format {there.get('format')}, and this Vitrail writes format {FORMAT}: "
                 "choose another folder"
             )
-        differ = [
-            f"{key} is {_short(there.get(key))} there and {_short(here.get(key))} here"
-            for key in sorted({*there, *here})
-            if key != DATE and there.get(key) != here.get(key)
-        ]
-        if differ:
-            raise RunFolderError(
-                f"{self.path} holds another run: {'; '.join(differ)}. Choose another --output or ask the same"
-            )
+        compare_runs(there, here, f"{self.path} holds another run", remedy=". Choose another --output or ask the same")
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -117,6 +109,21 @@ class RunFolder:
                 )
             # Held by the open file, so it ends with the process, however that ends.
             yield
+
+
+def compare_runs(there: Mapping[str, Any], here: Mapping[str, Any], saying: str, *, remedy: str = "") -> None:
+    """Refuse a manifest that differs from another in more than the date.
+
+    Raises:
+        RunFolderError: naming what differs.
+    """
+    differ = [
+        f"{key} is {_short(there.get(key))} there and {_short(here.get(key))} here"
+        for key in sorted({*there, *here})
+        if key != DATE and there.get(key) != here.get(key)
+    ]
+    if differ:
+        raise RunFolderError(f"{saying}: {'; '.join(differ)}{remedy}")
 
 
 def _hold(file: IO[bytes]) -> bool:

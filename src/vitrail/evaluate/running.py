@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DataError
+from ..errors import DataError, OptionError
 from ..models import VisionModel, wrap
+from ..models.layout import layout_of
 from ..models.readiness import refuse_training
+from .cost import cost_of
 from .data import Dataset, open_data
-from .engines import find_engine, holding
+from .engines import find_engine
+from .engines.processes import agreed, holding, processes, together
 from .folder import RunFolder
 from .plan import Plan, make_plan
 from .protocols import find_protocol
@@ -32,7 +35,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run lies, how many images it is of, and how many of them were measured just now."""
+    """Where a run lies, how many images it is of, and how many of them were measured just now, by all processes."""
 
     folder: Path
     images: int
@@ -100,38 +103,48 @@ def evaluate(
         model = wrap(model)
     refuse_training(model.module)
     run = find_engine(engine)
+    several = processes() > 1
+    if several and engine != "local":
+        raise OptionError(f"torchrun and engine={engine!r} both share a run out: start it without torchrun")
     folder = RunFolder(output)
     before = (folder.manifest() or {}).get("plan", {})
-    plan = make_plan(
-        methods,
-        protocols,
-        preset=preset,
-        method_options=method_options,
-        protocol_options=protocol_options,
-        target=target,
-        fit=fit,
-        seed=seed,
-        block=block,
-        batch=batch_size or before.get("batch") or _batch_for(model),
-        threads=before.get("threads") or torch.get_num_threads(),
-        keep=keep,
-    )
-    model = replace(model, preprocess=fitted(model, plan))
-    opened = open_data(data, model, limit=limit, seed=seed, **(data_options or {}))
-    _check(opened, plan)
-    manifest = manifest_of(model, opened, plan)
-    worker = Worker(model, opened, plan)
-    with _threads(plan.threads), holding(folder, manifest, worker.blocks()) as (wanting, ours):
-        done = len(opened) - sum(_length(opened, plan, number) for number in wanting)
-        measured = 0
-        if progress is not None:
-            progress(done, len(opened))
-        for one in run(worker, ours, **(engine_options or {})):
-            folder.write(one)
-            measured += one.images
+    with together():
+        # Free memory and threads may differ from process to process, and what they decide changes roundings.
+        batch, threads = agreed(
+            (batch_size or before.get("batch") or _batch_for(model), before.get("threads") or torch.get_num_threads())
+        )
+        plan = make_plan(
+            methods,
+            protocols,
+            preset=preset,
+            method_options=method_options,
+            protocol_options=protocol_options,
+            target=target,
+            fit=fit,
+            seed=seed,
+            block=block,
+            batch=batch,
+            threads=threads,
+            keep=keep,
+        )
+        model = replace(model, preprocess=fitted(model, plan))
+        opened = open_data(data, model, limit=limit, seed=seed, **(data_options or {}))
+        _check(model, opened, plan)
+        worker = Worker(model, opened, plan)
+        with _threads(threads), holding(folder, manifest_of(model, opened, plan), worker.blocks()) as (wanting, ours):
+            done = images = len(opened) - _images(opened, plan, wanting)
             if progress is not None:
-                progress(done + measured, len(opened))
-    return Outcome(folder.path, len(opened), measured, tuple(opened.notes))
+                progress(done, len(opened))
+            for one in run(worker, ours, **(engine_options or {})):
+                folder.write(one)
+                images += one.images
+                if several:  # the others' too
+                    images = len(opened) - _images(opened, plan, set(wanting) - folder.done())
+                if progress is not None:
+                    progress(images, len(opened))
+    if several and progress is not None and images < len(opened):
+        progress(len(opened), len(opened))
+    return Outcome(folder.path, len(opened), len(opened) - done, tuple(opened.notes))
 
 
 def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:
@@ -170,7 +183,8 @@ def digest_of(module: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _check(data: Dataset, plan: Plan) -> None:
+def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
+    """What would fail for every image is said before the first."""
     if not len(data):
         raise DataError("the data hold no image, so there is nothing to measure")
     for name in plan.protocols:
@@ -181,11 +195,15 @@ def _check(data: Dataset, plan: Plan) -> None:
                 f"{name} needs {' and '.join(missing)} of an image, and of these data is known: {known}; give --boxes, "
                 f"--masks or --labels, or leave {name} out"
             )
+    size = fitted(model, plan).size
+    layout = layout_of(model, torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype))
+    for name, options in plan.protocols.items():
+        cost_of(name, options, size, (layout.rows, layout.cols))  # whose questions refuse what cannot be asked
 
 
-def _length(data: Dataset, plan: Plan, block: int) -> int:
-    """How many images a block holds."""
-    return min(plan.block, len(data) - block * plan.block)
+def _images(data: Dataset, plan: Plan, blocks: Collection[int]) -> int:
+    """How many images the blocks hold."""
+    return sum(min(plan.block, len(data) - block * plan.block) for block in blocks)
 
 
 def _batch_for(model: VisionModel) -> int:

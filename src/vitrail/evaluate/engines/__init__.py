@@ -6,10 +6,9 @@ from types import MappingProxyType
 from ...errors import OptionError
 from ..rows import Done
 from .local import run_local
-from .processes import holding
 from .ray import run_ray
 
-__all__ = ["ENGINES", "find_engine", "holding"]
+__all__ = ["ENGINES", "find_engine"]
 
 Engine = Callable[..., Iterator[Done]]
 

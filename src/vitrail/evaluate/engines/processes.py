@@ -4,64 +4,88 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import VitrailError
-from ..folder import RunFolder
+from ..folder import RunFolder, compare_runs
 
-__all__ = ["holding", "local_rank"]
+__all__ = ["agreed", "holding", "local_rank", "processes", "together"]
 
 PATIENCE = timedelta(days=7)  # for the slowest process to end
+
+Value = TypeVar("Value")
+
+
+def processes() -> int:
+    """How many processes torchrun has started for this run; 1 where it has not started this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def local_rank() -> int | None:
     """The number of this process on its machine; None where torchrun has not started it."""
-    return int(os.environ["LOCAL_RANK"]) if _processes() > 1 and "LOCAL_RANK" in os.environ else None
+    return int(os.environ["LOCAL_RANK"]) if processes() > 1 and "LOCAL_RANK" in os.environ else None
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let the processes of torchrun speak to each other in the block; nothing where there is one."""
+    import torch.distributed as dist
+
+    if processes() == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def agreed(value: Value) -> Value:
+    """What the first process has for a value; to be asked by all, within `together`."""
+    if processes() == 1:
+        return value
+    import torch.distributed as dist
+
+    said: list[Any] = [value]
+    dist.broadcast_object_list(said)
+    return said[0]
 
 
 @contextmanager
 def holding(folder: RunFolder, manifest: Mapping[str, Any], blocks: int) -> Iterator[tuple[list[int], list[int]]]:
     """Hold the folder for this run; give the blocks that are wanting, and those of them that are this process's.
 
-    Under torchrun the first process holds it for all, and leaves it when the last one is done.
+    Under torchrun, within `together`, the first process holds it for all, and leaves it when the last one is done.
 
     Raises:
         RunFolderError, RunFolderInUseError, OutputFileError: in every process, as `RunFolder.writing` does.
+        RunFolderError: in a process that sees other data, another model or other versions than the first.
     """
-    if _processes() == 1:
+    if processes() == 1:
         with folder.writing(manifest):
             wanting = _wanting(folder, blocks)
             yield wanting, wanting
         return
     import torch.distributed as dist
 
-    mine = not dist.is_initialized()
-    if mine:
-        dist.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        rank, world = dist.get_rank(), dist.get_world_size()
-        with ExitStack() as stack:
-            said: list[Any] = [None]
-            if rank == 0:
-                try:
-                    stack.enter_context(folder.writing(manifest))
-                    said = [_wanting(folder, blocks)]
-                except VitrailError as error:
-                    said = [error]
-            dist.broadcast_object_list(said)
-            if isinstance(said[0], VitrailError):
-                raise said[0]
-            yield said[0], said[0][rank::world]
-            dist.barrier()
-    finally:
-        if mine:
-            dist.destroy_process_group()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    with ExitStack() as stack:
+        said: Any = None
+        if rank == 0:
+            try:
+                stack.enter_context(folder.writing(manifest))
+                said = _wanting(folder, blocks)
+            except VitrailError as error:
+                said = error
+        said, first = agreed((said, dict(manifest)))
+        if isinstance(said, VitrailError):
+            raise said
+        compare_runs(first, manifest, f"process {rank} would do another run than process 0")
+        yield said, said[rank::world]
+        dist.barrier()
 
 
 def _wanting(folder: RunFolder, blocks: int) -> list[int]:
     done = folder.done()
     return [number for number in range(blocks) if number not in done]
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
