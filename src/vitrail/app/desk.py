@@ -17,7 +17,7 @@ class Desk:
     """What one visitor has before them.
 
     `seen` is what each model saw of the picture, `answers` what can be downloaded, by view, and `stop` is set to end
-    the work that is under way.
+    the work that is under way, on the view `working`.
     """
 
     picture: Picture | None = None
@@ -25,6 +25,7 @@ class Desk:
     seen: dict[str, Seen] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     stop: threading.Event | None = None
+    working: str | None = None
     used: float = 0.0
 
     def put(self, picture: Picture) -> None:

@@ -96,7 +96,7 @@ def bar(scores: Map, *, signed: bool, limit: float | None = None) -> str:
         low, high = min(low, 0.0), max(high, 0.0)
     stops = ", ".join(css(rgb) for rgb in colour(np.linspace(low, high, STOPS) / limit).tolist())
     zero = f'<i style="left:{100 * -low / (high - low):.2f}%"></i>' if low < 0 < high else ""
-    words = ("against", "for") if signed else ("", "")
+    words = ("<em>against</em>", "<em>for</em>") if signed else ("", "")
     left, right = number(low, sign=signed), number(high, sign=signed)
     return (
         f'<div class="vt-bar" role="img" aria-label="scores from {left} to {right}">'
@@ -176,8 +176,12 @@ def curves(
     level: float | None = None,
     low: float | None = None,
     high: float | None = None,
+    ends: tuple[str, str] | None = None,
 ) -> str:
-    """Curves over steps as a small drawing: each a name, a colour and its values; `level` is a dashed line."""
+    """Curves over steps as a small drawing: each a name, a colour and its values; `level` is a dashed line.
+
+    `ends` are the words below the two ends of the axis, by default the steps.
+    """
     count = max(len(values) for _, _, values in lines)
     everything = [value for _, _, values in lines for value in values]
     bottom = min(everything) if low is None else low
@@ -189,13 +193,14 @@ def curves(
 
     drawn = [f'<line x1="40" x2="440" y1="{y}" y2="{y}" class="axis"/>' for y in (15, 150)]
     drawn += [f'<text x="34" y="{y}" text-anchor="end">{number(v)}</text>' for y, v in ((19, top), (153, bottom))]
-    drawn += [f'<text x="40" y="168">0</text><text x="440" y="168" text-anchor="end">{count - 1} steps</text>']
+    left, right = ends or ("0", f"{count - 1} steps")
+    drawn += [f'<text x="40" y="168">{left}</text><text x="440" y="168" text-anchor="end">{right}</text>']
     if level is not None:
         drawn.append(
             f'<line x1="40" x2="440" y1="{place(0, level)[1]:.1f}" y2="{place(0, level)[1]:.1f}" class="level"/>'
         )
     for n, step in enumerate(marks):
-        x = place(step, 0)[0]
+        x = place(step, 0.0)[0]
         drawn.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="15" y2="150" class="mark vt-frame" data-frame="{n}"'
             f"{'' if n == 0 else ' hidden'}/>"

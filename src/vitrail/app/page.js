@@ -15,8 +15,23 @@
   // The address always shows the link to what is seen.
   page.link = query => {
     page.busy(false);
-    if (typeof query === "string") history.replaceState(null, "", query ? "?" + query : location.pathname);
-    return query;
+    if (!query) return;
+    history.replaceState(null, "", "?" + query);
+    const example = new URLSearchParams(query).get("example");
+    document.querySelectorAll("[data-example]").forEach(
+      one => one.setAttribute("aria-pressed", String(one.dataset.example === example)));
+  };
+
+  // A link to a view that takes long has it drawn, as soon as its button is there.
+  page.arrived = query => {
+    page.link(query);
+    const view = new URLSearchParams(query).get("view");
+    let tries = 0;
+    const look = setInterval(() => {
+      const button = document.getElementById("vt-draw-" + view);
+      if (button) button.click();
+      if (button || ++tries > 40 || !document.getElementById("vt-tab-" + view)) clearInterval(look);
+    }, 250);
   };
   page.set = (name, value) => {
     const query = new URLSearchParams(location.search);
@@ -106,9 +121,6 @@
       });
     }
   };
-
-  page.example = name => document.querySelectorAll("[data-example]").forEach(
-    one => one.setAttribute("aria-pressed", String(one.dataset.example === name)));
 
   // Pointing at patches, by mouse, finger or keyboard.
   const cell = (glass, kind) => {

@@ -1,4 +1,4 @@
-"""The page itself: Gradio's components, wired to the service. Every picture travels inside the page, never as a file."""
+"""The page itself: Gradio's components, wired to the service. Pictures travel inside the page, never as files."""
 
 import base64
 import os
@@ -131,7 +131,7 @@ class _Page:
             self.model = gr.Dropdown(list(self.service.shelf.names), value=self.service.shelf.first, label="Model")
             self.method = gr.Dropdown(names, value="complete", label="Method", filterable=True)
             self.gradient = gr.Radio(["auto", "full", "leaf", "libra"], value="auto", label="Gradient",
-                                     info="leaf: attention held constant backward; libra: norms and gates too")  # fmt: skip
+                                     info="leaf: attention held constant; libra: norms and gates too")  # fmt: skip
 
     def _right(self) -> None:
         self.status = gr.HTML("", js_on_load=None, elem_id="vt-status")
@@ -139,7 +139,8 @@ class _Page:
         self.tab: dict[str, gr.Tab] = {}
         self.drawing: dict[str, tuple[gr.Button, gr.Button, dict[str, Any]]] = {}
         scripts = {
-            "map": "window.vitrail.pointing(element, trigger); watch('value', () => window.vitrail.mark(element)); /* 'patch' */",
+            "map": "window.vitrail.pointing(element, trigger); /* 'patch' */ "
+            "watch('value', () => window.vitrail.mark(element));",
             "heads": "window.vitrail.buttons(element, trigger, 'pick', d => d.pick.split(' ').map(Number));",
             "rewrite": "window.vitrail.buttons(element, trigger, 'save', d => d.save);",
         }
@@ -172,9 +173,7 @@ class _Page:
                 options["steps"] = gr.Slider(5, 100, value=20, step=5, label="Steps")
             elif view == "rewrite":
                 options["until"] = gr.Slider(0.1, 0.99, value=0.9, step=0.01, label="Until it is so probable")
-                options["budget"] = gr.Slider(
-                    0, 16, value=0, step=1, label="Most levels of 255 a pixel may change (0: any)"
-                )
+                options["budget"] = gr.Slider(0, 16, value=0, step=1, label="Most levels a pixel may change (0: any)")
             draw = gr.Button(TITLES[view], variant="primary", elem_id=f"vt-draw-{view}")
             stop = gr.Button("Stop", elem_id=f"vt-stop-{view}")
         self.drawing[view] = (draw, stop, options)
@@ -190,9 +189,11 @@ class _Page:
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "quick", "concurrency_limit": 2}
         long: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "long", "concurrency_limit": 1}
 
-        def on(event: Any, answer: Callable, inputs: list[Any], js: str | None = None, **lane: Any) -> None:
-            done = event(answer, inputs, shown, js=js, **(lane or quick))
-            done.then(None, [self.query], None, js="query => { window.vitrail.link(query); }", show_progress="hidden")
+        def on(event: Any, answer: Callable, inputs: list[Any], js: str, **lane: Any) -> None:
+            done = event(answer, inputs, shown, js=js, **lane)
+            told = "arrived" if lane["api_name"] == "arrive" else "link"
+            then = f"query => {{ window.vitrail.{told}(query); }}"
+            done.then(None, [self.query], None, js=then, show_progress="hidden")
 
         on(self.blocks.load, self._arrive, [self.query], "query => [location.search]", **quick | {"api_name": "arrive"})
         sent = [self.sent, self.query]
@@ -259,6 +260,8 @@ class _Page:
 
     def _turned(self, view: str) -> Callable[..., dict[Any, Any]]:
         def answer(query: str, request: gr.Request) -> dict[Any, Any]:
+            if not query:  # the page has only just been put together, and nobody turned to anything
+                return {self.query: gr.skip()}
             return self._changes(self.service.change(_visitor(request), _text(query), {"view": view}))
 
         return answer

@@ -77,9 +77,9 @@ class Question:
         """A click on a class: the first is explained, a second is held against it, a third begins anew.
 
         >>> Question().choose(3).target, Question(target=3).choose(5).against, Question(target=3, against=5).choose(7)
-        (3, 5, Question(target=7))
+        (3, 5, Question(view='map', target=7))
         >>> Question(target=3, against=5).choose(5)
-        Question(target=3)
+        Question(view='map', target=3)
         """
         if index in (self.target, self.against):
             return self.changed(against=None)
@@ -88,8 +88,8 @@ class Question:
         return self.changed(target=index, against=None)
 
     def said(self) -> dict[str, Any]:
-        """What differs from a page that was just opened."""
-        usual = asdict(Question())
+        """The view, and what differs from a page that was just opened."""
+        usual = asdict(Question()) | {"view": None}
         return {name: value for name, value in asdict(self).items() if value != usual[name] and value is not None}
 
     def query(self) -> str:

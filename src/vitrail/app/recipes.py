@@ -2,6 +2,8 @@
 
 import shlex
 
+from ..errors import UnknownMethodError
+from ..methods.registry import find_method
 from ..models import VisionModel
 from .pictures import EXAMPLES, LARGE, photographs
 from .question import Question
@@ -11,64 +13,59 @@ __all__ = ["as_command", "as_python"]
 
 def as_python(question: Question, model: VisionModel, checkpoint: str | None, file: str, target: int) -> str:
     """A program that draws what the view shows; `file` is the picture's name and `target` the class explained."""
-    given = f", checkpoint={checkpoint!r}" if checkpoint else ""
-    lines = [
-        "import vitrail",
-        *_imports(question),
-        "",
-        f"model = vitrail.load({model.name!r}{given})",
-        *_image(question, file),
-    ]
+    weights = f", checkpoint={checkpoint!r}" if checkpoint else ""
+    lines = ["import vitrail", *_imports(question), "", f"model = vitrail.load({model.name!r}{weights})"]
+    lines += _image(question, file)
     name, other = _named(model, target), _named(model, question.against)
     against = f", against={other}" if other else ""
-    gradient = f", gradient={question.gradient!r}" if question.gradient != "full" else ""
-    asked = f"model, image, {name}{against}, method={question.method!r}{gradient}"
-    mode = "" if question.gradient in ("auto", "full") else gradient
+    gradient = f", gradient={question.gradient!r}"
+    plain = "" if question.gradient in ("auto", "full") else gradient  # where "auto" is not known, or not used
+    asked = f"model, image, {name}{against}"
     match question.view:
         case "methods":
-            lines += [f"found = vitrail.compare(model, image, {name}{against}, methods={question.methods!r}{mode})"]
-            lines += ['found.save_picture("methods.png")']
+            lines.append(f"found = vitrail.compare({asked}, methods={question.methods!r}{plain})")
+            lines.append('found.save_picture("methods.png")')
         case "layers":
-            lines += [
-                f"found = head_shares(model, image, {name}{against}{mode})",
-                "growth = found.growth()  # layers, rows, columns",
-            ]
+            lines.append(f"found = head_shares({asked}{gradient})")
+            lines.append("growth = found.growth()  # layers, rows, columns")
         case "heads":
-            lines += [
-                f"found = head_shares(model, image, {name}{against}{mode})",
-                "weights = found.weights  # layers, heads",
-            ]
+            lines.append(f"found = head_shares({asked}{gradient})")
+            lines.append("weights = found.weights  # layers, heads")
             if question.layer is not None and question.head is not None:
-                lines += [f"one = found.scores[{question.layer}, {question.head}]"]
+                lines.append(f"one = found.scores[{question.layer}, {question.head}]")
         case "detail":
-            lines += [
-                f"found = detail(model, image, {name}{against}{', top=2' if not other else ''}{mode})",
-                "found.maps",
-            ]
+            lines.append(f"found = detail({asked}{plain}{'' if other else ', top=2'})")
+            lines.append("found.maps  # by loss")
         case "guide":
-            lines += [
-                f'found = vitrail.explain({asked.replace(gradient, mode)}, guide=vitrail.Guide("auto", layout={question.layout!r}))'
-            ]
-            lines += ['found.save("guided.safetensors")']
+            guide = f'guide=vitrail.Guide("auto", layout={question.layout!r})'
+            lines.append(f"ex = vitrail.explain({asked}, method={question.method!r}{plain}, {guide})")
+            lines.append('ex.save("guided.safetensors")')
         case "transfer":
             opposing = f", opposing={other}" if other else ""
-            lines += [
-                f"found = transfer(model, image, {name}{opposing}, steps={question.steps})",
-                'found.animate("transfer.webp")',
-            ]
+            lines.append(f"found = transfer(model, image, {name}{opposing}, steps={question.steps})")
+            lines.append('found.plot().savefig("transfer.png")')
         case "rewrite":
-            goal = other or "…"
             budget = f", budget={question.budget:g}" if question.budget else ""
-            lines += [f"found = rewrite(model, image, source={name}, target={goal}, until={question.until:g}{budget})"]
-            lines += ['found.save("rewritten.png")']
-        case _:
-            at = (
-                f", readout=({question.row}, {question.col})"
-                if question.row is not None and question.col is not None
-                else ""
+            goal = other or '"…"'
+            lines.append(
+                f"found = rewrite(model, image, source={name}, target={goal}, until={question.until:g}{budget})"
             )
-            lines += [f"ex = vitrail.explain({asked}{at})", "ex.plot()"]
+            lines.append('found.save("rewritten.png")')
+        case _:
+            clicked = question.row is not None and question.col is not None
+            at = f", readout=({question.row}, {question.col})" if clicked else ""
+            lines.append(f"ex = vitrail.explain({asked}, method={question.method!r}{_mode(question)}{at})")
+            lines.append('vitrail.render.save_picture(ex, "map.png")')
     return "\n".join(lines) + "\n"
+
+
+def _mode(question: Question) -> str:
+    """The gradient mode, for methods that use gradients."""
+    try:
+        uses = find_method(question.method, {}).uses_gradient
+    except UnknownMethodError:
+        return ""
+    return f", gradient={question.gradient!r}" if uses and question.gradient != "full" else ""
 
 
 def as_command(question: Question, model: VisionModel, checkpoint: str | None, file: str, target: int) -> str:

@@ -39,6 +39,7 @@ WAITING = {
     "transfer": "What if the model looked elsewhere? Its attention is moved, step by step, until the class is lost.",
     "rewrite": "As small a change as it takes until the model names another class, as a file that proves it.",
 }
+NEW: dict[str, None] = dict.fromkeys(("target", "against", "row", "col", "layer", "head"))  # for another picture
 EMPTY = nothing("Put a picture in, or take one of the examples.")
 SORRY = "Something went wrong here, and it was not your doing. Whoever runs this page finds the reason in its log."
 
@@ -66,8 +67,8 @@ class Service:
 
     def __init__(self, shelf: Shelf, limits: Limits | None = None, desks: Desks | None = None) -> None:
         self.shelf = shelf
-        self.limits = limits or Limits()
-        self.desks = desks or Desks()
+        self.limits = Limits() if limits is None else limits
+        self.desks = Desks() if desks is None else desks  # an empty one is false
         self.turn = Turn()
 
     # -- what comes in -----------------------------------------------------------------------------------------------
@@ -91,9 +92,7 @@ class Service:
 
     def example(self, visitor: str, query: str, key: str) -> Shown:
         """Lay an example on the visitor's desk and explain it."""
-        question = read(query).changed(
-            example=key, target=None, against=None, row=None, col=None, layer=None, head=None
-        )
+        question = read(query).changed(example=key, **NEW)
         return self._with_picture(self.desks.of(visitor), question, lambda: example_picture(key))
 
     def upload(self, visitor: str, query: str, name: str, content: str) -> Shown:
@@ -101,7 +100,7 @@ class Service:
         desk = self.desks.of(visitor)
         question = read(query)
         if desk.picture is not None:  # else a link is being restored, whose classes are wanted still
-            question = question.changed(target=None, against=None, row=None, col=None, layer=None, head=None)
+            question = question.changed(**NEW)
         question = question.changed(example="", target=question.target, against=question.against)
         return self._with_picture(desk, question, lambda: self._uploaded(name, content))
 
@@ -151,6 +150,7 @@ class Service:
                 tick("starting", 0, 0)
                 return asked, LONG_VIEWS[view](asked, desk.guide, tick)
 
+        desk.working = view
         try:
             reports = follow(work, stop)
             while True:
@@ -167,6 +167,9 @@ class Service:
         else:
             desk.answers[view] = answer
             yield self._shown(asked, {view: answer.html}, answer)
+        finally:
+            if desk.stop is stop:
+                desk.working = None
 
     def stop(self, visitor: str) -> None:
         """End what is being done for the visitor."""
@@ -209,6 +212,8 @@ class Service:
         return self._show(desk, question)
 
     def _asked(self, desk: Desk, question: Question) -> Asked:
+        if desk.picture is None and question.example:  # the desk was cleared, or the page is older than the server
+            desk.put(example_picture(question.example))
         if desk.picture is None:
             raise ImageError("Put a picture in first, or take one of the examples.")
         model = self.shelf.model(question.model)
@@ -234,6 +239,8 @@ class Service:
         view = asked.question.view
         if turned and view in desk.answers:  # only looked at again
             return self._shown(asked, {}, desk.answers[view])
+        if turned and view == desk.working:
+            return self._shown(asked, {}, None)
         desk.answers.pop(view, None)
         invitation = nothing(f"{WAITING[view]}<br>Press the button above to have it drawn.")
         return self._shown(asked, {view: invitation}, None)

@@ -1,7 +1,8 @@
 """`vitrail app`: the web page."""
 
 import importlib.util
-from typing import Annotated
+import socket
+from typing import Annotated, Any
 
 import typer
 
@@ -58,20 +59,15 @@ def app_command(
             checkpoint=checkpoint,
             allowed=tuple(allow_models or ()),
         )
-        server = application(Service(shelf, Limits(max_bytes, max_pixels)), host=host, auth=known)
-        _serve(server, host, port, browser=not no_browser)
+        with _listening(host, port) as listening:
+            server = application(Service(shelf, Limits(max_bytes, max_pixels)), host=host, auth=known)
+            _serve(server, listening, host, browser=not no_browser)
     except VitrailError as error:
         stop(error)
 
 
-def _serve(server, host: str, port: int, *, browser: bool) -> None:
-    """Serve until Ctrl-C; say where, once it can be reached."""
-    import socket
-    import threading
-    import webbrowser
-
-    import uvicorn
-
+def _listening(host: str, port: int) -> socket.socket:
+    """The place to serve at, taken before the work of making a page; `OptionError` where it is not free."""
     from vitrail.errors import OptionError
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -80,7 +76,18 @@ def _serve(server, host: str, port: int, *, browser: bool) -> None:
     try:
         listening.bind((host, port))
     except OSError as error:
+        listening.close()
         raise OptionError(f"cannot serve at {host}, port {port}: {error.strerror}; choose another --port") from error
+    return listening
+
+
+def _serve(server: Any, listening: socket.socket, host: str, *, browser: bool) -> None:
+    """Serve until Ctrl-C, and say where."""
+    import threading
+    import webbrowser
+
+    import uvicorn
+
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     typer.echo(f"Vitrail is at {address}  (Ctrl-C ends it)")

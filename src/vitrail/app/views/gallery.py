@@ -1,5 +1,6 @@
 """Every method's answer to the same question, side by side, with the time that each took."""
 
+import logging
 import time
 from collections.abc import Callable
 from html import escape
@@ -8,12 +9,17 @@ from importlib.metadata import version
 import torch
 
 from ...comparison import Compared, Comparison
+from ...errors import VitrailError
 from ...methods.choosing import choose_methods
+from ...methods.registry import METHODS
 from ...render.comparison import draw_comparison
 from ..answer import Answer, files_of_figure
 from ..fragments import panel, picture, problem, question, section
 from ..pictures import Picture
+from ..work import Stopped
 from .asking import Asked
+
+log = logging.getLogger("vitrail.app")
 
 __all__ = ["GROUPS", "draw_gallery"]
 
@@ -59,9 +65,6 @@ def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, 
 
 
 def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> Compared:
-    from ...methods.registry import METHODS
-    from ..work import Stopped
-
     info = METHODS[name]
     explanation, error = None, None
     began = time.perf_counter()
@@ -71,6 +74,8 @@ def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> C
         raise
     except Exception as failure:  # whatever a method may raise on this model: the others go on
         error = failure
+        if not isinstance(failure, VitrailError):
+            log.error("method %s failed", name, exc_info=failure)
     return Compared(
         label=name,
         method=name,
@@ -86,7 +91,8 @@ def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> C
 
 def _panel(asked: Asked, one: Compared) -> str:
     if one.explanation is None:
-        reason = escape(" ".join(str(one.error).split())[:300])
+        known = isinstance(one.error, VitrailError)  # of others not even the operator's paths should be read here
+        reason = escape(" ".join(str(one.error).split())[:300] if known else type(one.error).__name__)
         return (
             f'<figure class="vt-panel"><figcaption>{escape(one.label)}</figcaption>'
             f'<div class="vt-missing"><b>no map</b><br>{reason}</div></figure>'

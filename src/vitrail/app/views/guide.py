@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from html import escape
 
-import torch
-
 from ...explain import explain
 from ...explanation import percent
 from ...guidance import Guide
@@ -57,7 +55,3 @@ def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, in
     html = f'<p class="vt-lead">{LEAD}</p>{section(*panels)}{notes(guided)}'
     large = asked.named(guided)
     return Answer(html, files_of(large, lambda: draw_guided(guided, alone)), "guide")
-
-
-def _same_size(tensor: torch.Tensor) -> tuple[int, int]:
-    return int(tensor.shape[1]), int(tensor.shape[2])

@@ -60,7 +60,8 @@ def _table(found: HeadShares, layer: int, head: int) -> str:
             cells.append(
                 f'<td><button type="button" data-pick="{each} {other}" aria-pressed="{pressed}" '
                 f'style="background:{css(tint.tolist())};color:{ink}" '
-                f'aria-label="block {each + 1}, head {other + 1}: {100 * weight:.0f} per cent">{100 * weight:.0f}</button></td>'
+                f'aria-label="block {each + 1}, head {other + 1}: {100 * weight:.0f} per cent">'
+                f"{100 * weight:.0f}</button></td>"
             )
         rows.append(f'<tr><th scope="row">block {each + 1}</th>{"".join(cells)}</tr>')
     return (

@@ -35,7 +35,7 @@ def draw_layers(asked: Asked) -> Answer:
     )  # fmt: skip
     added = [float(np.abs(found.scores[layer].sum(dim=0).numpy(force=True)).sum()) for layer in order]
     line = curves([("what the block adds, Σ|score|", "#96701e", added)], label="The share of each block, last to first",
-                  marks=range(layers), low=0.0)  # fmt: skip
+                  marks=range(layers), low=0.0, ends=("last block", "first"))  # fmt: skip
     first = layers - 1 if asked.question.layer is None else layers - 1 - min(asked.question.layer, layers - 1)
     slider = (
         '<div class="vt-player"><button type="button" aria-label="Play">▶</button>'

@@ -48,7 +48,7 @@ def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int
         steps=STEPS,
         progress=report,
     )
-    html = ("" if found.reached else problem(found.summary())) + _html(asked, found)
+    html = ("" if found.reached else problem(found.summary())) + _html(found)
     files = {
         "png": lambda: encode(found.picture),
         "svg": lambda: file_of(lambda path: save_figure(found.plot(), path), "svg"),
@@ -56,7 +56,7 @@ def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int
     return Answer(html, files, f"rewritten-{found.names[1].replace(' ', '-')}")
 
 
-def _html(asked: Asked, found: Rewrite) -> str:
+def _html(found: Rewrite) -> str:
     difference, factor = amplified(found.original, found.picture)
     like = found.similarity
     much = f"largest change {round(255 * like.linf)} of 255 levels · PSNR {like.psnr:.1f} dB · SSIM {like.ssim:.4f}"
@@ -75,7 +75,8 @@ def _html(asked: Asked, found: Rewrite) -> str:
     for ex, when in ((found.before, "before"), (found.after, "after")):
         if ex is not None and ex.images is not None:
             maps += [_map(ex, target, when) for target in range(ex.targets)]
-    save = '<p><button type="button" class="vt-button" data-save="png">Save the rewritten picture (PNG, every level kept)</button></p>'
+    words = "Save the rewritten picture (PNG, every level kept)"
+    save = f'<p><button type="button" class="vt-button" data-save="png">{words}</button></p>'
     lead = f'<p class="vt-lead">{escape(found.summary())}</p>'
     return lead + section(*panels) + save + section(*maps, kind="vt-four")
 
