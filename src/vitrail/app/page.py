@@ -186,7 +186,7 @@ class _Page:
         shown += [option for _, _, options in self.drawing.values() for option in options.values()]
         take = "(sent, query) => [window.vitrail.take(), query]"
         busy = "(...given) => { window.vitrail.busy(true); return given; }"
-        quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "quick", "concurrency_limit": 2}
+        quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "quick", "concurrency_limit": 4}
         long: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "long", "concurrency_limit": 1}
 
         def on(event: Any, answer: Callable, inputs: list[Any], js: str, **lane: Any) -> None:

@@ -225,6 +225,7 @@ class Service:
         """The view that the question names, where it is quick; else an invitation to have it drawn."""
         view = question.view
         try:
+            self.shelf.model(question.model)  # loaded before the turn is taken: it may come from far
             with self.turn.quick():
                 asked = self._asked(desk, question)
                 if view in LONG:

@@ -34,7 +34,7 @@ class Shelf:
         self.names = tuple(dict.fromkeys((first, *BUILT_IN, *allowed)))
         self.checkpoints: Mapping[str, Path | None] = {first: checkpoint}
         self._load = load
-        self._lock = threading.Lock()
+        self._loading = {name: threading.Lock() for name in self.names}
         self._models: dict[str, VisionModel] = {}
         self.model(first)
 
@@ -55,7 +55,7 @@ class Shelf:
             raise UnknownModelError(
                 f"this page offers {', '.join(self.names)}; whoever runs it can offer more with --allow-models"
             )
-        with self._lock:
+        with self._loading[name]:  # who wants another model does not wait for this one's download
             if name not in self._models:
                 self._models[name] = self._load(name, self.checkpoints.get(name))
             return self._models[name]

@@ -1,6 +1,7 @@
 """`vitrail app`: the web page."""
 
 import importlib.util
+import os
 import socket
 from typing import Annotated, Any
 
@@ -51,6 +52,7 @@ def app_command(
         from vitrail.app.shelf import Shelf
         from vitrail.cli.loading import load_named
 
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whichever library loads a model: no pickle runs code
         known = parse_auth(auth)
         check_host(host, known)
         shelf = Shelf(

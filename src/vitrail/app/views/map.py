@@ -62,7 +62,7 @@ def _token_panel(asked: Asked, ex: Explanation, read: Explanation) -> str:
     tall, wide = scores.shape[0] // rows, scores.shape[1] // cols
     value = float(scores[row * tall : (row + 1) * tall, col * wide : (col + 1) * wide].mean())
     side = "for" if value > 0 else "against" if value < 0 else "neither for nor against"
-    title = f"what the token in row {row + 1}, column {col + 1} attends to"
+    title = f"what row {row + 1}, column {col + 1} attends to"
     below = f"This patch itself scores <b class='vt-{side}'>{number(value, sign=True)}</b>, {side} the class."
     return panel(asked.photo, asked.seen.shown, read, title=title, below=below, attributes=_mark(row, col, rows, cols))
 
