@@ -53,6 +53,29 @@ def test_class_against_class_by_mouse_and_by_keyboard(visitor):
 
 
 @slow
+def test_any_class_and_method_from_the_lists(visitor):
+    page = visitor.come("?view=map&example=pair")
+    visitor.linked("example=pair")
+    for name, word, link in (("target", "drola", "target=19"), ("against", "konka", "against=9")):
+        field = page.locator(f"#vt-{name} input")
+        field.click()
+        field.fill(word)
+        page.get_by_role("option", name=word).click()
+        visitor.linked(link)
+    page.locator("#vt-view-map figcaption", has_text="against konka").wait_for()
+    page.get_by_role("button", name="How it is asked").click()
+    field = page.get_by_label("Method", exact=True)
+    field.click()
+    field.fill("attn_lrp")
+    page.get_by_role("option", name="attn_lrp").click()
+    visitor.linked("method=attn_lrp")
+    page.locator("#vt-view-map .vt-below", has_text="attn_lrp").wait_for()
+    page.get_by_label("libra").check()
+    visitor.linked("gradient=libra")
+    assert page.locator("[role=alert]").count() == 0
+
+
+@slow
 def test_pointing_at_a_patch_by_mouse_and_by_keyboard(visitor):
     page = visitor.come("?view=map&example=pair&target=8")
     glass = page.locator("#vt-view-map .vt-glass[tabindex]")
@@ -215,7 +238,7 @@ def test_phone_width(chromium, page_server):
             page.locator(".tab-wrapper .overflow-menu > button").first.click()
             tab = page.locator(".overflow-dropdown button", has_text=view)
         tab.click()
-        page.locator(f"#vt-view-{view.lower()} .vt-map").first.wait_for()
+        page.locator(f"#vt-view-{view.lower()} .vt-map:not([hidden])").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, view
     for one in page.locator(".vt-class").all():
         box = one.bounding_box()

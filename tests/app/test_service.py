@@ -224,6 +224,14 @@ def test_recipes_run_as_they_are(service, tmp_path, monkeypatch):
     assert json.loads(result.stdout)["readout"] == [3, 4]
 
 
+def test_mad_changes_change_nothing(service):
+    query = service.arrive("ada", "example=pair&target=0").question.query()
+    mad = {"target": "x" * 999, "row": [1], "steps": {}, "method": 7, "colour": "red", "__class__": "x", "view": "etc"}
+    told = service.change("ada", query, mad)
+    assert told.status == ""
+    assert told.question == read(query)
+
+
 def test_desks_are_bounded_by_the_service(creature):
     few = Service(new_service().shelf, desks=Desks(most=2))
     for visitor in ("ada", "bob", "cem"):

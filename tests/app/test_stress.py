@@ -98,6 +98,8 @@ def _visit(running: Running, pictures: dict[str, bytes], expected: dict[str, str
                 done.append(name)
         except Exception as error:
             wrong.append(f"visitor {number}: {error!r}")
+        finally:
+            client.close()  # as a closed tab does: the page forgets the visitor
 
     threads = [threading.Thread(target=visit, args=(number,)) for number in range(VISITORS)]
     for thread in threads:

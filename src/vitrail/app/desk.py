@@ -36,8 +36,9 @@ class Desk:
 
     @property
     def size(self) -> int:
-        """Bytes of the pictures on it."""
-        return sum(len(one.content) for one in (self.picture, self.guide) if one is not None)
+        """Bytes of the pictures on it, as they came and as models saw them."""
+        came = sum(len(one.content) for one in (self.picture, self.guide) if one is not None)
+        return came + sum(one.tensor.nbytes + one.shown.nbytes for one in list(self.seen.values()))
 
 
 class Desks:

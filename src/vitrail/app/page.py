@@ -248,7 +248,7 @@ class _Page:
 
     def _head(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
         layer, head = sent if isinstance(sent, list) and len(sent) == 2 else (0, 0)
-        changes = {"layer": int(layer), "head": int(head)}
+        changes = {"layer": layer, "head": head}
         return self._changes(self.service.change(_visitor(request), _text(query), changes))
 
     def _changed(self, name: str) -> Callable[..., dict[Any, Any]]:
@@ -272,7 +272,8 @@ class _Page:
         def answer(query: str, *values: Any, request: gr.Request) -> Generator[dict[Any, Any], None, None]:
             changes = dict(zip(names, values, strict=True)) | {"view": view}
             if "budget" in changes:
-                changes["budget"] = float(changes["budget"] or 0) / 255
+                levels = changes["budget"]
+                changes["budget"] = levels / 255 if isinstance(levels, int | float) else 0.0
             for shown in self.service.draw(_visitor(request), _text(query), changes):
                 yield self._changes(shown)
 
@@ -340,7 +341,7 @@ def _taking(function: Callable, count: int) -> Callable:
 
 
 def _visitor(request: gr.Request) -> str:
-    return str(request.session_hash or "nobody")
+    return f"{request.username or ''}:{request.session_hash or ''}"
 
 
 def _text(value: Any) -> str:

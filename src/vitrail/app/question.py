@@ -11,6 +11,7 @@ __all__ = ["LONG", "VIEWS", "Question"]
 VIEWS = ("map", "methods", "layers", "heads", "detail", "guide", "transfer", "rewrite")
 LONG = ("methods", "guide", "transfer", "rewrite")
 
+OPEN = ("target", "against", "row", "col", "layer", "head")  # which need not be said
 LONGEST = 200  # characters of any word in a link
 
 
@@ -46,18 +47,16 @@ class Question:
         >>> Question.from_query({"view": "heads", "target": "3", "layer": "many", "color": "red"})
         Question(view='heads', target=3)
         """
-        found: dict[str, Any] = {}
-        for each in fields(Question):
-            word = query.get(each.name)
-            if word is None or word == "" or isinstance(word, bool):
-                continue
-            try:
-                found[each.name] = _KINDS[each.name](word)
-            except (TypeError, ValueError, OverflowError):
-                continue
-        if found.get("view") not in VIEWS:
-            found.pop("view", None)
-        return Question(**found)
+        return Question(**_understood({name: word for name, word in query.items() if word not in (None, "")}))
+
+    def heard(self, changes: Mapping[str, Any]) -> "Question":
+        """The question with what is understood of changes that a page sent; None takes a class, patch or head back.
+
+        >>> Question(target=3, against=5).heard({"against": None, "steps": "many", "view": "heads"})
+        Question(view='heads', target=3)
+        """
+        kept = {"target": self.target, "against": self.against}
+        return self.changed(**kept | _understood(changes))
 
     def changed(self, **changes: Any) -> "Question":
         """The question with these changes; a patch or a head belongs to the classes it was asked for.
@@ -102,6 +101,21 @@ class Question:
 
     def __repr__(self) -> str:
         return f"Question({', '.join(f'{name}={value!r}' for name, value in self.said().items())})"
+
+
+def _understood(words: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, word in words.items():
+        if word is None and name in OPEN:
+            found[name] = None
+        elif name in _KINDS and word is not None and not isinstance(word, bool):
+            try:
+                found[name] = _KINDS[name](word)
+            except (TypeError, ValueError, OverflowError):
+                continue
+    if found.get("view") not in VIEWS:
+        found.pop("view", None)
+    return found
 
 
 def _word(value: Any) -> str:

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -12,7 +12,7 @@ from .answer import Answer
 from .desk import Desk, Desks
 from .fragments import nothing, problem, progress
 from .pictures import Limits, Picture, example_picture, look, uploaded
-from .question import LONG, Question
+from .question import LONG, OPEN, Question
 from .recipes import as_command, as_python
 from .shelf import Shelf
 from .views import LONG_VIEWS, QUICK_VIEWS
@@ -39,7 +39,7 @@ WAITING = {
     "transfer": "What if the model looked elsewhere? Its attention is moved, step by step, until the class is lost.",
     "rewrite": "As small a change as it takes until the model names another class, as a file that proves it.",
 }
-NEW: dict[str, None] = dict.fromkeys(("target", "against", "row", "col", "layer", "head"))  # for another picture
+NEW: dict[str, None] = dict.fromkeys(OPEN)  # for another picture
 EMPTY = nothing("Put a picture in, or take one of the examples.")
 SORRY = "Something went wrong here, and it was not your doing. Whoever runs this page finds the reason in its log."
 
@@ -122,15 +122,13 @@ class Service:
     def change(self, visitor: str, query: str, changes: Mapping[str, Any]) -> Shown:
         """Any other change of the question: a method, a patch, a view …"""
         desk, question = self.desks.of(visitor), read(query)
-        kept = {"target": question.target, "against": question.against}
-        return self._show(desk, question.changed(**{**kept, **changes}), turned=set(changes) <= {"view"})
+        return self._show(desk, question.heard(changes), turned=set(changes) <= {"view"})
 
     # -- what takes long -----------------------------------------------------------------------------------------------
 
     def draw(self, visitor: str, query: str, changes: Mapping[str, Any]) -> Generator[Shown, None, None]:
         """Draw one of the long views, with its progress."""
-        question = read(query)
-        question = question.changed(**{"target": question.target, "against": question.against, **changes})
+        question = read(query).heard(changes)
         view, desk = question.view, self.desks.of(visitor)
         if view not in LONG_VIEWS:
             yield self._show(desk, question)
@@ -165,7 +163,7 @@ class Service:
         except Exception as error:
             yield Shown(question=question, views={view: excuse(error)})
         else:
-            desk.answers[view] = answer
+            desk.answers[view] = replace(answer, html="")  # the page has it
             yield self._shown(asked, {view: answer.html}, answer)
         finally:
             if desk.stop is stop:
@@ -231,7 +229,7 @@ class Service:
                 if view in LONG:
                     return self._long(desk, asked, turned)
                 answer = QUICK_VIEWS[view](asked)
-                desk.answers[view] = answer
+                desk.answers[view] = replace(answer, html="")
                 return self._shown(asked, {view: answer.html}, answer)
         except Exception as error:
             return Shown(question=question, status=excuse(error))
