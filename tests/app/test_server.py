@@ -4,7 +4,6 @@ import json
 import socket
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 from app.conftest import LIMITS, Running
 from typer.testing import CliRunner
@@ -12,6 +11,8 @@ from typer.testing import CliRunner
 from vitrail.app.server import check_host, parse_auth
 from vitrail.cli import app
 from vitrail.errors import OptionError
+
+httpx = pytest.importorskip("httpx", reason="needs the extra app: pip install 'vitrail[app]'")
 
 
 def test_no_file_of_the_server_can_be_read(page_server, tmp_path):

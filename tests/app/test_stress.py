@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from app.conftest import Running, base64_of, encoded
 from PIL import Image
@@ -19,6 +18,7 @@ from PIL import Image
 from vitrail.bestiary import CLASS_NAMES, render, sample_scene
 from vitrail.models import load
 
+psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.slow
 
 VISITORS, EACH = 10, 5
@@ -81,7 +81,7 @@ def test_fifty_uploads_by_ten_visitors(running, record):
     assert rounds[2] - rounds[1] < 40 * MEGABYTE, rounds
 
 
-def _visit(running: Running, pictures: dict[str, bytes], expected: dict[str, str], process: psutil.Process) -> int:
+def _visit(running: Running, pictures: dict[str, bytes], expected: dict[str, str], process) -> int:
     wrong: list[str] = []
     done: list[str] = []
 
