@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import uvicorn
 from PIL import Image
@@ -60,11 +61,13 @@ def keep(page: Page, name: str) -> None:
 def opened(page: Page, link: str) -> None:
     page.goto(link)
     page.locator("[data-class]").first.wait_for()
-    page.wait_for_timeout(500)
+    view = parse_qs(urlsplit(link).query).get("view", ["map"])[0]
+    drawn(page, view)
+    page.wait_for_timeout(800)
 
 
 def drawn(page: Page, view: str) -> None:
-    """Wait for a long view that a link has asked for."""
+    """Wait for the view that a link has asked for."""
     page.locator(f"#vt-view-{view} .vt-panel").first.wait_for(timeout=300_000)
 
 
@@ -92,9 +95,8 @@ def main() -> None:
         for name in asked.only:
             size = (390, 844) if name == "phone" else (1280, 800)
             page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+            page.set_default_timeout(200_000)
             VIEWS[name](page, address + "/")
-            if name in ("methods", "guide", "transfer", "rewrite"):
-                drawn(page, name)
             if name == "transfer":
                 page.locator("#vt-view-transfer input[type=range]").fill("9")
             keep(page, name)

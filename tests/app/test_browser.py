@@ -240,7 +240,7 @@ def test_phone_width(chromium, page_server):
         tab.click()
         page.locator(f"#vt-view-{view.lower()} .vt-map:not([hidden])").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, view
-    for one in page.locator(".vt-class").all():
+    for one in page.locator(".vt-class:visible").all():
         box = one.bounding_box()
         assert box["height"] >= 44  # large enough for a finger
     visitor.leave()
