@@ -85,9 +85,10 @@ def theme() -> Any:
         "checkbox_label_background_fill_selected": "#f6efdd",
         "checkbox_label_text_color_selected": ink,
     }
-    known = gr.themes.Base.set.__code__.co_varnames
+    base: Any = gr.themes.Base  # pyright: ignore[reportPrivateImportUsage]
+    known = base.set.__code__.co_varnames
     look |= {f"{name}_dark": value for name, value in look.items() if f"{name}_dark" in known}
-    return gr.themes.Base(font=list(SANS), font_mono=list(MONO), radius_size="sm").set(**look)
+    return base(font=list(SANS), font_mono=list(MONO), radius_size="sm").set(**look)
 
 
 def build(service: Service) -> gr.Blocks:
@@ -211,7 +212,7 @@ class _Page:
             on(tab.select, self._turned(view), [self.query], busy, **quick | {"api_name": False})
         for view, (draw, stop, options) in self.drawing.items():
             on(draw.click, self._drawn(view), [self.query, *options.values()], busy, **long | {"api_name": view})
-            stop.click(self._stop, None, None, queue=False, show_progress="hidden", api_name=False)
+            stop.click(self._stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
         self.opacity.change(None, [self.opacity], None, js="value => { window.vitrail.opacity(value); }")
         for button, name in ((self.taking, "download"), (self.views["rewrite"], "save")):
             parcel = getattr(button, name)(

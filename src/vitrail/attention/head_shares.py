@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .calls import Block
-from .weighting import HeadNorms, Matrix, complete
+from .weighting import Collector, HeadNorms, Matrix, complete
 
 __all__ = ["HeadShareListener", "HeadUpdates"]
 
@@ -67,7 +67,8 @@ class HeadShareListener:
         del layer
         return HeadUpdates(self.current_row())
 
-    def take(self, layer: int, collector: HeadUpdates) -> None:
+    def take(self, layer: int, collector: Collector) -> None:
+        assert isinstance(collector, HeadUpdates)
         shares = collector.result()
         self._shares[layer] = shares, collector.norms.result()
         update, row = shares.sum(dim=1), self.current_row()

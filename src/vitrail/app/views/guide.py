@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 from ...explain import explain
 from ...explanation import percent
@@ -31,7 +32,7 @@ def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, in
     """
     layout = asked.question.layout if asked.question.layout in LAYOUTS else "side"
     gradient = "full" if asked.question.gradient == "auto" else asked.question.gradient
-    words = asked.words(asked.method) | {"gradient": gradient}
+    words: dict[str, Any] = asked.words(asked.method) | {"gradient": gradient}
     tick("drawing a guide" if guide is None else "laying the guide beside it", 0, 0)
     ask = Guide("auto" if guide is None else guide.open(), layout=layout)
     guided = explain(asked.model, asked.seen.tensor, asked.target, guide=ask, progress=tick, **words)
