@@ -112,7 +112,7 @@ def explain(
         if by_rule:
             return explain_by_rule(ask, model, images, target, batch_size)
         _check_guide(info, readout)
-        return explain_guided(partial(ask, gradient=mode), model, images, target, as_guide(guide), batch_size)
+        return explain_guided(partial(ask, gradient=mode), model, images, target, as_guide(guide), batch_size, progress)
     inputs = prepare(model, images)
     count = len(inputs.batch)
     layout = layout_of(model, inputs.batch)

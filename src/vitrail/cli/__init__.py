@@ -2,6 +2,7 @@
 
 import typer
 
+from vitrail.cli import app as app_page
 from vitrail.cli import (
     bestiary,
     compare,
@@ -54,6 +55,7 @@ app.command("reproduce", cls=compare.ManyMethods)(reproduce.reproduce_command)
 app.command("evaluate", cls=evaluate.ManyNames)(evaluate.evaluate_command)
 app.command("text")(text.text_command)
 app.command("demo")(demo.demo_command)
+app.command("app")(app_page.app_command)
 app.command("models")(models.models_command)
 app.command("methods")(methods.methods_command)
 app.add_typer(bestiary.group, name="bestiary")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..methods.run import Progress
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from .stitching import Stitch
@@ -24,14 +25,22 @@ _DRAWN: WeakKeyDictionary[torch.nn.Module, dict[Key, Tensor]] = WeakKeyDictionar
 
 @torch.inference_mode(False)
 def draw_guide(
-    model: VisionModel, index: int, plans: Sequence[Stitch], *, channels: int = 3, seed: int = 0, steps: int = STEPS
+    model: VisionModel,
+    index: int,
+    plans: Sequence[Stitch],
+    *,
+    channels: int = 3,
+    seed: int = 0,
+    steps: int = STEPS,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "channels height width"]:
     """A picture, normalised, in which the model sees class `index`, as large as the guide's half of `plans`.
 
     It is optimised where it will lie: in the guide's half, the other half being the mean colour; over all `plans` (both
     sides, say) at once. The pixels are a sigmoid of a coarse grid of colours plus fine detail, so they stay within what
     a picture can show; both are moved by Adam for `steps` steps. The same model, class, seed and plans give the same
-    picture. It is kept for as long as the module lives and its weights are not written to.
+    picture. It is kept for as long as the module lives and its weights are not written to. `progress` is called with
+    ("drawing a guide", steps done, steps) before each step.
 
     Raises:
         TrainingModeError: as `explain` does.
@@ -40,7 +49,7 @@ def draw_guide(
     known = _DRAWN.setdefault(model.module, {})
     if key not in known:
         refuse_training(model.module)
-        known[key] = _draw(model, index, plans, channels, seed, steps)
+        known[key] = _draw(model, index, plans, channels, seed, steps, progress)
     return known[key].clone()
 
 
@@ -51,7 +60,13 @@ def _weights(module: torch.nn.Module) -> tuple[int, ...]:
 
 
 def _draw(
-    model: VisionModel, index: int, plans: Sequence[Stitch], channels: int, seed: int, steps: int
+    model: VisionModel,
+    index: int,
+    plans: Sequence[Stitch],
+    channels: int,
+    seed: int,
+    steps: int,
+    progress: Progress | None,
 ) -> Float[Tensor, "channels height width"]:
     half, patch = plans[0].guide, plans[0].patch
     size = (half.rows * patch[0], half.cols * patch[1])
@@ -69,7 +84,9 @@ def _draw(
         return darkest + (brightest - darkest) * share
 
     with torch.enable_grad():
-        for _ in range(steps):
+        for step in range(steps):
+            if progress is not None:
+                progress("drawing a guide", step, steps)
             inputs = torch.cat([_in_place(picture(), plan) for plan in plans])
             loss = -model.logits(inputs)[:, index].float().mean()
             # Asked for by name: gradients of the weights are neither computed nor left behind.

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import GuideError, LayoutError
 from ..explanation import Explanation, percent
 from ..inputs import Inputs, prepare
+from ..methods.run import Progress
 from ..models.layout import TokenLayout, layout_of
 from ..models.vision_model import VisionModel
 from ..targets import Targets, Wanted, parse_targets, predicted
@@ -61,11 +62,18 @@ class Shown:
 
 
 def explain_guided(
-    ask: Ask, model: VisionModel, images: Any, target: Wanted, guide: Guide, step: int | None
+    ask: Ask,
+    model: VisionModel,
+    images: Any,
+    target: Wanted,
+    guide: Guide,
+    step: int | None,
+    progress: Progress | None = None,
 ) -> Explanation:
     """Explain every image beside its guides; the scores are those of the images' own patches.
 
-    `ask(model, batch, target)` explains one batch of inputs; `step` is how many images may pass at a time.
+    `ask(model, batch, target)` explains one batch of inputs; `step` is how many images may pass at a time; `progress`
+    is told of the drawing of a guide, as in `explain`.
 
     Raises:
         GuideError: when the model sees the target in a guide.
@@ -89,7 +97,9 @@ def explain_guided(
             larger, how = widened(model, plans[0].size, plans[0].grid, inputs.batch.shape[1])
         input_words[name] = how
         if guide.drawn:
-            rows = [_draw_for_all(model, guide, wanted, plans, grid, patch, inputs.batch.shape, layout.classes)]
+            rows = [
+                _draw_for_all(model, guide, wanted, plans, grid, patch, inputs.batch.shape, layout.classes, progress)
+            ]
         else:
             rows = [[one] * len(alone) for one in given]
         for shown in rows:
@@ -145,6 +155,7 @@ def _draw_for_all(
     patch: tuple[int, int],
     shape: Sequence[int],
     classes: int,
+    progress: Progress | None = None,
 ) -> list[Shown]:
     """For each image a guide drawn by the model, of a class far from the image's targets."""
     if plans[0].layout in ("wide", "tall"):
@@ -165,7 +176,7 @@ def _draw_for_all(
         chosen = [far_class(likeness, targets) for targets in wanted.index.tolist()]
     drawn = {}
     for index in dict.fromkeys(chosen):
-        picture = draw_guide(model, index, plans, channels=channels, seed=guide.seed)
+        picture = draw_guide(model, index, plans, channels=channels, seed=guide.seed, progress=progress)
         rows, cols = plans[0].guide.slices(patch)
         canvas = picture.new_zeros(1, channels, *plans[0].size)
         canvas[0, :, rows, cols] = picture

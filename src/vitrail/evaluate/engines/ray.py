@@ -129,7 +129,7 @@ class _Measure:
         import ray
 
         block = int(row["block"])
-        before = ray.get(self.attempts.begin.remote(block))
+        before = int(ray.get(self.attempts.begin.remote(block)))
         if before > self.retries:
             size = self.worker.plan.block
             raise ModelError(

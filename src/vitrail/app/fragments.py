@@ -1,0 +1,248 @@
+"""Pieces of HTML from which the views are built: panels of glass, bars, curves, notes. Everything inline, no address.
+
+Words that come from outside (class names, file names, messages) pass through `escape`.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ..explanation import Explanation
+from ..render.lettering import number
+from ..render.overlay import overlay, strength
+from ..render.palette import colour
+from .work import Report
+
+__all__ = [
+    "bar",
+    "css",
+    "curves",
+    "data_address",
+    "film",
+    "glass",
+    "grid",
+    "notes",
+    "nothing",
+    "panel",
+    "picture",
+    "problem",
+    "progress",
+    "question",
+    "scores_of",
+    "section",
+]  # fmt: skip
+
+STOPS = 24  # of the gradient in a bar
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+Map = Float[np.ndarray, "rows cols"]
+
+
+def data_address(pixels: Pixels, *, lossless: bool = False) -> str:
+    """A picture as an address that holds it whole."""
+    buffer = io.BytesIO()
+    options = {"lossless": True} if lossless else {"quality": 88, "method": 2}
+    Image.fromarray(pixels).save(buffer, format="webp", **options)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def css(rgb: Sequence[float]) -> str:
+    """A colour from 0 to 1 as the page writes it.
+
+    >>> css((1.0, 0.5, 0.0))
+    '#ff8000'
+    """
+    return "#" + "".join(f"{round(255 * value):02x}" for value in rgb)
+
+
+def scores_of(ex: Explanation, image: int = 0, target: int = 0) -> Map:
+    """One map as numbers to be drawn; below zero an unsigned map has rounding only, and blue would claim more."""
+    scores = ex.map(image, target).numpy(force=True).astype(np.float64)
+    return scores if ex.signed else np.maximum(scores, 0)
+
+
+def glass(photo: str, scores: Map, shown: Pixels, *, limit: float | None = None, alt: str = "", grid: str = "") -> str:
+    """The photograph and the map over it, whose opacity the page's slider sets. `photo` is its address."""
+    height, width = shown.shape[:2]
+    drawn = data_address(overlay(scores, shown, limit=limit))
+    return (
+        f'<div class="vt-glass" style="aspect-ratio:{width}/{height}"{grid}>'
+        f'<img class="vt-photo" src="{photo}" alt="" draggable="false">'
+        f'<img class="vt-map" src="{drawn}" alt="{escape(alt)}" draggable="false"></div>'
+    )
+
+
+def grid(scores: Map, rows: int, cols: int) -> str:
+    """What the page needs to know of the patches in order to be pointed at: how many, and the score of each."""
+    if scores.shape != (rows, cols):  # of pixels: the mean over each patch
+        tall, wide = scores.shape[0] // rows, scores.shape[1] // cols
+        scores = scores[: rows * tall, : cols * wide].reshape(rows, tall, cols, wide).mean(axis=(1, 3))
+    values = " ".join(number(float(value), sign=True) for value in scores.ravel())
+    return f' data-rows="{rows}" data-cols="{cols}" data-scores="{values}"'
+
+
+def bar(scores: Map, *, signed: bool, limit: float | None = None) -> str:
+    """The colours that a map uses, from its lowest score to its highest, with the true range in numbers."""
+    limit = limit or strength(scores)
+    if limit == 0 or strength(scores) == 0:
+        return '<p class="vt-none">no signal: the map is zero everywhere</p>'
+    low, high = float(scores.min()), float(scores.max())
+    if low == high:
+        low, high = min(low, 0.0), max(high, 0.0)
+    stops = ", ".join(css(rgb) for rgb in colour(np.linspace(low, high, STOPS) / limit).tolist())
+    zero = f'<i style="left:{100 * -low / (high - low):.2f}%"></i>' if low < 0 < high else ""
+    words = ("<em>against</em>", "<em>for</em>") if signed else ("", "")
+    left, right = number(low, sign=signed), number(high, sign=signed)
+    return (
+        f'<div class="vt-bar" role="img" aria-label="scores from {left} to {right}">'
+        f'<div class="vt-ramp" style="background:linear-gradient(to right, {stops})">{zero}</div>'
+        f'<span class="{"vt-against" if low < 0 else ""}">{left} {words[0] if low < 0 else ""}</span>'
+        f'<span class="{"vt-for" if high > 0 else ""}">{words[1] if high > 0 else ""} {right}</span></div>'
+    )
+
+
+def question(ex: Explanation, target: int = 0) -> str:
+    """What a map answers: the class in red, the one it is held against in blue."""
+    (name, verdict), *other = ex.sides(0, target)
+    said = f'<b class="vt-for">{escape(name)} <em>{verdict}</em></b>'
+    if other:
+        said += f' <b class="vt-against">against {escape(other[0][0])} <em>{other[0][1]}</em></b>'
+    return said
+
+
+def panel(
+    photo: str,
+    shown: Pixels,
+    ex: Explanation,
+    *,
+    target: int = 0,
+    title: str | None = None,
+    below: str = "",
+    limit: float | None = None,
+    attributes: str = "",
+) -> str:
+    """One map: title, glass, bar, and a line below. The title is the question unless given, as HTML."""
+    scores = scores_of(ex, 0, target)
+    told = f"signed map, {ex.question(0, target)}" if ex.signed else f"map, {ex.question(0, target)}"
+    return (
+        f'<figure class="vt-panel"><figcaption>{question(ex, target) if title is None else title}</figcaption>'
+        f"{glass(photo, scores, shown, limit=limit, alt=told, grid=attributes)}"
+        f'{bar(scores, signed=ex.signed, limit=limit)}<p class="vt-below">{below}</p></figure>'
+    )
+
+
+def picture(address: str, size: tuple[int, int], title: str, below: str = "", alt: str = "") -> str:
+    """A picture without a map: `size` is (height, width); title and line below are HTML."""
+    return (
+        f'<figure class="vt-panel"><figcaption>{title}</figcaption>'
+        f'<div class="vt-glass" style="aspect-ratio:{size[1]}/{size[0]}">'
+        f'<img class="vt-photo" src="{address}" alt="{escape(alt)}"></div>'
+        f'<p class="vt-below">{below}</p></figure>'
+    )
+
+
+def film(
+    photo: str, shown: Pixels, maps: Sequence[Map], *, title: str, alt: str, limit: float | None, words: Sequence[str]
+) -> str:
+    """Several maps in one place, of which the page's slider shows one; `words` stand below each."""
+    height, width = shown.shape[:2]
+    frames = "".join(
+        f'<img class="vt-map vt-frame" data-frame="{n}" src="{data_address(overlay(scores, shown, limit=limit))}" '
+        f'alt="{escape(alt)}, {n + 1} of {len(maps)}" draggable="false"{"" if n == 0 else " hidden"}>'
+        for n, scores in enumerate(maps)
+    )
+    below = "".join(
+        f'<div class="vt-frame" data-frame="{n}"{"" if n == 0 else " hidden"}>'
+        f'{bar(scores, signed=True, limit=limit)}<p class="vt-below">{word}</p></div>'
+        for n, (scores, word) in enumerate(zip(maps, words, strict=True))
+    )
+    return (
+        f'<figure class="vt-panel"><figcaption>{title}</figcaption>'
+        f'<div class="vt-glass" style="aspect-ratio:{width}/{height}">'
+        f'<img class="vt-photo" src="{photo}" alt="" draggable="false">{frames}</div>{below}</figure>'
+    )
+
+
+def curves(
+    lines: Sequence[tuple[str, str, Sequence[float]]],
+    *,
+    label: str,
+    marks: Sequence[int] = (),
+    level: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    ends: tuple[str, str] | None = None,
+) -> str:
+    """Curves over steps as a small drawing: each a name, a colour and its values; `level` is a dashed line.
+
+    `ends` are the words below the two ends of the axis, by default the steps.
+    """
+    count = max(len(values) for _, _, values in lines)
+    everything = [value for _, _, values in lines for value in values]
+    bottom = min(everything) if low is None else low
+    top = max(everything) if high is None else high
+    span = top - bottom or 1.0
+
+    def place(step: int, value: float) -> tuple[float, float]:
+        return 40 + 400 * step / max(count - 1, 1), 150 - 135 * (value - bottom) / span
+
+    drawn = [f'<line x1="40" x2="440" y1="{y}" y2="{y}" class="axis"/>' for y in (15, 150)]
+    drawn += [f'<text x="34" y="{y}" text-anchor="end">{number(v)}</text>' for y, v in ((19, top), (153, bottom))]
+    left, right = ends or ("0", f"{count - 1} steps")
+    drawn += [f'<text x="40" y="168">{left}</text><text x="440" y="168" text-anchor="end">{right}</text>']
+    if level is not None:
+        drawn.append(
+            f'<line x1="40" x2="440" y1="{place(0, level)[1]:.1f}" y2="{place(0, level)[1]:.1f}" class="level"/>'
+        )
+    for n, step in enumerate(marks):
+        x = place(step, 0.0)[0]
+        drawn.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="15" y2="150" class="mark vt-frame" data-frame="{n}"'
+            f"{'' if n == 0 else ' hidden'}/>"
+        )
+    for name, tint, values in lines:
+        points = " ".join("{:.1f},{:.1f}".format(*place(step, value)) for step, value in enumerate(values))
+        drawn.append(f'<polyline points="{points}" stroke="{tint}"><title>{escape(name)}</title></polyline>')
+    key = "".join(f'<span><i style="background:{tint}"></i>{escape(name)}</span>' for name, tint, _ in lines)
+    return (
+        f'<figure class="vt-panel vt-curves"><figcaption>{escape(label)}</figcaption>'
+        f'<svg viewBox="0 0 450 175" role="img" aria-label="{escape(label)}">{"".join(drawn)}</svg>'
+        f'<p class="vt-key">{key}</p></figure>'
+    )
+
+
+def section(*panels: str, kind: str = "") -> str:
+    """Panels side by side, as many as there is room for."""
+    return f'<div class="vt-panels {kind}">{"".join(panels)}</div>'
+
+
+def notes(ex: Explanation) -> str:
+    """What the reader of a map should know."""
+    return "".join(f'<p class="vt-note">{escape(note)}</p>' for note in ex.notes())
+
+
+def nothing(text: str) -> str:
+    """A view that waits to be asked for; `text` is HTML."""
+    return f'<div class="vt-wait">{text}</div>'
+
+
+def progress(report: Report) -> str:
+    """How far a long piece of work has come."""
+    share = 100 * report.done / report.total if report.total else None
+    value = f' aria-valuenow="{share:.0f}"' if share is not None else ""
+    width = f"width:{share:.1f}%" if share is not None else ""
+    said = f"{escape(report.doing)}: {report.done} of {report.total}" if report.total else f"{escape(report.doing)} …"
+    return (
+        f'<div class="vt-progress" role="progressbar" aria-label="{escape(report.doing)}"{value}>'
+        f'<div class="{"" if width else "vt-unknown"}" style="{width}"></div><p>{said}</p></div>'
+    )
+
+
+def problem(message: str) -> str:
+    """Something could not be done, and why, without a trace of the machine."""
+    return f'<div class="vt-problem" role="alert">{escape(message)}</div>'

@@ -1,0 +1,143 @@
+"""What a visitor looks at, as the link that brings it back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+from urllib.parse import urlencode
+
+__all__ = ["LONG", "VIEWS", "Question"]
+
+# The views in the order of the page; those that take long are drawn when asked for, not when looked at.
+VIEWS = ("map", "methods", "layers", "heads", "detail", "guide", "transfer", "rewrite")
+LONG = ("methods", "guide", "transfer", "rewrite")
+
+OPEN = ("target", "against", "row", "col", "layer", "head")  # which need not be said
+LONGEST = 200  # characters of any word in a link
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One view and all that it depends on, but for an uploaded picture, which no link can hold.
+
+    `target` and `against` are class indices, None for the predicted class and for no comparison; `row` and `col` are
+    the patch that was clicked on, `layer` and `head` the head. The rest belongs to the views that are named like it.
+    """
+
+    view: str = "map"
+    model: str = ""
+    example: str = ""
+    target: int | None = None
+    against: int | None = None
+    method: str = "complete"
+    gradient: str = "auto"
+    row: int | None = None
+    col: int | None = None
+    layer: int | None = None
+    head: int | None = None
+    methods: str = "fast"
+    layout: str = "side"
+    steps: int = 20
+    until: float = 0.9
+    budget: float = 0.0
+
+    @staticmethod
+    def from_query(query: Mapping[str, Any]) -> "Question":
+        """Read what stands in a link; whatever is not understood counts as not said, for anyone can write a link.
+
+        >>> Question.from_query({"view": "heads", "target": "3", "layer": "many", "color": "red"})
+        Question(view='heads', target=3)
+        """
+        return Question(**_understood({name: word for name, word in query.items() if word not in (None, "")}))
+
+    def heard(self, changes: Mapping[str, Any]) -> "Question":
+        """The question with what is understood of changes that a page sent; None takes a class, patch or head back.
+
+        >>> Question(target=3, against=5).heard({"against": None, "steps": "many", "view": "heads"})
+        Question(view='heads', target=3)
+        """
+        kept = {"target": self.target, "against": self.against}
+        return self.changed(**kept | _understood(changes))
+
+    def changed(self, **changes: Any) -> "Question":
+        """The question with these changes; a patch or a head belongs to the classes it was asked for.
+
+        >>> Question(target=3, row=1, col=2).changed(model="bestiary").row is None
+        True
+        """
+        other = replace(self, **changes)
+        if other.model != self.model or other.example != self.example:
+            other = replace(other, row=None, col=None, layer=None, head=None)
+            kept = {"target", "against"} & changes.keys()
+            if not kept:
+                other = replace(other, target=None, against=None)
+        return other
+
+    def choose(self, index: int) -> "Question":
+        """A click on a class: the first is explained, a second is held against it, a third begins anew.
+
+        >>> Question().choose(3).target, Question(target=3).choose(5).against, Question(target=3, against=5).choose(7)
+        (3, 5, Question(view='map', target=7))
+        >>> Question(target=3, against=5).choose(5)
+        Question(view='map', target=3)
+        """
+        if index in (self.target, self.against):
+            return self.changed(against=None)
+        if self.target is not None and self.against is None:
+            return self.changed(against=index)
+        return self.changed(target=index, against=None)
+
+    def said(self) -> dict[str, Any]:
+        """The view, and what differs from a page that was just opened."""
+        usual = asdict(Question()) | {"view": None}
+        return {name: value for name, value in asdict(self).items() if value != usual[name] and value is not None}
+
+    def query(self) -> str:
+        """The part of a link after the question mark.
+
+        >>> Question(view="layers", example="pair", target=3).query()
+        'view=layers&example=pair&target=3'
+        """
+        return urlencode(self.said())
+
+    def __repr__(self) -> str:
+        return f"Question({', '.join(f'{name}={value!r}' for name, value in self.said().items())})"
+
+
+def _understood(words: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, word in words.items():
+        if word is None and name in OPEN:
+            found[name] = None
+        elif name in _KINDS and word is not None and not isinstance(word, bool):
+            try:
+                found[name] = _KINDS[name](word)
+            except (TypeError, ValueError, OverflowError):
+                continue
+    if found.get("view") not in VIEWS:
+        found.pop("view", None)
+    return found
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST:
+        raise ValueError
+    return value
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number <= 10**6:
+        raise ValueError
+    return number
+
+
+def _share(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError
+    return number
+
+
+_COUNTS = ("target", "against", "row", "col", "layer", "head", "steps")
+_KINDS: dict[str, Any] = {each.name: _word for each in fields(Question)}
+_KINDS |= dict.fromkeys(_COUNTS, _count) | {"until": _share, "budget": _share}

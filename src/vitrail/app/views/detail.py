@@ -1,0 +1,45 @@
+"""Class against class in detail: both questions, under each loss."""
+
+from html import escape
+
+from ...guidance.detail import LOSSES, detail
+from ...objectives import OBJECTIVES
+from ...render.class_pair import draw_pair
+from ...render.lettering import number
+from ..answer import Answer, files_of_figure
+from ..fragments import panel, section
+from .asking import Asked
+
+__all__ = ["draw_detail"]
+
+NAMES = {
+    "logit": ("logit, Eq. 7", "l₁"),
+    "normalized_difference": ("normalised difference, Eq. 8", "(l₁ − l₂) / l₁"),
+    "difference": ("difference", "l₁ − l₂"),
+    "ratio": ("ratio", "l₁ / l₂"),
+}
+
+
+def draw_detail(asked: Asked) -> Answer:
+    """The class against its rival and the reverse, under the four losses; red argues for the first class of a row."""
+    one, other = asked.target, asked.rival
+    gradient = "full" if asked.question.gradient == "auto" else asked.question.gradient
+    found = detail(asked.model, asked.seen.tensor, one, other, losses=LOSSES, gradient=gradient)
+    parts = []
+    for first, second in ((one, other), (other, one)):
+        panels = []
+        for loss in LOSSES:
+            ex = asked.named(found.view(loss, first, second))
+            name, formula = NAMES[loss]
+            instead = OBJECTIVES[loss].compares and ex.metadata["difference_instead"][0][0]
+            below = f"{formula} = {escape(number(found.value(loss, first, second), sign=True))}"
+            title = f"{escape(name)}{': the difference instead' if instead else ''}"
+            panels.append(panel(asked.photo, asked.seen.shown, ex, title=title, below=below))
+        names = escape(asked.class_name(first)), escape(asked.class_name(second))
+        parts.append(
+            f'<h3 class="vt-step"><span class="vt-for">{names[0]}</span> <span class="vt-against">against {names[1]}'
+            f"</span></h3>{section(*panels, kind='vt-four')}"
+        )
+    lead = "Which details make it the one and not the other? Red argues for a row's first class, blue for the second."
+    html = f'<p class="vt-lead">{lead}</p>{"".join(parts)}'
+    return Answer(html, files_of_figure(lambda: draw_pair(found, one, other)), "detail")

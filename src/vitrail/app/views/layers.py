@@ -1,0 +1,52 @@
+"""The row's growth: the map as it stands after the last block, the last two, … down to the first."""
+
+from html import escape
+
+import numpy as np
+
+from ...render.overlay import strength
+from ...shares import head_shares
+from ..answer import Answer, files_of
+from ..fragments import curves, film, question, section
+from .asking import Asked
+
+__all__ = ["draw_layers"]
+
+LEAD = (
+    "Relevance flows backward: it starts at the token that the head reads and each block adds its share. Move the "
+    "slider from the last block to the first and watch the map grow. One colour scale for all."
+)
+
+
+def draw_layers(asked: Asked) -> Answer:
+    """The complete gradient's map from every `start_layer`, as a film, and how strong it is at each."""
+    found = head_shares(
+        asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.question.gradient
+    )
+    ex = asked.named(found.explanation)
+    growth = found.growth().numpy(force=True).astype(np.float64)
+    layers = len(growth)
+    order = list(range(layers - 1, -1, -1))
+    limit = max(map(strength, growth)) or None
+    words = [_words(layer, layers) for layer in order]
+    pane = film(
+        asked.photo, asked.seen.shown, [growth[layer] for layer in order], title=question(ex),
+        alt="the map's growth", limit=limit, words=[escape(word) for word in words],
+    )  # fmt: skip
+    added = [float(np.abs(found.scores[layer].sum(dim=0).numpy(force=True)).sum()) for layer in order]
+    line = curves([("what the block adds, Σ|score|", "#96701e", added)], label="The share of each block, last to first",
+                  marks=range(layers), low=0.0, ends=("last block", "first"))  # fmt: skip
+    first = layers - 1 if asked.question.layer is None else layers - 1 - min(asked.question.layer, layers - 1)
+    slider = (
+        '<div class="vt-player"><button type="button" aria-label="Play">▶</button>'
+        f'<input type="range" min="0" max="{layers - 1}" value="{first}" aria-label="Blocks that take part" '
+        f'data-words="{"|".join(words)}"><output></output></div>'
+    )
+    html = f'<p class="vt-lead">{LEAD}</p>{slider}{section(pane, line, kind="vt-large")}'
+    return Answer(html, files_of(ex), "layers")
+
+
+def _words(layer: int, layers: int) -> str:
+    if layer == layers - 1:
+        return f"block {layers} alone"
+    return f"blocks {layer + 1} to {layers}" if layer else f"all {layers} blocks"

@@ -1,0 +1,103 @@
+"""A picture that looks the same and is another class: before, after, the difference, and the file that proves it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from html import escape
+
+import numpy as np
+import torch
+
+from ...experiments import rewrite
+from ...experiments.rewrite import Progress
+from ...experiments.rewritten import Rewrite, encode
+from ...explanation import Explanation, percent
+from ...render.overlay import resize
+from ...render.palette import AGAINST, FOR
+from ...render.rewriting import amplified
+from ...render.sheet import save_figure
+from ..answer import Answer, file_of
+from ..fragments import css, curves, data_address, panel, picture, problem, section
+from ..pictures import Picture
+from .asking import Asked
+
+__all__ = ["draw_rewriting"]
+
+STEPS = 200
+SHOWN = 480  # pixels of the longer side at which pictures are shown; the file has all of its own
+
+
+def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
+    """Rewrite the photograph into its rival class, at its own resolution.
+
+    Raises:
+        VitrailError: whatever `vitrail.experiments.rewrite` raises.
+    """
+    del guide
+    until = min(max(asked.question.until, 0.05), 0.99)
+
+    def report(at: Progress) -> None:
+        tick(f"rewriting, {asked.class_name(asked.rival)} at {percent(at.target)}", at.step, at.steps)
+
+    found = rewrite(
+        asked.model,
+        asked.picture.open(),
+        source=asked.target,
+        target=asked.rival,
+        until=until,
+        budget=asked.question.budget or None,
+        steps=STEPS,
+        progress=report,
+    )
+    html = ("" if found.reached else problem(found.summary())) + _html(found)
+    files = {
+        "png": lambda: encode(found.picture),
+        "svg": lambda: file_of(lambda path: save_figure(found.plot(), path), "svg"),
+    }
+    return Answer(html, files, f"rewritten-{found.names[1].replace(' ', '-')}")
+
+
+def _html(found: Rewrite) -> str:
+    difference, factor = amplified(found.original, found.picture)
+    like = found.similarity
+    much = f"largest change {round(255 * like.linf)} of 255 levels · PSNR {like.psnr:.1f} dB · SSIM {like.ssim:.4f}"
+    size = found.original.shape[:2]
+    panels = [
+        _picture(found.original, _verdict(found, 0), "before: the photograph"),
+        _picture(found.picture, _verdict(found, found.step), f"after: {size[1]} × {size[0]} pixels, 8 bits, read back"),
+        _picture(difference, f"their difference × {factor}", much),
+    ]
+    lines = [
+        (name, css(tint), found.curves[:, side].tolist())
+        for side, (name, tint) in enumerate(zip(found.names, (AGAINST, FOR), strict=True))
+    ]
+    panels.append(curves(lines, label="probabilities over the steps", level=float(found.until), low=0.0, high=1.0))
+    maps = []
+    for ex, when in ((found.before, "before"), (found.after, "after")):
+        if ex is not None and ex.images is not None:
+            maps += [_map(ex, target, when) for target in range(ex.targets)]
+    words = "Save the rewritten picture (PNG, every level kept)"
+    save = f'<p><button type="button" class="vt-button" data-save="png">{words}</button></p>'
+    lead = f'<p class="vt-lead">{escape(found.summary())}</p>'
+    return lead + section(*panels) + save + section(*maps, kind="vt-four")
+
+
+def _picture(pixels: np.ndarray, title: str, below: str) -> str:
+    height, width = pixels.shape[:2]
+    scale = SHOWN / max(height, width)
+    shown = resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale)))) if scale < 1 else pixels
+    return picture(data_address(shown, lossless=True), (height, width), title, escape(below), alt=below)
+
+
+def _map(ex: Explanation, target: int, when: str) -> str:
+    assert ex.images is not None
+    shown = ex.images[0].numpy(force=True)
+    times = max(1, SHOWN // max(shown.shape[:2]))
+    large = np.ascontiguousarray(resize(shown, (shown.shape[0] * times, shown.shape[1] * times)))
+    bigger = replace(ex, images=torch.from_numpy(large.copy())[None])
+    return panel(data_address(large), large, bigger, target=target, below=when)
+
+
+def _verdict(found: Rewrite, step: int) -> str:
+    side = int(found.curves[step].argmax())
+    tint = ("vt-against", "vt-for")[side]
+    return f'<b class="{tint}">{escape(found.names[side])} <em>{percent(float(found.curves[step, side]))}</em></b>'

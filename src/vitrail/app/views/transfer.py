@@ -1,0 +1,84 @@
+"""Attention moved away from the class, step by step, as a film: where do the reasons go?"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from html import escape
+
+import numpy as np
+import torch
+
+from ...experiments import transfer
+from ...experiments.transfer_result import Transfer
+from ...explanation import percent
+from ...render.film import save_film
+from ...render.palette import AGAINST, FOR
+from ..answer import Answer, file_of, files_of_figure
+from ..fragments import css, curves, film, section
+from ..pictures import Picture
+from .asking import Asked
+
+__all__ = ["draw_film"]
+
+FRAMES = 10
+MOST = 100  # steps
+LEAD = (
+    "The attention maps of all blocks become the only parameters, and gradient descent lowers the logit of the first "
+    "class. What the second class is seen by grows meanwhile. Play the film, or move the slider."
+)
+
+
+def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
+    """The maps of the class and of its rival over the steps, and their logits.
+
+    Raises:
+        VitrailError: whatever `vitrail.experiments.transfer` raises.
+    """
+    del guide
+    steps = max(1, min(asked.question.steps, MOST))
+    snapshots = sorted(set(np.linspace(0, steps, min(FRAMES, steps) + 1).round().astype(int).tolist()))
+    found = transfer(
+        asked.model,
+        asked.seen.tensor,
+        asked.target,
+        asked.rival,
+        steps=steps,
+        snapshots=snapshots,
+        progress=lambda done, total: tick("moving attention", done, total),
+    )
+    found = replace(
+        found,
+        image=torch.from_numpy(asked.seen.shown),
+        metadata={**found.metadata, "sources": [asked.picture.name]},
+    )
+    panels = [_pane(asked, found, place) for place in range(2)]
+    tints = (css(FOR), css(AGAINST))
+    lines = [
+        (found.class_name(i), tint, found.curve(i).tolist()) for i, tint in zip(found.classes, tints, strict=False)
+    ]
+    panels.append(curves(lines, label="logits over the steps", marks=found.snapshots))
+    words = "|".join(f"after {step} of {steps} steps" for step in found.snapshots)
+    slider = (
+        '<div class="vt-player"><button type="button" aria-label="Play">▶</button>'
+        f'<input type="range" min="0" max="{len(found.snapshots) - 1}" value="0" aria-label="Step" '
+        f'data-words="{words}"><output></output></div>'
+    )
+    html = f'<p class="vt-lead">{LEAD}</p>{slider}{section(*panels, kind="vt-large")}'
+    files = files_of_figure(found.plot) | {
+        "webp": lambda: file_of(lambda path: save_film(found, path, fps=3), "webp"),
+        "safetensors": lambda: file_of(found.save, "safetensors"),
+    }
+    return Answer(html, files, "transfer")
+
+
+def _pane(asked: Asked, found: Transfer, place: int) -> str:
+    index = found.classes[place]
+    maps = found.maps[:, place].numpy(force=True).astype(np.float64)
+    words = []
+    for step in found.snapshots:
+        share = float(found.logits[step].double().softmax(-1)[index])
+        words.append(f"logit {float(found.logits[step, index]):.2f} · {percent(share)}")
+    side = ("vt-for", "vt-against")[place]
+    title = f'<b class="{side}">{escape(found.class_name(index))}</b>'
+    return film(
+        asked.photo, asked.seen.shown, list(maps), title=title, alt=found.class_name(index), limit=None, words=words
+    )

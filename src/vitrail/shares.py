@@ -1,0 +1,101 @@
+"""head_shares(): one map taken apart into what each head of each layer adds to it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .attention.head_shares import HeadShareListener
+from .errors import ImageError, LayoutError
+from .explain import explain
+from .explanation import Explanation
+from .inputs import prepare
+from .methods.gmar import head_weights
+from .methods.run import Run
+from .models import wrap
+from .models.layout import layout_of
+from .models.vision_model import VisionModel
+from .targets import Targets, Wanted
+
+__all__ = ["HeadShares", "head_shares"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeadShares:
+    """A complete-gradient map as the sum of its heads' shares.
+
+    `scores` are raw and signed; their sum over layers and heads is the map of `explanation`. `weights` are GMAR's:
+    ‖∇A_h‖₁ as a share of its layer's.
+    """
+
+    scores: Float[Tensor, "layers heads rows cols"]
+    weights: Float[Tensor, "layers heads"]
+    explanation: Explanation
+
+    def growth(self) -> Float[Tensor, "layers rows cols"]:
+        """Entry l is the map that `start_layer=l` gives: the layers from l to the last together."""
+        return self.scores.sum(dim=1).flip(0).cumsum(dim=0).flip(0)
+
+
+@torch.inference_mode(False)
+def head_shares(
+    model: VisionModel | nn.Module, image: Any, target: Wanted = None, *, against: Wanted = None, gradient: str = "full"
+) -> HeadShares:
+    """Take the map of method `complete` apart into heads and layers, in one more pass.
+
+    At layer l the relevance row takes r ← r + (1/H) Σ_h r · (∇A_h ⊙ A_h) (Cui, Fan, Chen, Eq. 5); here each summand is
+    kept, with the norm ‖∇A_h‖₁ by which GMAR (Jo, Jang, Park 2025) weighs the head.
+
+    Args:
+        model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped.
+        image: one image, in any form that `vitrail.explain` takes.
+        target: class name or index; None for the predicted class.
+        against: the class to compare with, under Eq. 8.
+        gradient: as for `vitrail.explain`, "auto" among them.
+
+    Raises:
+        ImageError: for several images.
+        LayoutError: for a model whose layers do not all see the same patches.
+        VitrailError: whatever `vitrail.explain` raises.
+
+    Example:
+        >>> import timm, torch
+        >>> vit = timm.create_model("test_vit", num_classes=10).eval()
+        >>> found = head_shares(vit, torch.randn(1, 3, 160, 160), target=3)
+        >>> found.scores.shape, found.growth().shape
+        (torch.Size([6, 2, 10, 10]), torch.Size([6, 10, 10]))
+    """
+    if not isinstance(model, VisionModel):
+        model = wrap(model)
+    inputs = prepare(model, image)
+    if len(inputs.batch) != 1:
+        raise ImageError(f"one map is taken apart at a time, and {len(inputs.batch)} images are given")
+    whole = explain(model, inputs.batch, target, against=against, gradient=gradient)
+    layout = layout_of(model, inputs.batch)
+    modes = whole.metadata.get("gradients") or [whole.metadata["gradient"]]
+    run = Run(
+        model=model,
+        images=inputs.batch,
+        layout=layout,
+        target=Targets(whole.target[:, None], nested=False),
+        against=None if whole.against is None else Targets(whole.against[:, None], nested=False),
+        objective=whole.objective,
+        readout=layout.readout,
+        gradient=modes[0],
+    )
+    (found,) = run.differentiate(HeadShareListener())
+    sizes = sorted({shares.shape[-1] for shares, _ in found.values()})
+    heads = sorted({shares.shape[1] for shares, _ in found.values()})
+    if len(sizes) > 1 or len(heads) > 1:
+        raise LayoutError(
+            f"the layers see {' and '.join(map(str, sizes))} tokens with {' and '.join(map(str, heads))} heads: their "
+            "shares form no one table; take another model, or one layer at a time"
+        )
+    layers = range(layout.layers)
+    return HeadShares(
+        scores=torch.stack([layout.as_grid(found[layer][0][0]) for layer in layers]).cpu(),
+        weights=torch.stack([head_weights(found[layer][1], layer)[0] for layer in layers]).cpu(),
+        explanation=whole,
+    )

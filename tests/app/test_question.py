@@ -1,0 +1,54 @@
+"""A link brings back what was seen, and a mad one harms nobody."""
+
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitrail.app.question import VIEWS, Question
+from vitrail.app.service import read
+
+WHOLE = Question(
+    view="rewrite", model="bestiary/label-errors", example="pair", target=3, against=0, method="gae", gradient="libra",
+    row=0, col=5, layer=2, head=1, methods="signed", layout="stack", steps=35, until=0.7, budget=0.5,
+)  # fmt: skip
+
+
+def test_every_part_of_a_question_comes_back():
+    assert read(WHOLE.query()) == WHOLE
+    assert read(Question(view="map").query()) == Question()
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["view=../../etc/passwd", "target=-1", "target=1e9", "row=nan", "until=7", "budget=inf", "x" * 5000,
+     "model=" + "m" * 500, "target=%00", "layer[]=1"],
+)  # fmt: skip
+def test_what_a_link_cannot_mean_counts_as_not_said(query):
+    assert read(query) == Question()
+
+
+@given(st.dictionaries(st.text(max_size=8) | st.sampled_from(sorted(Question.__dataclass_fields__)), st.text()))
+def test_no_link_is_too_mad(query):
+    question = Question.from_query(query)
+    assert question.view in VIEWS
+    assert dict(parse_qsl(question.query())).get("view") == question.view
+
+
+def test_another_picture_or_model_forgets_the_patch_but_not_what_was_chosen_with_it():
+    assert WHOLE.changed(example="single") == WHOLE.changed(
+        example="single", target=None, against=None, row=None, col=None, layer=None, head=None
+    )
+    kept = WHOLE.changed(model="bestiary", target=3, against=0)
+    assert (kept.target, kept.against, kept.row, kept.layer) == (3, 0, None, None)
+
+
+def test_clicks_on_classes():
+    one = Question().choose(4)
+    assert (one.target, one.against) == (4, None)
+    both = one.choose(7)
+    assert (both.target, both.against) == (4, 7)
+    assert both.choose(4) == both.choose(7) == one
+    assert both.choose(9) == Question(target=9)
+    assert one.choose(4) == one

@@ -1,0 +1,167 @@
+"""The gate: closed doors stay closed, whoever knocks and however."""
+
+import json
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+from app.conftest import LIMITS, Running
+from typer.testing import CliRunner
+
+from vitrail.app.server import check_host, parse_auth
+from vitrail.cli import app
+from vitrail.errors import OptionError
+
+httpx = pytest.importorskip("httpx", reason="needs the extra app: pip install 'vitrail[app]'")
+
+
+def test_no_file_of_the_server_can_be_read(page_server, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("do not tell")
+    for door in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/file/", "/gradio_api/stream/", "/assets/../../",
+                 "/static/..%2f..%2f", "/assets/%2e%2e/%2e%2e/", "/gradio_api/file=http://169.254.169.254/",
+                 "/gradio_api/proxy=", "/gradio_api/component_server/", "/gradio_api/upload",
+                 "/gradio_api/custom_component/", "/monitoring", "/docs", "/openapi.json"):  # fmt: skip
+        for target in (str(secret), "/etc/passwd", ""):
+            answer = _raw(page_server.address, door + target)
+            assert b"do not tell" not in answer, door
+            assert b"root:" not in answer, door
+            assert b" 200 " not in answer.split(b"\r\n")[0], door
+
+
+def _raw(address: str, path: str) -> bytes:
+    """A GET exactly as written; HTTP libraries would tidy the path up."""
+    place = urlsplit(address)
+    with socket.create_connection((place.hostname, place.port), timeout=20) as wire:
+        wire.sendall(f"GET {path} HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n\r\n".encode())
+        wire.settimeout(2)
+        got = b""
+        try:
+            while piece := wire.recv(65536):
+                got += piece
+        except TimeoutError:
+            pass
+    return got
+
+
+def test_nothing_is_written_to_disk(page_server):
+    """Neither by upload, whose door is closed, nor by a file named in a question."""
+    answer = httpx.post(page_server.address + "/gradio_api/upload", files={"files": ("a.png", b"x")})
+    assert answer.status_code == 404
+
+
+def test_a_path_in_an_answer_is_not_opened(page_server):
+    """Gradio's own way to hand files to the server, tried where the page takes pictures."""
+    file = {"path": "/etc/passwd", "url": "http://169.254.169.254/", "meta": {"_type": "gradio.FileData"}}
+    for sent in (file, {"name": "a.png", "content": file}, {"name": file, "content": "/etc/passwd"}):
+        answer = _ask(page_server, "upload", [sent, ""])
+        assert "root:" not in answer
+        assert "Traceback" not in answer
+
+
+def _ask(running: Running, name: str, data: list) -> str:
+    config = httpx.get(running.address + "/config").json()
+    number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
+    body = {"data": data, "fn_index": number, "session_hash": "tests"}
+    joined = httpx.post(running.address + "/gradio_api/queue/join", json=body)
+    if joined.status_code != 200:
+        return joined.text
+    address = running.address + "/gradio_api/queue/data?session_hash=tests"
+    with httpx.stream("GET", address, timeout=60) as answer:
+        for line in answer.iter_lines():
+            if '"process_completed"' in line:
+                return line
+    return ""
+
+
+def test_other_names_and_other_origins_are_refused(page_server):
+    host = page_server.address.removeprefix("http://")
+    assert httpx.get(page_server.address, headers={"host": "evil.example"}).status_code == 403
+    answer = httpx.post(
+        page_server.address + "/gradio_api/queue/join", headers={"origin": "https://evil.example"}, json={}
+    )
+    assert answer.status_code == 403
+    assert httpx.get(page_server.address, headers={"host": host.replace("127.0.0.1", "localhost")}).status_code == 200
+
+
+def test_too_large_a_body_is_refused_before_it_is_read(page_server):
+    def stream():
+        for _ in range(80):
+            yield b"x" * 100_000
+
+    most = LIMITS.bytes * 4 // 3 + 100_000
+    address = page_server.address + "/gradio_api/queue/join"
+    told = httpx.post(address, content=b"x" * (most + 1))
+    assert told.status_code == 413
+    try:
+        answer = httpx.post(address, content=stream())
+    except httpx.TransportError:
+        pass  # cut off in the middle
+    else:
+        assert answer.status_code == 413
+
+
+def test_the_page_names_no_other_machine_and_lets_none_in(page_server):
+    answer = httpx.get(page_server.address)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "http" not in policy.replace("https:", "").replace("'self'", "")
+    assert "fonts.googleapis" not in httpx.get(page_server.address + "/theme.css").text
+    config = httpx.get(page_server.address + "/config").json()
+    assert config["analytics_enabled"] is False
+
+
+@pytest.mark.slow
+def test_a_password_is_asked_where_one_is_set():
+    running = Running(auth="ada:lace")
+    try:
+        assert httpx.get(running.address + "/config").status_code == 401
+        with httpx.Client() as client:
+            assert (
+                client.post(running.address + "/login", data={"username": "ada", "password": "no"}).status_code == 400
+            )
+            assert (
+                client.post(running.address + "/login", data={"username": "ada", "password": "lace"}).status_code == 200
+            )
+            assert client.get(running.address + "/config").status_code == 200
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "example.org", ""])
+def test_others_need_a_password(host):
+    with pytest.raises(OptionError, match="give --auth USER:PASSWORD, or stay on 127"):
+        check_host(host, None)
+    check_host(host, ("ada", "lace"))
+
+
+def test_the_command_refuses_kindly(monkeypatch):
+    def refused(*words):
+        result = CliRunner().invoke(app, ["app", "--no-browser", *words])
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "give --auth USER:PASSWORD" in refused("--host", "0.0.0.0")
+    assert "--auth is USER:PASSWORD" in refused("--auth", "ada")
+    assert "no model 'bestiari" in refused("--model", "bestiari")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "choose another --port" in refused("--port", str(taken.getsockname()[1]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert 'pip install "vitrail[app]"' in refused()
+
+
+def test_auth_words():
+    assert parse_auth("ada:a:b") == ("ada", "a:b")
+    assert parse_auth(None) is None
+    for text in ("ada", ":x", "ada:"):
+        with pytest.raises(OptionError, match="USER:PASSWORD"):
+            parse_auth(text)
+
+
+def test_what_the_page_sends_is_json_without_paths(page_server):
+    answer = _ask(page_server, "arrive", ["view=map&example=pair"])
+    data = json.loads(answer.removeprefix("data:"))["output"]["data"]
+    assert any(isinstance(one, str) and "data:image/webp" in one for one in data)
+    assert "/tmp" not in answer
