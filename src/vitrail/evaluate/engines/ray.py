@@ -4,6 +4,7 @@ again."""
 import copy
 import logging
 import os
+import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ def run_ray(
     try:
         import ray
         import ray.data
-        from ray.exceptions import ActorDiedError, RayTaskError
+        from ray.exceptions import ActorDiedError
     except ImportError as error:
         raise OptionError('engine="ray" needs Ray: pip install "vitrail[ray]"') from error
     device = worker.model.device.type
@@ -82,12 +83,9 @@ def run_ray(
                 # Nothing fetched ahead: what is done is to be written now, not when the next one is done.
                 for batch in done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
                     for row in cast("Any", batch).to_pylist():
+                        if row["error"]:
+                            raise pickle.loads(row["error"])
                         yield Done(row["block"], row["rows"], row["maps"] or None, row["images"])
-        except RayTaskError as error:
-            cause = _first_cause(error)
-            if cause is None:
-                raise
-            raise cause from error
         except ActorDiedError as error:
             raise ModelError(f"no worker of the Ray cluster could begin: {error}") from error
     finally:
@@ -126,9 +124,16 @@ class _Measure:
         self.worker, self.attempts, self.retries = Worker(model, data, plan), attempts, retries
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        block = int(row["block"])
+        nothing = {"block": block, "rows": b"", "maps": b"", "images": 0, "error": b""}
+        try:
+            return nothing | self._measured(block)
+        except VitrailError as error:  # a row like others: what Ray wraps around an error loses the error itself
+            return nothing | {"error": pickle.dumps(error)}
+
+    def _measured(self, block: int) -> dict[str, Any]:
         import ray
 
-        block = int(row["block"])
         before = int(ray.get(self.attempts.begin.remote(block)))
         if before > self.retries:
             size = self.worker.plan.block
@@ -138,7 +143,7 @@ class _Measure:
             )
         with ThreadPoolExecutor(READERS) as pool:
             done = self.worker.measure(block, self.worker.read(block, pool))
-        return {"block": block, "rows": done.rows, "maps": done.maps or b"", "images": done.images}
+        return {"rows": done.rows, "maps": done.maps or b"", "images": done.images}
 
 
 class _Attempts:
@@ -191,13 +196,3 @@ def _room(nodes: Sequence[Mapping[str, float | int]], threads: int, gpus: float 
             "with --num-gpus, or load the model with --device cpu"
         )
     return cpus, room
-
-
-def _first_cause(error: BaseException) -> VitrailError | None:
-    """The error of ours that a worker ended with, from within those that Ray puts around it."""
-    cause: Any = error
-    while cause is not None:
-        if isinstance(cause, VitrailError) and type(cause).__module__.startswith("vitrail."):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return None
