@@ -48,7 +48,7 @@ well_read.plot()
 # ## 3. Once, or always?
 #
 # One picture is an anecdote. Twelve tavels, each asked the same; the score on the antlers, part by part, comes from the
-# known silhouettes.
+# known silhouettes. The antlers are the part called *crown*.
 
 # %%
 import torch

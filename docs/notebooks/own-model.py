@@ -53,7 +53,7 @@ class MyViT(nn.Module):
 
 
 # %% [markdown]
-# The data: two discs on grey noise, one warm and one cold, of different size. The label tells the colour of the larger.
+# The data: two discs on grey noise, one warm and one cold, one large and one small. The label is the larger one's colour.
 
 
 # %%
@@ -108,7 +108,8 @@ ex.plot()
 # does it add up colour? Ask one class against the other, and let several methods answer.
 
 # %%
-vitrail.compare(model, picture, "warm", against="cold", methods="gae,complete,attn_lrp,legrad", objective="difference").plot()
+methods = "gae,complete,attn_lrp,legrad"
+vitrail.compare(model, picture, "warm", against="cold", methods=methods, objective="difference").plot()
 
 # %% [markdown]
 # Your module is as it was: no hooks, no flags, no gradients left behind. For a name of its own on the command line see

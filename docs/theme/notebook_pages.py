@@ -48,10 +48,10 @@ def _shown(output: Any) -> str:
         return _text(output.text)
     if output.output_type == "error":
         raise ValueError(f"a stored notebook holds an error: {output.ename}: {output.evalue}")
-    png = output.data.get("image/png")
-    if png is not None:
-        words = output.metadata.get("alt", "The picture that this cell draws")
-        return f'<img class="output" alt="{words}" src="data:image/png;base64,{"".join(png.split())}">'
+    picture = output.data.get("image/jpeg")
+    if picture is not None:
+        address = f"data:image/jpeg;base64,{''.join(picture.split())}"
+        return f'<img class="output" alt="What the lines above draw" src="{address}">'
     return _text(output.data.get("text/plain", ""))
 
 

@@ -1,7 +1,7 @@
 """Every line of Python in the README and the documentation runs, and every command line is one that exists.
 
-The blocks of a page run one after the other, in one namespace and an empty folder, as a reader would run them. What a page
-takes for granted lies there: photographs by the names that the pages use, and a few variables. A block that needs a
+The blocks of a page run one after the other, in one namespace and an empty folder, as a reader would run them. What a
+page takes for granted lies there: photographs by the names that the pages use, and a few variables. A block that needs a
 model hub is marked by the comment `<!-- not run: reason -->` before it; it is compiled, and its calls are held against
 the signatures of what they call.
 """
@@ -28,7 +28,8 @@ from vitrail.models.sources import SOURCES
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/**/*.md"))]
 FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```",
+    r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?"
+    r"(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
 )
 QUICK = {"docs/index.md", "docs/extend/model.md"}  # about a second; `make test-slow` runs the others
@@ -102,7 +103,14 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     model = without_hub("timm/vit_base_patch16_224")
     images = [ImageOps.fit(pictures[name], (64, 64)) for name in ("chelsea", "coffee")]
     names = [f"class {index}" for index in range(model.module.num_classes)]
-    return {"vitrail": vitrail, "model": model, "image": images[0], "images": images, "my_module": model.module, "names": names}
+    return {
+        "vitrail": vitrail,
+        "model": model,
+        "image": images[0],
+        "images": images,
+        "my_module": model.module,
+        "names": names,
+    }
 
 
 @pytest.mark.usefixtures("_own_names")
