@@ -1,8 +1,8 @@
 # %% [markdown]
 # # CLIP, asked in words
 #
-# A CLIP model holds an image against texts. The logits are the similarities, so every gradient method says which patches
-# speak for one text, or for one against another.
+# A CLIP model holds an image against texts. The logits are the similarities, so every gradient method says which
+# patches speak for one text, or for one against another.
 #
 # This notebook runs without a network, so it first makes a tiny open_clip model with **random weights**: the maps show
 # how it is done, not what a CLIP knows. With published weights only the line that loads it changes:

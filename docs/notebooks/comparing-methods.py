@@ -21,9 +21,9 @@ found = vitrail.compare(model, picture, ["murlo", "balloo"], methods=methods)
 found.plot()
 
 # %% [markdown]
-# Rollout knows no class: both rows are the same. `absolute` hardly tells the classes apart. `gae` finds the right creature
-# and is silent about the other. `complete` puts the other into blue; `libra` gives up most of these signs, which it buys
-# back where a creature is alone (below).
+# Rollout knows no class: both rows are the same. `absolute` hardly tells the classes apart. `gae` finds the right
+# creature and is silent about the other. `complete` puts the other into blue; `libra` gives
+# up most of these signs, and gains where a creature is alone (below).
 #
 # ## How alike are the maps of the two classes?
 

@@ -53,7 +53,8 @@ class MyViT(nn.Module):
 
 
 # %% [markdown]
-# The data: two discs on grey noise, one warm and one cold, one large and one small. The label is the larger one's colour.
+# The data: two discs on grey noise, one warm and one cold, one large and one small. The label is the colour of the
+# larger.
 
 
 # %%
@@ -104,8 +105,8 @@ ex = vitrail.explain(model, picture, target=[["warm", "cold"]])
 ex.plot()
 
 # %% [markdown]
-# Each class has its own disc in red and the other's in blue. Did the model learn that it is the *larger* that counts, or
-# does it add up colour? Ask one class against the other, and let several methods answer.
+# Each class has its own disc in red and the other's in blue. Did the model learn that it is the *larger* that counts,
+# or does it add up colour? Ask one class against the other, and let several methods answer.
 
 # %%
 methods = "gae,complete,attn_lrp,legrad"
