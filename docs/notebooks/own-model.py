@@ -105,10 +105,10 @@ ex = vitrail.explain(model, picture, target=[["warm", "cold"]])
 ex.plot()
 
 # %% [markdown]
-# *Warm* is as it should be: its own disc red, the other blue. *Cold*, of which the model is sure, is blue on its own disc.
-# The note below the picture says why, and [how to read negative values](../negative-values.md) says more: where nothing
-# competes, LayerNorm takes back what all patches say alike. Against each other the classes have no such trouble. LeGrad,
-# which knows no sign, marks the other disc: a reason to lay methods side by side.
+# *Warm* is as it should be: its own disc red, the other blue. *Cold*, of which the model is sure, is blue on its own
+# disc. The note below the picture says why, and [how to read negative values](../negative-values.md) says more: where
+# nothing competes, LayerNorm takes back what all patches say alike. Against each other the classes have no such
+# trouble. LeGrad, which knows no sign, marks the other disc: a reason to lay methods side by side.
 
 # %%
 methods = "gae,complete,attn_lrp,legrad"

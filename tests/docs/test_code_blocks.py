@@ -2,8 +2,8 @@
 
 The blocks of a page run one after the other, in one namespace and an empty folder, as a reader would run them. What a
 page takes for granted lies there: photographs by the names that the pages use, and a few variables. A block that needs
-a model hub is marked by the comment `<!-- not run: reason -->` before it; it is compiled, and its calls are held against
-the signatures of what they call.
+a model hub is marked by the comment `<!-- not run: reason -->` before it; it is compiled, and its calls are held
+against the signatures of what they call.
 """
 
 import ast
