@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: demo test test-slow quality format bench environment clean
+.PHONY: demo test test-slow quality format bench docs notebooks environment clean
 
 environment: $(READY)
 
@@ -48,5 +48,13 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 
+# The documentation's site, in site/. A link that leads nowhere stops it; `mkdocs serve` shows it while one writes.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Runs the notebooks anew from the scripts beside them, and stores what they show.
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/execute.py
+
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site

@@ -74,7 +74,8 @@ def evaluate(
         protocols: names from `list_protocols()`; default: those of the preset.
         output: the folder of the run. If it holds a part of the same run, the rest is added.
         preset: whose protocols and options are taken where nothing else is said; "bi" where no protocol is named.
-        method_options, protocol_options: options by the name of the method or protocol.
+        method_options: options by the name of the method.
+        protocol_options: options by the name of the protocol.
         target: the class that is explained, "label" or "predicted".
         fit: "model" for the model's own preprocessing, "squash" for whole pictures squashed to its size.
         limit: so many images at most, evenly over the classes.

@@ -57,7 +57,10 @@ def explain_text(
         target: class name or index; a list (one per text); a nested list (several per text); None: the predicted class.
         against: the class to compare with, in the same forms; the objective is then Eq. 8 unless `objective` is given.
         method: a name from `vitrail.list_methods()` whose `text` is true: raw, rollout, gae, complete, absolute, gmar….
-        objective, gradient, centred, start_layer: as in `vitrail.explain`.
+        objective: as in `vitrail.explain`.
+        gradient: as in `vitrail.explain`.
+        centred: as in `vitrail.explain`.
+        start_layer: as in `vitrail.explain`.
         readout: which tokens the head reads: "first", "last" or "mean"; default: worked out from the model.
         batch_size: texts per pass.
         name: what results call the model.
