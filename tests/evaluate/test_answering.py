@@ -44,6 +44,8 @@ class Echo(nn.Module):
 class Dropper:
     """Logits that are the first two pixels and the sum of the patches that are left."""
 
+    patches = 8
+
     def __init__(self) -> None:
         self.passes: list[tuple[int, int]] = []
 
@@ -110,7 +112,8 @@ def test_each_evaluation_gets_its_own_answers(mix, batch, room):
     for kinds, result in zip(mix, results, strict=True):
         assert result == [Measured(kind, float(step), 0.0) for step, (kind, _) in enumerate(kinds)]
     assert max(module.passes, default=0) <= min(batch, room)
-    assert max((rows for rows, _ in dropper.passes), default=0) <= batch
+    for rows, kept in dropper.passes:  # few tokens: more rows, no more tokens, and no more than four times as many
+        assert rows <= batch * max(1, min(4, Dropper.patches // kept))
 
 
 @settings(deadline=None, max_examples=50)
@@ -122,7 +125,8 @@ def test_questions_of_several_share_full_passes(counts, batch):
     full = [batch] * (total // batch) + ([total % batch] if total % batch else [])
     assert module.passes == full
     made.run([asking(number, [("tokens", count)]) for number, count in enumerate(counts)], explain)
-    assert dropper.passes == [(rows, 1) for rows in full]
+    more = 4 * batch
+    assert dropper.passes == [(more, 1)] * (total // more) + ([(total % more, 1)] if total % more else [])
 
 
 def test_images_are_made_when_their_turn_comes():

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,21 @@ __all__ = ["Answerer", "Explain"]
 
 # From images, one class for each, and the number of layers drawn anew, to maps (images, rows, cols).
 Explain = Callable[[Tensor, Sequence[int], int], Float[Tensor, "images rows cols"]]
+MOST = 4  # so many more rows than usual may go together when they are short
+
+
+@runtime_checkable
+class FewerTokens(Protocol):
+    """Asks a model without some of its patches, of which an image has `patches`."""
+
+    @property
+    def patches(self) -> int: ...
+
+    def logits_of(
+        self, images: Float[Tensor, "rows channels height width"], patches: Int[Tensor, "rows kept"]
+    ) -> Float[Tensor, "rows classes"]:
+        """The logits when only these patches are there, row by row."""
+        ...
 
 
 @dataclass(eq=False)
@@ -31,7 +47,7 @@ class Answerer:
     model: VisionModel
     batch: int
     smaller: Callable[[int], None] = lambda _: None
-    _dropper: TokenDropper | None = field(default=None, init=False)
+    _dropper: FewerTokens | None = field(default=None, init=False)
 
     def run(self, evaluations: Sequence[Evaluation], explain: Explain) -> list[list[Measured] | VitrailError]:
         """What each evaluation returns, in order; or the error that it met, which does not touch the others."""
@@ -133,11 +149,10 @@ class Answerer:
         return self._in_halves(lambda some: self.model.logits(some), images)
 
     def _rows_of(self, kept: int, image: Tensor) -> int:
-        """As many rows of so few tokens as hold the tokens of a whole batch; four times as many at most."""
-        patches = self._drops(image).run.layout.patches
-        return self.batch * min(4, max(1, patches // max(1, kept)))
+        """As many rows of so few tokens as hold the tokens of a whole batch; `MOST` times as many at most."""
+        return self.batch * min(MOST, max(1, self._drops(image).patches // max(1, kept)))
 
-    def _drops(self, image: Float[Tensor, "1 channels height width"]) -> TokenDropper:
+    def _drops(self, image: Float[Tensor, "1 channels height width"]) -> FewerTokens:
         if self._dropper is None:
             self._dropper = _dropper(self.model, image)
         return self._dropper

@@ -35,6 +35,11 @@ class TokenDropper:
             raise OptionError(f"drop={drop!r} is no way to drop tokens; choose one of auto, cut, mask")
         self.run, self.streams, self.drop = run, streams, drop
 
+    @property
+    def patches(self) -> int:
+        """How many patches an image has."""
+        return self.run.layout.patches
+
     def logits(self, image: int, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
         """The logits when only these patches are there (indices from the first patch, ascending), row by row."""
         rows = self.run.images[image : image + 1].expand(len(patches), -1, -1, -1)
