@@ -80,6 +80,7 @@ def test_bad_requests_are_refused():
         Bestiary(count=3).scene(3)
 
 
+@pytest.mark.slow
 def test_a_linear_model_on_pixels_is_near_chance():
     count, held_out = 200, 80
     data = Bestiary("single", size=24, count=count + held_out, seed=11)

@@ -15,13 +15,17 @@ def model():
     return vitrail.load("bestiary")
 
 
+def table_of(model, count):
+    reports = []
+    lines = score(model, ["gae", "complete", "absolute", "raw"], count=count, progress=lambda *r: reports.append(r))
+    assert reports[-1] == ("explain", 7, 7)
+    assert ("draw pairs", count, count) in reports
+    return {line.label: line.measures for line in lines}
+
+
 @pytest.fixture(scope="module")
 def table(model):
-    reports = []
-    lines = score(model, ["gae", "complete", "absolute", "raw"], count=16, progress=lambda *r: reports.append(r))
-    assert reports[-1] == ("explain", 7, 7)
-    assert ("draw pairs", 16, 16) in reports
-    return {line.label: line.measures for line in lines}
+    return table_of(model, 4)
 
 
 def test_every_measure_of_every_line_is_in_its_range(table):
@@ -53,7 +57,9 @@ def test_a_map_without_negative_scores_cannot_tell_sides(table):
     assert table["raw"]["pair likeness"].mean == pytest.approx(1)
 
 
-def test_the_claims_that_hold_in_the_bestiary(table):
+@pytest.mark.slow
+def test_the_claims_that_hold_in_the_bestiary(model):
+    table = table_of(model, 16)
     complete, gae, absolute = (table[f"{name}, full"] for name in ("complete", "gae", "absolute"))
     assert complete["pair sign"].low > gae["pair sign"].high
     assert complete["rival sign"].low > gae["rival sign"].high
@@ -75,6 +81,7 @@ def test_another_model_and_bad_counts_are_refused(model):
         score(model, ["gea"])
 
 
+@pytest.mark.slow
 def test_the_planted_error_turns_the_iconic_part_and_the_clean_model_does_not(model):
     clean = planted_errors(model, ["complete"], count=20)[0]
     mistaught = planted_errors(vitrail.load("bestiary/label-errors"), ["complete"], count=20)[0]

@@ -85,6 +85,7 @@ def test_typical_counts_what_the_folder_holds(model, photos, tmp_path):
     assert result["typical"]["kite"]["predicted kite"] == expected
 
 
+@pytest.mark.slow
 def test_methods_lays_every_class_aware_method_side_by_side(model, photos, tmp_path):
     (result,) = ask("fig13", model, photos, tmp_path / "out", targets=(3,))
     assert {"gae", "complete", "absolute"} <= set(result["methods"])

@@ -45,6 +45,7 @@ def test_the_eagle_is_blue_without_a_guide_and_red_with_one(vit_tiny, photograph
     assert share(libra.scores[0, 5:9, 5:9]) > 0.5
 
 
+@pytest.mark.slow
 def test_a_guide_that_the_model_draws(vit_tiny, photographs):
     ex = vitrail.explain(vit_tiny, photographs[:1], "bald eagle", guide="auto")
     (guide,) = ex.metadata["guides"][0]
