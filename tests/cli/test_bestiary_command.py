@@ -80,7 +80,7 @@ def test_label_errors_prints_both_models() -> None:
 
 
 def test_the_demo_is_a_whole_page_without_addresses_from_elsewhere(tmp_path) -> None:
-    result = call("demo", "-o", tmp_path, "-n", 1)
+    result = call("demo", "-o", tmp_path, "-n", 2)
     assert result.exit_code == 0, result.output
     assert f"Open {tmp_path / 'index.html'}" in result.stdout
     page = (tmp_path / "index.html").read_text()

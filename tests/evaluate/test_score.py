@@ -25,7 +25,7 @@ def table_of(model, count):
 
 @pytest.fixture(scope="module")
 def table(model):
-    return table_of(model, 4)
+    return table_of(model, 8)
 
 
 def test_every_measure_of_every_line_is_in_its_range(table):
