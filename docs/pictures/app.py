@@ -68,7 +68,7 @@ def opened(page: Page, link: str) -> None:
 
 def drawn(page: Page, view: str) -> None:
     """Wait for the view that a link has asked for."""
-    page.locator(f"#vt-view-{view} .vt-panel").first.wait_for(timeout=300_000)
+    page.locator(f"#vt-view-{view} .vt-panel:visible").first.wait_for(timeout=300_000)
 
 
 VIEWS: dict[str, Callable[[Page, str], None]] = {
