@@ -82,11 +82,11 @@ def measure(
 ) -> dict[str, object]:
     """One table: seconds, times the limit and peak memory of the limit and of each method."""
     torch.manual_seed(0)
-    plain = timm.create_model(name, **({} if size is None else {"img_size": size})).eval().to(DEVICE, dtype)
+    plain = timm.create_model(name) if size is None else timm.create_model(name, img_size=size)
     assert isinstance(plain, VisionTransformer)
     side = plain.patch_embed.img_size
     assert side is not None
-    plain.requires_grad_(False)
+    plain.eval().to(DEVICE, dtype).requires_grad_(False)
     images = torch.randn(batch, 3, *side, device=DEVICE, dtype=dtype)
     targets = torch.arange(batch, device=DEVICE)
     model = vitrail.wrap(plain)
@@ -110,7 +110,7 @@ def measure(
     if blocks:
         rows["vitrail gae, by blocks"] = by_blocks("gae")
     tokens = plain.patch_embed.num_patches + plain.num_prefix_tokens
-    heads = plain.blocks[0].attn.num_heads
+    heads = int(vars(plain.get_submodule("blocks.0.attn"))["num_heads"])
     call = a_call(batch, heads, tokens, plain.embed_dim // heads, dtype)
     table: dict[str, object] = {
         "shape": f"{name}, {side[0]}×{side[1]} px, {tokens} tokens, batch {batch}, {dtype}, {rounds[0]} rounds "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["explain_both_ways", "interpreter", "logsumexps", "sum_over_queries"]
+__all__ = ["explain_both_ways", "interpreter", "logsumexps", "sum_over_queries", "sum_over_wrong_statistics"]
 
 
 def interpreter() -> ProcessPoolExecutor:
@@ -88,6 +88,27 @@ def logsumexps(arrays: dict[str, np.ndarray], dtype: str, scale: float) -> tuple
     kept = tiled.kept_logsumexp(call, call.output())
     own = triton_row.logsumexp_of_scores(call.detached(), triton_row.Tiling(32, 16, 4, 2))
     return None if kept is None else kept.numpy(), own.numpy()
+
+
+def sum_over_wrong_statistics(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, bool]:
+    """The sum where the forward pass keeps something else than it is thought to; and whether that was noticed."""
+    from unittest import mock
+
+    from vitrail.attention import tiled
+    from vitrail.attention.weighting import QuerySum
+
+    call, upstream = _call(arrays, "float32", 0.3, True)
+    output = call.output()
+    kept = tiled.kept_logsumexp(call, output)
+    assert kept is not None
+    with (
+        mock.patch.object(tiled, "kept_logsumexp", return_value=kept / np.log(2)),
+        mock.patch.dict(tiled._KEPT_AS_MEANT, clear=True),
+    ):
+        total = tiled.sum_over_queries(call.detached(), QuerySum("complete", _tensor(arrays["row"])), upstream, output)
+        noticed = list(tiled._KEPT_AS_MEANT.values()) == [False]
+    assert total is not None
+    return total.numpy(), noticed
 
 
 def explain_both_ways(family: str, method: str, targets: Any, **options: Any) -> tuple[np.ndarray, np.ndarray, int]:

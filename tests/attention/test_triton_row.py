@@ -1,16 +1,21 @@
 """The Triton kernel, interpreted on the CPU: against the formulas written out in float64, and inside the engine."""
 
 import importlib.util
+import subprocess
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import interpreter
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.attention import tiled
+import vitrail
+from vitrail.attention import differentiate, tiled
 from vitrail.attention.backward import attention_backward
 from vitrail.attention.calls import AttentionCall
 from vitrail.attention.weighting import HeadNorms, QuerySum, RowUpdate, absolute, complete, positive
@@ -141,6 +146,15 @@ def test_the_statistics_of_the_forward_pass_are_those_of_the_kernel(process):
     np.testing.assert_allclose(own, expected, rtol=1e-5)
 
 
+def test_statistics_that_mean_something_else_are_not_taken(process):
+    """Should a later PyTorch keep, say, the logarithm to base two."""
+    given = arrays(1, 2, 20, 20, 8, 8)
+    sums, noticed = process.submit(interpreter.sum_over_wrong_statistics, given).result()
+    assert noticed
+    expected = literal(given, 0.3, "complete", False)
+    np.testing.assert_allclose(sums, expected, rtol=0, atol=SUMS * np.abs(expected).max())
+
+
 def test_the_same_inputs_give_the_same_bytes(process):
     given = arrays(2, 2, 40, 40, 16, 16, "bfloat16")
     ask = interpreter.sum_over_queries, given, "bfloat16", 0.25, "absolute", False
@@ -160,17 +174,23 @@ def test_the_same_inputs_give_the_same_bytes(process):
 )
 def test_the_maps_of_a_model_are_those_of_the_blocks(process, method, launches, options):
     targets = None if method == "rollout" else [[1, 2], [3, 4]]
-    asked = process.submit(interpreter.explain_both_ways, "timm_vit", method, targets, **options)
+    # A model of the tests' own: to import a library of models takes longer than all the tests here.
+    asked = process.submit(interpreter.explain_both_ways, "user_patch_14", method, targets, **options)
     blocks, tiles, launched = asked.result()
     assert launched == launches
     assert np.abs(blocks).max() > 0
     np.testing.assert_allclose(tiles, blocks, rtol=0, atol=1e-5 * np.abs(blocks).max())
 
 
-def test_a_model_with_a_bias_on_its_scores_goes_by_blocks(process):
-    blocks, tiles, launched = process.submit(interpreter.explain_both_ways, "timm_beit", "gae", [1, 2]).result()
-    assert launched == 0
-    np.testing.assert_array_equal(tiles, blocks)
+def test_a_model_with_a_bias_on_its_scores_goes_by_blocks(monkeypatch):
+    model, images = FAMILIES["timm_beit"].model(), FAMILIES["timm_beit"].images(2)
+    blocks = vitrail.explain(model, images, [1, 2], method="gae").scores
+    asked = []
+    fit = partial(tiled.tiles_fit, forced=True)
+    monkeypatch.setattr(differentiate, "tiles_fit", lambda call, forced: asked.append(fit(call)) or asked[-1])
+    # Were the kernel taken, it would refuse a CPU's tensors: nothing is interpreted here.
+    assert torch.equal(vitrail.explain(model, images, [1, 2], method="gae").scores, blocks)
+    assert asked == [False] * FAMILIES["timm_beit"].depth
 
 
 def a_call(dtype=torch.bfloat16, width=8, mask=None, causal=False) -> AttentionCall:
@@ -238,3 +258,45 @@ def test_head_norms_leave_padding_out_of_the_sums(order):
     norms.take_sum(sums)
     expected = torch.tensor([[5.0, 4.0]])
     torch.testing.assert_close(norms.result(), expected if order == 1 else expected.sqrt())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [64, 80, 256])
+@pytest.mark.parametrize("centred", [False, True])
+def test_it_compiles_for_a_hopper_gpu_without_spilling(width, centred, tmp_path, monkeypatch):
+    """No GPU is needed to compile: what the interpreter lets pass and the compiler refuses is found here."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from vitrail.attention.triton_row import _padded, _sum_over_queries, tiling
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    cut = tiling(width, torch.bfloat16)
+    constants = {
+        "FUNCTION": "absolute", "CENTRED": centred, "WIDTH": width, "PADDED": _padded(width), "VALUE_WIDTH": width,
+        "VALUE_PADDED": _padded(width), "KEYS": cut.keys, "QUERIES": cut.queries, "PRECISION": "ieee", "WIDE": False,
+    }  # fmt: skip
+    halves, floats = ("query", "key", "value", "upstream", "output"), ("logsumexp", "row", "sums")
+    signature = dict.fromkeys(_sum_over_queries.arg_names, "i32")
+    signature |= dict.fromkeys(halves, "*bf16") | dict.fromkeys(floats, "*fp32") | {"scale": "fp32"}
+    signature |= dict.fromkeys(constants, "constexpr")
+    place = {name: (number,) for number, name in enumerate(_sum_over_queries.arg_names)}
+    aligned = [
+        name for name in place if name.startswith((*halves, *floats)) and not name.startswith(("logsumexp_", "row_"))
+    ]
+    source = ASTSource(
+        _sum_over_queries,
+        signature,
+        {place[name]: value for name, value in constants.items()},
+        {place[name]: [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert "wgmma.mma_async" in compiled.asm["ptx"]  # Hopper's tensor cores
+    assert compiled.metadata.shared <= 227 * 1024
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    usage = subprocess.run([tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True).stdout
+    assert " STACK:0 " in usage  # all tiles are held in registers

@@ -35,6 +35,9 @@ _KEEPERS = {
 # Shapes for which a kernel could not be built or started here: blocks serve them.
 _FAILED: set[tuple[torch.dtype, int, int]] = set()
 
+# Whether what a kind of node keeps was found to be the logsumexp that is meant.
+_KEPT_AS_MEANT: dict[str, bool] = {}
+
 
 def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
     """Whether the kernel serves this call: no mask, one precision, no head wider than `WIDEST`.
@@ -50,7 +53,6 @@ def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
         return False
     if forced:
         return _importable()
-    # Inside autocast the fused forward rounds float32 first, and its statistics are those of rounded scores.
     half = query.dtype != torch.float32
     return half and query.is_cuda and _served(query.device) and _shape(call) not in _FAILED
 
@@ -66,7 +68,8 @@ def sum_over_queries(
     """The sum that is wanted, of one call that fits; None where the kernel cannot be built here.
 
     `output` is the attention's own, in autograd's graph where that keeps the scores' logsumexp; else the kernel forms
-    it in a sweep of its own, one product more.
+    it in a sweep of its own, one product more. What other libraries keep is private to them, so the first that a
+    process meets of each kind is held against that sweep.
     """
     from .triton_row import logsumexp_of_scores, sums_over_queries
 
@@ -75,7 +78,7 @@ def sum_over_queries(
         if wanted.row is None:
             return sums_over_queries(call, wanted.function, upstream)
         logsumexp = kept_logsumexp(call, output)
-        if logsumexp is None:
+        if logsumexp is None or not _as_meant(output, logsumexp, call):
             logsumexp = logsumexp_of_scores(call)
         centre = output.detach() if wanted.centred else None
         return sums_over_queries(call, wanted.function, upstream, wanted.row, logsumexp, centre)
@@ -118,6 +121,19 @@ def kept_logsumexp(
     if kept.dim() != 3 or kept.shape[:2] != call.query.shape[:2] or kept.shape[2] < call.queries:
         return None
     return kept[..., : call.queries]
+
+
+def _as_meant(output: Tensor, kept: Tensor, call: AttentionCall) -> bool:
+    from .triton_row import logsumexp_of_scores
+
+    assert output.grad_fn is not None
+    name = output.grad_fn.name()
+    if name not in _KEPT_AS_MEANT:
+        own = logsumexp_of_scores(call)
+        _KEPT_AS_MEANT[name] = torch.allclose(kept, own, rtol=1e-3, atol=1e-2, equal_nan=True)
+        if not _KEPT_AS_MEANT[name]:
+            logger.warning("%s keeps something else than the scores' logsumexp: it is formed anew", name)
+    return _KEPT_AS_MEANT[name]
 
 
 @cache
