@@ -111,17 +111,21 @@ def sum_over_wrong_statistics(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray
     return total.numpy(), noticed
 
 
-def explain_both_ways(family: str, method: str, targets: Any, **options: Any) -> tuple[np.ndarray, np.ndarray, int]:
+def explain_both_ways(
+    family: str, method: str, targets: Any, dtype: str = "float32", **options: Any
+) -> tuple[np.ndarray, np.ndarray, int]:
     """The maps of a tiny model by blocks and by the kernel, taken as on a GPU; and how often the kernel ran."""
     from functools import partial
     from unittest import mock
 
+    import torch
     from families import FAMILIES
 
     import vitrail
     from vitrail.attention import chain, differentiate, tiled, triton_row
 
-    model, images = FAMILIES[family].model(), FAMILIES[family].images(2)
+    model = vitrail.wrap(FAMILIES[family].build().to(getattr(torch, dtype)))
+    images = FAMILIES[family].images(2)
     blocks = vitrail.explain(model, images, targets, method=method, **options).scores
     fit = partial(tiled.tiles_fit, forced=True)
     with (

@@ -182,6 +182,15 @@ def test_the_maps_of_a_model_are_those_of_the_blocks(process, method, launches, 
     np.testing.assert_allclose(tiles, blocks, rtol=0, atol=1e-5 * np.abs(blocks).max())
 
 
+def test_a_model_in_half_precision(process):
+    """Between the layers both ways round to bfloat16, whose unit is 2⁻⁸, at other places: a few units are left."""
+    asked = process.submit(interpreter.explain_both_ways, "user_patch_14", "gae", [1, 2], dtype="bfloat16")
+    blocks, tiles, launched = asked.result()
+    assert launched == 3
+    np.testing.assert_allclose(tiles, blocks, rtol=0, atol=4 * 2**-8 * np.abs(blocks).max())
+    assert np.corrcoef(tiles.ravel(), blocks.ravel())[0, 1] > 0.9999
+
+
 def test_a_model_with_a_bias_on_its_scores_goes_by_blocks(monkeypatch):
     model, images = FAMILIES["timm_beit"].model(), FAMILIES["timm_beit"].images(2)
     blocks = vitrail.explain(model, images, [1, 2], method="gae").scores

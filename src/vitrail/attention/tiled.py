@@ -4,6 +4,9 @@ Beside the fused backward, which gives the gradients of q, k and v, the kernel f
 registers: two products a tile beside the fused backward's five. To form the gradients in the same sweep would save
 nothing: written so that no two programs add to one number, dK and dV need four products and dQ three, seven as well,
 and the library's kernels are the faster ones.
+
+The kernel gives the same bytes every time. The fused backward does where PyTorch is asked for it, by
+`torch.use_deterministic_algorithms(True)`; else parts of dQ may be added up in any order.
 """
 
 import logging
