@@ -309,3 +309,43 @@ def test_it_compiles_for_a_hopper_gpu_without_spilling(width, centred, tmp_path,
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     usage = subprocess.run([tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True).stdout
     assert " STACK:0 " in usage  # all tiles are held in registers
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnAGpu:
+    """The compiled kernel, where there is something to run it on."""
+
+    @pytest.mark.parametrize("function", FUNCTIONS)
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    @pytest.mark.parametrize("width", [64, 80, 256])
+    def test_each_function(self, function, dtype, width):
+        given = arrays(2, 3, 577, 300, width, width, dtype)
+        tensors = {name: torch.from_numpy(array).cuda() for name, array in given.items()}
+        query, key, value, upstream = (
+            tensors[name].to(getattr(torch, dtype)) for name in ("query", "key", "value", "upstream")
+        )
+        call = AttentionCall(query, key, value.requires_grad_(), None, False, width**-0.5)
+        assert tiled.tiles_fit(call)
+        row = None if function.startswith("norm") else tensors["row"]
+        ask = call.detached(), QuerySum(function, row), upstream, call.output()
+        once, again = tiled.sum_over_queries(*ask), tiled.sum_over_queries(*ask)
+        assert once is not None
+        assert again is not None
+        assert torch.equal(once, again)
+        expected = literal(given, width**-0.5, function, centred=False)
+        # The GPU's exp2 and its sums in float32 leave less than this.
+        np.testing.assert_allclose(once.cpu().numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+    @pytest.mark.parametrize("method", ["complete", "gae", "absolute", "gmar_l2"])
+    def test_a_model(self, method, monkeypatch):
+        model = vitrail.wrap(FAMILIES["timm_vit"].build().cuda().bfloat16())
+        images = FAMILIES["timm_vit"].images(2).cuda()
+        launched = []
+        plain = tiled.sum_over_queries
+        monkeypatch.setattr(differentiate, "sum_over_queries", lambda *a, **k: launched.append(1) or plain(*a, **k))
+        tiles = vitrail.explain(model, images, [1, 2], method=method).scores
+        assert launched
+        assert not tiled._FAILED
+        monkeypatch.setattr(differentiate, "tiles_fit", lambda call, forced: False)
+        blocks = vitrail.explain(model, images, [1, 2], method=method).scores
+        torch.testing.assert_close(tiles, blocks, rtol=0, atol=4 * 2**-8 * float(blocks.abs().max()))
