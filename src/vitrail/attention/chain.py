@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .calls import blocks, compute_dtype, probabilities, without_autocast
 from .record import RecordedLayer
+from .tiled import row_of_attention, tiles_fit
 
 __all__ = ["each_head_times_attention", "row_times_attention", "rows_times_attention"]
 
@@ -33,6 +34,10 @@ def rows_times_attention(
         attention = layer.probabilities()
         dtype = compute_dtype(attention.dtype)
         return rows.to(dtype) @ torch.einsum("bh,bhqk->bqk", weights.to(dtype), attention.to(dtype))
+    if rows.shape[1] == 1 and tiles_fit(layer.call):
+        by_head = row_of_attention(layer.call, rows[:, 0])
+        if by_head is not None:
+            return torch.einsum("bh,bhk->bk", weights.to(by_head), by_head).to(rows.dtype)[:, None]
     total = rows.new_zeros(*rows.shape[:2], layer.keys)
     for block in blocks(layer.call):
         attention = probabilities(layer.call, block)

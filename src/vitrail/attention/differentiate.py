@@ -12,11 +12,12 @@ from torch.autograd.function import once_differentiable
 from .backward import attention_backward, fused_row, softmax_backward
 from .calls import AttentionCall, Block, compute_dtype
 from .gradient_modes import GradientMode
-from .weighting import Collector
+from .tiled import sum_over_queries, tiles_fit
+from .weighting import Collector, SummingCollector
 
 __all__ = ["DifferentiatedAttention", "Kernel", "LayerListener"]
 
-Kernel: TypeAlias = Literal["auto", "blocks", "fused"]
+Kernel: TypeAlias = Literal["auto", "blocks", "fused", "triton"]
 Result = TypeVar("Result", covariant=True)
 
 
@@ -26,6 +27,9 @@ class LayerListener(Protocol[Result]):
 
     only_complete: bool
     """Whether r · (∇A ⊙ A) is all that the listener wants of a layer, so that the fused backward can give it."""
+
+    sums_queries: bool
+    """Whether its collectors can do with one sum over the queries (`SummingCollector`), as a kernel forms it."""
 
     def collector(self, layer: int) -> Collector:
         """What shall be shown the layer's blocks of A and ∇A."""
@@ -63,8 +67,10 @@ class DifferentiatedAttention:
     Layers before `start_layer` take no part: nothing is differentiated there. The first layer after it is where the
     backward pass ends: `anchor`, a scalar that only makes autograd come that far, is what to differentiate by.
 
-    `kernel="fused"` takes the complete gradient through the fused backward, which suits a GPU; "blocks"
-    walks A in blocks of rows, which serves every rule and is the faster on a CPU.
+    `kernel="blocks"` walks A in blocks of rows, which serves every rule and is the faster on a CPU. On a GPU gradients
+    go through the fused backward wherever the listener needs no block: "triton" adds a kernel that sums over the
+    queries what the listener wants, tile by tile; "fused" needs none, but only gives the complete gradient. "auto"
+    takes the first of "triton", "fused" (on a GPU) and "blocks" that serves, as "triton" does on any device.
     """
 
     def __init__(
@@ -85,8 +91,14 @@ class DifferentiatedAttention:
         anchor = self._anchor_for(layer, call.query)
         if layer == self.start_layer:
             call = call.detached()
-        fused = self.kernel == "fused" or (self.kernel == "auto" and fused_by_default(call.query))
-        function = _FusedAttention if fused and self.listener.only_complete else _BlockAttention
+        fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call.query))
+        tiled = self.kernel in ("auto", "triton") and tiles_fit(call, forced=self.kernel == "triton")
+        if tiled and self.listener.sums_queries:
+            function = _TiledAttention
+        elif fused and self.listener.only_complete:
+            function = _FusedAttention
+        else:
+            function = _BlockAttention
         return function.apply(call.query, call.key, call.value, anchor, call, layer, self)  # pyright: ignore
 
     def normalise(
@@ -155,8 +167,8 @@ class _BlockAttention(Function):
         return *gradients, None, None, None, None
 
 
-class _FusedAttention(Function):
-    """Forward and backward by the model's own fused kernel; a second fused backward, fed r ⊙ dO, gives the row."""
+class _LocalGraph(Function):
+    """Forward: the model's own fused kernel, in a small graph of its own that its backward is taken through."""
 
     @staticmethod
     def forward(
@@ -183,6 +195,45 @@ class _FusedAttention(Function):
         return output.detach()
 
     @staticmethod
+    def flow(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+        """What flows on to query, key and value by the fused backward."""
+        local, output = ctx.local
+        tensors = local.query, local.key, local.value
+        asked = [t.requires_grad and needed for t, needed in zip(tensors, ctx.needs_input_grad, strict=False)]
+        wanted = [tensor for tensor, is_asked in zip(tensors, asked, strict=True) if is_asked]
+        keep = ctx.visitor.keep
+        flow = iter(torch.autograd.grad(output, wanted, grad_output, retain_graph=keep) if wanted else ())
+        if not keep:
+            del ctx.local
+        return [next(flow) if is_asked else None for is_asked in asked]
+
+
+class _TiledAttention(_LocalGraph):
+    """Backward: the fused kernel's, and beside it the listener's sum over the queries, tile by tile."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        visitor: DifferentiatedAttention = ctx.visitor
+        (grad_output,) = grads
+        local, output = ctx.local
+        collector = visitor.listener.collector(ctx.layer)
+        assert isinstance(collector, SummingCollector)
+        wanted, call = collector.query_sum(), local.detached()
+        assert wanted is not None
+        total = sum_over_queries(call, wanted, grad_output, output, forced=visitor.kernel == "triton")
+        if total is None:
+            attention_backward(call, grad_output, collector, through_scores=False, through_value=False)
+        else:
+            collector.take_sum(total)
+        visitor.listener.take(ctx.layer, collector)
+        return *_LocalGraph.flow(ctx, grad_output), None, None, None, None
+
+
+class _FusedAttention(_LocalGraph):
+    """Backward: the fused kernel's; a second one, fed r ⊙ dO, gives the row."""
+
+    @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         visitor: DifferentiatedAttention = ctx.visitor
@@ -195,17 +246,7 @@ class _FusedAttention(Function):
         scaled = (upstream / largest).to(grad_output.dtype)
         (d_value,) = torch.autograd.grad(output, local.value, scaled, retain_graph=True)
         visitor.listener.take_update(ctx.layer, fused_row(local.value.detach(), d_value) * largest[:, 0, :, 0])
-        wanted = [
-            t for t, w in zip((local.query, local.key), ctx.needs_input_grad, strict=False) if t.requires_grad and w
-        ]
-        if ctx.needs_input_grad[2]:
-            wanted.append(local.value)
-        flow = iter(torch.autograd.grad(output, wanted, grad_output, retain_graph=visitor.keep) if wanted else ())
-        if not visitor.keep:
-            del ctx.local
-        tensors = (local.query, local.key, local.value)
-        gradients = [next(flow) if any(t is w for w in wanted) else None for t in tensors]
-        return *gradients, None, None, None, None
+        return *_LocalGraph.flow(ctx, grad_output), None, None, None, None
 
 
 class _WrittenOutAttention(Function):

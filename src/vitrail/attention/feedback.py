@@ -72,6 +72,7 @@ class RowGradientListener:
     """Keeps the query rows `rows` of layer `last`'s ∇A, and I_h of every layer where `head_importance` is asked for."""
 
     only_complete = False
+    sums_queries = False
 
     def __init__(self, last: int, rows: Int[Tensor, " rows"], head_importance: bool = False) -> None:
         self.last, self.rows, self.head_importance = last, rows, head_importance

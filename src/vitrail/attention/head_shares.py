@@ -46,6 +46,7 @@ class HeadShareListener:
     """
 
     only_complete = False
+    sums_queries = False
 
     def __init__(self) -> None:
         self._row: Tensor | None = None

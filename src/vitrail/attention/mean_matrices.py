@@ -34,6 +34,7 @@ class MatrixListener:
     """Hears, layer by layer, the matrices that `kind` names: "gradient" or "attention_gradient"."""
 
     only_complete = False
+    sums_queries = False
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

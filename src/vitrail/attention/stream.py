@@ -35,6 +35,7 @@ class RelevanceRow:
     def __init__(self, rule: str | ElementwiseRule, centred: bool = False, clamp_mean: bool = False) -> None:
         self.rule = ELEMENTWISE[rule] if isinstance(rule, str) else rule
         self.only_complete = rule == "complete" and not centred and not clamp_mean
+        self.sums_queries = self.rule in ELEMENTWISE.values() and not clamp_mean
         self.centred, self.clamp_mean = centred, clamp_mean
         self._identity: Tensor | None = None
         self._added: Tensor | None = None
@@ -81,6 +82,7 @@ class HeadNormListener:
     """
 
     only_complete = False
+    sums_queries = True
 
     def __init__(self, order: int, real: Bool[Tensor, "images keys"] | None = None) -> None:
         self.order = order

@@ -5,7 +5,7 @@ All work on blocks of query rows, so that no layer's whole matrix is ever needed
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,7 +18,9 @@ __all__ = [
     "Collector",
     "ElementwiseRule",
     "HeadNorms",
+    "QuerySum",
     "RowUpdate",
+    "SummingCollector",
     "absolute",
     "centre",
     "complete",
@@ -61,6 +63,27 @@ class Collector(Protocol):
     def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None: ...
 
 
+class QuerySum(NamedTuple):
+    """Σ_i r_i f(A_hij, ∇A_hij) for every head h and key j: f by its name, r the row (None: ones)."""
+
+    function: str
+    row: Float[Tensor, "images queries"] | None = None
+    centred: bool = False
+
+
+@runtime_checkable
+class SummingCollector(Collector, Protocol):
+    """A collector that can also do with one sum over the queries, and so needs no block of A or ∇A."""
+
+    def query_sum(self) -> QuerySum | None:
+        """The sum that it can do with; None where its function has no name."""
+        ...
+
+    def take_sum(self, total: Float[Tensor, "images heads keys"]) -> None:
+        """The sum, in place of `begin` and all `add`."""
+        ...
+
+
 @dataclass
 class RowUpdate:
     """Collects (1/H) Σ_h r · (f(∇A_h) ⊙ A_h) block by block, for a relevance row r per image."""
@@ -83,6 +106,14 @@ class RowUpdate:
         # (images, heads, 1, rows) @ (images, heads, rows, keys): one pass over the block, then the heads are summed.
         update = (row.expand(-1, weighted.shape[1], -1, -1) @ weighted).sum(dim=(1, 2))
         self.total[block.images] += update.to(self.total.dtype)
+
+    def query_sum(self) -> QuerySum | None:
+        names = [name for name, rule in ELEMENTWISE.items() if rule is self.rule]
+        return QuerySum(names[0], self.row, self.centred) if names else None
+
+    def take_sum(self, total: Float[Tensor, "images heads keys"]) -> None:
+        self.heads = total.shape[1]
+        self.total = total.sum(dim=1).to(self.row.dtype)
 
     def result(self) -> Float[Tensor, "images keys"]:
         return self.total / self.heads
@@ -130,6 +161,14 @@ class HeadNorms:
         if self.real is not None:
             power = power * self.real[block.images, None, None, :].to(power)
         self.total[block.images, block.heads] += power.sum(dim=(-1, -2)).to(self.total.dtype)
+
+    def query_sum(self) -> QuerySum | None:
+        return QuerySum(f"norm{self.order}") if self.order in (1, 2) else None
+
+    def take_sum(self, total: Float[Tensor, "images heads keys"]) -> None:
+        if self.real is not None:
+            total = total * self.real[:, None].to(total)
+        self.total = total.sum(dim=-1)
 
     def result(self) -> Float[Tensor, "images heads"]:
         return self.total if self.order == 1 else self.total.sqrt()

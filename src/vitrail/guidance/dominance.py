@@ -48,7 +48,10 @@ def rivals(
 
     `rows` are the classifier's, from `class_rows`; without them every other class counts as unlike.
     """
-    alike = one_hot(target, logits.shape[1]).bool() if rows is None else rows[target] @ rows.T >= UNLIKE
+    if rows is None:
+        alike = one_hot(target, logits.shape[1]).bool()
+    else:
+        alike = (rows[target.to(rows.device)] @ rows.T >= UNLIKE).to(logits.device)
     others = logits[:, None].expand_as(alike).masked_fill(alike, -torch.inf)
     best, index = others.topk(min(RIVALS, logits.shape[1]), dim=2)
     return index, logits.gather(1, target)[..., None] - best <= NEAR

@@ -29,13 +29,19 @@ def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int)
         noise = nn.functional.interpolate(coarse, size=size[1:], mode="bilinear", align_corners=False)
         rows = model.logits(noise).cpu().double().T
         rows = _directions(rows - rows.mean(dim=1, keepdim=True))
-    return rows @ rows.T
+    return (rows @ rows.T).cpu()
 
 
 def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width"] | None:
-    """The classifier's rows without what all share, each of length 1; None for a model without a linear classifier."""
+    """The classifier's rows without what all share, each of length 1; None for a model without a linear classifier.
+
+    They stay on a GPU where the model does: on the CPU, a thousand classes take as long as a GPU takes for ten images.
+    """
     heads = [part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
-    return _directions(heads[-1].weight.detach().cpu().double()) if heads else None
+    if not heads:
+        return None
+    weight = heads[-1].weight.detach()
+    return _directions((weight if weight.is_cuda else weight.cpu()).double())
 
 
 def _directions(rows: Float[Tensor, "classes width"]) -> Float[Tensor, "classes width"]:

@@ -44,6 +44,7 @@ class LastAttention:
     """Listens to the one layer that is differentiated."""
 
     only_complete = False
+    sums_queries = False
 
     def begin(self, readout: Float[Tensor, "images queries"]) -> None:
         self._readout = readout

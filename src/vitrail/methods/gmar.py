@@ -109,12 +109,9 @@ def _gmar(
         norms_by_target = run.differentiate(HeadNormListener(norm, run.real), recorder)
     rows = []
     for norms in norms_by_target:
-        last = norms[run.layout.layers - 1]
-        layers = [
-            (layer, head_weights(last if shared_weights else norms[index], index))
-            for index, layer in enumerate(recorder.layers[: run.layout.layers])
-            if index >= run.first_layer
-        ]
+        used = range(run.first_layer, run.layout.layers)
+        weights = all_head_weights({index: norms[used[-1] if shared_weights else index] for index in used})
+        layers = [(recorder.layers[index], weights[index]) for index in used]
         walk = _paper_residual if residual == "paper" else _rollout_residual
         rows.append(walk(run.readout_row(), layers, alpha, order, discard_ratio))
     return torch.stack(rows, dim=1)
@@ -129,10 +126,17 @@ def head_weights(norms: Float[Tensor, "images heads"], layer: int) -> Float[Tens
     Raises:
         NoSignalError: when no head of the layer has any gradient.
     """
-    total = norms.sum(dim=1, keepdim=True)
-    if bool((total == 0).any()):
-        raise NoSignalError(f"the objective has no gradient at attention {layer}, so its heads cannot be weighted")
-    return norms / total
+    return all_head_weights({layer: norms})[layer]
+
+
+def all_head_weights(norms: dict[int, Float[Tensor, "images heads"]]) -> dict[int, Float[Tensor, "images heads"]]:
+    """`head_weights` of many layers; whether all have a gradient is asked once, since the answer waits for a GPU."""
+    totals = {layer: of_heads.sum(dim=1, keepdim=True) for layer, of_heads in norms.items()}
+    silent = torch.stack([(total == 0).any() for total in totals.values()]).tolist()
+    for layer, is_silent in zip(norms, silent, strict=True):
+        if is_silent:
+            raise NoSignalError(f"the objective has no gradient at attention {layer}, so its heads cannot be weighted")
+    return {layer: of_heads / totals[layer] for layer, of_heads in norms.items()}
 
 
 def _rollout_residual(
