@@ -24,7 +24,7 @@ from .models import VisionModel, wrap
 from .models.layout import layout_of
 from .models.readiness import refuse_training
 
-__all__ = ["Plan", "gibibytes", "plan"]
+__all__ = ["Plan", "in_words", "plan"]
 
 LONGEST = 5.0  # seconds after which a method that tells how far it has come is cut short, and the rest reckoned
 TIMED = 8  # images at most in the pass that is timed, fewer where they would take longer than that
@@ -244,17 +244,16 @@ def _refuse_too_large(
     if needed > free:
         height, width = image.shape[-2:]
         raise NotEnoughMemoryError(
-            f"one image of {height}×{width} pixels needs {gibibytes(needed)} and more beyond the weights for "
-            f"{info.name}, and {gibibytes(free)} are free: take a smaller size, or the model in bfloat16"
+            f"one image of {height}×{width} pixels needs {in_words(needed)} and more beyond the weights for "
+            f"{info.name}, and {in_words(free)} are free: take a smaller size, or the model in bfloat16"
         )
 
 
-def gibibytes(number: int) -> str:
+def in_words(number: int) -> str:
     """Bytes in words.
 
     Example:
-        >>> gibibytes(3 * 2**30 // 2), gibibytes(50 * 2**20)
-        ('1.5 GiB', '0.05 GiB')
+        >>> in_words(3 * 2**30 // 2), in_words(50 * 2**20)
+        ('1.5 GiB', '50 MiB')
     """
-    amount = number / 2**30
-    return f"{amount:.1f} GiB" if amount >= 1 else f"{amount:.2g} GiB"
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
