@@ -1,4 +1,4 @@
-"""plan(): what explaining would cost in memory and time, found out on an image or two before a thousand are begun."""
+"""plan(): what explaining would cost in memory and time, found out on a few images before a thousand are begun."""
 
 import time
 from contextlib import suppress
@@ -26,6 +26,7 @@ from .models.readiness import refuse_training
 
 __all__ = ["Plan", "in_words", "plan"]
 
+LARGEST = 4  # images of the largest pass that is watched, after one and two, where it does not take long
 LONGEST = 5.0  # seconds after which a method that tells how far it has come is cut short, and the rest reckoned
 TIMED = 8  # images at most in the pass that is timed, fewer where they would take longer than that
 
@@ -90,9 +91,9 @@ def plan(
 ) -> Plan:
     """Find out what `explain` would take, in memory and time, and how many images should go together.
 
-    The question is really asked, of one image and of two, while the bytes of all tensors that live at once are counted;
-    what every further image adds is the difference. Then a pass is timed. So the plan knows this model, this method and
-    this machine, and costs about as much as explaining a handful of images. Beforehand a forward pass that throws away
+    The question is really asked, of one image, two and four, while the bytes of all tensors that live at once are
+    counted, which tells what every further image adds. Then a pass is timed. So the plan knows this model, this method
+    and this machine, and costs about as much as explaining a dozen images. Beforehand a forward pass that throws away
     what it would have to keep makes sure that one image fits at all.
 
     Args:
@@ -136,17 +137,22 @@ def plan(
         # The rule asks about the rivals of every target beside it, and of those there may be as many.
         count = min(classes, targets * (1 + RIVALS) if by_rule and mode == "full" else targets)
         asked.append(_Asked(model, list(range(count)), {"method": method, "gradient": mode, **options}))
-    alone, pair = ([one.watch(_rows(some, count)) for one in asked] for count in (1, 2))
-    first = max(peak for peak, _ in alone)
-    each = max(0, max(peak for peak, _ in pair) - first)
+    peaks: dict[int, int] = {}
+    count, seconds = 1, 0.0
+    while count <= LARGEST and (count <= 2 or seconds < LONGEST / 2):
+        seen = [one.watch(_rows(some, count)) for one in asked]
+        peaks[count], seconds = max(peak for peak, _ in seen), sum(taken for _, taken in seen)
+        count *= 2
+    first, last = peaks[1], max(peaks)
+    # The peak is that of the greediest of several stages, so it may bend upward: the steepest slope to the last counts.
+    each = max(0, *((peaks[last] - peak) // (last - count) for count, peak in peaks.items() if count < last))
     fits = fitting(first, each, free)
     if batch is None:
         batch = min(fits, most or most_images(model.device.type))
-    seconds, timed = sum(seconds for _, seconds in pair), 2
+    timed = last
     if seconds < LONGEST:
-        timed = max(1, min(batch, fits, TIMED, round(LONGEST / seconds)))
+        timed = max(1, min(batch, fits, TIMED, round(LONGEST * last / seconds)))
         seconds = sum(one.seconds(_rows(some, timed)) for one in asked)
-    seconds *= batch / timed
     constant = (*model.module.parameters(), *model.module.buffers())
     return Plan(
         model=model.name,
@@ -161,7 +167,7 @@ def plan(
         each=each,
         weights=sum(tensor.numel() * tensor.element_size() for tensor in constant),
         free=free,
-        seconds=seconds,
+        seconds=seconds * batch / timed,
         at_most=by_rule,
     )
 
