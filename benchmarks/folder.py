@@ -36,7 +36,7 @@ import vitrail
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import explaining
 from vitrail.cli.explain import Request
-from vitrail.images import SUFFIXES
+from vitrail.images import SUFFIXES, read_image
 
 
 def generated(folder: Path, count: int) -> None:
@@ -90,7 +90,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, model: vitrail.VisionModel, photographs: Path, output: Path) -> None:
     files = sorted(photographs.iterdir())
     assert model.preprocess is not None
-    decoded = [model.preprocess(vitrail.images.read_image(path)) for path in files]
+    decoded = [model.preprocess(read_image(path)) for path in files]
     batches = [torch.stack(decoded[i : i + options.batch]) for i in range(0, len(files), options.batch)]
     batches = [batch.to(model.device, model.dtype) for batch in batches]
     plain = timm.create_model(options.model.removeprefix("timm/")).eval().requires_grad_(False)

@@ -128,7 +128,7 @@ def explain(
     kind = (info.name, repr(sorted(options.items())), mode, first, wanted.index.shape[1] if wanted else 1)
     sizing = Sizing(model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, layout.image_bytes)
 
-    def ask(some: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor]:
         run = Run(
             model=model,
             images=inputs.batch[some],
@@ -152,7 +152,7 @@ def explain(
             torch.stack(run.replaced, dim=1) if run.replaced else none,
         )
 
-    passes = in_passes(ask, count, size=sizing.size, halved=sizing.halved)
+    passes = in_passes(explain_some, count, size=sizing.size, halved=sizing.halved)
     logits, scores, replaced = zip(*passes, strict=True)
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()

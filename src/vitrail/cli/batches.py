@@ -1,6 +1,6 @@
 """Images through a function in batches, such that a bad one takes no other down with it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ def in_batches(
     *,
     size: int,
     failed: Callable[[Key, Exception], None],
-) -> Iterator[tuple[Key, Result]]:
+) -> Generator[tuple[Key, Result], None, None]:
     """Load each key, run `size` of them at a time, and yield each with its result, in order of completion.
 
     The keys of the next batch are loaded in threads while this one runs, so `load` must bear that; `run` and `failed`
