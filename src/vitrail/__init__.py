@@ -12,12 +12,14 @@ from .models import VisionModel, list_models, load, wrap
 from .models.hugging_face_text import load_text
 from .models.preprocess import Preprocess
 from .objectives import list_objectives
+from .plan import Plan, plan
 from .text import TextExplanation, explain_text
 
 __all__ = [
     "Comparison",
     "Explanation",
     "Guide",
+    "Plan",
     "Preprocess",
     "TextExplanation",
     "VisionModel",
@@ -29,6 +31,7 @@ __all__ = [
     "list_objectives",
     "load",
     "load_text",
+    "plan",
     "wrap",
 ]
 

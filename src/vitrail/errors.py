@@ -18,6 +18,7 @@ __all__ = [
     "NoTextTowerError",
     "NonFiniteError",
     "NotAnImageError",
+    "NotEnoughMemoryError",
     "ObjectiveError",
     "OptionError",
     "OutputError",
@@ -173,6 +174,10 @@ class NonFiniteError(VitrailError):
 
 class NoSignalError(VitrailError):
     """The map is zero everywhere: nothing in the image moves the objective."""
+
+
+class NotEnoughMemoryError(VitrailError):
+    """Not even one image's pass fits into the memory that is free."""
 
 
 class OutputFileError(VitrailError):

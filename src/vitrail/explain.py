@@ -12,6 +12,7 @@ from .attention.gradient_modes import GradientMode, check_gradient_mode
 from .errors import NonFiniteError, NoSignalError, OptionError
 from .explanation import Explanation
 from .inputs import prepare
+from .memory import Sizing, in_passes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
 from .models import wrap
@@ -63,7 +64,8 @@ def explain(
         guide: external guidance: a picture of another class to lay beside each image (a path, PIL image, uint8 array or
             normalised tensor), a list of them, a folder, "auto" (the model draws one), or a `vitrail.Guide`, which says
             how. The scores are those of the image's own patches; the whole stitched maps are in the result's `guided`.
-        batch_size: images per pass; default: all at once.
+        batch_size: images per pass; default: as many as the free memory holds. Where memory runs out, half as many go
+            on, and the log says so.
         progress: called with (what is being done, steps done, steps in all) by methods that take long.
         **options: the method's own, see `list_methods()`.
 
@@ -110,7 +112,7 @@ def explain(
         }
         ask = partial(explain, **question)
         if by_rule:
-            return explain_by_rule(ask, model, images, target, batch_size)
+            return explain_by_rule(ask, model, images, target)
         _check_guide(info, readout)
         return explain_guided(partial(ask, gradient=mode), model, images, target, as_guide(guide), batch_size, progress)
     inputs = prepare(model, images)
@@ -123,10 +125,10 @@ def explain(
     refuse_same(model, wanted, other)
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     first = info.first_layer(layout.layers) if start_layer is None else start_layer
-    scores, logits, replaced = [], [], []
-    step = batch_size or count
-    for start in range(0, count, step):
-        some = slice(start, start + step)
+    kind = (info.name, repr(sorted(options.items())), mode, first, wanted.index.shape[1] if wanted else 1)
+    sizing = Sizing(model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, layout.image_bytes)
+
+    def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor]:
         run = Run(
             model=model,
             images=inputs.batch[some],
@@ -140,13 +142,18 @@ def explain(
             centred=centred,
             progress=progress,
         )
-        relevance = info.function(run, **options)
-        logits.append(run.logits)
+        with sizing.watching(len(run.images)):
+            relevance = info.function(run, **options)
         maps = relevance.detach() if info.level == "pixel" else layout.as_grid(relevance.detach())
-        scores.append(maps.expand(-1, run.targets.index.shape[1], -1, -1))
-        replaced.append(
-            torch.stack(run.replaced, dim=1) if run.replaced else torch.zeros(len(relevance), 1, dtype=torch.bool)
+        none = torch.zeros(len(relevance), 1, dtype=torch.bool)
+        return (
+            run.logits,
+            maps.expand(-1, run.targets.index.shape[1], -1, -1),
+            torch.stack(run.replaced, dim=1) if run.replaced else none,
         )
+
+    passes = in_passes(explain_some, count, size=sizing.size, halved=sizing.halved)
+    logits, scores, replaced = zip(*passes, strict=True)
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()
     targets = predicted(all_logits) if wanted is None else wanted

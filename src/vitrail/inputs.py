@@ -16,7 +16,7 @@ from .images import read_image
 from .models.preprocess import Preprocess
 from .models.vision_model import VisionModel
 
-__all__ = ["Inputs", "prepare"]
+__all__ = ["Inputs", "Prepared", "prepare", "prepare_one"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +28,20 @@ class Inputs:
     sources: tuple[str | None, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One image ready for the model, the picture that it shows, and the name of its file."""
+
+    tensor: Float[Tensor, "channels height width"]
+    picture: UInt8[Tensor, "height width 3"] | None
+    source: str | None
+
+
 def prepare(model: VisionModel, images: Any) -> Inputs:
     """Read one image or a list of them: paths, PIL images, uint8 arrays, or float tensors.
 
-    A float tensor is the model's own input, already normalised: (channels, height, width), or a batch of such.
-    Everything else is preprocessed as the model wants it.
+    A float tensor is the model's own input, already normalised: (channels, height, width), or a batch of such. What
+    `prepare_one` made is taken as it is. Everything else is preprocessed as the model wants it.
 
     Raises:
         ImageError: for an unreadable image, an empty list, or images of different sizes.
@@ -45,7 +54,8 @@ def prepare(model: VisionModel, images: Any) -> Inputs:
     items = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
     if not items:
         raise ImageError("the list holds no image")
-    tensors, pictures, sources = zip(*(_one(model, item) for item in items), strict=True)
+    ready = [item if isinstance(item, Prepared) else prepare_one(model, item) for item in items]
+    tensors, pictures, sources = zip(*((one.tensor, one.picture, one.source) for one in ready), strict=True)
     sizes = sorted({tuple(tensor.shape) for tensor in tensors})
     if len(sizes) > 1:
         raise ImageError(f"images of different sizes {sizes} cannot be one batch: explain them one by one")
@@ -55,7 +65,12 @@ def prepare(model: VisionModel, images: Any) -> Inputs:
     return Inputs(_on_device(model, torch.stack(tensors)), shown, sources)
 
 
-def _one(model: VisionModel, item: Any) -> tuple[Tensor, Tensor | None, str | None]:
+def prepare_one(model: VisionModel, item: Any) -> Prepared:
+    """Read one image, as `prepare` does; on the CPU, and without the model itself, so that threads may do it.
+
+    Raises:
+        ImageError, ModelError: as `prepare`.
+    """
     if isinstance(item, Tensor) and item.is_floating_point():
         if item.dim() == 4 and len(item) == 1:
             item = item[0]
@@ -64,7 +79,7 @@ def _one(model: VisionModel, item: Any) -> tuple[Tensor, Tensor | None, str | No
                 f"a float tensor of shape {tuple(item.shape)} is no image: give (channels, height, width), or a batch"
             )
         shown = _pictures(model.preprocess, item[None])
-        return item, None if shown is None else shown[0], None
+        return Prepared(item, None if shown is None else shown[0], None)
     if model.preprocess is None:
         raise ModelError(
             f"{model.name} comes without preprocessing, so only float tensors can be explained: "
@@ -76,7 +91,7 @@ def _one(model: VisionModel, item: Any) -> tuple[Tensor, Tensor | None, str | No
             item = item.transpose(1, 2, 0)
     view = model.preprocess.view(read_image(item))
     source = Path(item).name if isinstance(item, str | os.PathLike) else None
-    return model.preprocess.normalise(view), torch.from_numpy(np.array(view)), source
+    return Prepared(model.preprocess.normalise(view), torch.from_numpy(np.array(view)), source)
 
 
 def _pictures(preprocess: Preprocess | None, batch: Tensor) -> UInt8[Tensor, "images height width 3"] | None:

@@ -17,6 +17,7 @@ import vitrail
 from vitrail.cli import app
 from vitrail.errors import NoSignalError
 from vitrail.explanation import Explanation
+from vitrail.inputs import Prepared
 
 MODEL = "timm/test_vit"
 NUMBERS = ("--format", "safetensors")  # without the drawing, which takes the time
@@ -97,7 +98,7 @@ def test_several_targets_are_one_picture(run: Run, photos: Path, tmp_path: Path)
     result = run(photos / "a.png", "-t", "zebra", "-t", "386", "--against", "tench", "-f", "all", "-o", "out")
     assert result.exit_code == 0
     stem = "a.zebra+african-elephant.against-tench"
-    assert files(tmp_path / "out") == sorted(f"{stem}.{kind}" for kind in ("pdf", "png", "safetensors", "svg"))
+    assert files(tmp_path / "out") == sorted(f"{stem}.{kind}" for kind in ("jpg", "pdf", "png", "safetensors", "svg"))
     assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["zebra", "African elephant"]
     assert Explanation.load(tmp_path / "out" / f"{stem}.safetensors").scores.shape == (1, 2, 10, 10)
 
@@ -186,9 +187,9 @@ def test_only_the_guilty_of_a_batch_fails(
     module = sys.modules["vitrail.explain"]  # vitrail.explain itself is the function
     honest, sizes = vitrail.explain, []
 
-    def explain(model: Any, images: list[Image.Image], *args: Any, **kwargs: Any) -> Explanation:
+    def explain(model: Any, images: list[Prepared], *args: Any, **kwargs: Any) -> Explanation:
         sizes.append(len(images))
-        if any(np.asarray(image).std() == 0 for image in images):
+        if any(image.tensor.std() == 0 for image in images):
             raise NoSignalError("the map is the same everywhere")
         return honest(model, images, *args, **kwargs)
 

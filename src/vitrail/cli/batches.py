@@ -1,8 +1,10 @@
 """Images through a function in batches, such that a bad one takes no other down with it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import TypeVar
 
+from vitrail.cli.ahead import in_threads
 from vitrail.errors import MethodError, ModelError, ObjectiveError, SameClassError, TargetError
 
 __all__ = ["QUESTION_ERRORS", "in_batches"]
@@ -22,24 +24,28 @@ def in_batches(
     *,
     size: int,
     failed: Callable[[Key, Exception], None],
-) -> Iterator[tuple[Key, Result]]:
+) -> Generator[tuple[Key, Result], None, None]:
     """Load each key, run `size` of them at a time, and yield each with its result, in order of completion.
 
-    A key that cannot be loaded goes to `failed`. When a batch fails, its members are run one by one, so that only the
-    guilty go to `failed`. Errors of the question (`QUESTION_ERRORS`) are raised at once, except `SameClassError`, which
-    may be one image's.
+    The keys of the next batch are loaded in threads while this one runs, so `load` must bear that; `run` and `failed`
+    are called in the caller's own. A key that cannot be loaded goes to `failed`. When a batch fails, its members are
+    run one by one, so that only the guilty go to `failed`. Errors of the question (`QUESTION_ERRORS`) are raised at
+    once, except `SameClassError`, which may be one image's.
     """
     waiting: list[tuple[Key, Loaded]] = []
-    for key in keys:
-        try:
-            waiting.append((key, load(key)))
-        except Exception as error:
-            failed(key, error)
-        if len(waiting) == size:
+    with closing(in_threads(load, keys, depth=size)) as loading:
+        for key, loaded in loading:
+            try:
+                waiting.append((key, loaded.result()))
+            except QUESTION_ERRORS:
+                raise
+            except Exception as error:
+                failed(key, error)
+            if len(waiting) == size:
+                yield from _run(waiting, run, failed)
+                waiting = []
+        if waiting:
             yield from _run(waiting, run, failed)
-            waiting = []
-    if waiting:
-        yield from _run(waiting, run, failed)
 
 
 def _run(

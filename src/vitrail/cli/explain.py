@@ -25,9 +25,9 @@ class Request:
     question: dict[str, Any]  # method, objective, gradient, …: keyword arguments of vitrail.explain
     options: dict[str, Any]  # the method's own; as words until the method is known
     load: dict[str, Any]  # device, dtype, size: keyword arguments of vitrail.load
-    batch_size: int
+    batch_size: int | None  # None: as many as memory holds
     output: Path
-    formats: tuple[str, ...]
+    formats: tuple[str, ...] | None  # None: by the number of images
     as_json: bool
     seed: int | None
 
@@ -52,7 +52,7 @@ def explain_command(
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
-    format_: shared.Formats = None,
+    format_: shared.FolderFormats = None,
     objective: Annotated[
         str | None,
         typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8."),
@@ -78,16 +78,21 @@ def explain_command(
     size: shared.InputSize = None,
     device: shared.Device = "cpu",
     dtype: shared.Dtype = shared.Precision.float32,
-    batch_size: shared.BatchSize = 8,
+    batch_size: shared.AutoBatchSize = "auto",
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of whatever is random in the method.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it would take, in memory and time, and explain nothing.")
+    ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Draw which patches argue for a class (red) and which against it (blue).
 
-    Each image becomes OUTPUT/<stem>.<target>.png. One that fails gets a line on stderr, the others are still done, and
-    the exit code is 1; it is 2 when the question itself cannot be asked.
+    Each image becomes OUTPUT/<stem>.<target>.png, a figure. More than 100 images become small overlays (.jpg) and maps
+    (.safetensors) instead, unless --format says otherwise. One that fails gets a line on stderr, the others are still
+    done, and the exit code is 1; it is 2 when the question itself cannot be asked.
     """
     from vitrail.cli.explaining import run
+    from vitrail.cli.planning import show_plan
     from vitrail.errors import VitrailError
 
     options = dict(split_option(text) for text in option or [])
@@ -115,16 +120,16 @@ def explain_command(
         },
         options=options,
         load={**shared.how_to_load(device, dtype, size), "texts": texts or None},
-        batch_size=batch_size,
+        batch_size=shared.parse_batch(batch_size),
         output=output,
-        formats=shared.kinds(format_),
+        formats=shared.kinds(format_) if format_ else None,
         as_json=as_json,
         seed=seed,
     )
     if seed is not None:
         _sow(seed)
     try:
-        failed = run(request)
+        failed = show_plan(request) if plan else run(request)
     except VitrailError as error:
         stop(error, as_json=as_json)
     raise typer.Exit(1 if failed else 0)

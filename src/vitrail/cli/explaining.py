@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vitrail.cli.ahead import in_threads
 from vitrail.cli.batches import in_batches
 from vitrail.cli.console import Reporter, one_line, show_table
 from vitrail.cli.explain import Request
@@ -17,15 +18,21 @@ from vitrail.cli.loading import load_named
 from vitrail.errors import OptionError, SameClassError, VitrailError
 from vitrail.explanation import Explanation, percent
 from vitrail.files import writable_folder
-from vitrail.render import save_picture
+from vitrail.render import save_light, save_picture
 from vitrail.render.lettering import number
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from vitrail.inputs import Prepared
     from vitrail.models import VisionModel
 
-__all__ = ["run"]
+__all__ = ["classes_of", "images_at_once", "run"]
+
+MANY = 100  # images, from which on a figure of each would take longer and more room than anybody wants
+AT_ONCE = {"cpu": 8}  # images; a CPU is quickest while the activations stay in its cache
+AT_ONCE_ELSEWHERE = 64
+
+SUFFIXES = {"overlay": "jpg"}  # of the kinds that are not called by theirs
+SAVERS: dict[str, Any] = {"safetensors": Explanation.save, "overlay": save_light}
 
 HEADER = ("image", "target", "its probability", "against", "and its", "lowest", "highest", "files")
 
@@ -37,12 +44,14 @@ def run(request: Request) -> bool:
     reporter = Reporter(as_json=request.as_json)
     found, missing = find_images(request.images, leave_out=output)
     model = load_model(request)
-    classes = _classes(request, model)
+    classes = classes_of(request, model)
+    formats = _formats(request, len(found), reporter)
     for argument, error in missing:
         reporter.fail(argument, error)
     at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
-    with reporter.working(len(found)):
-        results: Iterable[dict[str, Any]] = _results(request, model, classes, found, reporter)
+    each = _results(request, model, classes, found, formats, reporter)
+    with reporter.working(len(found)), closing(each):
+        results: Iterable[dict[str, Any]] = each
         if at_the_end:
             results = list(results)
         else:
@@ -84,7 +93,8 @@ def load_model(request: Request) -> "VisionModel":
     return load_named(request.model, request.checkpoint, **request.load)
 
 
-def _classes(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:
+def classes_of(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:
+    """The targets and what they are held against, as indices. Raises `VitrailError` for classes that are none."""
     targets, against = ([model.class_index(name) for name in names] for names in (request.targets, request.against))
     pairs = max(len(targets), len(against)) if targets and against else 0
     for place in range(pairs):
@@ -95,49 +105,76 @@ def _classes(request: Request, model: "VisionModel") -> tuple[list[int], list[in
     return targets, against
 
 
+def images_at_once(model: "VisionModel") -> int:
+    """The most images of a pass where memory is no matter: more gain nothing, and are lost together."""
+    return AT_ONCE.get(model.device.type, AT_ONCE_ELSEWHERE)
+
+
+def _formats(request: Request, images: int, reporter: Reporter) -> tuple[str, ...]:
+    if request.formats is not None:
+        return request.formats
+    if images <= MANY:
+        return ("png",)
+    reporter.say(
+        f"{images} images: small overlays (.jpg) and maps (.safetensors) are written; --format png draws each a figure"
+    )
+    return "overlay", "safetensors"
+
+
 def _results(
     request: Request,
     model: "VisionModel",
     classes: tuple[list[int], list[int]],
     found: Sequence[Found],
+    formats: Sequence[str],
     reporter: Reporter,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
+    """Rows of the table: images are read in threads ahead of the model, and results written in one behind it."""
     from vitrail.explain import explain
-    from vitrail.images import read_image
+    from vitrail.inputs import prepare_one
 
     targets, against = classes
 
-    def load(image: Found) -> "Image":
-        return read_image(image.path)
+    def load(image: Found) -> "Prepared":
+        return prepare_one(model, image.path)
 
-    def ask(images: list[Found], pictures: "list[Image]") -> Explanation:
-        ex = explain(
+    def ask(images: list[Found], prepared: "list[Prepared]") -> Explanation:
+        return explain(
             model,
-            pictures,
-            _each(targets, against, len(pictures)),
-            against=_each(against, targets, len(pictures)),
+            prepared,
+            _each(targets, against, len(images)),
+            against=_each(against, targets, len(images)),
+            batch_size=request.batch_size,
             progress=reporter.report,
             **request.question,
             **request.options,
         )
-        return replace(ex, metadata={**ex.metadata, "sources": [image.path.name for image in images]})
 
     def failed(image: Found, error: Exception) -> None:
         reporter.fail(str(image.path), error)
         reporter.advance()
 
     names = OutputNames(request.output, found)
-    for image, ex in in_batches(found, load, ask, size=request.batch_size, failed=failed):
-        try:
-            files = _write(ex, image, names, request.formats)
-        except VitrailError as error:
-            failed(image, error)
-            continue
-        if not request.as_json:
-            for note in ex.notes():
-                reporter.say(f"{one_line(str(image.path))}: {note}")
-        yield from _rows(ex, image, files)
-        reporter.advance()
+
+    def write(done: tuple[Found, Explanation]) -> list[Path]:
+        image, ex = done
+        return _write(ex, image, names, formats)
+
+    size = request.batch_size or images_at_once(model)
+    explained = in_batches(found, load, ask, size=size, failed=failed)
+    # One thread writes: Matplotlib knows no more, and the disk is no faster for it.
+    with closing(explained), closing(in_threads(write, explained, workers=1, depth=size, prompt=True)) as written:
+        for (image, ex), files in written:
+            try:
+                rows = list(_rows(ex, image, files.result()))
+            except VitrailError as error:
+                failed(image, error)
+                continue
+            if not request.as_json:
+                for note in ex.notes():
+                    reporter.say(f"{one_line(str(image.path))}: {note}")
+            yield from rows
+            reporter.advance()
 
 
 def _each(classes: list[int], others: list[int], images: int) -> Any:
@@ -154,8 +191,8 @@ def _write(ex: Explanation, image: Found, names: OutputNames, formats: Sequence[
         what += ".against-" + _joined([slug(side[1][0]) for side in sides])
     files = []
     for kind in formats:
-        path = names.path(image, what, kind)
-        files.append(ex.save(path) if kind == "safetensors" else save_picture(ex, path))
+        path = names.path(image, what, SUFFIXES.get(kind, kind))
+        files.append(SAVERS.get(kind, save_picture)(ex, path))
     return files
 
 

@@ -10,11 +10,14 @@ import typer
 __all__ = [
     "DEFAULT_OUTPUT",
     "AsJson",
+    "AutoBatchSize",
     "BatchSize",
     "Centred",
     "Checkpoint",
     "Device",
     "Dtype",
+    "FolderFormat",
+    "FolderFormats",
     "Format",
     "Formats",
     "Gradient",
@@ -30,6 +33,7 @@ __all__ = [
     "Target",
     "how_to_load",
     "kinds",
+    "parse_batch",
     "parse_size",
 ]
 
@@ -41,6 +45,17 @@ class Format(StrEnum):
     pdf = "pdf"
     svg = "svg"
     safetensors = "safetensors"
+    all = "all"
+
+
+class FolderFormat(StrEnum):
+    """What `vitrail explain` writes for each image."""
+
+    png = "png"
+    pdf = "pdf"
+    svg = "svg"
+    safetensors = "safetensors"
+    overlay = "overlay"
     all = "all"
 
 
@@ -94,24 +109,46 @@ InputSize: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
 Dtype: TypeAlias = Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")]
+FolderFormats: TypeAlias = Annotated[
+    list[FolderFormat] | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="Kind of result; several: repeat. Default: png; overlay and safetensors for more than 100 images.",
+    ),
+]
+AutoBatchSize: TypeAlias = Annotated[
+    str, typer.Option("--batch-size", "--batch", "-b", help="Images per pass; auto: as many as fit and gain.")
+]
 BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per pass.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-def kinds(formats: Sequence[Format] | None) -> tuple[str, ...]:
+def kinds(formats: Sequence[Format] | Sequence[FolderFormat] | None) -> tuple[str, ...]:
     """The kinds of file that are asked for, each once, with "all" written out.
 
     >>> kinds([Format.svg, Format.png, Format.svg]), kinds(None)
     (('svg', 'png'), ('png',))
     """
-    if Format.all in (formats or ()):
-        return tuple(kind.value for kind in Format if kind is not Format.all)
+    if formats and "all" in formats:
+        return tuple(kind.value for kind in type(formats[0]) if kind.value != "all")
     return tuple(dict.fromkeys(kind.value for kind in formats or [Format.png]))
 
 
 def how_to_load(device: str, dtype: Precision, size: str | None) -> dict[str, Any]:
     """The keyword arguments of `cli.loading.load_named`; `BadParameter` for a size that is none."""
     return {"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)}
+
+
+def parse_batch(text: str) -> int | None:
+    """The number of images per pass, None for "auto"; `BadParameter` for anything else."""
+    if text.lower() == "auto":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(
+            f"{text!r} is no number of images per pass; write 1 or more, or auto", param_hint="--batch-size"
+        )
+    return int(text)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import VitrailError
+from ..memory import in_passes
 from ..methods.dropped_tokens import TokenDropper
 from ..methods.run import Run
 from ..models.layout import layout_of
@@ -162,21 +163,17 @@ class Answerer:
         return self._in_halves(lambda some, kept: dropper.logits_of(some, kept), images, patches)
 
     def _in_halves(self, ask: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        try:
+        def answer(some: slice) -> Tensor:
             with torch.no_grad():
-                found = ask(*rows)
+                found = ask(*(part[some] for part in rows))
                 return found.to("cpu", torch.promote_types(found.dtype, torch.float32))
-        except torch.OutOfMemoryError:
-            count = len(rows[0])
-            if count < 2:
-                raise
-        half = count // 2
-        if half < self.batch:
-            self.batch = half
-            self.smaller(half)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return torch.cat([self._in_halves(ask, *(part[some] for part in rows)) for some in _parts(count, half)])
+
+        def halved(most: int) -> None:
+            if most < self.batch:
+                self.batch = most
+                self.smaller(most)
+
+        return torch.cat(list(in_passes(answer, len(rows[0]), halved=halved)))
 
     # -- maps ----------------------------------------------------------------------------------------------------------
 
@@ -195,10 +192,6 @@ class Answerer:
                     yield number, explain(question.images, question.targets, stage)
                 except VitrailError as error:
                     yield number, error
-
-
-def _parts(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _dropper(model: VisionModel, image: Float[Tensor, "1 channels height width"]) -> TokenDropper:

@@ -168,21 +168,14 @@ class Worker:
         options: dict[str, Any] = dict(self.plan.methods[chosen.label])
         if chosen.gradient is not None:
             options["gradient"] = chosen.gradient
-        while True:
-            try:
-                return explain(
-                    model,
-                    images,
-                    list(targets),
-                    method=chosen.info.name,
-                    batch_size=min(self._answerer.batch, self.plan.block),
-                    **options,
-                ).scores
-            except torch.OutOfMemoryError:
-                if self._answerer.batch == 1:
-                    raise
-                self._answerer.batch //= 2
-                self._answerer.smaller(self._answerer.batch)
+        return explain(
+            model,
+            images,
+            list(targets),
+            method=chosen.info.name,
+            batch_size=min(self._answerer.batch, self.plan.block),
+            **options,
+        ).scores
 
     def _drawn_anew(self, stage: int) -> VisionModel:
         """The model with its last layers drawn anew; one copy at a time, which serves all images of a block."""

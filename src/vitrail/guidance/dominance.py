@@ -8,6 +8,7 @@ whose. Without such a rival, blue lies on the object itself as often as not, and
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch.nn.functional import one_hot
 
 from ..explanation import PER_IMAGE, Explanation
 from ..inputs import prepare
+from ..memory import in_passes
 from ..models.vision_model import VisionModel
-from ..targets import Wanted, parse_targets, predicted
+from ..targets import Wanted
 from .far_class import class_rows
 
 __all__ = ["contrary", "dominates", "explain_by_rule", "misleads", "rivals"]
@@ -89,42 +91,44 @@ def misleads(method: str, objective: str) -> bool:
 
 @torch.no_grad()
 def logits_of(model: VisionModel, batch: Float[Tensor, "images channels height width"], step: int) -> Tensor:
-    """The logits of a batch, `step` images at a time, on the CPU."""
-    return torch.cat([model.logits(some).float().cpu() for some in batch.split(step)])
+    """The logits of a batch, `step` images at a time (fewer where memory runs out), on the CPU."""
+
+    def ask(some: slice) -> Tensor:
+        return model.logits(batch[some]).float().cpu()
+
+    return torch.cat(list(in_passes(ask, len(batch), size=partial(min, step))))
 
 
-def explain_by_rule(
-    ask: Callable[..., Explanation], model: VisionModel, images: Any, target: Wanted, step: int | None
-) -> Explanation:
+def explain_by_rule(ask: Callable[..., Explanation], model: VisionModel, images: Any, target: Wanted) -> Explanation:
     """Explain each image with the full gradient where a rival stands against its targets, else with libra.
 
     `ask(model, batch, target, gradient=…)` explains a batch. All targets of one image share a gradient, so that their
     maps can be compared: libra when any of them has no rival. The notes say where libra was taken.
     """
     inputs = prepare(model, images)
-    logits = logits_of(model, inputs.batch, step or len(inputs.batch))
-    parsed = parse_targets(model, target, len(logits), logits.shape[1]) or predicted(logits)
-    found, near = rivals(logits, parsed.index, class_rows(model, logits.shape[1]))
-    count = parsed.index.shape[1]
-    chosen: dict[int, Explanation] = {}
+    # First libra, which most photographs keep: its forward pass shows at once which of them have rivals.
+    libra = ask(model, inputs.batch, target, gradient="libra")
+    index = libra.target if libra.target.ndim == 2 else libra.target[:, None]
+    nested, count = libra.target.ndim == 2, index.shape[1]
+    found, near = rivals(libra.logits, index, class_rows(model, libra.logits.shape[1]))
     doubtful = near.any(dim=2).all(dim=1).nonzero()[:, 0].tolist()
+    chosen: dict[int, Explanation] = {}
     if doubtful:
-        asked = torch.cat([parsed.index, found.flatten(1)], dim=1)[doubtful]
+        # The best rival comes first, so the near ones of every target are in front.
+        near = near[doubtful]
+        near = near[..., : int(near.sum(dim=2).max())]
+        found = found[doubtful][..., : near.shape[2]]
+        asked = torch.cat([index[doubtful], found.flatten(1)], dim=1)
         ex = ask(model, inputs.batch[doubtful], asked.tolist(), gradient="full")
         own, theirs = ex.scores[:, :count], ex.scores[:, count:].unflatten(1, found.shape[1:])
-        opposed = (contrary(own[:, :, None].expand_as(theirs), theirs) & near[doubtful]).any(dim=2).all(dim=1)
+        opposed = (contrary(own[:, :, None].expand_as(theirs), theirs) & near).any(dim=2).all(dim=1)
         chosen = {
-            i: _first_targets(one, count, parsed.nested)
+            i: _first_targets(one, count, nested)
             for i, one, kept in zip(doubtful, ex, opposed.tolist(), strict=True)
             if kept
         }
-    libra = [i for i in range(len(logits)) if i not in chosen]
-    if libra:
-        question = parsed.index.tolist() if parsed.nested else parsed.index[:, 0].tolist()
-        ex = ask(model, inputs.batch[libra], [question[i] for i in libra], gradient="libra")
-        chosen |= dict(zip(libra, ex, strict=True))
-    ex = _in_order([chosen[i] for i in range(len(logits))])
-    modes = ["libra" if i in libra else "full" for i in range(len(logits))]
+    ex = _in_order([chosen.get(i, one) for i, one in enumerate(libra)]) if chosen else libra
+    modes = ["full" if i in chosen else "libra" for i in range(len(libra))]
     notes = [
         [INSTEAD, *one] if mode == "libra" else one for one, mode in zip(ex.metadata["image_notes"], modes, strict=True)
     ]

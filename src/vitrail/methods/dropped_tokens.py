@@ -10,6 +10,7 @@ from ..attention.eager import eager
 from ..attention.fewer_tokens import Selection, masked_keys, shortened
 from ..attention.token_stream import TokenStream
 from ..errors import OptionError, UnsupportedOperationError
+from ..memory import ran_out
 from .run import Run
 
 __all__ = ["TokenDropper"]
@@ -62,9 +63,9 @@ class TokenDropper:
     def _choose(self, image: Tensor, stream: TokenStream, selection: Selection) -> str:
         try:
             cut = self._ask(image, stream, selection, "cut")
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a model does when it is given fewer tokens than it was built for
+            if ran_out(error):
+                raise
             reason = error
         else:
             self._compare(cut, image, stream, selection)

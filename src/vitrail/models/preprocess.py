@@ -1,6 +1,7 @@
 """What happens to a photograph before the model sees it."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,13 @@ class Preprocess:
 
     def normalise(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The pixels as the model takes them: float32, channels first, `(pixel / 255 - mean) / std`."""
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-        mean, std = _columns(self.mean, torch.float32), _columns(self.std, torch.float32)
-        return pixels.to(torch.float32).div(255).sub_(mean).div_(std)
+        # A pixel has 256 values: each is worked out once, and no tensor is calculated with where threads decode images
+        # beside the model, whose threads it would draw on.
+        pixels = np.asarray(image.convert("RGB"))
+        normalised = np.empty((3, *pixels.shape[:2]), np.float32)
+        for channel, values in enumerate(_normalised(self.mean, self.std)):
+            np.take(values, pixels[..., channel], out=normalised[channel], mode="clip")
+        return torch.from_numpy(normalised)
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """`normalise(view(image))`: one image, channels first, without a batch axis."""
@@ -140,6 +145,13 @@ class Preprocess:
         ratios = height / self.resize[0], width / self.resize[1]
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+@cache
+def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Float[np.ndarray, "3 256"]:
+    """What every value of a pixel becomes in each channel."""
+    levels = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
+    return levels.div(255).sub(_columns(mean, torch.float32)).div(_columns(std, torch.float32))[:, 0].numpy()
 
 
 def _columns(values: tuple[float, ...], dtype: torch.dtype) -> Float[Tensor, "3 1 1"]:

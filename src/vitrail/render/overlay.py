@@ -49,12 +49,12 @@ def overlay(
     has_signal = limit > 0 and strength(scores) > 0
     relative = scores / limit if has_signal else np.zeros(scores.shape)
     steps = np.rint(np.clip(enlarge(relative, size, smooth=smooth), -1, 1) * STEPS).astype(np.int64) + STEPS
-    glass = _panes()[steps]
+    glass = np.take(_panes(), steps, axis=0)
     if image is None:
         return _bytes(glass)
     image = resize(image, size)
-    glass = glass * (SHADE + (1 - SHADE) * grey(image))[..., None]
-    return _bytes(opacity * glass + (1 - opacity) * image / 255.0)
+    glass *= (SHADE + (1 - SHADE) * grey(image))[..., None]
+    return _bytes(glass if opacity == 1 else opacity * glass + (1 - opacity) * image / 255.0)
 
 
 def resize(image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "tall wide 3"]:
@@ -88,4 +88,6 @@ def _panes() -> Float[np.ndarray, "steps 3"]:
 
 
 def _bytes(rgb: Float[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-    return np.rint(255 * np.clip(rgb, 0, 1)).astype(np.uint8)
+    levels = rgb.clip(0, 1)
+    levels *= 255
+    return np.rint(levels, out=levels).astype(np.uint8)

@@ -47,8 +47,11 @@ def colour(scores: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]
 
 def grey(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width"]:
     """The luminance of an RGB image, from 0 to 1, in sRGB's own coding."""
-    return image / 255.0 @ LUMA
+    red, green, blue = (np.take(share, image[..., channel]) for channel, share in enumerate(_SHARES))
+    return red + green + blue
 
+
+_SHARES = LUMA[:, None] * (np.arange(256) / 255.0)  # of each channel's 256 values in the luminance
 
 FOR: tuple[float, float, float] = tuple(colour(np.array(1.0)).tolist())
 AGAINST: tuple[float, float, float] = tuple(colour(np.array(-1.0)).tolist())

@@ -1,0 +1,9 @@
+"""How much memory there is, how much a pass takes, and what to do when it runs out."""
+
+from .allocations import Allocations
+from .free import free_memory
+from .passes import in_passes, ran_out
+from .saved import saved_bytes
+from .sizing import Sizing, fitting, most_images
+
+__all__ = ["Allocations", "Sizing", "fitting", "free_memory", "in_passes", "most_images", "ran_out", "saved_bytes"]

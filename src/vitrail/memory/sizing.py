@@ -1,0 +1,104 @@
+"""How many images go together: found out from what the first passes take, and remembered for the model."""
+
+import logging
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from ..models.vision_model import VisionModel
+from .allocations import Allocations
+from .free import free_memory
+
+__all__ = ["Sizing", "fitting", "most_images"]
+
+# More images in a pass gain no more speed: a CPU is quickest while a block's activations stay in its cache.
+MOST = {"cpu": 32}
+MOST_ELSEWHERE = 256
+
+SHARE = 0.8  # of the free memory; the rest is for what kernels take within an operation, and for gaps between tensors
+SURELY = 0.125  # of the free memory: so little by the first estimate that nothing needs to be found out
+
+_log = logging.getLogger("vitrail")
+
+
+@dataclass
+class Known:
+    """What passes of one kind were seen to take, in bytes by number of images, and the most that memory allowed."""
+
+    peaks: dict[int, int]
+    most: int | None = None
+
+    def peak(self, images: int) -> int:
+        """The bytes of so many images, on the line through the two largest passes that were seen."""
+        if images in self.peaks:
+            return self.peaks[images]
+        *_, (count, peak) = points = sorted(self.peaks.items())
+        fewer, low = points[-2] if len(points) > 1 else (0, 0)
+        return round(peak + (peak - low) / (count - fewer) * (images - count))
+
+
+def fitting(first: int, each: int, free: int) -> int:
+    """How many images a pass may hold in so many free bytes, where one takes `first` and each more `each`; 1 at least.
+
+    Example:
+        >>> fitting(100, 50, 500)
+        7
+    """
+    return max(1, 1 + int((SHARE * free - first) // max(1, each)))
+
+
+def most_images(device: str) -> int:
+    """The most images of a pass on a device of this type, however much memory there is."""
+    return MOST.get(device, MOST_ELSEWHERE)
+
+
+_KNOWN: WeakKeyDictionary[VisionModel, dict[Hashable, Known]] = WeakKeyDictionary()
+
+
+class Sizing:
+    """The sizes of the passes of one question: `given` images at most, or as many as the free memory holds.
+
+    `kind` is all that decides what one image takes: method, options, targets, image size. `estimate` is what an image
+    is likely to take, in bytes, 0 where nobody knows. Unless that is next to nothing, a first image goes alone, then
+    two together, both watched, and what they took decides; later questions of the same kind know.
+    """
+
+    def __init__(self, model: VisionModel, kind: Hashable, given: int | None = None, estimate: int = 0) -> None:
+        self.device = model.device
+        self.given, self.estimate = given, estimate
+        self.known = _KNOWN.setdefault(model, {}).setdefault(kind, Known({}))
+        self._learning = False
+
+    def size(self, left: int) -> int:
+        """How many of the images that are left go together now."""
+        most = most_images(self.device.type) if self.given is None else self.given
+        wanted = min(left, most if self.known.most is None else min(most, self.known.most))
+        self._learning = False
+        if self.given is not None or wanted == 1:
+            return wanted
+        free = free_memory(self.device)
+        if len(self.known.peaks) < 2 and 0 < self.estimate * wanted < SURELY * free:
+            return wanted
+        self._learning = len(self.known.peaks) < 2
+        if not self.known.peaks:
+            return 1
+        if len(self.known.peaks) == 1 and self.known.peak(2) < SHARE * free:
+            return 2
+        first = self.known.peak(1)
+        return min(wanted, fitting(first, self.known.peak(2) - first, free))
+
+    @contextmanager
+    def watching(self, images: int) -> Iterator[None]:
+        """Note what a pass of so many images takes in this block, if it is one to learn from."""
+        if not self._learning:
+            yield
+            return
+        with Allocations(self.device) as allocations:
+            yield
+        self.known.peaks[images] = allocations.peak
+
+    def halved(self, most: int) -> None:
+        """Memory ran out: no more than `most` images go together from now on."""
+        self.known.most = most
+        _log.warning("memory ran out: %d image%s at a time from here on", most, "s" * (most != 1))
