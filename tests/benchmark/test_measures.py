@@ -57,6 +57,7 @@ def test_the_fit_finds_what_grows() -> None:
     assert fit_peaks({197: 100, 577: 200, 1025: None}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory's peak is read from Linux")
 def test_peaks_in_a_process_of_their_own() -> None:
     # 1025 tokens: a block's A alone is 4 MiB a head, an activation 0.25 MiB.
@@ -71,6 +72,7 @@ def test_peaks_in_a_process_of_their_own() -> None:
     assert 0 < limit < ours < theirs / 2
 
 
+@pytest.mark.slow
 def test_a_peak_that_cannot_be_measured_says_why() -> None:
     assert peak_of(Case("no_such_vit", 64, 1), LIMIT)[1].startswith("timm has no model 'no_such_vit'")
 

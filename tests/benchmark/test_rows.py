@@ -60,6 +60,12 @@ def test_a_peer_that_is_not_there_is_a_row_without_work(subject: Subject, monkey
     assert (last.work, last.why_not) == (None, "not installed: pip install captum")
 
 
+def test_numpy_has_no_bfloat16() -> None:
+    rows = {row.name: row for row in rows_of(Subject.make(CASE, dtype=torch.bfloat16), ["complete"])}
+    assert rows["pytorch-grad-cam LayerCAM"].work is None
+    assert rows["Captum LayerGradCam"].work is not None
+
+
 def test_stored_maps_that_do_not_fit_are_not_begun(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitrail.benchmark.rows.available_memory", lambda device: 1000)
     row = row_named(subject, stored("gae"))

@@ -33,6 +33,7 @@ class Peer:
     ours: str
     make: Callable[[Subject], Callable[[], Tensor]]
     finish: Callable[[Tensor, tuple[int, int]], Tensor]
+    by_numpy: bool = False  # which has no bfloat16
 
     @property
     def installed(self) -> bool:
@@ -117,7 +118,7 @@ def _as_it_is(scores: Tensor, size: tuple[int, int]) -> Float[Tensor, "images ro
 
 def _grad_cam_peer(kind: str, ours: str) -> Peer:
     name = f"pytorch-grad-cam {kind}"
-    return Peer(name, "grad-cam", "pytorch_grad_cam", ours, _grad_cam(kind), _as_grad_cam_shows_it)
+    return Peer(name, "grad-cam", "pytorch_grad_cam", ours, _grad_cam(kind), _as_grad_cam_shows_it, True)
 
 
 PEERS = (

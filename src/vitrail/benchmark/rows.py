@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import NoSignalError, OptionError
@@ -136,6 +137,8 @@ def _stored(subject: Subject, method: str) -> Row:
 def _peer(subject: Subject, peer: Peer) -> Row:
     if not peer.installed:
         return Row(peer.name, why_not=f"not installed: pip install {peer.package}")
+    if peer.by_numpy and subject.images.dtype == torch.bfloat16:
+        return Row(peer.name, why_not="not run: it computes with NumPy, which has no bfloat16")
     work = peer.make(subject)
 
     def agreement() -> float:

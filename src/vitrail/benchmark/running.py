@@ -23,8 +23,16 @@ __all__ = ["bench"]
 Progress = Callable[[str, int, int], object]
 
 
-def bench(plan: Plan, *, command: str = "", progress: Progress = lambda *_: None) -> Results:
+def bench(
+    plan: Plan,
+    *,
+    command: str = "",
+    progress: Progress = lambda *_: None,
+    found: Callable[[Results], object] = lambda _: None,
+) -> Results:
     """Measure what the plan says; `progress` is called with (what is being measured, steps done, steps in all).
+
+    `found` is called with the results so far after each table, for one may have to stop before the end.
 
     Every ratio is taken within one run of rounds: each row once in each, in turn, the median over the rounds.
 
@@ -33,7 +41,7 @@ def bench(plan: Plan, *, command: str = "", progress: Progress = lambda *_: None
     """
     packages = describe_versions(tuple(dict.fromkeys(peer.package for peer in PEERS)))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return Results(
+    results = Results(
         date=date.today().isoformat(),
         command=command,
         device=plan.device,
@@ -43,11 +51,20 @@ def bench(plan: Plan, *, command: str = "", progress: Progress = lambda *_: None
         load=load,
         rounds=plan.rounds,
         warmup=plan.warmup,
-        times=[_time_table(plan, case, plan.methods, peers=True, progress=progress) for case in plan.cases],
-        tokens=[_token_table(plan, progress)] if plan.along else [],
-        targets=[_target_table(plan, model, progress) for model in plan.models] if plan.targets else [],
-        memory=[_memory_table(plan, progress)] if plan.along and plan.memory else [],
     )
+    for case in plan.cases:
+        results.times.append(_time_table(plan, case, plan.methods, peers=True, progress=progress))
+        found(results)
+    for model in plan.models if plan.targets else ():
+        results.targets.append(_target_table(plan, model, progress))
+        found(results)
+    if plan.along:
+        results.tokens.append(_token_table(plan, progress))
+        found(results)
+    if plan.along and plan.memory:
+        results.memory.append(_memory_table(plan, progress))
+        found(results)
+    return results
 
 
 def _subject(plan: Plan, case: Case) -> Subject:

@@ -66,7 +66,7 @@ def bench_command(
     """
     from dataclasses import replace
 
-    from vitrail.benchmark import PRESETS, bench
+    from vitrail.benchmark import PRESETS, Results, bench
     from vitrail.benchmark.page import markdown, write_page
     from vitrail.cli.loading import named_device
     from vitrail.errors import VitrailError
@@ -88,6 +88,11 @@ def bench_command(
         "checkpoint": checkpoint,
         "cross": True if sizes and len(sizes) > 1 else None,
     }
+
+    def keep(results: Results) -> None:
+        if output is not None:
+            write_page(results, output)
+
     try:
         plan = replace(
             preset,
@@ -99,9 +104,7 @@ def bench_command(
             **{name: value for name, value in given.items() if value is not None},
         )
         with stages() as progress:
-            results = bench(plan, command=shlex.join(["vitrail", *sys.argv[1:]]), progress=progress)
-        if output is not None:
-            write_page(results, output)
+            results = bench(plan, command=shlex.join(["vitrail", *sys.argv[1:]]), progress=progress, found=keep)
     except VitrailError as error:
         stop(error, as_json=as_json)
     typer.echo(json.dumps(results.as_json(), indent=2) if as_json else markdown(results))
