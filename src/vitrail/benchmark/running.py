@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from datetime import date
+from statistics import median
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def _measured(row: Row, times: Times, batch: int) -> Measured:
         return Measured(row.name, row.passes, note=row.why_not or times.failed[row.name])
     taken, base, slow = (times.seconds.get(name) for name in (row.name, LIMIT, stored("gae")))
     assert taken is not None
-    seconds = sorted(taken)[len(taken) // 2]
+    seconds = median(taken)
     return Measured(
         row.name,
         row.passes,
