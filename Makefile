@@ -46,7 +46,7 @@ format: $(READY)
 	$(BIN)/ruff format
 
 bench: $(READY)
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/vitrail bench
 
 # The documentation's site, in site/. A link that leads nowhere stops it; `mkdocs serve` shows it while one writes.
 docs: $(READY)

@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import describe_machine
 from PIL import Image
 from rewriting import read_task
 from torch import Tensor, nn
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 from vitrail.experiments import classify, rewrite
 from vitrail.experiments.resample import linear_view
 from vitrail.experiments.rewritten import encode

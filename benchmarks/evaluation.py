@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import torch
-from environment import describe_machine
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 from vitrail.evaluate.cost import passes
 from vitrail.evaluate.plan import make_plan
 from vitrail.evaluate.running import evaluate

@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from environment import describe_machine
 from PIL import Image
 from safetensors.torch import save_file
-from speed import limit
 from timm.models.vision_transformer import VisionTransformer
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.plain import limit
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import explaining
 from vitrail.cli.explain import Request

@@ -21,13 +21,13 @@ from unittest import mock
 import timm
 import torch
 import torch.nn.functional as F
-from environment import describe_machine
-from speed import limit
 from timm.models.vision_transformer import VisionTransformer
 
 import vitrail
 from vitrail.attention import chain, differentiate
 from vitrail.attention.calls import AttentionCall
+from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.plain import limit
 
 DEVICE = "cuda"
 LIMIT = "limit: forward + activation-only backward"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from environment import describe_machine
 from localisation import MEASURES, interval, measures, read_photographs
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 
 
 def main() -> None:

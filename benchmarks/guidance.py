@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import describe_machine
 from localisation import MEASURES, Photograph, interval, measures, read_photographs, squashed
 from PIL import Image
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 from vitrail.errors import GuideError
 
 CHOICE = "complete, chosen by itself"

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import describe_machine
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 from vitrail.methods.choosing import choose_methods
 
 # The multiple that a method is to stay under.

@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import describe_machine
 from localisation import area, interval
 from PIL import Image
 from torch import Tensor
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 
 SIZE, PATCH, SIDE = 224, 16, 14
 ZEBRA = 340

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import describe_machine
 from PIL import Image
 from torch import Tensor
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 from vitrail.evaluate.answering import Answerer
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.perturbation import enlarged

@@ -14,9 +14,9 @@ import time
 
 import timm
 import torch
-from environment import describe_machine, peak_memory, reset_peak_memory
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine, peak_memory, reset_peak_memory
 
 
 def measure(model_name: str, size: int, method: str, batch: int) -> dict[str, float]:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from environment import describe_machine
 from PIL import Image
 
 import vitrail
+from vitrail.benchmark.machine import describe_machine
 from vitrail.experiments import classify, rewrite
 from vitrail.experiments.rewritten import encode
 from vitrail.experiments.similarity import similarity

@@ -52,6 +52,7 @@ def test_the_peak_of_other_methods_within_a_factor_of_two(method: str) -> None:
     assert 0.5 < plan.peak / allocated(model, 288, 6, **question) < 2
 
 
+@pytest.mark.slow
 def test_more_images_and_more_pixels_take_more() -> None:
     plans = [vitrail.plan(tiny(size), size=SIZES[size], batch=2) for size in SIZES]
     for plan in plans:
@@ -67,6 +68,7 @@ def test_more_images_and_more_pixels_take_more() -> None:
     assert 0.75 * tokens[1] / tokens[0] < more < (tokens[1] / tokens[0]) ** 2
 
 
+@pytest.mark.slow
 def test_the_batch_is_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(64)
     asked = vitrail.plan(model, size=(64, 64), batch=3)
@@ -91,6 +93,7 @@ def test_the_model_is_left_alone_and_the_plan_cannot_be_changed() -> None:
         plan.batch = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_the_rule_is_reckoned_with_all_rivals() -> None:
     model = vitrail.wrap(timm.create_model("test_vit", num_classes=10, img_size=64).eval())
     auto, full = (vitrail.plan(model, size=(64, 64), batch=2, gradient=mode) for mode in ("auto", "full"))

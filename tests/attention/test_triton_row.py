@@ -191,6 +191,7 @@ def test_a_model_in_half_precision(process):
     assert np.corrcoef(tiles.ravel(), blocks.ravel())[0, 1] > 0.9999
 
 
+@pytest.mark.slow
 def test_a_model_with_a_bias_on_its_scores_goes_by_blocks(monkeypatch):
     model, images = FAMILIES["timm_beit"].model(), FAMILIES["timm_beit"].images(2)
     blocks = vitrail.explain(model, images, [1, 2], method="gae").scores

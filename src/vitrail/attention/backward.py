@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .calls import AttentionCall, Block, blocks, compute_dtype, probabilities, without_autocast
+from .calls import AttentionCall, blocks, compute_dtype, probabilities, without_autocast
 from .weighting import Collector
 
 __all__ = ["Gradients", "attention_backward", "fused_row", "softmax_backward"]
@@ -45,9 +45,9 @@ def attention_backward(
     dtype = compute_dtype(call.query.dtype)
     if collector is not None:
         collector.begin(call.images, call.heads, call.keys, call.query)
-    d_query = torch.empty_like(call.query, dtype=dtype) if through_scores else None
-    d_key = torch.empty_like(call.key, dtype=dtype) if through_scores else None
-    d_value = torch.empty_like(call.value, dtype=dtype) if through_value else None
+    d_query = call.query.new_empty(call.query.shape, dtype=dtype) if through_scores else None
+    d_key = call.key.new_empty(call.key.shape, dtype=dtype) if through_scores else None
+    d_value = call.value.new_empty(call.value.shape, dtype=dtype) if through_value else None
     if collector is None and not (through_scores or through_value):
         return Gradients(None, None, None)
     for block in blocks(call):
@@ -56,14 +56,15 @@ def attention_backward(
         upstream = grad_output[rows].to(dtype)
         attention = probabilities(call, block)
         if d_value is not None:
-            _accumulate(d_value, some, block, attention.transpose(-1, -2), upstream)
+            _multiply(attention.transpose(-1, -2), upstream, d_value[some], add=not block.starts_rows)
         if collector is None and d_query is None:
             continue
         gradient = upstream @ call.value[some].to(dtype).transpose(-1, -2)
         if d_query is not None and d_key is not None:
             d_scores = softmax_backward(attention, gradient)
-            torch.mul(d_scores @ call.key[some].to(dtype), call.scale, out=d_query[rows])
-            _accumulate(d_key, some, block, d_scores.transpose(-1, -2), call.query[rows].to(dtype) * call.scale)
+            scale, query = call.scale, call.query[rows].to(dtype)
+            _multiply(d_scores, call.key[some].to(dtype), d_query[rows], scale=scale)
+            _multiply(d_scores.transpose(-1, -2), query, d_key[some], scale=scale, add=not block.starts_rows)
         if collector is not None:
             collector.add(block, attention, gradient)
     return Gradients(
@@ -73,12 +74,11 @@ def attention_backward(
     )
 
 
-def _accumulate(total: Tensor, some: tuple[slice, slice], block: Block, left: Tensor, right: Tensor) -> None:
-    product = left @ right
-    if block.starts_rows:
-        total[some] = product
-    else:
-        total[some] += product
+def _multiply(left: Tensor, right: Tensor, into: Tensor, *, scale: float = 1.0, add: bool = False) -> None:
+    """into ← scale · left @ right, or that added to it, with no product beside it to be copied over."""
+    # A block's images and heads follow each other in memory (`blocks`), so this is a view.
+    product = into.view(-1, *into.shape[-2:])
+    product.baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=1.0 if add else 0.0, alpha=scale)
 
 
 def fused_row(

@@ -4,6 +4,7 @@ import typer
 
 from vitrail.cli import app as app_page
 from vitrail.cli import (
+    bench,
     bestiary,
     compare,
     demo,
@@ -53,6 +54,7 @@ app.command("rewrite")(rewrite.rewrite_command)
 app.command("report")(report.report_command)
 app.command("reproduce", cls=compare.ManyMethods)(reproduce.reproduce_command)
 app.command("evaluate", cls=evaluate.ManyNames)(evaluate.evaluate_command)
+app.command("bench", cls=bench.ManyNumbers)(bench.bench_command)
 app.command("text")(text.text_command)
 app.command("demo")(demo.demo_command)
 app.command("app")(app_page.app_command)

@@ -25,9 +25,9 @@ class Request:
     question: dict[str, Any]  # method, objective, gradient, …: keyword arguments of vitrail.explain
     options: dict[str, Any]  # the method's own; as words until the method is known
     load: dict[str, Any]  # device, dtype, size: keyword arguments of vitrail.load
-    batch_size: int | None  # None: as many as memory holds
+    batch_size: int  # 0: as many as memory holds
     output: Path
-    formats: tuple[str, ...] | None  # None: by the number of images
+    formats: tuple[str, ...]  # none: by the number of images
     as_json: bool
     seed: int | None
 
@@ -122,7 +122,7 @@ def explain_command(
         load={**shared.how_to_load(device, dtype, size), "texts": texts or None},
         batch_size=shared.parse_batch(batch_size),
         output=output,
-        formats=shared.kinds(format_) if format_ else None,
+        formats=shared.kinds(format_) if format_ else (),
         as_json=as_json,
         seed=seed,
     )

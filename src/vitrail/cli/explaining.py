@@ -111,7 +111,7 @@ def images_at_once(model: "VisionModel") -> int:
 
 
 def _formats(request: Request, images: int, reporter: Reporter) -> tuple[str, ...]:
-    if request.formats is not None:
+    if request.formats:
         return request.formats
     if images <= MANY:
         return ("png",)
@@ -144,7 +144,7 @@ def _results(
             prepared,
             _each(targets, against, len(images)),
             against=_each(against, targets, len(images)),
-            batch_size=request.batch_size,
+            batch_size=request.batch_size or None,
             progress=reporter.report,
             **request.question,
             **request.options,

@@ -140,10 +140,10 @@ def how_to_load(device: str, dtype: Precision, size: str | None) -> dict[str, An
     return {"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)}
 
 
-def parse_batch(text: str) -> int | None:
-    """The number of images per pass, None for "auto"; `BadParameter` for anything else."""
+def parse_batch(text: str) -> int:
+    """The number of images per pass, 0 for "auto"; `BadParameter` for anything else."""
     if text.lower() == "auto":
-        return None
+        return 0
     if not text.isdecimal() or not int(text):
         raise typer.BadParameter(
             f"{text!r} is no number of images per pass; write 1 or more, or auto", param_hint="--batch-size"

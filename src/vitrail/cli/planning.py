@@ -32,7 +32,7 @@ def show_plan(request: Request) -> bool:
     made = plan(
         model,
         targets=max(1, len(targets), len(against)),
-        batch=request.batch_size,
+        batch=request.batch_size or None,
         most=images_at_once(model) if len(found) < 1 else min(images_at_once(model), len(found)),
         images=_example(model, found),
         **question,
