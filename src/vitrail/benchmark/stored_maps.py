@@ -78,6 +78,6 @@ def bytes_of_maps(layers: int, heads: int, tokens: int, images: int, method: str
 
     Example:
         >>> bytes_of_maps(layers=12, heads=12, tokens=4097, images=1, method="gae")
-        19336931328
+        19336791168
     """
     return 4 * layers * heads * tokens**2 * images * (1 if method == "rollout" else 2)
