@@ -12,7 +12,7 @@ from .attention.gradient_modes import GradientMode, check_gradient_mode
 from .errors import NonFiniteError, NoSignalError, OptionError
 from .explanation import Explanation
 from .inputs import prepare
-from .memory import Sizing, in_passes
+from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
 from .models import wrap
@@ -126,7 +126,9 @@ def explain(
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     first = info.first_layer(layout.layers) if start_layer is None else start_layer
     kind = (info.name, repr(sorted(options.items())), mode, first, wanted.index.shape[1] if wanted else 1)
-    sizing = Sizing(model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, layout.image_bytes)
+    sizing = Sizing(
+        model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, partial(kept_bytes, model, inputs.batch[:1])
+    )
 
     def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor]:
         run = Run(

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import vitrail
-from vitrail.memory import Allocations, saved_bytes, sizing
+from vitrail.memory import Allocations, kept_bytes, saved_bytes, sizing
 from vitrail.models import VisionModel
 from vitrail.models.layout import layout_of
 
@@ -23,6 +23,7 @@ def passes(model: VisionModel, free: int, monkeypatch: pytest.MonkeyPatch, **que
     monkeypatch.setattr(sizing, "free_memory", lambda device: free)
     sizes: list[int] = []
     layout_of(model, IMAGES)
+    kept_bytes(model, IMAGES[:1])
     handle = model.module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     try:
         vitrail.explain(model, IMAGES, 3, **question)
@@ -47,6 +48,7 @@ def test_with_little_the_first_passes_tell(model: VisionModel, monkeypatch: pyte
 def test_a_long_list_is_cut_where_more_gain_nothing(model: VisionModel) -> None:
     sizes: list[int] = []
     layout_of(model, IMAGES)
+    kept_bytes(model, IMAGES[:1])
     model.module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     vitrail.explain(model, IMAGES.repeat(8, 1, 1, 1)[:70], 3, method="raw")
     assert sizes == [32, 32, 6]

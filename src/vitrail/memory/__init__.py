@@ -4,6 +4,16 @@ from .allocations import Allocations
 from .free import free_memory
 from .passes import in_passes, ran_out
 from .saved import saved_bytes
-from .sizing import Sizing, fitting, most_images
+from .sizing import Sizing, fitting, kept_bytes, most_images
 
-__all__ = ["Allocations", "Sizing", "fitting", "free_memory", "in_passes", "most_images", "ran_out", "saved_bytes"]
+__all__ = [
+    "Allocations",
+    "Sizing",
+    "fitting",
+    "free_memory",
+    "in_passes",
+    "kept_bytes",
+    "most_images",
+    "ran_out",
+    "saved_bytes",
+]

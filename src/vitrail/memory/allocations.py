@@ -1,13 +1,12 @@
 """Bytes of tensors that are alive at once, counted one PyTorch operation after the other, on any device."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = ["Allocations"]
 
@@ -37,19 +36,23 @@ class Allocations(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        new = self._storages(result)
+        new = {key: storage for key, storage in self._storages((result,)) if key not in self._born}
         if new:
-            for key in self._storages((args, kwargs)):
+            for key, _ in self._storages((*args, *(kwargs or {}).values())):
                 new.pop(key, None)  # a view of what was given, or written in place
         for key, storage in new.items():
-            if key not in self._born:
-                self._count(key, storage)
+            self._count(key, storage)
         return result
 
-    def _storages(self, values: Any) -> dict[int, torch.UntypedStorage]:
-        tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
-        storages = (tensor.untyped_storage() for tensor in tensors if tensor.device.type == self.device)
-        return {storage._cdata: storage for storage in storages}
+    def _storages(self, values: Iterable[Any]) -> Iterator[tuple[int, torch.UntypedStorage]]:
+        """The storages on the device, of tensors and of lists of tensors, which is all that an operation takes."""
+        for value in values:
+            if isinstance(value, Tensor):
+                if value.device.type == self.device and value.layout == torch.strided:
+                    storage = value.untyped_storage()
+                    yield storage._cdata, storage
+            elif isinstance(value, list | tuple):
+                yield from self._storages(value)
 
     def _count(self, key: int, storage: torch.UntypedStorage) -> None:
         size = storage.nbytes()

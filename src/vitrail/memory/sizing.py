@@ -1,16 +1,21 @@
 """How many images go together: found out from what the first passes take, and remembered for the model."""
 
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attention.eager import eager
 from ..models.vision_model import VisionModel
 from .allocations import Allocations
 from .free import free_memory
+from .saved import saved_bytes
 
-__all__ = ["Sizing", "fitting", "most_images"]
+__all__ = ["Sizing", "fitting", "kept_bytes", "most_images"]
 
 # More images in a pass gain no more speed: a CPU is quickest while a block's activations stay in its cache.
 MOST = {"cpu": 32}
@@ -53,18 +58,35 @@ def most_images(device: str) -> int:
     return MOST.get(device, MOST_ELSEWHERE)
 
 
+_KEPT: WeakKeyDictionary[VisionModel, dict[Hashable, int]] = WeakKeyDictionary()
+
+
+def kept_bytes(model: VisionModel, image: Float[Tensor, "1 channels height width"]) -> int:
+    """Bytes that autograd keeps of the model's pass over one image of this size, looked up after the first time."""
+    known = _KEPT.setdefault(model, {})
+    size = (*image.shape[1:], image.dtype)
+    if size not in known:
+        asked = image.detach().clone().requires_grad_()
+        with eager():
+            weights = (*model.module.parameters(), *model.module.buffers())
+            known[size] = saved_bytes(lambda: model.logits(asked), weights)
+    return known[size]
+
+
 _KNOWN: WeakKeyDictionary[VisionModel, dict[Hashable, Known]] = WeakKeyDictionary()
 
 
 class Sizing:
     """The sizes of the passes of one question: `given` images at most, or as many as the free memory holds.
 
-    `kind` is all that decides what one image takes: method, options, targets, image size. `estimate` is what an image
-    is likely to take, in bytes, 0 where nobody knows. Unless that is next to nothing, a first image goes alone, then
-    two together, both watched, and what they took decides; later questions of the same kind know.
+    `kind` is all that decides what one image takes: method, options, targets, image size. `estimate` says what an
+    image is likely to take, in bytes; without it nobody knows. Unless that is next to nothing, a first image goes
+    alone, then two together, both watched, and what they took decides; later questions of the same kind know.
     """
 
-    def __init__(self, model: VisionModel, kind: Hashable, given: int | None = None, estimate: int = 0) -> None:
+    def __init__(
+        self, model: VisionModel, kind: Hashable, given: int | None = None, estimate: Callable[[], int] | None = None
+    ) -> None:
         self.device = model.device
         self.given, self.estimate = given, estimate
         self.known = _KNOWN.setdefault(model, {}).setdefault(kind, Known({}))
@@ -78,9 +100,10 @@ class Sizing:
         if self.given is not None or wanted == 1:
             return wanted
         free = free_memory(self.device)
-        if len(self.known.peaks) < 2 and 0 < self.estimate * wanted < SURELY * free:
-            return wanted
         self._learning = len(self.known.peaks) < 2
+        if self._learning and self.estimate and self.estimate() * wanted < SURELY * free:
+            self._learning = False
+            return wanted
         if not self.known.peaks:
             return 1
         if len(self.known.peaks) == 1 and self.known.peak(2) < SHARE * free:

@@ -12,7 +12,6 @@ from ..attention.eager import eager
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.tap import Tap
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
-from ..memory.allocations import Allocations
 from .readout import readout_weights, worked_out_readout
 from .vision_model import VisionModel
 
@@ -28,8 +27,7 @@ class TokenLayout:
 
     `readout` holds one weight per query of the last attention and sums to one; `reads` says it in words. `layers` is
     the number of attention calls that the logits depend on, `pools` how many of them, at the end, pool the tokens;
-    `classes` is the number of logits. `all_tokens` counts those that may follow the patches too. `image_bytes` is what
-    one image's pass, made to be differentiated, was seen to take; 0 where nobody looked.
+    `classes` is the number of logits. `all_tokens` counts those that may follow the patches too.
     """
 
     rows: int
@@ -42,7 +40,6 @@ class TokenLayout:
     heads: int
     classes: int
     all_tokens: int
-    image_bytes: int = 0
 
     @property
     def reads_patches(self) -> bool:
@@ -84,10 +81,7 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
     known = _LAYOUTS.setdefault(model, {})
     size = tuple(images.shape[1:])
     if size not in known:
-        with Allocations(images.device) as allocations:
-            seen = observe(model, images)
-        layout = work_out_layout(model, seen, (images.shape[-2], images.shape[-1]))
-        known[size] = replace(layout, image_bytes=allocations.peak)
+        known[size] = work_out_layout(model, observe(model, images), (images.shape[-2], images.shape[-1]))
     return known[size]
 
 
