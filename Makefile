@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
+# The environment is ours: Python may keep compiled modules in it, even where the shell says not to. Without them every
+# process reads PyTorch's sources anew, 15 seconds long.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow quality format bench docs notebooks environment clean
 
 environment: $(READY)

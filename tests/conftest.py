@@ -32,13 +32,17 @@ def _no_network():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All tests of one family of models go to one worker, which builds it and its reference once; others go by file."""
+    """All tests of one family of models go to one worker, which builds it and its reference once; others go by file.
+
+    Those of the page go together too, because its server takes long to start.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFamily(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             family = re.search(r"[\[-]((?:timm|hf|torchvision|open_clip|user)(?:_\w+)?)[\]-]", nodeid)
-            return family[1] if family else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return family[1] if family else "tests/app" if file.startswith("tests/app/") else file
 
     return ByFamily(config, log)
 

@@ -35,7 +35,10 @@ def allocated(model: VisionModel, size: int, batch: int, **question) -> int:
     return most
 
 
-@pytest.mark.parametrize(("method", "size"), [("complete", 288), ("gae", 160), ("gmar_l2", 288)])
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [("gae", 160), *(pytest.param(name, 288, marks=pytest.mark.slow) for name in ("complete", "gmar_l2"))],
+)
 def test_the_peak_is_foretold(method: str, size: int) -> None:
     model = tiny(size)
     plan = vitrail.plan(model, method=method, size=SIZES[size], batch=6)

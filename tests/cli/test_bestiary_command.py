@@ -79,6 +79,7 @@ def test_label_errors_prints_both_models() -> None:
     assert [line["model"] for line in found] == ["bestiary", "bestiary/label-errors"]
 
 
+@pytest.mark.slow
 def test_the_demo_is_a_whole_page_without_addresses_from_elsewhere(tmp_path) -> None:
     result = call("demo", "-o", tmp_path, "-n", 2)
     assert result.exit_code == 0, result.output
