@@ -21,7 +21,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 # The methods under which all families are met at every `make test`; the others meet there the families that differ most
-# in what they compute, and all the rest in `make test-slow`.
+# in what they compute, the costly ones the most different of these, and all the rest in `make test-slow`.
 EVERYWHERE = {"raw", "rollout", "gae", "complete", "absolute", "gmar_l1", "gmar_l2"}
 VARIED = {
     "timm_vit",
@@ -35,13 +35,20 @@ VARIED = {
     "open_clip_average",
     "user_written_out",
 }
+COSTLY = {"tattr", "lrp", "attn_lrp", "partial_lrp", "tis", "dix", "iia", "vit_cx"}
+MOST_VARIED = VARIED - {"timm_deit_distilled", "timm_siglip", "hf_vit", "torchvision_vit"}
 
 
 def pairs(methods: Iterable[str], families: Iterable[str]) -> list[Any]:
     """Every method with every family, as parameters of a test; `slow` where both are left to the slow tests."""
-    assert set(families) >= VARIED
+    every = set(families)
+    assert every >= VARIED > MOST_VARIED
+
+    def quick(method: str) -> set[str]:
+        return every if method in EVERYWHERE else MOST_VARIED if method in COSTLY else VARIED
+
     return [
-        pytest.param(method, family, marks=() if method in EVERYWHERE or family in VARIED else pytest.mark.slow)
+        pytest.param(method, family, marks=() if family in quick(method) else pytest.mark.slow)
         for method in methods
         for family in families
     ]

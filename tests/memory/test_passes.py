@@ -73,7 +73,7 @@ def test_the_fault_is_real() -> None:
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("size", [None, 7, 4])
+@pytest.mark.parametrize("size", [None, pytest.param(7, marks=pytest.mark.slow), 4])
 def test_nothing_is_lost_when_memory_runs_out(where: str, size: int | None, caplog: pytest.LogCaptureFixture) -> None:
     model = small(where)
     module = model.module

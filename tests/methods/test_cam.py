@@ -104,7 +104,7 @@ def test_legrad(name: str):
         assert relative(ours(name, "legrad", variant="released", start_layer=0), expected) < 1e-9
 
 
-@pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
+@pytest.mark.parametrize("gradient", ["full", pytest.param("leaf", marks=pytest.mark.slow), "libra"])
 @pytest.mark.parametrize("name", families(literal.BLOCKS))
 def test_sums_over_block_inputs(name: str, gradient: str):
     if gradient == "leaf" and name != "timm_vit":
