@@ -2,14 +2,14 @@
 
     python benchmarks/perturbation.py --checkpoint W --images FOLDER [--count 16] [--rounds 3]
 
-prints, for the same photographs and maps within one run, the time of the script in three readings, of our protocol on
+prints, for the same photographs and maps within one run, the time of the script in four readings, of our protocol on
 pixels (the same hits, which is checked) and with tokens left out (hits of its own), and of the bare forward passes that
 the pixels need.
 
 The script: batch by batch and share by share, the images are copied, the pixels that `topk` names are set to black, the
 copies are normalised, and the model is asked; every measure goes to the processor by itself. It is run once for each
 way, and each run asks for the unperturbed images again. Nothing in it switches gradients off, and its batch is of 16
-images unless it is told otherwise; `batch=1` and `gradients=False` are the slower and the quicker reading.
+images unless it is told otherwise; `batch=1` and `gradients=False` are the slower and the quicker readings.
 """
 
 import argparse
@@ -139,6 +139,7 @@ def main() -> None:
     rows: dict[str, Callable[[], Any]] = {
         "released script, batch 16, gradients on": lambda: official_loop(model.module, pixels, large, labels),
         "the same, gradients off": lambda: official_loop(model.module, pixels, large, labels, gradients=False),
+        "image by image, gradients on": lambda: official_loop(model.module, pixels, large, labels, batch=1),
         "image by image, gradients off": lambda: official_loop(
             model.module, pixels, large, labels, batch=1, gradients=False
         ),
