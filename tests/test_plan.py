@@ -83,6 +83,7 @@ def test_the_batch_is_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None
     assert (too_many.batch, too_many.fits) == (20, False)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_alone_and_the_plan_cannot_be_changed() -> None:
     model = tiny(64)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}

@@ -165,8 +165,8 @@ def test_the_same_inputs_give_the_same_bytes(process):
     ("method", "launches", "options"),
     [
         ("gae", 3 * 2, {}),
-        ("absolute", 3 * 2, {"centred": True}),
-        ("complete", 3 * 2, {"gradient": "libra"}),
+        pytest.param("absolute", 3 * 2, {"centred": True}, marks=pytest.mark.slow),
+        pytest.param("complete", 3 * 2, {"gradient": "libra"}, marks=pytest.mark.slow),
         ("complete", 2 * 2, {"start_layer": 1}),
         ("gmar_l2", 3 * 4, {}),  # head norms, and the row through each layer's attention
         ("rollout", 3, {}),

@@ -63,6 +63,7 @@ def test_train_resumes_and_refuses_another_run(tmp_path) -> None:
     assert "of a run with another seed" in refused.output
 
 
+@pytest.mark.slow
 def test_accuracy_and_score_for_programs() -> None:
     accuracy = json.loads(call("bestiary", "accuracy", "-n", 20, "--json").stdout)
     assert accuracy["single"] >= 0.9

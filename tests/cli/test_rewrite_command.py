@@ -90,6 +90,7 @@ def test_questions_at_fault_are_exit_code_2(run, photo, tmp_path, words, message
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_at_the_input_with_another_resize(run, photo):
     words = ("--target", "zebra", "--steps", 1, "--json", "--at", "input")
     told = json.loads(run(photo, *words, "--resize", 161).stdout)

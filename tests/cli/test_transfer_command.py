@@ -34,6 +34,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_record_figure_film_and_lines(run: Run, photo: Path, tmp_path: Path):
     asked = ("--target", "zebra", "--opposing", "African elephant", "--also", "kite", "--steps", 3, "--lr", 0.01)
     result = run(photo, *asked, "--at", 0, "--at", 3)
@@ -128,6 +129,7 @@ def test_questions_that_cannot_be_asked(run: Run, photo: Path, tmp_path: Path):
     assert "is a folder, not an image file" in folder.stderr
 
 
+@pytest.mark.slow
 def test_resize_is_the_shorter_side_before_the_crop(run: Run, photo: Path):
     def zebra(*words: Any) -> float:
         return json.loads(run(photo, *QUICK, "--target", "zebra", "--steps", 1, "--json", *words).stdout)["classes"][0][

@@ -259,6 +259,7 @@ def test_lossy_files_are_refused(model, photograph, goal, name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_zebra_to_bull_mastiff_on_the_real_model(vit_tiny, shared, tmp_path):
     """The paper's 224 x 224 pixels, cut from a picture whose shorter side is 256."""
     model = replace(vit_tiny, preprocess=replace(vit_tiny.preprocess, resize=256))

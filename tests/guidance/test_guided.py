@@ -208,6 +208,7 @@ class TestDrawn:
     def _few_steps(self, monkeypatch):
         monkeypatch.setattr(drawing.draw_guide.__wrapped__, "__kwdefaults__", {"channels": 3, "seed": 0, "steps": 12})
 
+    @pytest.mark.slow
     def test_a_class_far_from_the_target_drawn_the_same_each_time(self, model, images):
         before = state(model.module)
         random = torch.get_rng_state()
