@@ -146,12 +146,13 @@ def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, checkpoint: Path) 
 
 def test_the_plan_explains_nothing(run: Run, tmp_path: Path) -> None:
     photos = photographs(tmp_path / "photos", 3)
-    result = run(photos, "--plan", "--method", "gae", "-o", "out")
+    result = run(photos, "--plan", "-o", "out")
     assert (result.exit_code, result.stderr) == (0, "")
     rows = dict(line.split("\t") for line in result.stdout.splitlines())
     assert rows["images per pass"] == "3 (auto)"
-    assert rows["question"] == "gae, 1 target an image"
+    assert rows["question"] == "complete, auto gradient, 1 target an image"
     assert rows["peak memory"].endswith("for each more")
+    assert rows["time"].startswith("at most ")
     assert not (tmp_path / "out").exists()
     words = ("-t", "zebra", "-t", "kite", "--against", "tench", "--method", "gae", "-b", "2", "--json")
     document = json.loads(run(photos, "*.gif", "--plan", *words).stdout)

@@ -103,7 +103,7 @@ mixes = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(mixes, st.integers(1, 12), st.integers(1, 12))
 def test_each_evaluation_gets_its_own_answers(mix, batch, room):
     made, module, dropper = answerer(batch, room)
@@ -116,7 +116,7 @@ def test_each_evaluation_gets_its_own_answers(mix, batch, room):
         assert rows <= batch * max(1, min(4, Dropper.patches // kept))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 16))
 def test_questions_of_several_share_full_passes(counts, batch):
     made, module, dropper = answerer(batch)

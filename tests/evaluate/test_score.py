@@ -25,7 +25,7 @@ def table_of(model, count):
 
 @pytest.fixture(scope="module")
 def table(model):
-    return table_of(model, 2)
+    return table_of(model, 4)
 
 
 @pytest.fixture(scope="module")
