@@ -3,18 +3,16 @@
 import base64
 import os
 from collections.abc import Callable, Generator, Mapping
-from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .. import __version__
 from ..errors import OptionError, VitrailError
 from ..methods import list_methods
 from ..render.palette import AGAINST, FOR
-from .fragments import css, data_address, nothing
-from .pictures import EXAMPLES, example_picture, photographs
+from .fragments import css, nothing
 from .question import VIEWS
 from .service import EMPTY, WAITING, Service, Shown
+from .surroundings import masthead, own_guide, picker, taking_home
 from .views.gallery import GROUPS
 from .views.guide import LAYOUTS
 
@@ -43,7 +41,6 @@ SERIF = "'Iowan Old Style', 'Palatino Linotype', Palatino, 'Book Antiqua', Georg
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "DejaVu Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 NONE = "none"  # the word for no second class, as a value of the list
-THUMB = 112  # pixels of an example's picture
 
 
 def _page_file(name: str) -> str:
@@ -106,7 +103,7 @@ class _Page:
             self.query = gr.Textbox(visible=False)
             self.sent = gr.JSON(visible=False)
             self.parcel = gr.JSON(visible=False)
-            gr.HTML(_head(service.shelf.first), js_on_load=None)
+            gr.HTML(masthead(service.shelf.first), js_on_load=None)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=3, min_width=300):
                     self._left()
@@ -117,8 +114,8 @@ class _Page:
     # -- the parts -----------------------------------------------------------------------------------------------------
 
     def _left(self) -> None:
-        picker = "window.vitrail.picker(element, trigger, 'upload'); /* 'example' */"
-        self.picker = gr.HTML(_picker(self.service), js_on_load=picker)
+        chosen = "window.vitrail.picker(element, trigger, 'upload'); /* 'example' */"
+        self.picker = gr.HTML(picker(self.service.limits.bytes), js_on_load=chosen)
         gr.HTML(
             '<h2 class="vt-step">Ask <small>one class: why? a second: why not that one?</small></h2>', js_on_load=None
         )
@@ -169,7 +166,7 @@ class _Page:
                 layouts = [(words, name) for name, words in LAYOUTS.items()]
                 options["layout"] = gr.Dropdown(layouts, value="side", label="How they are laid together")
                 own = "window.vitrail.picker(element, trigger, 'guide'); /* 'guide' */"
-                self.own_guide = gr.HTML(_own_guide(self.service.limits.bytes), js_on_load=own)
+                self.own_guide = gr.HTML(own_guide(self.service.limits.bytes), js_on_load=own)
             elif view == "transfer":
                 options["steps"] = gr.Slider(5, 100, value=20, step=5, label="Steps")
             elif view == "rewrite":
@@ -314,7 +311,7 @@ class _Page:
             changes[self.target] = gr.Dropdown(list(shown.names), value=target)
             changes[self.against] = gr.Dropdown([("no second class", NONE), *shown.names], value=against)
         if shown.recipes is not None:
-            changes[self.taking] = _taking_home(question.example, shown)
+            changes[self.taking] = taking_home(question.example, shown)
         if arriving:
             changes[self.tabs] = gr.Tabs(selected=question.view)
             changes[self.model] = (
@@ -354,85 +351,3 @@ def _file(sent: Any) -> tuple[str, str]:
     if given.get("size"):  # the page did not even read it
         return _text(given.get("name")), "data:"
     return _text(given.get("name")), _text(given.get("content"))
-
-
-def _head(model: str) -> str:
-    petals = "".join(
-        f'<path d="M32 32 L{32 + 26 * _cos(k):.1f} {32 + 26 * _sin(k):.1f} A26 26 0 0 1 '
-        f'{32 + 26 * _cos(k + 1):.1f} {32 + 26 * _sin(k + 1):.1f} Z" fill="{tint}"/>'
-        for k, tint in enumerate((css(FOR), "#e0b04a", css(AGAINST), "#5b8f73") * 2)
-    )
-    rose = (
-        '<svg viewBox="0 0 64 64" aria-hidden="true"><circle cx="32" cy="32" r="31" fill="#2a2e38"/>'
-        f'<g stroke="#2a2e38" stroke-width="2.6" stroke-linejoin="round">{petals}</g>'
-        '<circle cx="32" cy="32" r="8.5" fill="#faf8f4" stroke="#2a2e38" stroke-width="2.6"/></svg>'
-    )
-    return (
-        f'<header class="vt-head">{rose}<div><h1>Vitrail</h1>'
-        "<p>Which patches argue for a class, and which argue against it?</p></div>"
-        f'<div class="vt-who">{escape(model)}<br>vitrail {escape(__version__)}</div></header>'
-    )
-
-
-def _cos(eighth: int) -> float:
-    from math import cos, pi
-
-    return cos(pi / 4 * eighth - pi / 8)
-
-
-def _sin(eighth: int) -> float:
-    from math import pi, sin
-
-    return sin(pi / 4 * eighth - pi / 8)
-
-
-def _picker(service: Service) -> str:
-    import numpy as np
-
-    thumbs = []
-    for key in (*EXAMPLES, *photographs()):
-        small = example_picture(key).open().copy()
-        side = min(small.size)
-        left, top = (small.width - side) // 2, (small.height - side) // 2
-        small = small.crop((left, top, left + side, top + side)).resize((THUMB, THUMB))
-        title = escape(EXAMPLES[key].title if key in EXAMPLES else f"the photograph {key}")
-        thumbs.append(
-            f'<button type="button" data-example="{key}" title="{title}" aria-label="Example: {title}">'
-            f'<img src="{data_address(np.asarray(small))}" alt=""></button>'
-        )
-    most = service.limits.bytes
-    return (
-        '<h2 class="vt-step">A picture</h2>'
-        f'<label class="vt-drop" data-limit="{most}"><strong>Drop a photograph here</strong>'
-        f"<span>or click, or paste; up to {most / 1e6:.3g} MB; it stays in memory and is forgotten</span>"
-        '<input type="file" accept="image/*" aria-label="Choose a photograph"></label>'
-        f'<div class="vt-examples" role="group" aria-label="Examples">{"".join(thumbs)}</div>'
-    )
-
-
-def _own_guide(most: int) -> str:
-    return (
-        f'<label class="vt-drop" data-limit="{most}"><strong>A guide of your own</strong>'
-        "<span>of another class; without one the model draws its own</span>"
-        '<input type="file" accept="image/*" aria-label="Choose a guide"></label>'
-    )
-
-
-def _taking_home(example: str, shown: Shown) -> str:
-    words = {"png": "PNG", "svg": "SVG", "safetensors": "safetensors", "webp": "Film (WebP)"}
-    saves = "".join(
-        f'<button type="button" class="vt-button" data-download="{kind}">{words[kind]}</button>'
-        for kind in shown.files or ()
-    )
-    python, command = (escape(text) for text in shown.recipes or ("", ""))
-    upload = "" if example else " <span>(your picture is not in the link)</span>"
-    save = f"<span>Save</span>{saves}" if saves else ""
-    return (
-        '<div class="vt-take"><div class="vt-row"><span>Share</span>'
-        '<button type="button" class="vt-button" data-copy="link">Copy link</button>'
-        '<button type="button" class="vt-button" data-copy="python">Copy as Python</button>'
-        f'<button type="button" class="vt-button" data-copy="command">Copy as command</button>{upload}'
-        f'<span class="vt-gap"></span>{save}</div>'
-        f'<details><summary>Show the code</summary><pre data-text="python" tabindex="0">{python}</pre>'
-        f'<pre data-text="command" tabindex="0">{command}</pre></details></div>'
-    )

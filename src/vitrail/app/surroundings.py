@@ -1,0 +1,95 @@
+"""What stands around the views, as HTML: masthead, examples, a guide's field, and what can be taken home."""
+
+from html import escape
+from math import cos, pi, sin
+
+import numpy as np
+
+from .. import __version__
+from ..render.palette import AGAINST, FOR
+from .fragments import css, data_address
+from .pictures import EXAMPLES, example_picture, photographs
+from .service import Shown
+
+__all__ = ["masthead", "own_guide", "picker", "taking_home"]
+
+THUMB = 112  # pixels of an example's picture
+
+
+def masthead(model: str) -> str:
+    """The rose window, the name, and the model that answers."""
+    petals = "".join(
+        f'<path d="M32 32 L{32 + 26 * _cos(k):.1f} {32 + 26 * _sin(k):.1f} A26 26 0 0 1 '
+        f'{32 + 26 * _cos(k + 1):.1f} {32 + 26 * _sin(k + 1):.1f} Z" fill="{tint}"/>'
+        for k, tint in enumerate((css(FOR), "#e0b04a", css(AGAINST), "#5b8f73") * 2)
+    )
+    rose = (
+        '<svg viewBox="0 0 64 64" aria-hidden="true"><circle cx="32" cy="32" r="31" fill="#2a2e38"/>'
+        f'<g stroke="#2a2e38" stroke-width="2.6" stroke-linejoin="round">{petals}</g>'
+        '<circle cx="32" cy="32" r="8.5" fill="#faf8f4" stroke="#2a2e38" stroke-width="2.6"/></svg>'
+    )
+    return (
+        f'<header class="vt-head">{rose}<div><h1>Vitrail</h1>'
+        "<p>Which patches argue for a class, and which argue against it?</p></div>"
+        f'<div class="vt-who">{escape(model)}<br>vitrail {escape(__version__)}</div></header>'
+    )
+
+
+def _cos(eighth: int) -> float:
+    return cos(pi / 4 * eighth - pi / 8)
+
+
+def _sin(eighth: int) -> float:
+    return sin(pi / 4 * eighth - pi / 8)
+
+
+def picker(most: int) -> str:
+    """Where a picture of at most so many bytes is dropped, and the examples."""
+    thumbs = []
+    for key in (*EXAMPLES, *photographs()):
+        small = example_picture(key).open().copy()
+        side = min(small.size)
+        left, top = (small.width - side) // 2, (small.height - side) // 2
+        small = small.crop((left, top, left + side, top + side)).resize((THUMB, THUMB))
+        title = escape(EXAMPLES[key].title if key in EXAMPLES else f"the photograph {key}")
+        thumbs.append(
+            f'<button type="button" data-example="{key}" title="{title}" aria-label="Example: {title}">'
+            f'<img src="{data_address(np.asarray(small))}" alt=""></button>'
+        )
+    return (
+        '<h2 class="vt-step">A picture</h2>'
+        f'<label class="vt-drop" data-limit="{most}"><strong>Drop a photograph here</strong>'
+        f"<span>or click, or paste; up to {most / 1e6:.3g} MB; it stays in memory and is forgotten</span>"
+        '<input type="file" accept="image/*" aria-label="Choose a photograph"></label>'
+        f'<div class="vt-examples" role="group" aria-label="Examples">{"".join(thumbs)}</div>'
+    )
+
+
+def own_guide(most: int) -> str:
+    """Where a guide of at most so many bytes is dropped."""
+    return (
+        f'<label class="vt-drop" data-limit="{most}"><strong>A guide of your own</strong>'
+        "<span>of another class; without one the model draws its own</span>"
+        '<input type="file" accept="image/*" aria-label="Choose a guide"></label>'
+    )
+
+
+def taking_home(example: str, shown: Shown) -> str:
+    """What the view can be taken along as: link, code, files."""
+    words = {"png": "PNG", "svg": "SVG", "safetensors": "safetensors", "webp": "Film (WebP)"}
+    saves = "".join(
+        f'<button type="button" class="vt-button" data-download="{kind}">{words[kind]}</button>'
+        for kind in shown.files or ()
+    )
+    python, command = (escape(text) for text in shown.recipes or ("", ""))
+    upload = "" if example else " <span>(your picture is not in the link)</span>"
+    save = f"<span>Save</span>{saves}" if saves else ""
+    return (
+        '<div class="vt-take"><div class="vt-row"><span>Share</span>'
+        '<button type="button" class="vt-button" data-copy="link">Copy link</button>'
+        '<button type="button" class="vt-button" data-copy="python">Copy as Python</button>'
+        f'<button type="button" class="vt-button" data-copy="command">Copy as command</button>{upload}'
+        f'<span class="vt-gap"></span>{save}</div>'
+        f'<details><summary>Show the code</summary><pre data-text="python" tabindex="0">{python}</pre>'
+        f'<pre data-text="command" tabindex="0">{command}</pre></details></div>'
+    )
