@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from ..errors import UnsupportedAttentionError
 from .calls import AttentionCall
@@ -41,24 +42,29 @@ class Observation:
 
 
 class ShapeObserver:
-    """Notes every call's size, and keeps the outputs in the graph so that their gradients can be asked for."""
+    """Notes every call's size, and lets gradients start at every output, where the graph of the layers before ends.
+
+    So no layer is kept longer than what stands between two attentions: a look takes less memory than an explanation.
+    """
 
     def __init__(self) -> None:
         self.shapes: list[AttentionShape] = []
-        self._outputs: list[Tensor] = []
         self.first: Tensor | None = None
+        self._outputs: list[Tensor] = []
+        self._starts: list[Node] = []
+        self._follows: list[bool] = []
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         self.shapes.append(AttentionShape(call.images, call.heads, call.queries, call.keys))
         self._note_first(call.query)
-        return self._keep(call.output())
+        return self._start_anew(call.detached().output(), call.query, call.key, call.value)
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
         self.shapes.append(AttentionShape(*scores.shape))
         self._note_first(scores.diagonal(dim1=-2, dim2=-1)[..., None])
-        return self._keep(torch.softmax(scores, dim=-1))
+        return self._start_anew(torch.softmax(scores.detach(), dim=-1), scores)
 
     def observation(
         self, logits: Float[Tensor, "images classes"], patch_grids: tuple[tuple[int, int], ...]
@@ -68,11 +74,11 @@ class ShapeObserver:
         mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
         scalar = (logits * mixture).sum()
         classes = logits.shape[1]
-        needed = scalar.requires_grad
-        gradients = torch.autograd.grad(scalar, self._outputs, allow_unused=True, retain_graph=True) if needed else ()
-        for count in range(len(gradients), 0, -1):
-            gradient = gradients[count - 1]
-            if gradient is not None and bool(gradient.any()):
+        for count in range(len(self._outputs), 0, -1):
+            if not _leads_to(self._starts[count - 1], scalar):
+                continue
+            (gradient,) = torch.autograd.grad(scalar, self._outputs[count - 1], retain_graph=True)
+            if bool(gradient.any()):
                 self._check_chain(count)
                 reads = gradient.float().square().sum(dim=(0, 1, 3)).sqrt()
                 return Observation(tuple(self.shapes[:count]), patch_grids, reads, classes)
@@ -85,18 +91,35 @@ class ShapeObserver:
 
     def _check_chain(self, count: int) -> None:
         for layer in range(1, count):
-            before, here = self._outputs[layer - 1], self._outputs[layer]
-            (follows,) = torch.autograd.grad(here.sum(), [before], retain_graph=True, allow_unused=True)
-            if follows is None:
+            if not self._follows[layer]:
                 raise UnsupportedAttentionError(
                     f"attention {layer} of {count} does not follow from attention {layer - 1}: blocks side by side, "
                     "several passes in one forward, or a part under no_grad; a relevance row needs one attention "
                     "after the other"
                 )
 
-    def _keep(self, output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            output = output.requires_grad_()
+    def _start_anew(self, output: Tensor, *inputs: Tensor) -> Tensor:
+        self._follows.append(bool(self._starts) and _leads_to(self._starts[-1], *inputs))
+        output.requires_grad_()
         self._outputs.append(output)
-        # A leaf that asks for a gradient is taken for a weight by the tap; its view is not.
-        return output.view_as(output)
+        # A leaf that asks for a gradient is taken for a weight by the tap, and cannot be changed in place; a copy is
+        # neither.
+        with torch.enable_grad():
+            copy = output.clone()
+        assert copy.grad_fn is not None
+        self._starts.append(copy.grad_fn)
+        return copy
+
+
+def _leads_to(start: Node, *results: Tensor) -> bool:
+    """Whether the graph of any of the results goes back to the node where something started."""
+    waiting = [result.grad_fn for result in results if result.grad_fn is not None]
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is start:
+            return True
+        if node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions if before is not None]
+    return False
