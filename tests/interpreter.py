@@ -82,10 +82,11 @@ def sum_over_queries(
 
 def logsumexps(arrays: dict[str, np.ndarray], dtype: str, scale: float) -> tuple[np.ndarray | None, np.ndarray]:
     """What the forward pass kept, and what the kernel gives."""
-    from vitrail.attention import tiled, triton_row
+    from vitrail.attention import triton_row
+    from vitrail.attention.logsumexp import kept_logsumexp
 
     call, _ = _call(arrays, dtype, scale, True)
-    kept = tiled.kept_logsumexp(call, call.output())
+    kept = kept_logsumexp(call, call.output())
     own = triton_row.logsumexp_of_scores(call.detached(), triton_row.Tiling(32, 16, 4, 2))
     return None if kept is None else kept.numpy(), own.numpy()
 
@@ -94,19 +95,19 @@ def sum_over_wrong_statistics(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray
     """The sum where the forward pass keeps something else than it is thought to; and whether that was noticed."""
     from unittest import mock
 
-    from vitrail.attention import tiled
+    from vitrail.attention import logsumexp, tiled
     from vitrail.attention.weighting import QuerySum
 
     call, upstream = _call(arrays, "float32", 0.3, True)
     output = call.output()
-    kept = tiled.kept_logsumexp(call, output)
+    kept = logsumexp._kept(call, output)
     assert kept is not None
     with (
-        mock.patch.object(tiled, "kept_logsumexp", return_value=kept / np.log(2)),
-        mock.patch.dict(tiled._KEPT_AS_MEANT, clear=True),
+        mock.patch.object(logsumexp, "_kept", return_value=kept / np.log(2)),
+        mock.patch.dict(logsumexp._AS_MEANT, clear=True),
     ):
         total = tiled.sum_over_queries(call.detached(), QuerySum("complete", _tensor(arrays["row"])), upstream, output)
-        noticed = list(tiled._KEPT_AS_MEANT.values()) == [False]
+        noticed = list(logsumexp._AS_MEANT.values()) == [False]
     assert total is not None
     return total.numpy(), noticed
 

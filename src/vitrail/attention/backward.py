@@ -85,7 +85,7 @@ def fused_row(
     value: Float[Tensor, "images heads keys value_width"],
     d_value: Float[Tensor, "images heads keys value_width"],
 ) -> Float[Tensor, "images keys"]:
-    """(1/H) Σ_h r · (∇A_h ⊙ A_h), from what the fused backward gives for V when it is fed r ⊙ dO.
+    """(1/H) Σ_h r · (∇A_h ⊙ A_h), from A_hᵀ (r ⊙ dO_h): what a backward gives for V when it is fed r ⊙ dO.
 
     Because ∇A_h = dO_h V_hᵀ, entry j is ⟨V_h[j], (A_hᵀ (r ⊙ dO_h))[j]⟩: no matrix over queries and keys is formed.
     """

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from .backward import attention_backward, fused_row, softmax_backward
 from .calls import AttentionCall, Block, compute_dtype
 from .gradient_modes import GradientMode
+from .swapped import attention_transposed, swaps
 from .tiled import sum_over_queries, tiles_fit
 from .weighting import Collector, SummingCollector
 
@@ -56,9 +57,9 @@ class LayerListener(Protocol[Result]):
         ...
 
 
-def fused_by_default(query: Tensor) -> bool:
-    """Whether the fused backward is the faster way here: on a GPU, where it is flash attention."""
-    return query.is_cuda
+def fused_by_default(call: AttentionCall) -> bool:
+    """Whether the fused backward is the faster way here: on a GPU, and on a CPU where many tokens attend."""
+    return call.query.is_cuda or swaps(call)
 
 
 class DifferentiatedAttention:
@@ -67,10 +68,11 @@ class DifferentiatedAttention:
     Layers before `start_layer` take no part: nothing is differentiated there. The first layer after it is where the
     backward pass ends: `anchor`, a scalar that only makes autograd come that far, is what to differentiate by.
 
-    `kernel="blocks"` walks A in blocks of rows, which serves every rule and is the faster on a CPU. On a GPU gradients
-    go through the fused backward wherever the listener needs no block: "triton" adds a kernel that sums over the
-    queries what the listener wants, tile by tile; "fused" needs none, but only gives the complete gradient. "auto"
-    takes the first of "triton", "fused" (on a GPU) and "blocks" that serves, as "triton" does on any device.
+    `kernel="blocks"` walks A in blocks of rows, which serves every rule and is the faster on a CPU of few tokens.
+    Else gradients go through the fused backward wherever the listener needs no block: "triton" adds a kernel that sums
+    over the queries what the listener wants, tile by tile; "fused" needs none, but only gives the complete gradient.
+    "auto" takes the first of "triton", "fused" (where `fused_by_default`) and "blocks" that serves, as "triton" does on
+    any device.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class DifferentiatedAttention:
         anchor = self._anchor_for(layer, call.query)
         if layer == self.start_layer:
             call = call.detached()
-        fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call.query))
+        fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call))
         tiled = self.kernel in ("auto", "triton") and tiles_fit(call, forced=self.kernel == "triton")
         if tiled and self.listener.sums_queries:
             function = _TiledAttention
@@ -231,7 +233,7 @@ class _TiledAttention(_LocalGraph):
 
 
 class _FusedAttention(_LocalGraph):
-    """Backward: the fused kernel's; a second one, fed r ⊙ dO, gives the row."""
+    """Backward: the fused kernel's; Aᵀ (r ⊙ dO) beside it gives the row."""
 
     @staticmethod
     @once_differentiable
@@ -241,12 +243,19 @@ class _FusedAttention(_LocalGraph):
         local, output = ctx.local
         dtype = compute_dtype(grad_output.dtype)
         upstream = visitor.listener.current_row()[:, None, :, None].to(dtype) * grad_output.to(dtype)
-        # Scaled to one per image: r ⊙ dO is tiny where many tokens share the readout, and float16 would lose it.
-        largest = upstream.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(dtype).tiny)
-        scaled = (upstream / largest).to(grad_output.dtype)
-        (d_value,) = torch.autograd.grad(output, local.value, scaled, retain_graph=True)
-        visitor.listener.take_update(ctx.layer, fused_row(local.value.detach(), d_value) * largest[:, 0, :, 0])
+        d_value = attention_transposed(local.detached(), output, upstream) if swaps(local) else None
+        update = _through_value(local, output, upstream) if d_value is None else fused_row(local.value, d_value)
+        visitor.listener.take_update(ctx.layer, update.detach())
         return *_LocalGraph.flow(ctx, grad_output), None, None, None, None
+
+
+def _through_value(call: AttentionCall, output: Tensor, upstream: Tensor) -> Float[Tensor, "images keys"]:
+    """What r ⊙ dO adds to the row, by a fused backward of its own."""
+    # Scaled to one per image: r ⊙ dO is tiny where many tokens share the readout, and float16 would lose it.
+    largest = upstream.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(upstream.dtype).tiny)
+    scaled = (upstream / largest).to(call.value.dtype)
+    (d_value,) = torch.autograd.grad(output, call.value, scaled, retain_graph=True)
+    return fused_row(call.value.detach(), d_value) * largest[:, 0, :, 0]
 
 
 class _WrittenOutAttention(Function):

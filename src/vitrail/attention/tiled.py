@@ -18,28 +18,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .calls import AttentionCall, without_autocast
+from .logsumexp import kept_logsumexp
 from .weighting import QuerySum
 
-__all__ = ["kept_logsumexp", "row_of_attention", "sum_over_queries", "tiles_fit"]
+__all__ = ["row_of_attention", "sum_over_queries", "tiles_fit"]
 
 logger = logging.getLogger(__name__)
 
 # What a tile of A, one of ∇A and their factors leave room for in registers and shared memory.
 WIDEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 128}
 
-# Nodes of autograd's graph that keep ln Σ_j exp(scores_ij) of a fused forward pass, and under which name.
-_KEEPERS = {
-    "ScaledDotProductFlashAttentionBackward0": "_saved_logsumexp",
-    "ScaledDotProductCudnnAttentionBackward0": "_saved_logsumexp",
-    "ScaledDotProductEfficientAttentionBackward0": "_saved_log_sumexp",
-    "ScaledDotProductFlashAttentionForCpuBackward0": "_saved_logsumexp",
-}
-
 # Shapes for which a kernel could not be built or started here: blocks serve them.
 _FAILED: set[tuple[torch.dtype, int, int]] = set()
-
-# Whether what a kind of node keeps was found to be the logsumexp that is meant.
-_KEPT_AS_MEANT: dict[str, bool] = {}
 
 
 def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
@@ -71,8 +61,7 @@ def sum_over_queries(
     """The sum that is wanted, of one call that fits; None where the kernel cannot be built here.
 
     `output` is the attention's own, in autograd's graph where that keeps the scores' logsumexp; else the kernel forms
-    it in a sweep of its own, one product more. What other libraries keep is private to them, so the first that a
-    process meets of each kind is held against that sweep.
+    it in a sweep of its own, one product more.
     """
     from .triton_row import logsumexp_of_scores, sums_over_queries
 
@@ -81,7 +70,7 @@ def sum_over_queries(
         if wanted.row is None:
             return sums_over_queries(call, wanted.function, upstream)
         logsumexp = kept_logsumexp(call, output)
-        if logsumexp is None or not _as_meant(output, logsumexp, call):
+        if logsumexp is None or logsumexp.dtype != torch.float32:
             logsumexp = logsumexp_of_scores(call)
         centre = output.detach() if wanted.centred else None
         return sums_over_queries(call, wanted.function, upstream, wanted.row, logsumexp, centre)
@@ -108,35 +97,6 @@ def row_of_attention(
     except Exception as error:
         _give_up(call, error)
         return None
-
-
-def kept_logsumexp(
-    call: AttentionCall, output: Float[Tensor, "images heads queries value_width"]
-) -> Float[Tensor, "images heads queries"] | None:
-    """ln Σ_j exp(scores_ij) as the fused forward pass of `output` kept it for its own backward; None if it did not."""
-    node = output.grad_fn
-    name = None if node is None else _KEEPERS.get(node.name())
-    kept = None if name is None else getattr(node, name, None)
-    if kept is None or kept.dtype != torch.float32:
-        return None
-    # cuDNN keeps a last dimension of one; the memory-efficient kernel rounds the queries up to a multiple of 32.
-    kept = kept.squeeze(-1) if kept.dim() == 4 else kept
-    if kept.dim() != 3 or kept.shape[:2] != call.query.shape[:2] or kept.shape[2] < call.queries:
-        return None
-    return kept[..., : call.queries]
-
-
-def _as_meant(output: Tensor, kept: Tensor, call: AttentionCall) -> bool:
-    from .triton_row import logsumexp_of_scores
-
-    assert output.grad_fn is not None
-    name = output.grad_fn.name()
-    if name not in _KEPT_AS_MEANT:
-        own = logsumexp_of_scores(call)
-        _KEPT_AS_MEANT[name] = torch.allclose(kept, own, rtol=1e-3, atol=1e-2, equal_nan=True)
-        if not _KEPT_AS_MEANT[name]:
-            logger.warning("%s keeps something else than the scores' logsumexp: it is formed anew", name)
-    return _KEPT_AS_MEANT[name]
 
 
 @cache
