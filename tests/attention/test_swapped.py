@@ -82,25 +82,25 @@ def test_an_answer_of_another_kernel_keeps_nothing():
     ],
 )
 def test_what_it_does_not_serve(unfit):
-    assert swaps(a_call(1, 1, 400, **{"keys": 400, **unfit})) is False
+    assert swaps(a_call(1, 1, swapped.FROM_KEYS, **{"keys": swapped.FROM_KEYS, **unfit})) is False
 
 
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
 @pytest.mark.parametrize("targets", [[3], [3, 5]])
 def test_a_picture_of_many_patches(gradient, targets, monkeypatch):
-    """441 patches: by itself the engine goes this way, and gives the map of the blocks."""
+    """529 patches: by itself the engine goes this way, and gives the map of the blocks."""
     import timm
 
     from vitrail.attention.differentiate import DifferentiatedAttention
 
     torch.manual_seed(0)
-    model = vitrail.wrap(timm.create_model("test_vit", img_size=336, num_classes=7).eval().double())
-    images = torch.randn(1, 3, 336, 336, dtype=torch.float64)
+    model = vitrail.wrap(timm.create_model("test_vit", img_size=368, num_classes=7).eval().double())
+    images = torch.randn(1, 3, 368, 368, dtype=torch.float64)
     taken = []
     plain = differentiate.attention_transposed
     monkeypatch.setattr(differentiate, "attention_transposed", lambda *a: taken.append(1) or plain(*a))
     swapped_maps = vitrail.explain(model, images, [targets], gradient=gradient).scores
-    assert len(taken) == model.module.blocks.__len__() * len(targets)
+    assert len(taken) == len(model.module.blocks) * len(targets)
     taken.clear()
     monkeypatch.setattr(DifferentiatedAttention, "__init__", _by_blocks(DifferentiatedAttention.__init__))
     blocks = vitrail.explain(model, images, [targets], gradient=gradient).scores
