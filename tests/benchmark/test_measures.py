@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from vitrail.benchmark import bench, running
 from vitrail.benchmark.fit import fit_peaks
 from vitrail.benchmark.peak import peak_of
 from vitrail.benchmark.plan import PRESETS, Plan
@@ -69,7 +70,9 @@ def test_peaks_in_a_process_of_their_own() -> None:
     assert theirs is not None
     assert limit is not None
     assert theirs > 20 * 2**20
-    assert 0 < limit < ours < theirs / 2
+    # Ours may even be below the limit's: it keeps no output of an attention beside what the next layer keeps.
+    assert min(limit, ours) > 0
+    assert max(limit, ours) < theirs / 2
 
 
 @pytest.mark.slow
@@ -91,3 +94,23 @@ def test_plans_are_checked() -> None:
         Plan(("vit_a",), (64,), (1,), (1,), 1, clock="processor", device="cuda")
     with pytest.raises(OptionError, match="targets: 0 must be 1 or more"):
         Plan(("vit_a",), (64,), (1,), (0,), 1)
+    with pytest.raises(OptionError, match=r"longest=96 is not above the sizes .*, \(64, 96\)"):
+        Plan(("vit_a",), (64,), (1,), (1,), 1, along=(64, 96), longest=96)
+
+
+def test_at_the_longest_only_the_peaks_of_few_methods_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def peak(case: Case, row: str, **_: object) -> tuple[int, str]:
+        asked.append((case.size, row))
+        return case.size**2, ""
+
+    monkeypatch.setattr(running, "peak_of", peak)
+    plan = Plan(("test_vit",), (64,), (1,), (), 1, 0, tokens="test_vit", along=(64, 96), longest=160, methods=("gae",))
+    table = bench(plan).memory[0]
+    assert table.sizes == [64, 96, 160]
+    assert [row for size, row in asked if size == 160] == [LIMIT, "vitrail complete", "vitrail gae", stored("gae")]
+    rows = {row.name: row for row in table.rows}
+    assert rows["vitrail complete"].bytes[101] == 160**2
+    assert rows["vitrail absolute"].bytes == {17: 64**2, 37: 96**2, 101: None}
+    assert rows["vitrail absolute"].notes == {101: "not run"}

@@ -19,7 +19,8 @@ class Plan:
 
     All rows are timed for every model at every batch, at the first size; with `cross` at every size. `tokens` names the
     model that is measured against tokens, at `along` sizes with one image: the time of the methods in `few`, the peak
-    of memory of those in `remembered`. `clock` is "wall", or "processor" for the time that the process was given.
+    of memory of those in `remembered`. At `longest`, where one pass takes minutes, only the peaks of `few` are taken.
+    `clock` is "wall", or "processor" for the time that the process was given.
     """
 
     models: tuple[str, ...]
@@ -32,6 +33,7 @@ class Plan:
     methods: tuple[str, ...] | None = None
     tokens: str = "vit_small_patch16_224"
     along: tuple[int, ...] = ()
+    longest: int | None = None
     few: tuple[str, ...] = ("complete", "gae")
     memory: bool = True
     remembered: tuple[str, ...] = ("complete", "gae", "absolute", "gmar_l2")
@@ -56,6 +58,8 @@ class Plan:
                 raise OptionError(f"{name}: {wrong[0]} must be 1 or more")
         if self.checkpoint is not None and len(set(self.models)) > 1:
             raise OptionError(f"one checkpoint fits one model, and {len(self.models)} are named")
+        if self.longest is not None and self.longest <= max(self.along, default=0):
+            raise OptionError(f"longest={self.longest} is not above the sizes along which time is taken, {self.along}")
 
     @property
     def cases(self) -> list[Case]:
@@ -82,6 +86,7 @@ PRESETS: Mapping[str, Plan] = {
         targets=(1, 5, 20),
         rounds=5,
         along=(224, 384, 518, 1024),
+        longest=2048,
     ),
     "full": Plan(
         models=tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),

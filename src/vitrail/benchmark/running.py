@@ -155,19 +155,24 @@ def _target_table(plan: Plan, model: str, progress: Progress) -> TargetTable:
 
 def _memory_table(plan: Plan, progress: Progress) -> MemoryTable:
     names = [LIMIT, *(f"vitrail {method}" for method in plan.remembered), stored("gae")]
-    cases = [Case(plan.tokens, size, 1) for size in plan.along]
+    sizes = [*plan.along, *([] if plan.longest is None else [plan.longest])]
+    cases = [Case(plan.tokens, size, 1) for size in sizes]
     tokens = [_tokens(case) for case in cases]
+    slow_ones = {f"vitrail {method}" for method in plan.remembered if method not in plan.few}
     rows, total = [], len(names) * len(cases)
     checkpoint = plan.checkpoint if plan.tokens in plan.models else None
     for name in names:
         peaks: dict[int, int | None] = {}
         notes: dict[int, str] = {}
         for case, number in zip(cases, tokens, strict=True):
-            peaks[number], note = peak_of(case, name, device=plan.device, dtype=plan.dtype, checkpoint=checkpoint)
+            if case.size == plan.longest and name in slow_ones:
+                peaks[number], note = None, "not run"
+            else:
+                peaks[number], note = peak_of(case, name, device=plan.device, dtype=plan.dtype, checkpoint=checkpoint)
             notes |= {number: note} if note else {}
             progress(f"{plan.tokens}; peaks of memory", len(rows) * len(cases) + len(peaks), total)
         rows.append(Peak(name, peaks, notes, fit_peaks(peaks)))
-    return MemoryTable(plan.tokens, 1, list(plan.along), tokens, rows)
+    return MemoryTable(plan.tokens, 1, sizes, tokens, rows)
 
 
 def _tokens(case: Case) -> int:

@@ -39,6 +39,9 @@ def bench_command(
     along_model: Annotated[
         str | None, typer.Option("--along-model", help="The model of time and memory against the tokens.")
     ] = None,
+    longest: Annotated[
+        int | None, typer.Option("--longest", min=1, help="A size at which only memory is measured, of few methods.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small model and image, one round: does it run?")] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Four models, four sizes, three batches: hours on a CPU.")
@@ -76,6 +79,8 @@ def bench_command(
     if output is not None and output.suffix != ".md":
         raise typer.BadParameter(f"{output} is no page: name a file that ends in .md", param_hint="--output")
     preset = PRESETS["quick" if quick else "full" if full else "default"]
+    if along and longest is None:
+        preset = replace(preset, longest=None)
     given: dict[str, Any] = {
         "models": model and tuple(_full_name(name) for name in model),
         "sizes": sizes and tuple(sizes),
@@ -83,6 +88,7 @@ def bench_command(
         "targets": targets and tuple(targets),
         "methods": methods and tuple(methods),
         "along": along and tuple(along),
+        "longest": longest,
         "tokens": along_model and _full_name(along_model),
         "rounds": rounds,
         "checkpoint": checkpoint,

@@ -90,8 +90,9 @@ def _input_times_gradient(run: Run, chosen: range, visitor: Visitor) -> list[Flo
         watchers.append(at_input(block, see))
     logits = run.graph(visitor, *watchers)
     products = []
-    for number in range(run.targets.index.shape[1]):
-        gradients = torch.autograd.grad(run.scalar(logits, number), inputs, retain_graph=True)
+    count = run.targets.index.shape[1]
+    for number in range(count):
+        gradients = torch.autograd.grad(run.scalar(logits, number), inputs, retain_graph=number + 1 < count)
         products.append(torch.stack([_product(x, g, len(run.images)) for x, g in zip(inputs, gradients, strict=True)]))
     return products
 
