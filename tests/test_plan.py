@@ -77,7 +77,7 @@ def test_the_batch_is_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None
     asked = vitrail.plan(model, size=(64, 64), batch=3)
     assert (asked.batch, asked.fits, asked.free > 2**26) == (3, True, True)
     assert vitrail.plan(model, size=(64, 64), most=5).batch == 5
-    monkeypatch.setattr(MODULE, "free_memory", lambda device: round(asked.peak_of(7) / 0.79))
+    monkeypatch.setattr(MODULE, "free_memory", lambda device: round(asked.peak_of(7) / 0.495))
     assert vitrail.plan(model, size=(64, 64)).batch == 7
     too_many = vitrail.plan(model, size=(64, 64), batch=20)
     assert (too_many.batch, too_many.fits) == (20, False)

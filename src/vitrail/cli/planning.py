@@ -69,7 +69,7 @@ def _lines(made: Plan, request: Request, images: int, seconds: float) -> list[tu
         ("images per pass", f"{made.batch} ({chosen})"),
         (
             "peak memory",
-            f"{in_words(made.peak)} beyond the weights: {in_words(made.first)} for one image, "
+            f"{in_words(made.peak)} of tensors beyond the weights: {in_words(made.first)} for one image, "
             f"{in_words(made.each)} for each more",
         ),
         ("free memory", f"{in_words(made.free)}{'' if made.fits else ': too little, passes will be halved'}"),

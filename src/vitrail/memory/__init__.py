@@ -4,7 +4,7 @@ from .allocations import Allocations
 from .free import free_memory
 from .passes import in_passes, ran_out
 from .saved import saved_bytes
-from .sizing import Sizing, fitting, kept_bytes, most_images
+from .sizing import Sizing, fitting, kept_bytes, most_images, usable
 
 __all__ = [
     "Allocations",
@@ -16,4 +16,5 @@ __all__ = [
     "most_images",
     "ran_out",
     "saved_bytes",
+    "usable",
 ]
