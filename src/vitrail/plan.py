@@ -40,7 +40,7 @@ class Plan:
 
     `first` is what one image takes beyond the weights, `each` what every further image of the same pass adds, `weights`
     the model itself, `free` what the device could still give when it was asked: all in bytes of tensors (on a CPU the
-    process grows by 1.3 to 1.8 times as much, for the gaps between them; `batch` leaves room). `seconds` is one pass.
+    process grows by 1.6 to 1.8 times as much, for the gaps between them; `batch` leaves room). `seconds` is one pass.
     `size` is the input's height and width. `at_most`: many images will cost less, as with gradient="auto".
     """
 

@@ -22,7 +22,7 @@ MOST = {"cpu": 32}
 MOST_ELSEWHERE = 256
 
 # Of the free memory; the rest is for what kernels take within an operation, and for gaps between tensors. On a CPU
-# these are wide: a process was seen to grow by 1.3 to 1.8 times the bytes of its tensors (benchmarks/plan.py).
+# these are wide: a process was seen to grow by 1.6 to 1.8 times the bytes of its tensors (benchmarks/plan.py).
 SHARE = {"cpu": 0.5}
 SHARE_ELSEWHERE = 0.8
 SURELY = 0.125  # of the free memory: so little by the first estimate that nothing needs to be found out
