@@ -1,8 +1,6 @@
 """Opening pictures of every kind that people have, always as upright 8-bit RGB, or saying why not."""
 
 import logging
-import threading
-import warnings
 from io import BytesIO
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import ImageError, ImageTooLargeError, NotAnImageError, TruncatedImageError
+from .silence import silenced
 
 __all__ = ["MAX_PIXELS", "READABLE", "SUFFIXES", "read_image"]
 
@@ -22,9 +21,6 @@ READABLE = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 SUFFIXES = frozenset(f".{suffix}" for suffix in READABLE.split())
 
 _log = logging.getLogger("vitrail")
-
-# Pillow's warnings can only be silenced for the whole process, so that is done while one file at a time is opened.
-_opening = threading.Lock()
 
 _SIGNATURES = {
     b"\x89PNG": "PNG",
@@ -101,10 +97,8 @@ def _from_file(file: Any, label: str, max_pixels: int) -> Image.Image:
     if not head:
         raise NotAnImageError(f"{label} is empty")
     try:
-        with _opening, warnings.catch_warnings():
-            # What they warn of, size and damage, is told by errors here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        # What they warn of, size and damage, is told by errors here.
+        with silenced(Image.DecompressionBombWarning), silenced(UserWarning, module="PIL"):
             image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{label}: {error} Scale the picture down") from error

@@ -1,7 +1,6 @@
 """A model at a larger input than its own, without touching it: for the layouts `wide` and `tall`."""
 
 import copy
-import warnings
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -12,6 +11,7 @@ from ..errors import InputSizeError
 from ..models.layout import TokenLayout, layout_of
 from ..models.sources import defined_in
 from ..models.vision_model import VisionModel
+from ..silence import silenced
 
 __all__ = ["widened"]
 
@@ -67,8 +67,8 @@ def _resized(model: VisionModel, size: tuple[int, int]) -> VisionModel | None:
     # The copy has modules of its own but the same weights: whatever is resampled is made anew, not written over.
     same: dict[int, Any] = {id(p): p for p in (*model.module.parameters(), *model.module.buffers())}
     module: Any = copy.deepcopy(model.module, same)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what PyTorch has to say of timm's interpolation is no matter of the user's
+    # What PyTorch has to say of timm's interpolation is no matter of the user's.
+    with torch.no_grad(), silenced():
         module.set_input_size(img_size=size)
     return replace(model, module=module, grid=None)
 

@@ -8,14 +8,13 @@ k-means groups the maps, and each centroid keeps its highest patches.
 Source: Englebert, Stassin, Nanfack, Mahmoudi, Siebert, Cornu, De Vleeschouwer 2023 (ICCV workshops), Section 3.
 """
 
-import warnings
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attention.token_stream import TokenStream
 from ..errors import OptionError, UnsupportedOperationError
+from ..silence import silenced
 from .dropped_tokens import TokenDropper
 from .registry import register_method
 from .run import Run
@@ -83,9 +82,8 @@ def centroids(
     points = maps.detach().cpu()
     points = points if points.dtype == torch.float64 else points.float()
     drawn = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:count]
-    with warnings.catch_warnings():
-        # Channels that are alike leave a centroid without points where it was drawn, which is as good as any.
-        warnings.simplefilter("ignore", UserWarning)
+    # Channels that are alike leave a centroid without points where it was drawn, which is as good as any.
+    with silenced(UserWarning):
         found, _ = kmeans2(points.numpy(), points[drawn].numpy(), iter=iterations, minit="matrix")
     return torch.from_numpy(found)
 

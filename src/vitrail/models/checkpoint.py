@@ -1,7 +1,6 @@
 """Reading weights from a file that may come from anywhere, and putting them into a module whole or not at all."""
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, CheckpointMismatchError, UnsafeCheckpointError
+from ..silence import silenced
 
 __all__ = ["fill", "fingerprint", "mismatch", "name_some", "read_checkpoint"]
 
@@ -140,9 +140,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, head: bytes) -> Any:
     try:
-        with warnings.catch_warnings():
-            # Said of any pickle that torch did not write; whether it can be read is told by what follows.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+        # Said of any pickle that torch did not write; whether it can be read is told by what follows.
+        with silenced(UserWarning, message="Detected pickle protocol"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
