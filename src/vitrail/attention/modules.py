@@ -1,11 +1,13 @@
 """Modules reached by their name or their place, and what they are given or return, for the time of a block.
 
 Attention is found by function; a layer that a person names, or the blocks of a model, can only be found as modules.
-The hooks are taken off when the block ends, also after an exception.
+The hooks are taken off when the block ends, also after an exception. They act in the thread that put them there: a
+module may be asked by several at once, and none may see or replace what passes in another.
 """
 
 import difflib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -42,8 +44,11 @@ def find_module(root: nn.Module, name: str) -> nn.Module:
 @contextmanager
 def at_output(module: nn.Module, see: See) -> Iterator[None]:
     """Within the block, the first tensor that the module returns passes through `see`, which may replace it."""
+    thread = threading.get_ident()
 
     def hook(_part: nn.Module, _args: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
         with torch._C.DisableTorchFunction():
             return _through(output, see)
 
@@ -57,8 +62,11 @@ def at_output(module: nn.Module, see: See) -> Iterator[None]:
 @contextmanager
 def at_input(module: nn.Module, see: See) -> Iterator[None]:
     """Within the block, the first tensor that the module is given passes through `see`, which may replace it."""
+    thread = threading.get_ident()
 
-    def hook(_part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def hook(_part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if threading.get_ident() != thread:
+            return None
         with torch._C.DisableTorchFunction():
             if any(isinstance(argument, Tensor) for argument in args):
                 return _through(args, see), kwargs
