@@ -1,5 +1,6 @@
 """Batches in which the bad take nobody down with them."""
 
+import threading
 from collections.abc import Iterable
 
 import pytest
@@ -57,3 +58,55 @@ def test_a_question_at_fault_is_not_asked_again() -> None:
     with pytest.raises(TargetError):
         recorder.all(["-1", "2"], 1)
     assert recorder.calls == [[-1]]
+
+
+class SideBySide(Recorder):
+    """A model that goes on only when two batches are with it, and remembers the threads that asked."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+        self.together = threading.Barrier(2, timeout=10)
+        self.threads: list[tuple[int, int]] = []
+        self.failed_in: set[int] = set()
+
+    def run(self, keys: list[str], numbers: list[int]) -> Iterable[int]:
+        self.threads.append((numbers[0], threading.get_ident()))
+        if self.first not in numbers and len(numbers) > 1:
+            self.together.wait()
+        return super().run(keys, numbers)
+
+    def fail(self, key: str, error: Exception) -> None:
+        super().fail(key, error)
+        self.failed_in.add(threading.get_ident())
+
+
+def test_batches_after_the_first_go_side_by_side_and_come_in_order() -> None:
+    model = SideBySide(first=1)
+    here = threading.get_ident()
+    asked: list[int] = []
+
+    def lanes(loaded: int) -> int:
+        asked.append(loaded)
+        return 2
+
+    keys = ["1", "2", "3", "-4", "5", "x", "6", "7", "8", "9", "10"]  # "x" is never loaded, "-4" fails with its batch
+    found = list(in_batches(keys, model.load, model.run, size=2, failed=model.fail, lanes=lanes))
+    assert found == [(key, int(key) ** 2) for key in keys if key not in ("-4", "x")]
+    assert asked == [1]
+    assert set(model.failed) == {"-4", "x"}
+    assert model.failed_in == {here}
+    assert [thread for number, thread in model.threads if number == 1] == [here]
+    others = {thread for number, thread in model.threads if number != 1}
+    assert len(others) == 2
+    assert here not in others
+
+
+def test_a_question_at_fault_ends_all_lanes() -> None:
+    recorder = Recorder(TargetError("no such class"))
+    keys = ["1", "-2", *map(str, range(3, 50))]
+    with pytest.raises(TargetError, match="no such class"):
+        list(in_batches(keys, recorder.load, recorder.run, size=1, failed=recorder.fail, lanes=lambda _: 3))
+    assert len(recorder.calls) < 10
+    assert not recorder.failed
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitrail")]

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -113,6 +114,41 @@ def test_memory_that_runs_out_loses_nothing(
     torch.testing.assert_close(torch.cat([ex.scores for ex in found]), expected.scores, rtol=1e-4, atol=1e-6)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_side_by_side_images_have_the_maps_that_each_has_alone(
+    run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    model = vitrail.load("timm/test_vit", checkpoint=checkpoint)
+    threads: list[int] = []
+    logits = vitrail.VisionModel.logits
+
+    def watched(self: vitrail.VisionModel, images: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.get_ident())
+        return logits(self, images)
+
+    monkeypatch.setattr(vitrail.VisionModel, "logits", watched)
+    photos = photographs(tmp_path / "photos", 11)
+    result = run(photos, *RIGHT, "-f", "safetensors", "-b", "2")
+    assert result.exit_code == 0
+    assert len(set(threads)) == 3  # this one for the first batch, and two lanes
+    threads.clear()
+    seeded = run(photos, *RIGHT[:-1], "seeded", "-f", "safetensors", "-b", "2", "--seed", "1")
+    assert seeded.exit_code == 0
+    assert set(threads) == {threading.get_ident()}
+    for photo in sorted(photos.iterdir()):
+        expected = vitrail.explain(model, photo, "zebra").scores
+        for folder in ("out", "seeded"):
+            found = Explanation.load(tmp_path / folder / f"{photo.stem}.zebra.safetensors").scores
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
 @pytest.mark.slow
 def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, checkpoint: Path) -> None:
     photos = photographs(tmp_path / "photos", 400)
@@ -144,7 +180,7 @@ def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, checkpoint: Path) 
         Explanation.load(path)
 
 
-def test_the_plan_explains_nothing(run: Run, tmp_path: Path) -> None:
+def test_the_plan_explains_nothing(run: Run, tmp_path: Path, two_threads: None) -> None:
     photos = photographs(tmp_path / "photos", 3)
     result = run(photos, "--plan", "-o", "out")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -160,6 +196,11 @@ def test_the_plan_explains_nothing(run: Run, tmp_path: Path) -> None:
     assert document["peak"] == document["first"] + document["each"]
     assert document["seconds_in_all"] == pytest.approx(1.5 * document["seconds"])
     assert [failure["image"] for failure in document["failures"]] == ["*.gif"]
+    assert document["passes_at_once"] == 2
+    assert "passes side by side" not in rows  # all three are one batch
+    rows = dict(line.split("\t") for line in run(photos, "--plan", *words[:-1]).stdout.splitlines())
+    assert rows["passes side by side"].startswith("2 after the first, the processor's threads shared out: ")
+    assert rows["time"].startswith("at most ")
     refused = run(photos, "--plan", "--method", "nope")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "no method is called 'nope'" in refused.stderr

@@ -20,7 +20,7 @@ TIMES = 2
 
 @pytest.fixture(autouse=True)
 def often() -> Iterator[None]:
-    """Threads take turns after every few instructions, not after five milliseconds, within which a small pass is done."""
+    """Threads take turns after every few instructions, not after the milliseconds that a small pass takes."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield

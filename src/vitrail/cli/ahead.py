@@ -22,18 +22,20 @@ def in_threads(
     workers: int = WORKERS,
     depth: int = 16,
     prompt: bool = False,
+    enter: Callable[[], None] | None = None,
 ) -> Generator[tuple[Item, "Future[Made]"], None, None]:
     """Each item with its future, in order, while the `depth` items after it are already being worked on.
 
     `items` is drawn from in the caller's thread. With `prompt` an item is yielded as soon as it is done and its turn;
-    otherwise the queue behind it is filled first. When the generator is closed, or the caller is interrupted, what has
+    otherwise the queue behind it is filled first. Each thread
+    begins with `enter`. When the generator is closed, or the caller is interrupted, what has
     not begun is dropped, and what has begun is waited for.
 
     Example:
         >>> [(item, made.result()) for item, made in in_threads(abs, [-1, -2, 3], depth=2)]
         [(-1, 1), (-2, 2), (3, 3)]
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="vitrail")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="vitrail", initializer=enter)
     waiting: deque[tuple[Item, Future[Made]]] = deque()
     try:
         for item in items:

@@ -1,10 +1,14 @@
 """Images through a function in batches, such that a bad one takes no other down with it."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from vitrail.cli.ahead import in_threads
+from vitrail.cli.lanes import sharing_out
 from vitrail.errors import MethodError, ModelError, ObjectiveError, SameClassError, TargetError
 
 __all__ = ["QUESTION_ERRORS", "in_batches"]
@@ -15,44 +19,73 @@ QUESTION_ERRORS = (MethodError, ModelError, ObjectiveError, TargetError)
 Key = TypeVar("Key")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
+Run = Callable[[list[Key], list[Loaded]], Iterable[Result]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a member has no result."""
+
+    error: Exception
 
 
 def in_batches(
     keys: Iterable[Key],
     load: Callable[[Key], Loaded],
-    run: Callable[[list[Key], list[Loaded]], Iterable[Result]],
+    run: Run[Key, Loaded, Result],
     *,
     size: int,
     failed: Callable[[Key, Exception], None],
+    lanes: Callable[[Loaded], int] = lambda _: 1,
 ) -> Generator[tuple[Key, Result], None, None]:
-    """Load each key, run `size` of them at a time, and yield each with its result, in order of completion.
+    """Load each key, run `size` of them at a time, and yield each with its result, in order.
 
-    The keys of the next batch are loaded in threads while this one runs, so `load` must bear that; `run` and `failed`
-    are called in the caller's own. A key that cannot be loaded goes to `failed`. When a batch fails, its members are
-    run one by one, so that only the guilty go to `failed`. Errors of the question (`QUESTION_ERRORS`) are raised at
-    once, except `SameClassError`, which may be one image's.
+    The keys of the next batch are loaded in threads while this one runs, so `load` must bear that. The first batch is
+    run in the caller's own thread; then `lanes` says, of one that was loaded, how many batches go side by side, each in
+    a thread of its own with its share of the processor. A key that cannot be loaded goes to `failed`, which is called
+    in the caller's thread. When a batch fails, its members are run one by one, so that only the guilty go to `failed`.
+    Errors of the question (`QUESTION_ERRORS`) are raised at once, except `SameClassError`, which may be one image's.
     """
-    waiting: list[tuple[Key, Loaded]] = []
     with closing(in_threads(load, keys, depth=size)) as loading:
-        for key, loaded in loading:
-            try:
-                waiting.append((key, loaded.result()))
-            except QUESTION_ERRORS:
-                raise
-            except Exception as error:
-                failed(key, error)
-            if len(waiting) == size:
-                yield from _run(waiting, run, failed)
-                waiting = []
-        if waiting:
-            yield from _run(waiting, run, failed)
+        batches = _full_batches(loading, size, failed)
+        first = next(batches, None)
+        if first is None:
+            return
+        yield from _successes(_run(run, first), failed)
+        beside = lanes(first[0][1])
+        if beside == 1:
+            for batch in batches:
+                yield from _successes(_run(run, batch), failed)
+            return
+        with (
+            sharing_out(beside) as enter_lane,
+            closing(in_threads(partial(_run, run), batches, workers=beside, depth=beside, enter=enter_lane)) as running,
+        ):
+            for _, results in running:
+                yield from _successes(results.result(), failed)
 
 
-def _run(
-    members: list[tuple[Key, Loaded]],
-    run: Callable[[list[Key], list[Loaded]], Iterable[Result]],
-    failed: Callable[[Key, Exception], None],
-) -> Iterator[tuple[Key, Result]]:
+def _full_batches(
+    loading: Iterable[tuple[Key, Future[Loaded]]], size: int, failed: Callable[[Key, Exception], None]
+) -> Iterator[list[tuple[Key, Loaded]]]:
+    """What was loaded, `size` together; what cannot be loaded goes to `failed`."""
+    waiting: list[tuple[Key, Loaded]] = []
+    for key, loaded in loading:
+        try:
+            waiting.append((key, loaded.result()))
+        except QUESTION_ERRORS:
+            raise
+        except Exception as error:
+            failed(key, error)
+        if len(waiting) == size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _run(run: Run[Key, Loaded, Result], members: list[tuple[Key, Loaded]]) -> list[tuple[Key, Result | Failure]]:
+    """Each member with its result, or with why it has none."""
     keys = [key for key, _ in members]
     try:
         results = list(run(keys, [loaded for _, loaded in members]))
@@ -61,9 +94,16 @@ def _run(
         if isinstance(error, QUESTION_ERRORS) and not isinstance(error, SameClassError):
             raise
         if len(members) == 1:
-            failed(keys[0], error)
+            return [(keys[0], Failure(error))]
+        return [told for member in members for told in _run(run, [member])]
+    return list(zip(keys, results, strict=True))
+
+
+def _successes(
+    told: Iterable[tuple[Key, Result | Failure]], failed: Callable[[Key, Exception], None]
+) -> Iterator[tuple[Key, Result]]:
+    for key, result in told:
+        if isinstance(result, Failure):
+            failed(key, result.error)
         else:
-            for member in members:
-                yield from _run([member], run, failed)
-        return
-    yield from zip(keys, results, strict=True)
+            yield key, result

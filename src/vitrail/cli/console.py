@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ class Reporter:
         self.failures: list[dict[str, str]] = []
         self._console = console or Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
-        self._part: TaskID | None = None
+        self._parts: dict[int, TaskID] = {}
 
     def fail(self, image: str, error: BaseException) -> None:
         """Report an image that could not be explained: `FILE: message`, or one JSON object, on a line of stderr."""
@@ -46,14 +47,15 @@ class Reporter:
             self._progress.advance(self._progress.task_ids[0], images)
 
     def report(self, doing: str, done: int, total: int) -> None:
-        """Show how far one image's long method has come, as `progress=` of `vitrail.explain`."""
+        """Show how far one image's long method has come, as `progress=` of `vitrail.explain`; a bar for each thread."""
         if self._progress is None:
             return
         self._progress.start()  # which it is not yet for a single image
-        if self._part is None:
-            self._part = self._progress.add_task(doing, total=total)
+        thread = threading.get_ident()
+        if thread not in self._parts:
+            self._parts[thread] = self._progress.add_task(doing, total=total)
         self._progress.update(
-            self._part, description=doing, completed=done, total=total, visible=done < total, refresh=True
+            self._parts[thread], description=doing, completed=done, total=total, visible=done < total, refresh=True
         )
 
     @contextmanager
@@ -78,7 +80,8 @@ class Reporter:
         finally:
             if self._progress is not None and self._progress.live.is_started:
                 self._progress.stop()
-            self._progress = self._part = None
+            self._progress = None
+            self._parts.clear()
             logger.removeHandler(handler)
 
 

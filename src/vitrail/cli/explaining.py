@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitrail.inputs import Prepared
     from vitrail.models import VisionModel
 
-__all__ = ["classes_of", "images_at_once", "run"]
+__all__ = ["classes_of", "images_at_once", "passes_at_once", "run"]
 
 MANY = 100  # images, from which on a figure of each would take longer and more room than anybody wants
 AT_ONCE = {"cpu": 8}  # images; a CPU is quickest while the activations stay in its cache
@@ -110,6 +110,14 @@ def images_at_once(model: "VisionModel") -> int:
     return AT_ONCE.get(model.device.type, AT_ONCE_ELSEWHERE)
 
 
+def passes_at_once(request: Request, model: "VisionModel", image: "Prepared", size: int) -> int:
+    """How many passes over `size` images like this one go side by side."""
+    from vitrail.cli.lanes import lanes_for
+
+    # A method that draws from the global generator must be asked in one order for --seed to mean anything.
+    return lanes_for(model, image.tensor, size) if request.seed is None else 1
+
+
 def _formats(request: Request, images: int, reporter: Reporter) -> tuple[str, ...]:
     if request.formats:
         return request.formats
@@ -150,6 +158,9 @@ def _results(
             **request.options,
         )
 
+    def lanes(image: "Prepared") -> int:
+        return passes_at_once(request, model, image, size)
+
     def failed(image: Found, error: Exception) -> None:
         reporter.fail(str(image.path), error)
         reporter.advance()
@@ -161,7 +172,7 @@ def _results(
         return _write(ex, image, names, formats)
 
     size = request.batch_size or images_at_once(model)
-    explained = in_batches(found, load, ask, size=size, failed=failed)
+    explained = in_batches(found, load, ask, size=size, failed=failed, lanes=lanes)
     # One thread writes: Matplotlib knows no more, and the disk is no faster for it.
     with closing(explained), closing(in_threads(write, explained, workers=1, depth=size, prompt=True)) as written:
         for (image, ex), files in written:

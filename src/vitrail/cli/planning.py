@@ -7,7 +7,7 @@ import typer
 
 from vitrail.cli.console import Reporter, show_table
 from vitrail.cli.explain import Request
-from vitrail.cli.explaining import check_question, classes_of, images_at_once, load_model
+from vitrail.cli.explaining import check_question, classes_of, images_at_once, load_model, passes_at_once
 from vitrail.cli.inputs import Found, find_images
 from vitrail.inputs import Prepared, prepare_one
 from vitrail.models import VisionModel
@@ -29,22 +29,24 @@ def show_plan(request: Request) -> bool:
     if against:  # another scalar of the same logits, at the same cost
         question["objective"] = None
         question["gradient"] = question["gradient"].replace("auto", "full")
+    example = _example(model, found)
     made = plan(
         model,
         targets=max(1, len(targets), len(against)),
         batch=request.batch_size or None,
         most=images_at_once(model) if len(found) < 1 else min(images_at_once(model), len(found)),
-        images=_example(model, found),
+        images=example,
         **question,
         **request.options,
     )
+    lanes = passes_at_once(request, model, example[0], made.batch) if example and len(found) > made.batch else 1
     seconds = made.seconds_per_image * len(found)
     if request.as_json:
         more = {"peak": made.peak, "fits": made.fits, "seconds_per_image": made.seconds_per_image}
-        document = {**asdict(made), **more, "images": len(found), "seconds_in_all": seconds}
+        document = {**asdict(made), **more, "images": len(found), "passes_at_once": lanes, "seconds_in_all": seconds}
         typer.echo(json.dumps({**document, "failures": reporter.failures}, indent=2))
     else:
-        show_table(("what", "how much"), _lines(made, request, len(found), seconds))
+        show_table(("what", "how much"), _lines(made, request, len(found), lanes, seconds))
     return bool(missing)
 
 
@@ -58,10 +60,11 @@ def _example(model: VisionModel, found: list[Found]) -> list[Prepared] | None:
     return None
 
 
-def _lines(made: Plan, request: Request, images: int, seconds: float) -> list[tuple[str, str]]:
+def _lines(made: Plan, request: Request, images: int, lanes: int, seconds: float) -> list[tuple[str, str]]:
     gradient = f", {made.gradient} gradient" if made.gradient != "full" else ""
     chosen = "as asked" if request.batch_size else "auto"
-    most = "at most " * made.at_most
+    most = "at most " * (made.at_most or lanes > 1)
+    beside = f"{lanes} after the first, the processor's threads shared out: {in_words(lanes * made.peak)} together"
     return [
         ("model", f"{made.model}, {made.dtype}, {made.device}, weights {in_words(made.weights)}"),
         ("input", f"{made.size[0]} × {made.size[1]} pixels"),
@@ -72,6 +75,7 @@ def _lines(made: Plan, request: Request, images: int, seconds: float) -> list[tu
             f"{in_words(made.peak)} of tensors beyond the weights: {in_words(made.first)} for one image, "
             f"{in_words(made.each)} for each more",
         ),
+        *[("passes side by side", beside)] * (lanes > 1),
         ("free memory", f"{in_words(made.free)}{'' if made.fits else ': too little, passes will be halved'}"),
         ("time", f"{most}{made.seconds_per_image:.3g} s an image, {most}{_duration(seconds)} for {images} of them"),
     ]
