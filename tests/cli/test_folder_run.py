@@ -150,7 +150,8 @@ def test_side_by_side_images_have_the_maps_that_each_has_alone(
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, checkpoint: Path, threads: str) -> None:
     photos = photographs(tmp_path / "photos", 400)
     words = [
         str(photos),
@@ -161,7 +162,7 @@ def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, checkpoint: Path) 
         "--output",
         str(tmp_path / "out"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(vitrail.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(vitrail.__file__).parents[1]), "OMP_NUM_THREADS": threads}
     running = subprocess.Popen(
         [sys.executable, "-m", "vitrail.cli", "explain", *words, "-f", "safetensors", "--gradient", "full"],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
