@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 

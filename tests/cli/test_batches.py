@@ -93,13 +93,23 @@ def test_batches_after_the_first_go_side_by_side_and_come_in_order() -> None:
     keys = ["1", "2", "3", "-4", "5", "x", "6", "7", "8", "9", "10"]  # "x" is never loaded, "-4" fails with its batch
     found = list(in_batches(keys, model.load, model.run, size=2, failed=model.fail, lanes=lanes))
     assert found == [(key, int(key) ** 2) for key in keys if key not in ("-4", "x")]
-    assert asked == [1]
+    assert asked == [3]
     assert set(model.failed) == {"-4", "x"}
     assert model.failed_in == {here}
     assert [thread for number, thread in model.threads if number == 1] == [here]
     others = {thread for number, thread in model.threads if number != 1}
     assert len(others) == 2
     assert here not in others
+
+
+def test_one_batch_needs_no_lanes() -> None:
+    recorder = Recorder()
+
+    def lanes(loaded: int) -> int:
+        raise AssertionError(f"asked for {loaded}")
+
+    found = list(in_batches(["1", "2"], recorder.load, recorder.run, size=2, failed=recorder.fail, lanes=lanes))
+    assert found == [("1", 1), ("2", 4)]
 
 
 def test_a_question_at_fault_ends_all_lanes() -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import TypeVar
 
 from vitrail.cli.ahead import in_threads
@@ -40,19 +41,22 @@ def in_batches(
 ) -> Generator[tuple[Key, Result], None, None]:
     """Load each key, run `size` of them at a time, and yield each with its result, in order.
 
-    The keys of the next batch are loaded in threads while this one runs, so `load` must bear that. The first batch is
-    run in the caller's own thread; then `lanes` says, of one that was loaded, how many batches go side by side, each in
-    a thread of its own with its share of the processor. A key that cannot be loaded goes to `failed`, which is called
-    in the caller's thread. When a batch fails, its members are run one by one, so that only the guilty go to `failed`.
-    Errors of the question (`QUESTION_ERRORS`) are raised at once, except `SameClassError`, which may be one image's.
+    The keys of the next batch are loaded in threads while this one runs, so `load` must bear that. The first batch
+    is run in the caller's own thread; where there are more, `lanes` says, of one that was loaded, how many go side
+    by side, each in a thread of its own with its share of the processor. A key that cannot be loaded goes to
+    `failed`, which is called in the caller's thread. When a batch fails, its members are run one by one, so that
+    only the guilty go to `failed`. Errors of the question (`QUESTION_ERRORS`) are raised at once, except
+    `SameClassError`, which may be one image's.
     """
     with closing(in_threads(load, keys, depth=size)) as loading:
         batches = _full_batches(loading, size, failed)
-        first = next(batches, None)
-        if first is None:
+        for first in islice(batches, 1):
+            yield from _successes(_run(run, first), failed)
+        second = next(batches, None)
+        if second is None:
             return
-        yield from _successes(_run(run, first), failed)
-        beside = lanes(first[0][1])
+        batches = chain([second], batches)
+        beside = lanes(second[0][1])
         if beside == 1:
             for batch in batches:
                 yield from _successes(_run(run, batch), failed)
