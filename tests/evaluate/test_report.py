@@ -14,8 +14,10 @@ from vitrail.cli import app
 from vitrail.errors import OptionError, RunFolderError
 from vitrail.evaluate.protocols.registry import PROTOCOLS, ProtocolInfo
 from vitrail.evaluate.reading import read_run
-from vitrail.evaluate.report import build_board, write_report
+from vitrail.evaluate.report import build_board, gallery, write_report
 from vitrail.evaluate.report.checks import warnings
+from vitrail.evaluate.report.gallery import draw_gallery
+from vitrail.evaluate.report.pictures import Extreme
 from vitrail.evaluate.report.tables import latex, markdown
 from vitrail.evaluate.statistics import Statistic
 
@@ -289,6 +291,39 @@ def test_tables_beside_the_page_hold_the_same_numbers(written, place):
     assert {path.name for path in written.files} == names | {
         path.name for path in (place / "out").iterdir() if path.is_file()
     }
+
+
+def test_the_gallery_says_how_many_methods_it_leaves_out(written, monkeypatch):
+    column = written.board.columns[0]
+    methods = {
+        entry.label: {
+            side: [
+                Extreme(
+                    entry=entry,
+                    image=0,
+                    value=0.5,
+                    lead=0.0,
+                    good=side == "best",
+                    seen=np.zeros((32, 32, 3), np.uint8),
+                    scores=np.eye(4, dtype=np.float32),
+                    signed=True,
+                    title="a scene",
+                    source="scene-0",
+                )
+            ]
+            for side in ("best", "worst")
+        }
+        for entry in written.board.entries
+    }
+
+    def words():
+        return [text.get_text() for text in draw_gallery(methods, column).texts]
+
+    assert not [text for text in words() if "methods" in text]
+    monkeypatch.setattr(gallery, "MOST", 2)
+    (note,) = [text for text in words() if "methods" in text]
+    assert note.endswith("The first 2 of 3 methods.")
+    assert {"good", "level", "bad"} - set(words()) == {written.board.entries[2].label}
 
 
 def test_markdown_and_latex_mark_the_best_and_what_is_level(tmp_path):

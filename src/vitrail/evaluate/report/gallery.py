@@ -22,7 +22,8 @@ MOST = 24  # methods; more would be a figure nobody prints
 
 def draw_gallery(found: Mapping[str, Mapping[str, list[Extreme]]], column: Column) -> "Figure":
     """A row for each method: the images where it is best on the left, worst on the right, each beside its map."""
-    rows = [(label, sides) for label, sides in found.items() if any(sides.values())][:MOST]
+    shown = [(label, sides) for label, sides in found.items() if any(sides.values())]
+    rows = shown[:MOST]
     pair = 2 * SIDE + GAP
     half = EACH * (pair + APART)
     width = 2 * MARGIN + NAMES + 2 * half
@@ -45,5 +46,7 @@ def draw_gallery(found: Mapping[str, Mapping[str, list[Extreme]]], column: Colum
                 write(figure, x, y + high + 0.06, one.title, width=pair, size=7.5, color=INK)
                 write(figure, x, y - 0.16, column.text(one.value), width=SIDE, size=7.5, color=PALE)
     said = f"Below each picture: {column.title} of this image alone. Each map is scaled by its own largest |score|."
+    if len(rows) < len(shown):
+        said += f" The first {len(rows)} of {len(shown)} methods."
     write(figure, MARGIN, MARGIN, said, width=width - 2 * MARGIN, size=7.0, color=PALE)
     return figure
