@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from families import FAMILIES
-from matrix import OPTIONS
+from matrix import COSTLY, OPTIONS
 from torch import nn
 
 import vitrail
@@ -27,7 +27,10 @@ def often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-@pytest.mark.parametrize("method", [info.name for info in vitrail.list_methods()])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(info.name, marks=pytest.mark.slow if info.name in COSTLY else ()) for info in vitrail.list_methods()],
+)
 def test_every_method_bears_other_threads(method: str) -> None:
     family = FAMILIES["timm_vit"]
     model = family.model()
