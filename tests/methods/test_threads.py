@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from families import FAMILIES
-from matrix import COSTLY, OPTIONS
+from matrix import EVERYWHERE, OPTIONS
 from torch import nn
 
 import vitrail
@@ -16,6 +16,7 @@ from vitrail.attention.modules import at_input, at_output
 
 THREADS = 3
 TIMES = 2
+HOOKED = {"legrad", "attcat", "fullgrad_plus", "gradcam", "grad_eclip"}  # those that reach for modules
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,10 @@ def often() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(info.name, marks=pytest.mark.slow if info.name in COSTLY else ()) for info in vitrail.list_methods()],
+    [
+        pytest.param(info.name, marks=() if info.name in HOOKED | EVERYWHERE else pytest.mark.slow)
+        for info in vitrail.list_methods()
+    ],
 )
 def test_every_method_bears_other_threads(method: str) -> None:
     family = FAMILIES["timm_vit"]
