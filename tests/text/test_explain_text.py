@@ -94,15 +94,16 @@ def test_gradient_modes_follow_the_reference(family: str, gradient: str):
 @pytest.mark.parametrize("family", texts.FAMILIES)
 def test_a_padded_batch_equals_single_texts(family: str):
     known = texts.FAMILIES[family]
-    module, tokenizer = known.build(), known.tokenizer()
+    # In float64: float32 passes of different shapes part by 2e-5 on some processors, and would hide a leak as large.
+    module, tokenizer = copy.deepcopy(known.build()).double(), known.tokenizer()
     for method in SERVED if family == "bert" else ["complete", "gmar_l2"]:
         together = vitrail.explain_text(module, tokenizer, texts.TEXTS, target=[1, 0, 2], method=method)
         lengths = [len(tokens) for tokens in together.tokens]
         assert len(set(lengths)) == 3
         for number, (text, target) in enumerate(zip(texts.TEXTS, [1, 0, 2], strict=True)):
             alone = vitrail.explain_text(module, tokenizer, text, target=target, method=method)
-            assert relative(together.of(number), alone.of().double()) < 1e-5, method
-            assert relative(together.logits[number], alone.logits[0].double()) < 1e-5
+            assert relative(together.of(number), alone.of()) < 1e-11, method
+            assert relative(together.logits[number], alone.logits[0]) < 1e-11
             assert not together.scores[number, lengths[number] :].any()
 
 
