@@ -1,14 +1,16 @@
 """A folder explained and saved, end to end, beside the limit: the plain model's forward and activation-only backward.
 
 The limit has its images decoded and in batches; the folder run reads JPEG files, preprocesses, explains, and writes an
-overlay and a map of each. Both are timed in turn in every round, after the model has been loaded; the ratio is the
-median over rounds of the limit's time divided by the run's time in the same round. `maps alone` is `vitrail.explain` on
-the decoded batches: what is between it and the folder run is reading and writing. The share in processor time counts
-the work of all threads: on a machine that others use too, where a run of several threads waits for them, it is the
-steadier figure.
+overlay and a map of each. `maps alone` is `vitrail.explain` on the decoded batches: what is between it and the folder
+run is reading and writing. All are timed in turn in every round, the limit before and after the others, after the
+model has been loaded and everything has run once on the images that are decoded; rates are in images per second, and a
+share is the median over rounds of the row's rate divided by the limit's in the same round. The share in processor time
+counts the work of all threads: on a machine that others use too, where a run of several threads waits for them, it is
+the steadier figure. The peak is that of resident memory beyond what was held when the row began.
 
     python benchmarks/folder.py                                            # ViT-B/16, random weights, generated photos
     python benchmarks/folder.py --model timm/vit_tiny_patch16_224 --checkpoint w.safetensors --images photos/
+    python benchmarks/folder.py --count 10000 --rounds 1                   # where photos are fewer they come again
 """
 
 import argparse
@@ -21,6 +23,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +36,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.machine import describe_machine, peak_memory, reset_peak_memory, synchroniser
 from vitrail.benchmark.plain import limit
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import explaining
@@ -51,8 +56,15 @@ def generated(folder: Path, count: int) -> None:
 
 def chosen(folder: Path, source: Path, count: int) -> None:
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-    for number, path in enumerate(found[:count]):
-        (folder / f"{number:05}{path.suffix}").symlink_to(path.resolve())
+    copies: dict[Path, Path] = {}
+    for number, path in zip(range(count), cycle(found), strict=False):
+        photograph = folder / f"{number:05}{path.suffix}"
+        # A second name of the same bytes: a link by name would be taken for the photograph that it leads to.
+        if path in copies:
+            photograph.hardlink_to(copies[path])
+        else:
+            copies[path] = photograph
+            shutil.copyfile(path, photograph)
 
 
 def main() -> None:
@@ -60,13 +72,15 @@ def main() -> None:
     parser.add_argument("--model", default="timm/vit_base_patch16_224")
     parser.add_argument("--checkpoint", type=Path, help="default: random weights")
     parser.add_argument("--images", type=Path, help="a folder of photographs; default: generated ones")
-    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--count", type=int, default=64, help="images of the folder run")
+    parser.add_argument("--decoded", type=int, default=64, help="how many of them are decoded for the other rows")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--method", default="complete")
     parser.add_argument("--gradient", default="full", help="auto asks some images more than once, and libra all")
     parser.add_argument("--format", nargs="+", default=["overlay", "safetensors"], help="of the folder run")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     options = parser.parse_args()
 
@@ -83,23 +97,37 @@ def main() -> None:
             torch.manual_seed(0)
             checkpoint = work / "random.safetensors"
             save_file(timm.create_model(options.model.removeprefix("timm/")).state_dict(), checkpoint)
-        model = vitrail.load(options.model, checkpoint=checkpoint, device=options.device)
+        dtype = getattr(torch, options.dtype)
+        model = vitrail.load(options.model, checkpoint=checkpoint, device=options.device, dtype=dtype)
         measure(options, model, photographs, output)
 
 
+@dataclass
+class Taken:
+    """What one run of one row took, for each of its images."""
+
+    seconds: float
+    worked: float
+    peak: int
+
+
 def measure(options: argparse.Namespace, model: vitrail.VisionModel, photographs: Path, output: Path) -> None:
-    files = sorted(photographs.iterdir())
+    few = photographs.with_name("few")
+    few.mkdir()
+    for path in sorted(photographs.iterdir())[: options.decoded]:
+        (few / path.name).hardlink_to(path)
+    some = sorted(few.iterdir())
     assert model.preprocess is not None
-    decoded = [model.preprocess(read_image(path)) for path in files]
-    batches = [torch.stack(decoded[i : i + options.batch]) for i in range(0, len(files), options.batch)]
+    decoded = [model.preprocess(read_image(path)) for path in some]
+    batches = [torch.stack(decoded[i : i + options.batch]) for i in range(0, len(some), options.batch)]
     batches = [batch.to(model.device, model.dtype) for batch in batches]
     plain = timm.create_model(options.model.removeprefix("timm/")).eval().requires_grad_(False)
     assert isinstance(plain, VisionTransformer)
     plain.load_state_dict(model.module.state_dict())
-    plain.to(model.device)
+    plain.to(model.device, model.dtype)
     question = {"method": options.method, "gradient": options.gradient}
     request = Request(
-        images=[str(photographs)],
+        images=[],
         model=options.model,
         checkpoint=None,
         targets=[],
@@ -115,55 +143,76 @@ def measure(options: argparse.Namespace, model: vitrail.VisionModel, photographs
     )
     explaining.load_model = lambda _: model  # loaded once, before the clock starts
 
-    def bare() -> None:
+    def bare(_: Path) -> None:
         for batch in batches:
             limit(plain, batch, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
 
-    def maps() -> None:
+    def maps(_: Path) -> None:
         for batch in batches:
             vitrail.explain(model, batch, batch_size=options.batch, **question)
 
-    def folder() -> None:
+    def folder(images: Path) -> None:
+        asked = replace(request, images=[str(images)])
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            failed = explaining.run(request)
+            failed = explaining.run(asked)
         assert not failed
-        assert len(list(output.iterdir())) == len(files) * len(options.format)
+        assert len(list(output.iterdir())) == len(list(images.iterdir())) * len(options.format)
 
-    rows: dict[str, Callable[[], None]] = {"limit": bare, "maps alone": maps, "folder, end to end": folder}
-    times: dict[str, list[float]] = {row: [] for row in rows}
-    worked: dict[str, list[float]] = {row: [] for row in rows}
-    for number in range(1 + options.rounds):
-        for row, run in rows.items():
+    order = [("limit", bare, few), ("maps alone", maps, few), ("folder, end to end", folder, photographs)]
+    order.append(order[0])
+    taken: dict[str, list[Taken]] = {row: [] for row, _, _ in order}
+    shares: dict[str, list[tuple[float, float]]] = {row: [] for row in taken}
+    for _, run, _ in order[:-1]:
+        shutil.rmtree(output, ignore_errors=True)
+        run(few)
+    for _ in range(options.rounds):
+        round_: dict[str, list[Taken]] = {row: [] for row in taken}
+        for row, run, images in order:
             shutil.rmtree(output, ignore_errors=True)
-            start, begun = time.perf_counter(), time.process_time()
-            run()
-            if number:
-                times[row].append(time.perf_counter() - start)
-                worked[row].append(time.process_time() - begun)
+            round_[row].append(timed(partial(run, images), len(list(images.iterdir())), options.device))
+        of_limit = round_["limit"]
+        for row, runs in round_.items():
+            taken[row] += runs
+            wall = statistics.mean(run.seconds for run in of_limit) / statistics.mean(run.seconds for run in runs)
+            work = statistics.mean(run.worked for run in of_limit) / statistics.mean(run.worked for run in runs)
+            shares[row].append((wall, work))
     table = {
         row: {
-            "images per second": len(files) / statistics.median(taken),
-            "share of the limit": statistics.median(b / t for b, t in zip(times["limit"], taken, strict=True)),
-            "in processor time": statistics.median(b / t for b, t in zip(worked["limit"], worked[row], strict=True)),
+            "images": len(list(images.iterdir())),
+            "images per second": 1 / statistics.median(run.seconds for run in taken[row]),
+            "share of the limit": statistics.median(wall for wall, _ in shares[row]),
+            "in processor time": statistics.median(work for _, work in shares[row]),
+            "peak, MiB": max(run.peak for run in taken[row]) / 2**20,
         }
-        for row, taken in times.items()
+        for row, _, images in order[:-1]
     }
-    size = "×".join(map(str, batches[0].shape[-2:]))
+    show(options, table, "×".join(map(str, batches[0].shape[-2:])))
+
+
+def timed(run: Callable[[], None], images: int, device: str) -> Taken:
+    held = reset_peak_memory(device)
+    start, begun = time.perf_counter(), time.process_time()
+    run()
+    synchroniser(device)()
+    seconds, worked = time.perf_counter() - start, time.process_time() - begun
+    return Taken(seconds / images, worked / images, peak_memory(device) - held)
+
+
+def show(options: argparse.Namespace, table: dict[str, dict[str, float]], size: str) -> None:
     shape = (
-        f"{options.model}, {size} px, {len(files)} images in batches of {options.batch}, {options.method}, "
+        f"{options.model}, {options.dtype}, {size} px, batches of {options.batch}, {options.method}, "
         f"{options.gradient} gradient, {' and '.join(options.format)}, {options.rounds} rounds after 1, "
         f"load {os.getloadavg()[0]:.1f}"
     )
     if options.json:
         print(json.dumps({"machine": describe_machine(), "shape": shape, "rows": table}, indent=2))
         return
-    print(f"{describe_machine()}\n{shape}\n\n| row | images per second | share of the limit | in processor time |")
-    print("|---|---|---|---|")
+    columns = list(next(iter(table.values())))
+    print(f"{describe_machine()}\n{shape}\n\n| row | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
     for row, found in table.items():
-        shares = f"{found['share of the limit']:.1%} | {found['in processor time']:.1%}"
-        print(f"| {row} | {found['images per second']:.2f} | {shares} |")
+        rate, wall, work = (found[column] for column in columns[1:4])
+        print(f"| {row} | {found['images']:,} | {rate:.2f} | {wall:.1%} | {work:.1%} | {found['peak, MiB']:.0f} |")
 
 
 if __name__ == "__main__":
