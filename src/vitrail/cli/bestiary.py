@@ -81,17 +81,14 @@ def train_command(
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever checkpoint is there.")] = False,
 ) -> None:
     """Train the bestiary's model from scratch; stopped and started again, it goes on where it was."""
-    import torch
-
     from vitrail.bestiary import LabelErrors
     from vitrail.bestiary.train import Progress, Recipe, train
     from vitrail.errors import VitrailError
+    from vitrail.threads import thread_count
 
     asked = {name: value for name, value in (("steps", steps), ("scenes", scenes)) if value is not None}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        with stages() as report:
+        with thread_count(threads), stages() as report:
 
             def progress(now: Progress) -> None:
                 loss = "" if now.stage == "draw" else f", loss {now.loss:.3f}"
@@ -111,8 +108,6 @@ def train_command(
     except KeyboardInterrupt:
         typer.echo(f"stopped; the same command goes on from the last checkpoint in {output}", err=True)
         raise typer.Exit(130) from None
-    finally:
-        torch.set_num_threads(before)
     typer.echo(weights)
 
 

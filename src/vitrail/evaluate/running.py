@@ -3,8 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from ..errors import DataError, OptionError
 from ..models import VisionModel, wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
+from ..threads import thread_count
 from .cost import cost_of
 from .data import Dataset, open_data
 from .engines import find_engine
@@ -132,7 +132,10 @@ def evaluate(
         opened = open_data(data, model, limit=limit, seed=seed, **(data_options or {}))
         _check(model, opened, plan)
         worker = Worker(model, opened, plan)
-        with _threads(threads), holding(folder, manifest_of(model, opened, plan), worker.blocks()) as (wanting, ours):
+        with (
+            thread_count(threads),
+            holding(folder, manifest_of(model, opened, plan), worker.blocks()) as (wanting, ours),
+        ):
             done = images = len(opened) - _images(opened, plan, wanting)
             if progress is not None:
                 progress(done, len(opened))
@@ -219,14 +222,3 @@ def _batch_for(model: VisionModel) -> int:
     each = max(1, torch.cuda.max_memory_allocated(model.device) - before) / 8
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(8, min(1024, 2 ** int(math.log2(max(8.0, free / 2 / each)))))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads in the block: sums depend on how they are shared out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
