@@ -100,7 +100,8 @@ def test_a_picture_of_many_patches(gradient, targets, monkeypatch):
     plain = differentiate.attention_transposed
     monkeypatch.setattr(differentiate, "attention_transposed", lambda *a: taken.append(1) or plain(*a))
     swapped_maps = vitrail.explain(model, images, [targets], gradient=gradient).scores
-    assert len(taken) == len(model.module.blocks) * len(targets)
+    # Not the last: of its queries, the gradient of a class reaches the readout's alone, and blocks are the quicker.
+    assert len(taken) == (len(model.module.blocks) - 1) * len(targets)
     taken.clear()
     monkeypatch.setattr(DifferentiatedAttention, "__init__", _by_blocks(DifferentiatedAttention.__init__))
     blocks = vitrail.explain(model, images, [targets], gradient=gradient).scores

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .calls import AttentionCall, blocks, compute_dtype, probabilities, without_autocast
+from .reached import reached_rows
 from .weighting import Collector
 
 __all__ = ["Gradients", "attention_backward", "fused_row", "softmax_backward"]
@@ -39,24 +40,29 @@ def attention_backward(
     """Differentiate attention, holding one block of A and ∇A = dO Vᵀ at a time.
 
     Every row of A is formed whole within its block, so the softmax needs no statistics from the forward pass, and any
-    function of A and ∇A can be collected on the way at no further matrix product. Sums are in float32 (float64 for
-    float64); the gradients come back in the dtype of what they belong to.
+    function of A and ∇A can be collected on the way at no further matrix product. Rows that no gradient reaches are not
+    walked, unless the collector asks for every row. Sums are in float32 (float64 for float64); the gradients come back
+    in the dtype of what they belong to.
     """
     dtype = compute_dtype(call.query.dtype)
     if collector is not None:
         collector.begin(call.images, call.heads, call.keys, call.query)
-    d_query = call.query.new_empty(call.query.shape, dtype=dtype) if through_scores else None
+    rows_asked = slice(0, call.queries) if collector is not None and collector.every_row else reached_rows(grad_output)
+    all_asked = rows_asked == slice(0, call.queries)
+    make = call.query.new_empty if all_asked else call.query.new_zeros
+    d_query = make(call.query.shape, dtype=dtype) if through_scores else None
     d_key = call.key.new_empty(call.key.shape, dtype=dtype) if through_scores else None
     d_value = call.value.new_empty(call.value.shape, dtype=dtype) if through_value else None
     if collector is None and not (through_scores or through_value):
         return Gradients(None, None, None)
-    for block in blocks(call):
+    for block in blocks(call, rows_asked):
+        starts = block.rows.start == rows_asked.start
         some = block.images, block.heads
         rows = *some, block.rows
         upstream = grad_output[rows].to(dtype)
         attention = probabilities(call, block)
         if d_value is not None:
-            _multiply(attention.transpose(-1, -2), upstream, d_value[some], add=not block.starts_rows)
+            _multiply(attention.transpose(-1, -2), upstream, d_value[some], add=not starts)
         if collector is None and d_query is None:
             continue
         gradient = upstream @ call.value[some].to(dtype).transpose(-1, -2)
@@ -64,7 +70,7 @@ def attention_backward(
             d_scores = softmax_backward(attention, gradient)
             scale, query = call.scale, call.query[rows].to(dtype)
             _multiply(d_scores, call.key[some].to(dtype), d_query[rows], scale=scale)
-            _multiply(d_scores.transpose(-1, -2), query, d_key[some], scale=scale, add=not block.starts_rows)
+            _multiply(d_scores.transpose(-1, -2), query, d_key[some], scale=scale, add=not starts)
         if collector is not None:
             collector.add(block, attention, gradient)
     return Gradients(

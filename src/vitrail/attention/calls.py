@@ -135,26 +135,26 @@ class Block:
     heads: slice
     rows: slice
 
-    @property
-    def starts_rows(self) -> bool:
-        return self.rows.start == 0
 
+def blocks(call: AttentionCall, of_rows: slice | None = None) -> Iterator[Block]:
+    """Cut a call, or those of its rows, into blocks that fit `BLOCK_ELEMENTS`.
 
-def blocks(call: AttentionCall) -> Iterator[Block]:
-    """Cut a call into blocks that fit `BLOCK_ELEMENTS`, the rows of one set of heads following each other."""
+    The rows of one set of heads follow each other.
+    """
+    of_rows = of_rows or slice(0, call.queries)
     device = "cuda" if call.query.is_cuda else "cpu"
     budget = BLOCK_ELEMENTS[device]
-    rows = min(call.queries, max(16, budget // call.keys))
+    rows = min(of_rows.stop - of_rows.start, max(16, budget // call.keys))
     heads = min(call.heads, max(1, budget // (rows * call.keys)))
     # On a CPU one image at a time: its heads are strided views, which a product over several images would copy.
     images = 1 if device == "cpu" else min(call.images, max(1, budget // (heads * rows * call.keys)))
     for image in range(0, call.images, images):
         for head in range(0, call.heads, heads):
-            for row in range(0, call.queries, rows):
+            for row in range(of_rows.start, of_rows.stop, rows):
                 yield Block(
                     slice(image, min(image + images, call.images)),
                     slice(head, min(head + heads, call.heads)),
-                    slice(row, min(row + rows, call.queries)),
+                    slice(row, min(row + rows, of_rows.stop)),
                 )
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .backward import attention_backward, fused_row, softmax_backward
+from .backward import Gradients, attention_backward, fused_row, softmax_backward
 from .calls import AttentionCall, Block, compute_dtype
 from .gradient_modes import GradientMode
+from .reached import reached_rows
 from .swapped import attention_transposed, swaps
 from .tiled import sum_over_queries, tiles_fit
 from .weighting import Collector, SummingCollector
@@ -154,19 +155,24 @@ class _BlockAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        visitor: DifferentiatedAttention = ctx.visitor
         call = AttentionCall(*ctx.saved_tensors, *ctx.rest)
-        collector = visitor.listener.collector(ctx.layer)
-        to_query, to_key, to_value = ctx.needs_input_grad[:3]
-        gradients = attention_backward(
-            call,
-            grads[0],
-            collector,
-            through_scores=visitor.through_scores and (to_query or to_key),
-            through_value=to_value,
-        )
-        visitor.listener.take(ctx.layer, collector)
-        return *gradients, None, None, None, None
+        return *_by_blocks(ctx, call, grads[0]), None, None, None, None
+
+
+def _by_blocks(ctx: Any, call: AttentionCall, grad_output: Tensor) -> Gradients:
+    """The backward pass of one layer in blocks, told to the listener."""
+    visitor: DifferentiatedAttention = ctx.visitor
+    collector = visitor.listener.collector(ctx.layer)
+    to_query, to_key, to_value = ctx.needs_input_grad[:3]
+    gradients = attention_backward(
+        call,
+        grad_output,
+        collector,
+        through_scores=visitor.through_scores and (to_query or to_key),
+        through_value=to_value,
+    )
+    visitor.listener.take(ctx.layer, collector)
+    return gradients
 
 
 class _LocalGraph(Function):
@@ -241,6 +247,11 @@ class _FusedAttention(_LocalGraph):
         visitor: DifferentiatedAttention = ctx.visitor
         (grad_output,) = grads
         local, output = ctx.local
+        if reached_rows(grad_output) != slice(0, local.queries):
+            # Of few rows the blocks are the quicker: they are all that is walked.
+            if not visitor.keep:
+                del ctx.local
+            return *_by_blocks(ctx, local.detached(), grad_output), None, None, None, None
         dtype = compute_dtype(grad_output.dtype)
         upstream = visitor.listener.current_row()[:, None, :, None].to(dtype) * grad_output.to(dtype)
         d_value = attention_transposed(local.detached(), output, upstream) if swaps(local) else None

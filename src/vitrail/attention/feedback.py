@@ -18,6 +18,7 @@ class _RowGradients:
 
     rows: Int[Tensor, " rows"]
     total: Float[Tensor, "images heads rows keys"] = field(init=False)
+    every_row = False
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         self.total = like.new_zeros(images, heads, len(self.rows), keys, dtype=compute_dtype(like.dtype))
@@ -33,6 +34,7 @@ class _HeadImportance:
     """Collects A_hᵀ ∇A_h over the query rows, whose mean size says how much head h matters."""
 
     total: Float[Tensor, "images heads keys keys"] = field(init=False)
+    every_row = False
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         self.total = like.new_zeros(images, heads, keys, keys, dtype=compute_dtype(like.dtype))
@@ -51,6 +53,7 @@ class _Both:
 
     rows: _RowGradients
     heads: _HeadImportance
+    every_row = False
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         self.rows.begin(images, heads, keys, like)

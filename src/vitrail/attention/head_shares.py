@@ -22,6 +22,7 @@ class HeadUpdates:
     row: Float[Tensor, "images queries"]
     total: Float[Tensor, "images heads keys"] = field(init=False)
     norms: HeadNorms = field(init=False)
+    every_row = False
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         self.total = self.row.new_zeros(images, heads, keys)

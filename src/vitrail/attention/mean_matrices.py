@@ -14,6 +14,8 @@ GRADIENT_MATRICES = ("gradient", "attention_gradient")
 class _MeanMatrix:
     """Collects E_h[(∇A_h)⁺] or E_h[(A_h ⊙ ∇A_h)⁺] of one layer, block by block."""
 
+    every_row = False
+
     def __init__(self, kind: str) -> None:
         self.kind = kind
 

@@ -19,6 +19,7 @@ from ..errors import TrainingModeError, UnsupportedAttentionError
 from .calls import AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, libra_rules
 from .multihead import run_multi_head_attention
+from .reached import linear
 
 __all__ = ["Tap", "Visitor"]
 
@@ -42,13 +43,16 @@ class Tap(TorchFunctionMode):
     """Within the block, attention is given to `visitor` and gradients follow `gradient`.
 
     `images` is the number of images that the model is given: from it, calls that merge batch and heads are told apart.
+    Behind attention number `layers`, where few tokens are read, linear layers go back through those alone.
 
     Raises:
         TrainingModeError: when attention is called with dropout.
         UnsupportedAttentionError: when an attention bias depends on the image through a gradient.
     """
 
-    def __init__(self, visitor: Visitor, images: int, gradient: GradientMode = "full"):
+    def __init__(
+        self, visitor: Visitor, images: int, gradient: GradientMode = "full", layers: int | None = None
+    ) -> None:
         super().__init__()
         self.visitor = visitor
         self.images = images
@@ -66,6 +70,8 @@ class Tap(TorchFunctionMode):
             F.conv2d: partial(self._convolve, F.conv2d),
             torch.conv2d: partial(self._convolve, torch.conv2d),
         }
+        if layers is not None:
+            self._rules[F.linear] = partial(self._linear, layers)
         if gradient == "libra":
             self._rules |= libra_rules()
 
@@ -141,6 +147,10 @@ class Tap(TorchFunctionMode):
         if dim not in (-1, scores.dim() - 1) or scores.dim() not in (3, 4) or scores.shape[0] % self.images:
             return False
         return scores.dim() == 4 or scores.shape[-1] == scores.shape[-2] > 1
+
+    def _linear(self, layers: int, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        # In front of it all rows are reached, and a look at each gradient would be for nothing.
+        return (linear if self.attention_calls >= layers else F.linear)(input, weight, bias)
 
     def _convolve(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         output = function(*args, **kwargs)

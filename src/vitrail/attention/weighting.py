@@ -58,6 +58,11 @@ ELEMENTWISE: dict[str, ElementwiseRule] = {"complete": complete, "positive": pos
 class Collector(Protocol):
     """Is shown every block of A and ∇A of one layer, and keeps what it needs of them."""
 
+    @property
+    def every_row(self) -> bool:
+        """Whether it must be shown query rows of which ∇A is zero, too: else they may be left out."""
+        ...
+
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None: ...
 
     def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None: ...
@@ -94,6 +99,11 @@ class RowUpdate:
     total: Float[Tensor, "images keys"] = field(init=False)
     heads: int = field(init=False)
 
+    @property
+    def every_row(self) -> bool:
+        """A rule of somebody's own may make something of a ∇A that is zero."""
+        return self.rule not in ELEMENTWISE.values()
+
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         self.heads = heads
         self.total = self.row.new_zeros(images, keys)
@@ -127,6 +137,7 @@ class ClampedMeanUpdate:
     centred: bool
     total: Float[Tensor, "images queries keys"] = field(init=False)
     heads: int = field(init=False)
+    every_row = False
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         self.heads = heads
@@ -151,6 +162,7 @@ class HeadNorms:
     order: int
     real: Bool[Tensor, "images keys"] | None = None
     total: Float[Tensor, "images heads"] = field(init=False)
+    every_row = False
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         self.total = like.new_zeros(images, heads, dtype=compute_dtype(like.dtype))

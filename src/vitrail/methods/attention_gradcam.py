@@ -27,6 +27,7 @@ class RowsOfHeads:
     row: Float[Tensor, "images queries"]
     attention: Float[Tensor, "images heads keys"] = field(init=False)
     gradient: Float[Tensor, "images heads keys"] = field(init=False)
+    every_row = True  # r A is asked for where ∇A is zero, too
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
         del like

@@ -170,7 +170,8 @@ class Run:
             if recorder is not None:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
-            with eager(), Tap(visitor, len(self.images), self.gradient) as tap, watcher or nullcontext():
+            tap = Tap(visitor, len(self.images), self.gradient, self.layout.layers)
+            with eager(), tap, watcher or nullcontext():
                 logits = self.answer()
             self.logits = logits.detach()
             self._check_layout(tap)
@@ -197,7 +198,7 @@ class Run:
         images = self.images if images is None else images
         with torch.enable_grad(), ExitStack() as stack:
             stack.enter_context(eager())
-            tap = stack.enter_context(Tap(visitor, len(images), self.gradient))
+            tap = stack.enter_context(Tap(visitor, len(images), self.gradient, self.layout.layers))
             for watcher in watchers:
                 stack.enter_context(watcher)
             logits = self.model.logits(images, rows=rows)
@@ -229,7 +230,7 @@ class Run:
         with torch.enable_grad():
             # The sum is no leaf, so the tap takes it for an activation and the whole graph is built.
             images = self.images.detach().requires_grad_() + 0
-            with eager(), Tap(recorder, len(self.images), self.gradient), watcher:
+            with eager(), Tap(recorder, len(self.images), self.gradient, self.layout.layers), watcher:
                 logits = self.model.logits(images)
             self.logits = logits.detach()
             at = watcher.before_attention

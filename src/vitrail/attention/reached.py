@@ -1,0 +1,70 @@
+"""Rows of tokens that a gradient reaches: behind the last attention of a model read at [CLS], one of hundreds.
+
+Where a row's gradient is exactly zero, so is all that flows on from it: it need not be multiplied by any weight, and an
+attention asked there has nothing to tell. What is skipped is found from the gradient itself, never foretold.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+__all__ = ["linear", "reached_rows"]
+
+
+def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
+    """The rows from the first to the last whose gradient is not zero, if they are few; else all of them.
+
+    On a GPU it is always all: to look would be to wait for it. NaN and infinity are no zeros.
+
+    Example:
+        >>> gradient = torch.zeros(2, 197, 64)
+        >>> gradient[1, 0, 5] = 1.0
+        >>> reached_rows(gradient), reached_rows(gradient + 1)
+        (slice(0, 1, None), slice(0, 197, None))
+    """
+    rows = gradient.shape[-2]
+    everything = slice(0, rows)
+    # One row in the middle tells of most gradients that they are everywhere, at no cost.
+    if gradient.device.type != "cpu" or rows < 2 or gradient[..., rows // 2, :].any():
+        return everything
+    reached = gradient.ne(0).any(dim=-1).reshape(-1, rows).any(dim=0).nonzero()
+    if not len(reached):
+        return slice(0, 1)  # of zeros
+    first, last = int(reached[0]), int(reached[-1])
+    return slice(first, last + 1) if 2 * (last + 1 - first) <= rows else everything
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` of constant weights, whose backward pass multiplies only the rows that are reached.
+
+    Input of two dimensions (logits, pooled tokens), another kind of weight, and autocast are left to PyTorch.
+    """
+    tokens = input.dim() == 3 and input.requires_grad and input.device.type == "cpu"
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == input.dtype and not weight.requires_grad
+    if tokens and plain and not torch.is_autocast_enabled("cpu"):
+        return _LinearFromRows.apply(input, weight, bias)  # pyright: ignore
+    return F.linear(input, weight, bias)
+
+
+class _LinearFromRows(Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = grads
+        (weight,) = ctx.saved_tensors
+        rows = reached_rows(gradient)
+        if rows == slice(0, gradient.shape[-2]):
+            return gradient @ weight, None, None
+        flow = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1])
+        flow[..., rows, :] = gradient[..., rows, :] @ weight
+        return flow, None, None
