@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +11,21 @@ import torch.nn.functional as F
 from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
+from matrix import OPTIONS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
-from vitrail.attention import backward, differentiate, reached
+from vitrail.attention import backward, calls, differentiate, reached
 from vitrail.attention.backward import attention_backward
 from vitrail.attention.calls import AttentionCall
+from vitrail.attention.differentiate import LayerListener
+from vitrail.attention.feedback import RowGradientListener
+from vitrail.attention.head_shares import HeadShareListener
+from vitrail.attention.mean_matrices import MatrixListener
 from vitrail.attention.reached import linear, reached_rows
-from vitrail.attention.weighting import ELEMENTWISE, Collector, HeadNorms, RowUpdate
+from vitrail.attention.stream import HeadNormListener, RelevanceRow
+from vitrail.attention.weighting import ELEMENTWISE, Collector
 from vitrail.methods.attention_gradcam import RowsOfHeads
 
 
@@ -65,52 +73,102 @@ def test_linear_layers_go_back_as_pytorch_s_do(rows: list[int]) -> None:
 
 
 def test_what_linear_leaves_to_pytorch() -> None:
-    weight = drawn(7, 5)
-    tokens = drawn(2, 13, 5).requires_grad_()
-    assert "Rows" in linear(tokens, weight).grad_fn.name()  # pyright: ignore[reportOptionalMemberAccess]
-    assert "Rows" not in linear(tokens[:, 0], weight).grad_fn.name()  # pyright: ignore[reportOptionalMemberAccess]
-    asked = weight.clone().requires_grad_()
-    linear(tokens, asked).sum().backward()
-    assert asked.grad is not None
+    weight, tokens = drawn(7, 5), drawn(2, 13, 5).requires_grad_()
+    assert by_rows(linear(tokens, weight))
+    assert not by_rows(linear(tokens[:, 0], weight))
+    assert not by_rows(linear(tokens.detach(), weight))
+    assert not by_rows(linear(tokens.to(torch.complex128), weight.to(torch.complex128)))
+    for asked in ({"weight": weight.clone().requires_grad_()}, {"bias": drawn(7).requires_grad_()}):
+        linear(tokens, **{"weight": weight, **asked}).sum().backward()
+        assert all(tensor.grad is not None for tensor in asked.values())
     single = tokens.detach().float().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(single, weight.float()).dtype == torch.bfloat16
-    assert linear(tokens.detach(), weight).grad_fn is None
+    experts = torch.vmap(linear, in_dims=(None, 0))(tokens, drawn(3, 7, 5))
+    assert experts.shape == (3, 2, 13, 7)
+
+
+def by_rows(output: Tensor) -> bool:
+    return output.grad_fn is not None and "Rows" in output.grad_fn.name()
+
+
+def test_a_model_may_change_the_output_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In releases of PyTorch before 2.15 the output of a linear layer is a view of a matrix."""
+
+    def as_a_view(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.addmm(bias, input.flatten(0, 1), weight.T).view(*input.shape[:-1], -1)
+
+    weight, bias, tokens = drawn(7, 5), drawn(7, seed=1), drawn(2, 13, 5).requires_grad_()
+    (expected,) = torch.autograd.grad(F.linear(tokens, weight, bias).relu()[:, 0].sum(), [tokens])
+    for function in (F.linear, as_a_view):
+        monkeypatch.setattr(reached, "F", SimpleNamespace(linear=function))
+        output = linear(tokens, weight, bias)
+        assert by_rows(output)
+        (ours,) = torch.autograd.grad(output.relu_()[:, 0].sum(), [tokens])
+        torch.testing.assert_close(ours, expected)
+
+
+def test_gradients_of_gradients() -> None:
+    weight, answers = drawn(7, 5), []
+    for function in (linear, F.linear):
+        tokens = drawn(2, 13, 5).requires_grad_()
+        (first,) = torch.autograd.grad(function(tokens.sin(), weight)[:, 0].square().sum(), [tokens], create_graph=True)
+        answers.append(torch.autograd.grad(first.square().sum(), [tokens])[0])
+    torch.testing.assert_close(*answers)
+
+
+def begun(listener: LayerListener[Any], row: Tensor) -> Collector:
+    listener.begin(row)
+    return listener.collector(0)
 
 
 COLLECTORS: dict[str, Callable[[Tensor], Collector]] = {
-    **{name: lambda row, rule=rule: RowUpdate(rule, row, centred=False) for name, rule in ELEMENTWISE.items()},
-    "centred": lambda row: RowUpdate(ELEMENTWISE["complete"], row, centred=True),
-    "a rule of one's own": lambda row: RowUpdate(lambda attention, _: attention * 1.0, row, centred=False),
-    "norms": lambda _: HeadNorms(2),
+    **{name: lambda row, name=name: begun(RelevanceRow(name), row) for name in ELEMENTWISE},
+    "centred": lambda row: begun(RelevanceRow("complete", centred=True), row),
+    "clamped mean": lambda row: begun(RelevanceRow("complete", clamp_mean=True), row),
+    "a rule of one's own": lambda row: begun(RelevanceRow(lambda attention, _: attention * 1.0), row),
+    "norms": lambda row: begun(HeadNormListener(2), row),
+    "heads' shares": lambda row: begun(HeadShareListener(), row),
+    "matrices": lambda row: begun(MatrixListener("gradient"), row),
+    "rows of the gradient": lambda row: begun(RowGradientListener(0, torch.tensor([0, 7]), head_importance=True), row),
     "rows of heads": RowsOfHeads,
 }
 
 
-def told(collector: Collector) -> list[Tensor]:
-    if isinstance(collector, RowsOfHeads):
-        return [collector.attention, collector.gradient]
-    assert isinstance(collector, RowUpdate | HeadNorms)
-    return [collector.result()]
+def told(collector: object) -> list[Tensor]:
+    """All tensors that a collector has filled, those of the collectors in it included."""
+    found = []
+    for value in vars(collector).values():
+        found += [value] if isinstance(value, Tensor) else told(value) if hasattr(value, "add") else []
+    return found
 
 
-@pytest.mark.parametrize("rows", [[], [0], [0, 1], [12], [4, 5], [0, 12]])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows", [[], [0], [0, 1], [39], [4, 5], [3, 21], [0, 39]])
+@pytest.mark.parametrize("kind", ["plain", "causal", "masked"])
+@pytest.mark.parametrize("budget", [1, 10**6], ids=["some blocks", "one block"])
 @pytest.mark.parametrize("name", COLLECTORS)
 def test_attention_goes_back_as_if_all_rows_were_walked(
-    name: str, causal: bool, rows: list[int], monkeypatch: pytest.MonkeyPatch
+    name: str, budget: int, kind: str, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = AttentionCall(*(drawn(2, 3, 13, 4, seed=seed) for seed in range(3)), None, causal, 0.5)
-    upstream = torch.zeros(2, 3, 13, 4, dtype=torch.float64)
+    monkeypatch.setattr(calls, "BLOCK_ELEMENTS", {"cpu": budget})
+    mask = drawn(2, 1, 1, 40, seed=6) < 1 if kind == "masked" else None
+    call = AttentionCall(*(drawn(2, 3, 40, 4, seed=seed) for seed in range(3)), mask, kind == "causal", 0.5)
+    upstream = torch.zeros(2, 40, 3, 4, dtype=torch.float64).transpose(1, 2)  # as models have it: heads side by side
     upstream[:, :, rows] = drawn(2, 3, len(rows), 4, seed=4)
     answers = []
     for _ in range(2):
-        collector = COLLECTORS[name](drawn(2, 13, seed=5))
+        collector = COLLECTORS[name](drawn(2, 40, seed=5))
         flows = attention_backward(call, upstream, collector, through_scores=True, through_value=True)
         answers.append([*flows, *told(collector)])
         monkeypatch.setattr(backward, "reached_rows", all_rows)
+    assert len(answers[0]) > 3
     for ours, theirs in zip(*answers, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (reached, backward, differentiate):
+        monkeypatch.setattr(module, "reached_rows", all_rows)
 
 
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
@@ -122,28 +180,41 @@ def test_maps_are_the_same(method: str, gradient: str, kernel: str, monkeypatch:
     monkeypatch.setattr(differentiate, "fused_by_default", lambda _: kernel == "fused")
     maps = []
     for _ in range(2):
-        maps.append(vitrail.explain(model, images, [0, 1], method=method, gradient=gradient).scores)
-        for module in (reached, backward, differentiate):
-            monkeypatch.setattr(module, "reached_rows", all_rows)
+        maps.append(vitrail.explain(model, images, [[0, 1], [2, 0]], method=method, gradient=gradient).scores)
+        without(monkeypatch)
     torch.testing.assert_close(*maps, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", ["timm_vit", "timm_deit_distilled", "hf_vit", "torchvision_vit", "open_clip"])
+@pytest.mark.parametrize("method", ["complete", "gradcam", "grad_eclip", "legrad", "attcat", "fullgrad_plus", "dix"])
+def test_maps_of_methods_with_graphs_of_their_own(method: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = FAMILIES[family]
+    model, images = vitrail.wrap(known.build().double()), known.images(2, dtype=torch.float64)
+    maps = []
+    for _ in range(2):
+        maps.append(vitrail.explain(model, images, 0, method=method, **OPTIONS.get(method, {})).scores)
+        without(monkeypatch)
+    torch.testing.assert_close(*maps, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", ["gae", "gradcam", "attcat", "dix"])
 @pytest.mark.parametrize(("family", "fewer"), [("timm_vit", True), ("timm_vit_average", False)])
-def test_only_what_is_read_costs(family: str, fewer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last block's linear layers are 9 d² of a block's 12 d² for each token, and nearly all of it is saved."""
+def test_only_what_is_read_costs(family: str, fewer: bool, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block's last three linear layers are 9 d² of its 12 d² for each token; two, 8 d², lie behind the residual."""
     model, images = FAMILIES[family].model(), FAMILIES[family].images(2)
-    vitrail.explain(model, images, 0)
+    options = OPTIONS.get(method, {})
+    vitrail.explain(model, images, 0, method=method, **options)
 
     def multiplications() -> int:
         with FlopCounterMode(display=False) as counter:
-            vitrail.explain(model, images, 0, method="gae", gradient="full")
+            vitrail.explain(model, images, 0, method=method, **options)
         return counter.get_total_flops()
 
     ours = multiplications()
-    for module in (reached, backward, differentiate):
-        monkeypatch.setattr(module, "reached_rows", all_rows)
+    without(monkeypatch)
     whole = multiplications()
     width = next(module.out_features for module in model.module.modules() if isinstance(module, nn.Linear)) // 3
     tokens = 2 * (model.module.patch_embed.num_patches + 1)
-    assert (whole - ours > 0.8 * 2 * 9 * width**2 * tokens) == fewer
+    passes = 2 if method == "dix" else 1  # dix goes back from other attentions than the model's own, too
+    assert (whole - ours > passes * 0.8 * 2 * 8 * width**2 * tokens) == fewer
     assert (whole == ours) != fewer

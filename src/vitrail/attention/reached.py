@@ -1,7 +1,8 @@
 """Rows of tokens that a gradient reaches: behind the last attention of a model read at [CLS], one of hundreds.
 
-Where a row's gradient is exactly zero, so is all that flows on from it: it need not be multiplied by any weight, and an
-attention asked there has nothing to tell. What is skipped is found from the gradient itself, never foretold.
+Where a row's gradient is exactly zero, so is all that flows on from it through finite numbers: it need not be
+multiplied by any weight, and an attention asked there has nothing to tell. What is skipped is found from the gradient
+itself, never foretold. Rows are counted along the last dimension but one; a model that puts images there gains nothing.
 """
 
 from typing import Any
@@ -11,15 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 __all__ = ["linear", "reached_rows"]
 
 
 def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
-    """The rows from the first to the last whose gradient is not zero, if they are few; else all of them.
+    """The rows from the first to the last whose gradient is not zero, if they are at most half; else all of them.
 
-    On a GPU it is always all: to look would be to wait for it. NaN and infinity are no zeros.
+    Away from the CPU it is always all: to look would be to wait for the device. NaN and infinity are no zeros.
 
     Example:
         >>> gradient = torch.zeros(2, 197, 64)
@@ -42,11 +42,15 @@ def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` of constant weights, whose backward pass multiplies only the rows that are reached.
 
-    Input of two dimensions (logits, pooled tokens), another kind of weight, and autocast are left to PyTorch.
+    Input of two dimensions (logits, pooled tokens), weights of another kind or with a gradient of their own, autocast,
+    and transforms (`torch.vmap`) are left to PyTorch.
     """
     tokens = input.dim() == 3 and input.requires_grad and input.device.type == "cpu"
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == input.dtype and not weight.requires_grad
-    if tokens and plain and not torch.is_autocast_enabled("cpu"):
+    real = weight.is_floating_point() and weight.dtype == input.dtype
+    plain = type(weight) in (Tensor, nn.Parameter) and real
+    constant = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+    transformed = torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
+    if tokens and plain and constant and not transformed:
         return _LinearFromRows.apply(input, weight, bias)  # pyright: ignore
     return F.linear(input, weight, bias)
 
@@ -55,10 +59,11 @@ class _LinearFromRows(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return F.linear(input, weight, bias)
+        output = F.linear(input, weight, bias)
+        # Some releases of PyTorch give a view, and what a Function gives as one no model may change in place.
+        return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = grads
         (weight,) = ctx.saved_tensors

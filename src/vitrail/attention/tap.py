@@ -43,7 +43,8 @@ class Tap(TorchFunctionMode):
     """Within the block, attention is given to `visitor` and gradients follow `gradient`.
 
     `images` is the number of images that the model is given: from it, calls that merge batch and heads are told apart.
-    Behind attention number `layers`, where few tokens are read, linear layers go back through those alone.
+    Once `layers` attentions have been called, the model's linear layers go back only through the tokens that a gradient
+    reaches: there they may be few.
 
     Raises:
         TrainingModeError: when attention is called with dropout.

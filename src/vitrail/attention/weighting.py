@@ -60,7 +60,7 @@ class Collector(Protocol):
 
     @property
     def every_row(self) -> bool:
-        """Whether it must be shown query rows of which ∇A is zero, too: else they may be left out."""
+        """Whether it must be shown query rows of which ∇A is zero, too; where not, they may be left out, or shown."""
         ...
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None: ...

@@ -47,7 +47,8 @@ class Rerun:
 
     def _forward(self, visitor: DenseAttention) -> Pass:
         run = self._run
-        with eager(), Tap(visitor, len(run.images), run.gradient, run.layout.layers), self._replay:
+        # What is replayed calls no attention: the tap counts from the layer on that the visitor begins with.
+        with eager(), Tap(visitor, len(run.images), run.gradient, run.layout.layers - visitor.count), self._replay:
             logits = run.model.logits(run.images)
         run.check_calls(visitor.count, logits)
         return Pass(logits, [visitor.maps[layer] for layer in sorted(visitor.maps) if layer < run.layout.layers])
