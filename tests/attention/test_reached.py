@@ -72,6 +72,18 @@ def test_linear_layers_go_back_as_pytorch_s_do(rows: list[int]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
+def test_an_image_has_the_same_bytes_in_every_batch() -> None:
+    weight, upstream = drawn(64, 96).float(), torch.zeros(9, 50, 64)
+    upstream[:, 0] = drawn(9, 64, seed=1).float()
+
+    def flow(some: slice) -> Tensor:
+        tokens = drawn(9, 50, 96, seed=2).float()[some].requires_grad_()
+        return torch.autograd.grad(linear(tokens, weight), [tokens], upstream[some])[0]
+
+    alone = torch.cat([flow(slice(image, image + 1)) for image in range(9)])
+    assert torch.equal(flow(slice(0, 9)), alone)
+
+
 def test_what_linear_leaves_to_pytorch() -> None:
     weight, tokens = drawn(7, 5), drawn(2, 13, 5).requires_grad_()
     assert by_rows(linear(tokens, weight))
