@@ -57,6 +57,13 @@ def test_what_is_no_zero_is_reached(value: float) -> None:
     assert reached_rows(gradient) == slice(8, 9)
 
 
+def test_no_images_have_no_rows_to_leave_out() -> None:
+    assert reached_rows(torch.zeros(0, 13, 4)) == slice(0, 13)
+    tokens = torch.zeros(0, 13, 5).requires_grad_()
+    (flow,) = torch.autograd.grad(linear(tokens, torch.zeros(7, 5)).sum(), [tokens])
+    assert flow.shape == (0, 13, 5)
+
+
 @pytest.mark.parametrize("rows", [[], [0], [0, 1], [12], [3, 5], [0, 12], list(range(13))])
 def test_linear_layers_go_back_as_pytorch_s_do(rows: list[int]) -> None:
     weight, bias, upstream = drawn(7, 5), drawn(7, seed=1), torch.zeros(2, 13, 7, dtype=torch.float64)

@@ -30,7 +30,8 @@ def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
     rows = gradient.shape[-2]
     everything = slice(0, rows)
     # One row in the middle tells of most gradients that they are everywhere, at no cost.
-    if gradient.device.type != "cpu" or rows < 2 or gradient[..., rows // 2, :].any():
+    looked_at = gradient.device.type == "cpu" and rows > 1 and gradient.numel() > 0
+    if not looked_at or gradient[..., rows // 2, :].any():
         return everything
     reached = gradient.ne(0).any(dim=-1).reshape(-1, rows).any(dim=0).nonzero()
     if not len(reached):
