@@ -28,7 +28,6 @@ app = typer.Typer(
     name="vitrail",
     help="See why a Vision Transformer decided as it did: which patches argue for a class, and which against it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -65,4 +64,4 @@ app.add_typer(bestiary.group, name="bestiary")
 
 def main() -> None:
     """Run the command line: exit code 0 for all done, 1 where an image failed, 2 for a question at fault."""
-    app()
+    app(prog_name="vitrail")
