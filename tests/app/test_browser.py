@@ -35,6 +35,16 @@ def test_a_picture_goes_in_and_a_map_comes_out(visitor, creature):
     assert "for" in bar
 
 
+def test_a_system_in_dark_mode_gets_a_dark_page_that_answers(chromium, page_server):
+    """A script that took Gradio's class "dark" away inside an observer of that class never came to rest."""
+    visitor = Visitor(chromium, page_server, color_scheme="dark")
+    page = visitor.come("?view=map&example=pair&target=0")
+    page.locator("#vt-view-map .vt-map").first.wait_for()
+    page.locator(".vt-class", has_text="murlo").click()
+    visitor.linked("against=8")
+    visitor.leave()
+
+
 @slow
 def test_class_against_class_by_mouse_and_by_keyboard(visitor):
     page = visitor.come("?view=map&example=pair")

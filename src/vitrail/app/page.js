@@ -4,10 +4,6 @@
   window.vitrail = page;
   const root = document.documentElement;
 
-  // The page has one look, whatever the system prefers: a photograph behind glass wants paper around it.
-  const light = () => document.body && document.body.classList.remove("dark");
-  new MutationObserver(light).observe(root, { subtree: true, attributes: true, attributeFilter: ["class"] });
-
   page.take = () => { const given = page.pending; page.pending = null; return given; };
   page.opacity = value => root.style.setProperty("--vt-opacity", value);
   page.busy = on => { if (on) document.body.dataset.busy = ""; else delete document.body.dataset.busy; };
