@@ -140,7 +140,10 @@ class Explanation:
         return " against ".join(f"{name} {value}".strip() for name, value in self.sides(image, target))
 
     def sides(self, image: int = 0, target: int = 0) -> list[tuple[str, str]]:
-        """The classes of the question, the target first: a short name and what the model says of it, as "82.1 %"."""
+        """The classes of the question, the target first: a short name and what the model says of it, as "82.1 %".
+
+        With a guide it is what the model says beside the guide, from the lowest to the highest of several inputs.
+        """
         classes = [self._by_target(self.target)[image, target].item()]
         if self.against is not None:
             classes.append(self._by_target(self.against)[image, target].item())
@@ -157,6 +160,10 @@ class Explanation:
         return list(dict.fromkeys(said))
 
     def _verdict(self, index: int, image: int) -> str:
+        if self.guided:  # the map is of the stitched inputs, so the photograph alone is not what was asked about
+            parts = sorted(self.guided, key=lambda part: float(part.logits[image].double().softmax(-1)[index]))
+            ends = dict.fromkeys((parts[0]._verdict(index, image), parts[-1]._verdict(index, image)))
+            return f"{'…'.join(ends)} beside the guide"
         if self.logits.shape[1] == 1:  # a regression: the softmax of one number is always 1 and says nothing
             return f"= {self.logits[image, index].item():.3g}"
         return percent(self.probability(index, image))

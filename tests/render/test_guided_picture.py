@@ -56,6 +56,18 @@ def test_everything_is_there_and_inside_the_picture():
         assert max(box.x1, box.y1) <= 1
 
 
+def test_a_guided_map_is_titled_with_what_the_model_says_beside_the_guide():
+    """Not with the probability of the photograph alone, which is not the input that the map is of."""
+    part = guided().guided[0]
+    low, high = (replace(part, logits=torch.tensor([[2.0, other]])) for other in (-2.0, 1.0))
+    one, two = (explanation(4, 4, guided=parts) for parts in ((low,), (high, low)))
+    assert one.sides() == [("zebra", "1.8 % beside the guide")]
+    assert two.question() == "zebra 1.8 %…26.9 % beside the guide"
+    assert words(draw_guided(two)).count("zebra 1.8 %…26.9 % beside the guide") == 1
+    assert "zebra 88.1 %" not in words(draw_guided(two))
+    assert words(two.plot()).count("zebra 1.8 %…26.9 % beside the guide") == 1
+
+
 def test_more_than_fit_are_counted():
     assert "4 of 6 stitched inputs shown." in words(draw_guided(guided(6)))
 

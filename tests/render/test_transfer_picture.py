@@ -74,6 +74,14 @@ def test_the_curves_are_the_logits():
     assert sorted(drawn) == sorted(result.curve(index).tolist() for index in result.classes)
 
 
+def test_the_figure_says_what_became_of_each_logit():
+    logits = torch.tensor([[4.0, 2.0, 0.5], [1.0, 2.0, 0.75], [-2.0, 2.0, 1.5]])
+    found = make(steps=2, logits=logits, classes=3, class_names=("zebra", "kite", "snail"))
+    told = "Logits: zebra falls from 4 to −2; kite stays at 2; snail rises from 0.5 to 1.5."
+    assert told in words(draw_transfer(found))
+    assert told in words(draw_frame(found, 1))
+
+
 def test_columns_by_themselves():
     def columns(**fields: Any) -> list[str]:
         return [word.removeprefix("step ") for word in words(draw_transfer(make(**fields))) if word.startswith("step ")]

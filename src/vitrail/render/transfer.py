@@ -18,11 +18,12 @@ from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_frame", "draw_transfer"]
+__all__ = ["COLOURS", "course", "draw_frame", "draw_transfer"]
 
 MARGIN, GAP, SIDE = 0.22, 0.14, 1.75  # inches: around the picture, between panels, the height of a panel
 TOP, HEAD, FOOT = 0.26, 0.42, 0.42  # the line over all, the two over each panel, the bar and the range below it
-CURVES, AXIS, NAMES, BELOW = 1.75, 0.42, 1.75, 0.5  # the curves' height; left, right and below, for what is written
+CURVES, AXIS, NAMES, BELOW = 1.75, 0.42, 1.75, 0.66  # the curves' height; left, right and below, for what is written
+LINE = 0.16  # the second of the two lines at the foot
 WIDEST = 2.6  # a wider image gets a lower panel instead
 MOST = 8  # columns that are drawn unless others are asked for
 
@@ -68,7 +69,7 @@ def draw_transfer(
             _map(figure, result, step, place, box, opacity=opacity, smooth=smooth, shared_scale=shared_scale)
         x += wide + GAP
     _curves(figure, result, (MARGIN + AXIS, MARGIN / 2 + BELOW, width - 2 * MARGIN - AXIS - NAMES, CURVES), columns)
-    write(figure, MARGIN, MARGIN / 2, _how(result), width=width - 2 * MARGIN, size=7.5, smallest=5.0, color=PALE)
+    _foot(figure, result, width)
     return figure
 
 
@@ -98,7 +99,7 @@ def draw_frame(
         x += wide + GAP
     box = (MARGIN + AXIS, MARGIN / 2 + BELOW, width - 2 * MARGIN - AXIS - NAMES, CURVES)
     _curves(figure, result, box, [step], until=step)
-    write(figure, MARGIN, MARGIN / 2, _how(result), width=width - 2 * MARGIN, size=7.5, smallest=5.0, color=PALE)
+    _foot(figure, result, width)
     return figure
 
 
@@ -191,6 +192,23 @@ def _name_ends(
         name, end = result.class_name(result.classes[place]), f" {number(float(ends[place]))}"
         style: dict[str, Any] = {"weight": "bold", "color": _colour(place)}
         write(figure, x + wide + 0.1, height - over, name, ending=end, width=NAMES - 0.1, size=8.5, **style)
+
+
+def course(result: Transfer, index: int) -> str:
+    """Returns what became of a class's logit, in words: "tavel falls from 6.01 to 0.28"."""
+    curve = result.curve(index).double()
+    first, last = number(float(curve[0])), number(float(curve[-1]))
+    if first == last:
+        return f"{result.class_name(index)} stays at {first}"
+    return f"{result.class_name(index)} {'rises' if curve[-1] > curve[0] else 'falls'} from {first} to {last}"
+
+
+def _foot(figure: "Figure", result: Transfer, width: float) -> None:
+    """What happened to the logits, and how it was done, in two lines."""
+    told = f"Logits: {'; '.join(course(result, index) for index in result.classes)}."
+    style: dict[str, Any] = {"width": width - 2 * MARGIN, "size": 7.5, "smallest": 5.0}
+    write(figure, MARGIN, MARGIN / 2 + LINE, told, color=INK, **style)
+    write(figure, MARGIN, MARGIN / 2, _how(result), color=PALE, **style)
 
 
 def _how(result: Transfer) -> str:

@@ -11,9 +11,9 @@ from ...experiments import transfer
 from ...experiments.transfer_result import Transfer
 from ...explanation import percent
 from ...render.film import save_film
-from ...render.palette import AGAINST, FOR
+from ...render.transfer import COLOURS, course
 from ..answer import Answer, file_of, files_of_figure
-from ..fragments import css, curves, film, section
+from ..fragments import curves, film, section
 from ..pictures import Picture
 from .asking import Asked
 
@@ -23,7 +23,7 @@ FRAMES = 10
 MOST = 100  # steps
 LEAD = (
     "The attention maps of all blocks become the only parameters, and gradient descent lowers the logit of the first "
-    "class. What the second class is seen by grows meanwhile. Play the film, or move the slider."
+    "class. Red argues for the class above a map, blue against it."
 )
 
 
@@ -51,10 +51,7 @@ def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int
         metadata={**found.metadata, "sources": [asked.picture.name]},
     )
     panels = [_pane(asked, found, place) for place in range(2)]
-    tints = (css(FOR), css(AGAINST))
-    lines = [
-        (found.class_name(i), tint, found.curve(i).tolist()) for i, tint in zip(found.classes, tints, strict=False)
-    ]
+    lines = [(course(found, i), tint, found.curve(i).tolist()) for i, tint in zip(found.classes, COLOURS, strict=False)]
     panels.append(curves(lines, label="logits over the steps", marks=found.snapshots))
     words = "|".join(f"after {step} of {steps} steps" for step in found.snapshots)
     slider = (
@@ -62,7 +59,9 @@ def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int
         f'<input type="range" min="0" max="{len(found.snapshots) - 1}" value="0" aria-label="Step" '
         f'data-words="{words}"><output></output></div>'
     )
-    html = f'<p class="vt-lead">{LEAD}</p>{slider}{section(*panels, kind="vt-large")}'
+    told = escape("; ".join(course(found, index) for index in found.classes))
+    lead = f'<p class="vt-lead">{LEAD} <b>Logits: {told}.</b></p>'
+    html = f"{lead}{slider}{section(*panels, kind='vt-large')}"
     files = files_of_figure(found.plot) | {
         "webp": lambda: file_of(lambda path: save_film(found, path, fps=3), "webp"),
         "safetensors": lambda: file_of(found.save, "safetensors"),
