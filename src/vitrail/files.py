@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: everything that Vitrail writes goes through `atomic_write`."""
+"""Files are written whole or not at all (`atomic_write`), and foreign ones opened without waiting (`open_regular`)."""
 
 import errno
 import os
@@ -7,12 +7,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
 from vitrail.errors import OutputFileError
 
-__all__ = ["atomic_write", "writable_folder"]
+__all__ = ["atomic_write", "open_regular", "writable_folder"]
 
 # Errors of the disk itself. Any other OSError inside the block belongs to the caller's own work: a missing input, say.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -35,6 +36,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     >>> path.read_bytes()
     b'striped'
     """
+    if "\0" in os.fspath(path):
+        raise OutputFileError(_refusal(path, OSError(errno.EINVAL, "a path cannot hold a NUL")))
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".vitrail-{secrets.token_hex(8)}.tmp"
     try:
@@ -75,6 +78,32 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
+def open_regular(path: str | os.PathLike[str], most: int) -> BufferedReader:
+    """Open a file for reading that may be anybody's: never a pipe, which would wait for ever, nor a device.
+
+    Raises `OSError` for a path that cannot be opened or is none, for anything but a regular file, and for one of more
+    than `most` bytes.
+
+    >>> open_regular("/dev/zero", 100)
+    Traceback (most recent call last):
+    OSError: [Errno 22] it is not a regular file: '/dev/zero'
+    """
+    name = os.fspath(path)
+    try:
+        number = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a NUL
+        raise OSError(errno.EINVAL, f"it is no path ({error})", name) from error
+    file = os.fdopen(number, "rb") if stat.S_ISREG(os.fstat(number).st_mode) else None
+    if file is None:
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is not a regular file", name)
+    size = os.fstat(number).st_size
+    if size > most:
+        file.close()
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are expected", name)
+    return file
+
+
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
     """Create `folder` where it is missing, check that files can be made in it, and return it.
 
@@ -89,6 +118,8 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     probe = path / f".vitrail-{secrets.token_hex(8)}.tmp"
     try:
+        if "\0" in os.fspath(folder):
+            raise OSError(errno.EINVAL, "a path cannot hold a NUL")
         path.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -100,4 +131,5 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
 def _refusal(path: str | os.PathLike[str], error: OSError, preposition: str = "") -> str:
     reason = error.strerror or type(error).__name__
     where = f" ({error.filename})" if error.errno in (errno.ENOTDIR, errno.EEXIST) and error.filename else ""
-    return f"cannot write {preposition}{os.fspath(path)}: {reason}{where}; choose another path, or make it writable"
+    name = os.fspath(path).replace("\0", "\\0")
+    return f"cannot write {preposition}{name}: {reason}{where}; choose another path, or make it writable"

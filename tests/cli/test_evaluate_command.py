@@ -168,7 +168,7 @@ def test_without_data_or_model_it_says_so():
 
 def test_a_folder_in_use_or_of_another_run_is_refused(run, tmp_path):
     words = (SCENES, "--methods", "raw", "--protocols", "pointing", "--output", "out")
-    with RunFolder(tmp_path / "out").writing({"format": 1}):
+    with RunFolder(tmp_path / "out").writing({"format": 2, "images": 1, "methods": [], "protocols": {}}):
         result = run(*words)
     assert (result.exit_code, "another process is writing to out" in result.stderr) == (2, True)
     (tmp_path / "out" / "manifest.json").unlink()

@@ -169,13 +169,11 @@ def test_one_image_and_one_method_alone_are_reported(tmp_path):
     assert "The value of each image alone." in text
 
 
-def test_a_run_without_a_number_gives_a_page_that_says_so(tmp_path):
+def test_a_run_without_a_number_is_refused_and_leaves_nothing(tmp_path):
     folder = drawn(tmp_path / "run", methods={"good": 0.8}, images=0)
-    written = write_report([folder], tmp_path / "out")
-    text = Page(written.page.read_text()).text
-    assert "run holds no measurement yet." in written.warnings
-    assert "Nothing was measured." in text
-    assert rows_of(tmp_path / "out" / "leaderboard.csv") == []
+    with pytest.raises(RunFolderError, match=r"nothing was measured \(plain: no image is finished; overlap: no image"):
+        write_report([folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unfinished_run_is_reported_with_a_warning(tmp_path):

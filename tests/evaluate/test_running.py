@@ -82,7 +82,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(model, pictures, whole, 
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, pictures, output=tmp_path, progress=interrupt, **QUESTION)
-    assert len(results(tmp_path)) == 4  # two blocks: rows and maps
+    assert len(results(tmp_path)) == 6  # two blocks: rows, maps and digests
     seen: list[tuple[int, int]] = []
     outcome = evaluate(model, pictures, output=tmp_path, progress=lambda *now: seen.append(now), **QUESTION)
     assert (outcome.images, outcome.measured) == (20, 12)
@@ -115,7 +115,7 @@ def test_another_run_in_the_folder_is_refused(model, pictures, whole, tmp_path):
         preprocess=Preprocess(size=(64, 64)),
         class_names=("ant", "bee", "cat", "dog"),
     )
-    with pytest.raises(RunFolderError, match="model is"):
+    with pytest.raises(RunFolderError, match=r"model\.weights is"):
         evaluate(other, pictures, output=whole, **QUESTION)
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "block-000000.parquet").write_bytes(b"")
@@ -127,14 +127,14 @@ def test_pictures_that_changed_are_noticed(model, pictures, tmp_path):
     folder = class_folders(tmp_path / "pictures", {"ant": 2, "bee": 2})
     evaluate(model, folder, output=tmp_path / "run", **QUESTION)
     draw(folder / "bee" / "2.png")
-    with pytest.raises(RunFolderError, match="data is"):
+    with pytest.raises(RunFolderError, match=r"the pictures have changed since \(data\.digests\.pictures\)"):
         evaluate(model, folder, output=tmp_path / "run", **QUESTION)
 
 
 def test_a_second_process_is_refused(model, pictures, tmp_path):
     folder = RunFolder(tmp_path)
     with (
-        folder.writing({"format": 1}),
+        folder.writing({"format": 2, "images": 1, "methods": [], "protocols": {}}),
         pytest.raises(RunFolderInUseError, match="another process is writing to .*choose another --output"),
     ):
         evaluate(model, pictures, output=tmp_path, **QUESTION)

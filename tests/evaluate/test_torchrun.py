@@ -95,7 +95,7 @@ def test_two_processes_give_the_bytes_of_one(pictures, checkpoint, whole, tmp_pa
 
 
 def test_while_another_holds_the_folder_every_process_is_refused(pictures, checkpoint, whole, tmp_path):
-    with RunFolder(tmp_path).writing({"format": 1}):
+    with RunFolder(tmp_path).writing({"format": 2, "images": 1, "methods": [], "protocols": {}}):
         process = torchrun(pictures, checkpoint, tmp_path)
         _, said = process.communicate(timeout=500)
     assert process.returncode == 1

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import show_table, stages, stop
+from vitrail.cli.console import one_line, show_table, stages, stop
 
 __all__ = ["report_command"]
 
@@ -54,7 +54,7 @@ def report_command(
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
     for warning in written.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {one_line(warning)}", err=True)
     columns = written.board.columns
     show_table(
         ("method", *(f"{column.title} {ARROWS[column.better]}".strip() for column in columns)),

@@ -1,7 +1,7 @@
 """The folder of a finished or unfinished run, read back: numbers per image, failures, what was seen, maps."""
 
-import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ..errors import OptionError, RunFolderError
-from .rows import COLUMNS, FORMAT, WORDS, Failure, read_part
+from ..files import open_regular
+from ..memory import free_memory
+from .folder import MAPS, NAME, ROWS, WITH_DIGESTS, RunFolder, check_digest, read_manifest
+from .rows import COLUMNS, WORDS, Failure, block_name, read_part
 from .statistics import Curves
 
 if TYPE_CHECKING:
@@ -20,7 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["About", "EvaluationRun", "read_run"]
 
-NEEDED = ("methods", "protocols", "images")
+# Limits of what is read, which may be anybody's run.
+NUMBERS = 20_000  # of one map and protocol
+MEASURES = 256
+IN_MEMORY = 160  # bytes that a row takes until the report is written
+MAP_BYTES = 2**30  # of a file of maps
+SIDE = 4096  # pixels or patches of a picture or map
 
 
 class About(NamedTuple):
@@ -36,7 +44,8 @@ class About(NamedTuple):
 class EvaluationRun:
     """A run as its folder tells it: `manifest` is what was asked, `rows` one number each, `failures` what is missing.
 
-    `blocks` is the number of blocks of images that are finished. Pictures and maps are read when they are asked for.
+    `blocks` is the number of blocks of images that are finished, `files` their files of pictures and maps, which are
+    read when they are asked for, and `notes` what a reader should know of the folder.
     """
 
     folder: Path
@@ -44,6 +53,8 @@ class EvaluationRun:
     rows: "pa.Table"
     failures: tuple[Failure, ...]
     blocks: int
+    files: Mapping[int, Path]
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -70,7 +81,7 @@ class EvaluationRun:
     def expected_blocks(self) -> int | None:
         """The number of blocks of the whole run, where the manifest tells it."""
         block = self.manifest.get("block")
-        return -(-int(self.manifest["images"]) // int(block)) if block else None
+        return -(-self.manifest["images"] // block) if block else None
 
     @property
     def finished(self) -> bool:
@@ -91,12 +102,17 @@ class EvaluationRun:
         columns = self._columns
         image, measure = columns["image"][there], columns["measure"][there]
         step, value = columns["step"][there], columns["value"][there]
-        images, row = _unique(image)
+        images, _, row = _unique(image)
         steps: dict[str, tuple[float | None, ...]] = {}
         values: dict[str, np.ndarray] = {}
         for code in dict.fromkeys(_first_seen(measure)):
             own = measure == code
             known, col = np.unique(step[own], return_inverse=True)  # a missing step is NaN, which sorts last
+            if len(images) * len(known) > 64 * own.sum() + 2**20:
+                raise RunFolderError(
+                    f"{self.folder}: {len(known)} steps of {protocol} for {len(images)} images, and only {own.sum()} "
+                    "numbers: no protocol steps differently from image to image"
+                )
             table = np.full((len(images), len(known)), np.nan)
             filled = np.zeros(table.shape, dtype=bool)
             table[row[own], col] = value[own]
@@ -120,14 +136,22 @@ class EvaluationRun:
         """The name of each image of which something was measured."""
         return {image: one.source for image, one in self.about.items()}
 
+    def unmeasured(self) -> Mapping[str, str]:
+        """Why, for each protocol that gave no number of any image: the most frequent reasons, and how often each."""
+        known = self._columns["protocol"][~np.isnan(self._columns["value"])]
+        measured = {self._names["protocol"][code] for code in _first_seen(known)}
+        found = {}
+        for protocol in (name for name in self.protocols if name not in measured):
+            reasons = Counter(one.reason for one in self.failures if one.protocol in (None, protocol))
+            said = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(3))
+            found[protocol] = said or ("every number is NaN" if len(self.rows) else "no image is finished")
+        return found
+
     @cached_property
     def about(self) -> Mapping[int, About]:
         """What is known of each image of which something was measured, images ascending."""
-        image = self._columns["image"]
-        first = np.full(int(image.max(initial=-1)) + 1, -1, dtype=np.int64)
-        first[image[::-1]] = np.arange(len(image))[::-1]  # of a place that is named twice the last word stands
-        images = np.flatnonzero(first >= 0)
-        known = self.rows.select(["source", "label", "predicted", "target"]).take(first[images]).to_pylist()
+        images, first, _ = _unique(self._columns["image"])
+        known = self.rows.select(["source", "label", "predicted", "target"]).take(first).to_pylist()
         return {
             int(number): About(one["source"], one["label"], one["predicted"], one["target"])
             for number, one in zip(images, known, strict=True)
@@ -141,22 +165,40 @@ class EvaluationRun:
             RunFolderError: for a file that is damaged.
         """
         found = {}
-        for path in sorted((self.folder / "maps").glob("block-*.safetensors")):
+        for path in self.files.values():
             with _opened(path) as file:
                 names = [name.split("/") for name in file.keys()]  # noqa: SIM118 (not a dictionary)
-            found |= {int(name[1]): path for name in names if name[0] == "image"}
+            found |= {int(name[1]): path for name in names if name[0] == "image" and name[1].isdecimal()}
         return dict(sorted(found.items()))
 
     def seen(self, image: int) -> UInt8[np.ndarray, "height width 3"]:
         """What the model saw, small; for images of `pictures`. Raises `RunFolderError` for a damaged file."""
-        with _opened(self._picture(image)) as file:
-            return file.get_tensor(f"image/{image}")
+        found = self._tensor(image, f"image/{image}")
+        if found is None or found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
+            raise RunFolderError(f"{self._picture(image)} is damaged: its picture {image} is none")
+        return found
 
     def map(self, image: int, method: str) -> Float[np.ndarray, "rows cols"] | None:
         """A method's raw map of an image of `pictures`, None where it failed. Raises as `seen` does."""
-        with _opened(self._picture(image)) as file:
-            name = f"map/{image}/{method}"
-            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118
+        found = self._tensor(image, f"map/{image}/{method}")
+        if found is None:
+            return None
+        if found.dtype != np.float32 or found.ndim != 2 or not np.isfinite(found).all():
+            raise RunFolderError(f"{self._picture(image)} is damaged: its map of image {image} by {method} is none")
+        return found
+
+    def _tensor(self, image: int, name: str) -> np.ndarray | None:
+        path = self._picture(image)
+        with _opened(path) as file:
+            if name not in file.keys():  # noqa: SIM118 (not a dictionary)
+                return None
+            shape = file.get_slice(name).get_shape()
+            if not all(0 < length <= SIDE for length in shape):
+                raise RunFolderError(f"{path} is damaged: {name} is of {' x '.join(map(str, shape))}")
+            try:
+                return file.get_tensor(name)
+            except (TypeError, ValueError, KeyError) as error:  # of a kind that NumPy does not have
+                raise RunFolderError(f"{path} is damaged: {name} cannot be read ({error})") from error
 
     def _picture(self, image: int) -> Path:
         if image not in self.pictures:
@@ -212,14 +254,32 @@ def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
         OptionError: where pyarrow is not installed.
     """
     path = Path(folder)
-    manifest = _manifest(path)
-    tables, failures = [], []
-    files = sorted((path / "rows").glob("block-*.parquet"))
-    for file in files:
-        table, failed = read_part(file)
+    manifest = read_manifest(path)
+    store, notes = RunFolder(path), list[str]()
+    blocks = store.done()
+    if manifest["format"] < WITH_DIGESTS:
+        blocks = store.loose()
+        notes.append("was written by an older Vitrail, without digests: damage to its files would go unnoticed")
+    elif loose := store.loose() - blocks:
+        notes.append(f"has rows of {len(loose)} blocks that were never finished: they count for nothing")
+    tables, failures, maps = [], [], dict[int, Path]()
+    room = free_memory("cpu") // IN_MEMORY
+    for block in sorted(blocks):
+        images = _images(manifest, block, path)
+        each = len(images) * len(manifest["methods"]) * len(manifest["protocols"]) * NUMBERS
+        file = path / ROWS / f"{block_name(block)}.parquet"
+        if manifest["format"] >= WITH_DIGESTS:
+            for name, digest in store.digests(block).items():
+                check_digest(path / name, digest)
+                if name.startswith(MAPS):
+                    maps[block] = path / name
+        elif (kept := path / MAPS / f"{block_name(block)}.safetensors").exists():
+            maps[block] = kept
+        table, failed = read_part(file, images=images, most=min(each, room))
+        room -= len(table)
         failures += failed
         tables.append(table)
-    run = EvaluationRun(path, manifest, _joined(tables), tuple(failures), len(files))
+    run = EvaluationRun(path, manifest, _joined(tables), tuple(failures), len(blocks), maps, tuple(notes))
     unknown = set(run._names["method"]) - set(run.methods)
     unknown |= set(run._names["protocol"]) - set(run.protocols)
     if unknown:
@@ -227,30 +287,25 @@ def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
             f"{path}: there are rows of {', '.join(sorted(unknown))}, of which its manifest.json says nothing: the "
             "folder holds the rows of another run; run the evaluation again in an empty folder"
         )
+    measures = run._names["measure"]
+    if len(measures) > MEASURES or not all(0 < len(name) <= NAME and name.isprintable() for name in measures):
+        raise RunFolderError(
+            f"{path}: {len(measures)} measures, such as {measures[0][:40]!r}; expected are at most {MEASURES} of "
+            f"up to {NAME} printable characters"
+        )
     return run
 
 
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+def _images(manifest: Mapping[str, Any], block: int, path: Path) -> range:
+    """The images of a block, as the manifest has it."""
+    size = manifest.get("block") or manifest["images"] or 1
+    images = range(min(block * size, manifest["images"]), min((block + 1) * size, manifest["images"]))
+    if not images and (block or manifest["images"]):
         raise RunFolderError(
-            f"{folder} is not the folder of a run: cannot read {path} ({error.strerror}); name the folder that "
-            "`vitrail evaluate --output` wrote"
-        ) from error
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged: {error}; run the evaluation again in an empty folder") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
-        raise RunFolderError(f"{path} is not the manifest of a run: it names no format")
-    if manifest["format"] > FORMAT:
-        raise RunFolderError(
-            f"{folder} is of format {manifest['format']}, and this Vitrail reads up to {FORMAT}; use a newer Vitrail"
+            f"{path} holds block {block}, and its manifest.json tells of {manifest['images']} images: the folder holds "
+            "the rows of another run; run the evaluation again in an empty folder"
         )
-    missing = [name for name in NEEDED if name not in manifest]
-    if missing:
-        raise RunFolderError(f"{path} is damaged: it does not tell its {', '.join(missing)}")
-    return manifest
+    return images
 
 
 def _joined(tables: "list[pa.Table]") -> "pa.Table":
@@ -268,21 +323,24 @@ def _opened(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path, MAP_BYTES).close()
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise RunFolderError(
-            f"{path} is damaged or cannot be read ({error}); delete it and its block of rows, and run the evaluation "
-            "again, which makes them anew"
+            f"{path} is damaged or cannot be read ({error}); delete it and start the same `vitrail evaluate` "
+            "again, which measures that block anew"
         ) from error
 
 
-def _unique(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The images, ascending, and the place of each row among them; without sorting, since places are small."""
-    if not len(images):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    there = np.zeros(int(images.max()) + 1, dtype=bool)
-    there[images] = True
-    return np.flatnonzero(there), (np.cumsum(there) - 1)[images]
+def _unique(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images, ascending, the first row of each, and the place of each row's image among them."""
+    highest = int(images.max(initial=-1)) + 1
+    if highest > 64 * len(images) + 2**20:  # few of very many
+        return np.unique(images, return_index=True, return_inverse=True)
+    first = np.full(highest, -1, dtype=np.int64)  # without sorting
+    first[images[::-1]] = np.arange(len(images))[::-1]  # of a place that is named twice the last word stands
+    there = first >= 0
+    return np.flatnonzero(there), first[there], (np.cumsum(there) - 1)[images]
 
 
 def _first_seen(codes: np.ndarray) -> list[int]:

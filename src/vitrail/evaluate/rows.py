@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from ..errors import OptionError, RunFolderError
+from ..files import open_regular
 from .questions import Measured
 
 if TYPE_CHECKING:
@@ -16,9 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "FORMAT", "WORDS", "Done", "Failure", "Part", "block_name", "encoded", "read_part"]
 
-FORMAT = 1  # of a run's folder
+FORMAT = 2  # of a run's folder; 1 had no digests
 FAILURES = b"failures"
 WORDS = ("source", "method", "protocol", "measure")  # columns of few different words
+UNKNOWN = ("label", "step")  # columns that may be empty
+HUGE = 1e38  # beyond which no measurement lies, so that sums and squares stay finite
+ROW_BYTES, MORE_BYTES = 1024, 2**26  # what a row takes at most, long names included, and the rest of a block
+TEXT = 4096  # characters of a name
 
 
 class Failure(NamedTuple):
@@ -96,31 +103,83 @@ def encoded(part: Part) -> bytes:
     return file.getvalue()
 
 
-def read_part(path: Path) -> "tuple[pa.Table, list[Failure]]":
-    """The rows of a block, words as places in a dictionary, and what failed in it.
+def read_part(path: Path, *, images: range = range(2**31), most: int = 2**28) -> "tuple[pa.Table, list[Failure]]":
+    """Reads the rows of a block, words as places in a dictionary, and what failed in it.
+
+    The file may be anybody's: it holds at most `most` rows, of the images in `images`, or is refused before its rows
+    take memory.
 
     Raises:
         RunFolderError: naming the file, when it is damaged or of another kind.
         OptionError: where pyarrow is not installed.
     """
-    pa, parquet = _arrow()
+    _, parquet = _arrow()
     try:
-        with parquet.ParquetFile(path, read_dictionary=list(WORDS)) as file:
-            missing = [name for name, _ in COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise RunFolderError(f"{path} is damaged: it has no column {', '.join(missing)}")
-            table = file.read(columns=[name for name, _ in COLUMNS])
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
+        with (
+            open_regular(path, MORE_BYTES + ROW_BYTES * most) as opened,
+            parquet.ParquetFile(opened, read_dictionary=list(WORDS)) as file,
+        ):
+            _check_size(file, most)
+            table = file.read(columns=[name for name, _ in COLUMNS], use_threads=False)
+            table.validate(full=True)
+        _check_rows(table, images)
+        text = (table.schema.metadata or {}).get(FAILURES, b"[]")
+        return table.replace_schema_metadata(None), [_failure(one, images) for one in json.loads(text)]
+    except Exception as error:  # Arrow's readers fail on a foreign file in many ways
+        said = " ".join(str(error).split()) or type(error).__name__
         raise RunFolderError(
-            f"{path} is damaged or cannot be read ({said}); delete it and run the evaluation again, which makes it anew"
+            f"{path} is damaged or cannot be read ({said}); delete it and start the same `vitrail evaluate` "
+            "again, which measures that block anew"
         ) from error
-    text = (table.schema.metadata or {}).get(FAILURES, b"[]")
-    try:
-        failures = [Failure(**{name: one.get(name) for name in Failure._fields}) for one in json.loads(text)]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise RunFolderError(f"{path} is damaged: its failures cannot be read ({error})") from error
-    return table.replace_schema_metadata(None), failures
+
+
+def _check_size(file: Any, most: int) -> None:
+    """Refuses other columns than ours, and more rows or bytes than they can have."""
+    pa, _ = _arrow()
+    kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    missing = [name for name, _ in COLUMNS if name not in kinds]
+    if missing:
+        raise RunFolderError(f"it has no column {', '.join(missing)}")
+    for name, kind in COLUMNS:
+        found = kinds[name].value_type if pa.types.is_dictionary(kinds[name]) else kinds[name]
+        if found != pa.type_for_alias(kind):
+            raise RunFolderError(f"its column {name} is of {found}, and not of {kind}")
+    if file.metadata.num_rows > most:
+        raise RunFolderError(f"it has {file.metadata.num_rows:,} rows, and at most {most:,} are expected")
+    unpacked = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
+    if unpacked > MORE_BYTES + ROW_BYTES * file.metadata.num_rows:
+        raise RunFolderError(f"{unpacked:,} bytes for {file.metadata.num_rows:,} rows")
+
+
+def _check_rows(table: "pa.Table", images: range) -> None:
+    """Refuses rows that no evaluation writes."""
+    empty = [name for name, _ in COLUMNS if name not in UNKNOWN and table.column(name).null_count]
+    if empty:
+        raise RunFolderError(f"entries of {', '.join(empty)} are missing")
+    for name in ("image", "label", "predicted", "target", "step", "value") if len(table) else ():
+        numbers = table.column(name).drop_null().to_numpy()
+        least, greatest = (images.start, images.stop) if name == "image" else (0, 2**31)
+        if name in ("step", "value"):
+            wrong = np.isinf(numbers) | (np.abs(numbers) > HUGE)
+        else:
+            wrong = (numbers < least) | (numbers >= greatest)
+        if wrong.any():
+            raise RunFolderError(f"its column {name} holds {numbers[wrong][0]:g}, which cannot be")
+    for name in WORDS:
+        for chunk in table.column(name).chunks:
+            words = chunk.dictionary.to_pylist()
+            if any(word is None or len(word) > TEXT for word in words):
+                raise RunFolderError(f"a {name} of no or of more than {TEXT} characters")
+
+
+def _failure(told: Mapping[str, Any], images: range) -> Failure:
+    values: dict[str, Any] = {name: told.get(name) for name in Failure._fields}
+    found = Failure(**values)
+    words = (found.source, found.reason, found.method or "", found.protocol or "")
+    if type(found.image) is not int or found.image not in images or not all(isinstance(word, str) for word in words):
+        raise RunFolderError("a failure in it is of no image of this block, or has no reason")
+    "".join(words).encode()  # half a surrogate can be read, but never written
+    return found
 
 
 def _arrow() -> Any:

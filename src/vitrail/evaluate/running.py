@@ -20,15 +20,24 @@ from ..models.readiness import refuse_training
 from ..threads import thread_count
 from .cost import cost_of
 from .data import Dataset, open_data
+from .data.wording import counted, listed
 from .engines import find_engine
-from .engines.processes import agreed, holding, processes, together
+from .engines.processes import agreed, holding, local_rank, processes, together
 from .folder import RunFolder
 from .plan import Plan, make_plan
 from .protocols import find_protocol
+from .reading import EvaluationRun, read_run
 from .rows import FORMAT
 from .worker import Worker, fitted
 
 __all__ = ["Outcome", "digest_of", "evaluate"]
+
+HINTS = {
+    "boxes": "boxes are left, top, right, bottom in pixels of the upright picture, and must lie where the model looks",
+    "mask": "a mask must hold the object's value (category; default all but 0) where the model looks",
+    "label": "classes are called by index, whole name or WordNet id",
+    "regions": "regions come with mosaics, stitched pictures and the bestiary's pairs",
+}
 
 Report = Callable[[int, int], None]
 
@@ -148,7 +157,15 @@ def evaluate(
                     progress(images, len(opened))
     if several and progress is not None and images < len(opened):
         progress(len(opened), len(opened))
-    return Outcome(folder.path, len(opened), len(opened) - done, tuple(opened.notes))
+    again = f"measured again: {counted(len(folder.damaged), 'block')} of images, {listed(folder.damaged, 2)}"
+    if not local_rank():  # the first process speaks for all
+        _refuse_nothing(read_run(folder.path))
+    return Outcome(
+        folder.path,
+        len(opened),
+        len(opened) - done,
+        (*opened.notes, *([again] if folder.damaged else [])),
+    )
 
 
 def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:
@@ -203,6 +220,21 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
     layout = layout_of(model, torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype))
     for name, options in plan.protocols.items():
         cost_of(name, options, size, (layout.rows, layout.cols))  # whose questions refuse what cannot be asked
+
+
+def _refuse_nothing(run: EvaluationRun) -> None:
+    """Raises where a protocol gave no number of any image, which must never pass for a result."""
+    empty = run.unmeasured()
+    if not empty:
+        return
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in empty.items())
+    hints = [hint for word, hint in HINTS.items() if f"no {word}" in reasons]
+    others = [name for name in run.protocols if name not in empty]
+    kept = f". What {listed(others)} measured is in {run.folder}" if others else ""
+    raise DataError(
+        f"{', '.join(empty)} measured nothing on {counted(run.manifest['images'], 'image')} ({reasons})"
+        f"{''.join(f'; {hint}' for hint in hints)}{kept}"
+    )
 
 
 def _images(data: Dataset, plan: Plan, blocks: Collection[int]) -> int:

@@ -9,6 +9,7 @@ from vitrail.bestiary import CLASS_NAMES, FAMILIES, Bestiary, Rendered, Scene, r
 from vitrail.errors import DataError
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.dataset import Sample
+from vitrail.evaluate.data.pictures import Content
 
 __all__ = ["KINDS", "Creatures"]
 
@@ -56,8 +57,8 @@ class Creatures:
     def word(self, index: int) -> str | None:
         return None
 
-    def size(self, index: int) -> int:
-        return self.pixels
+    def content(self, index: int) -> Content:
+        return str(self.data.scene(index)), str(self.pixels)
 
     def facts(self) -> dict[str, Any]:
         return {}

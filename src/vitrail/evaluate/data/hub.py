@@ -1,5 +1,6 @@
 """Data sets in the manner of Hugging Face, by name or from a folder of theirs on the disk."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from vitrail.errors import DataError, ImageError
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.dataset import Sample
-from vitrail.evaluate.data.pictures import check_mask
+from vitrail.evaluate.data.pictures import Content, check_mask, file_digest
 from vitrail.images import read_image
 
 __all__ = ["HubData", "parse_name"]
@@ -58,7 +59,6 @@ class HubData:
 
         for column in pictures:  # decoded by Vitrail's own reader, which says what is wrong with a broken one
             self.table = self.table.cast_column(column, Image(decode=False))
-        self.sizes = _sizes(self.table, self.picture)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,8 +72,10 @@ class HubData:
     def word(self, index: int) -> str | None:
         return self.words[index]
 
-    def size(self, index: int) -> int:
-        return self.sizes[index]
+    def content(self, index: int) -> Content:
+        row = self.table[index]
+        mask = "" if self.mask is None else _digest(row[self.mask])
+        return _digest(row[self.picture]), f"{mask} {self.foreground}"
 
     def facts(self) -> dict[str, Any]:
         return {"split": self.split}
@@ -145,21 +147,9 @@ def _labels(table: Any, classes: Classes) -> tuple[list[int | None], list[str | 
     )
 
 
-def _sizes(table: Any, column: str) -> list[int]:
-    """Bytes of each picture, without reading them."""
-    import pyarrow.compute as compute
-
-    stored = table.with_format("arrow")[:][column]
-    lengths = compute.binary_length(compute.struct_field(stored, "bytes")).to_pylist()  # pyright: ignore
-    paths = compute.struct_field(stored, "path").to_pylist()  # pyright: ignore
-    return [length if length is not None else _file_size(path) for length, path in zip(lengths, paths, strict=True)]
-
-
-def _file_size(path: str | None) -> int:
-    try:
-        return -1 if path is None else Path(path).stat().st_size
-    except OSError:
-        return -1
+def _digest(cell: Any) -> str:
+    content = (cell or {}).get("bytes")
+    return hashlib.sha256(content).hexdigest() if content else file_digest(Path((cell or {}).get("path") or ""))
 
 
 def _content(cell: Any, source: str) -> bytes | str:

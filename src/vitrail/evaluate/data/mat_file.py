@@ -4,6 +4,7 @@ Three columns of references: /value/img to pictures (channels, width, height), /
 a mask (width, height), and /value/id to a name in UTF-16 that begins with the WordNet id.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from vitrail.errors import DataError, ImageError
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.dataset import Sample
-from vitrail.evaluate.data.pictures import check_mask
+from vitrail.evaluate.data.pictures import Content, check_mask, file_digest
 from vitrail.images import read_image
 
 __all__ = ["MatFile"]
@@ -53,8 +54,13 @@ class MatFile:
     def word(self, index: int) -> str | None:
         return self.words[index]
 
-    def size(self, index: int) -> int:
-        return self.path.stat().st_size
+    def content(self, index: int) -> Content:
+        return self.digest, str(self.foreground)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the file."""
+        return file_digest(self.path)
 
     def facts(self) -> dict[str, Any]:
         return {}

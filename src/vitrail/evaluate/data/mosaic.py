@@ -13,7 +13,7 @@ import numpy as np
 from vitrail.errors import DataError
 from vitrail.evaluate.data.composed import canvas_of
 from vitrail.evaluate.data.dataset import Sample
-from vitrail.evaluate.data.pictures import Source
+from vitrail.evaluate.data.pictures import Content, Source
 from vitrail.evaluate.data.wording import counted
 from vitrail.guidance.stitching import Box
 from vitrail.models.vision_model import VisionModel
@@ -54,6 +54,7 @@ class Mosaics:
                 f"a mosaic of {len(self.cells)} pictures needs as many classes, and the data hold {len(self.by_class)}"
             )
         self.notes = list(inner.notes)
+        self.contents: dict[int, str] = {}
         if left := len(inner) - len(self.places):
             self.notes.append(f"in no mosaic: {counted(left, 'picture')} of no known class")
 
@@ -78,8 +79,12 @@ class Mosaics:
     def word(self, index: int) -> str | None:
         return None
 
-    def size(self, index: int) -> int:
-        return sum(self.inner.size(place) for place in self.members(index)[0])
+    def content(self, index: int) -> Content:
+        places, cells = self.members(index)
+        for place in places:  # each lies in several mosaics, and is read once
+            if place not in self.contents:
+                self.contents[place] = self.inner.content(place)[0]
+        return " ".join(self.contents[place] for place in places), str(cells)
 
     def facts(self) -> dict[str, Any]:
         return self.inner.facts()

@@ -2,14 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from vitrail.errors import ImageError
 from vitrail.evaluate.data.dataset import Dataset, Sample
-from vitrail.evaluate.data.pictures import Source
+from vitrail.evaluate.data.pictures import Content, Source
 
 __all__ = ["Given", "Opened"]
+
+READERS = 4
 
 
 class Opened:
@@ -34,8 +39,8 @@ class Opened:
     def word(self, index: int) -> str | None:
         return self.inner.word(self.places[index])
 
-    def size(self, index: int) -> int:
-        return self.inner.size(self.places[index])
+    def content(self, index: int) -> Content:
+        return self.inner.content(self.places[index])
 
     def facts(self) -> dict[str, Any]:
         return self.inner.facts()
@@ -44,24 +49,27 @@ class Opened:
         return self.inner.sample(self.places[index])
 
     def describe(self) -> dict[str, Any]:
-        """The arguments, the number of pictures, the notes, and a digest of names, labels and sizes of files.
+        """The arguments, the number of pictures, the notes, and digests of the names, labels, pictures and annotations.
 
-        The digest is made once; open the data again to see whether they have changed."""
+        Every picture is read for them, once; open the data again to see whether they have changed."""
         return {
             **self.arguments,
             **self.inner.facts(),
             "images": len(self),
             "knows": sorted(self.knows),
             "notes": self.notes,
-            "digest": self._digest,
+            "digests": self._digests,
         }
 
     @cached_property
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            digest.update(f"{self.source(index)}\0{self.label(index)}\0{self.size(index)}\n".encode())
-        return digest.hexdigest()
+    def _digests(self) -> dict[str, str]:
+        digests = {name: hashlib.sha256() for name in ("names", "labels", "pictures", "annotations")}
+        with ThreadPoolExecutor(READERS) as pool:
+            for index, content in enumerate(pool.map(self.content, range(len(self)))):
+                told = (self.source(index), self.label(index), *content)
+                for digest, one in zip(digests.values(), told, strict=True):
+                    digest.update(f"{one}\0".encode())
+        return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 class Given:
@@ -70,6 +78,7 @@ class Given:
     def __init__(self, data: Dataset) -> None:
         self.data, self.knows = data, data.knows
         self.notes: list[str] = list(getattr(data, "notes", ()))
+        self._known: dict[int, tuple[int | None, str, str]] = {}
 
     def __len__(self) -> int:
         return len(self.data)
@@ -79,19 +88,34 @@ class Given:
 
     def label(self, index: int) -> int | None:
         """The label, for which the picture must be read; one that cannot be read has none."""
-        try:
-            return self.data.sample(index).label
-        except ImageError:
-            return None
+        return self._told(index)[0]
 
     def word(self, index: int) -> str | None:
         return None
 
-    def size(self, index: int) -> int:
-        return 0
+    def content(self, index: int) -> Content:
+        return self._told(index)[1:]
+
+    def _told(self, index: int) -> tuple[int | None, str, str]:
+        """The label and the content, for which the picture is read once."""
+        if index not in self._known:
+            try:
+                self._known[index] = _digested(self.data.sample(index))
+            except ImageError:
+                self._known[index] = None, "", ""
+        return self._known[index]
 
     def facts(self) -> dict[str, Any]:
         return {"given": self.data.describe()}
 
     def sample(self, index: int) -> Sample:
         return self.data.sample(index)
+
+
+def _digested(sample: Sample) -> tuple[int | None, str, str]:
+    known = hashlib.sha256(f"{sample.label} {sample.boxes} {sample.fitted}".encode())
+    for name, region in {"mask": sample.mask, **sample.regions}.items():
+        if region is not None:
+            known.update(f"{name} {region.shape}".encode() + np.packbits(region).tobytes())
+    picture = hashlib.sha256(f"{sample.picture.mode} {sample.picture.size}".encode() + sample.picture.tobytes())
+    return sample.label, picture.hexdigest(), known.hexdigest()

@@ -1,6 +1,6 @@
 """Picture files with what is known of each: what folders, lists and annotation files come down to."""
 
-import os
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +11,22 @@ from jaxtyping import Bool
 
 from vitrail.errors import ImageError
 from vitrail.evaluate.data.dataset import Sample
+from vitrail.files import open_regular
 from vitrail.images import read_image
 
-__all__ = ["Box", "Entry", "Pictures", "Source"]
+__all__ = ["Box", "Content", "Entry", "Pictures", "Source", "check_mask", "file_digest"]
 
 Box = tuple[float, float, float, float]
+Content = tuple[str, str]
 
 
 @runtime_checkable
 class Source(Protocol):
     """What a kind of data gives; `open_data` chooses among its pictures and describes the choice.
 
-    `word` is what the data call the class of a picture where the model has none of that name. `size` is that of the
-    picture's file in bytes, or another number that changes when the picture does; `facts` is what else a manifest must
-    hold to open the same data again.
+    `word` is what the data call the class of a picture where the model has none of that name. `content` tells whether a
+    picture and what is known of it have changed: a digest of the picture, and one of its boxes and masks. `facts` is
+    what else a manifest must hold to open the same data again.
     """
 
     @property
@@ -41,7 +43,7 @@ class Source(Protocol):
 
     def word(self, index: int) -> str | None: ...
 
-    def size(self, index: int) -> int: ...
+    def content(self, index: int) -> Content: ...
 
     def facts(self) -> dict[str, Any]: ...
 
@@ -89,9 +91,10 @@ class Pictures:
     def word(self, index: int) -> str | None:
         return self.entries[index].word
 
-    def size(self, index: int) -> int:
+    def content(self, index: int) -> Content:
         entry = self.entries[index]
-        return sum(_bytes(path) for path in (entry.path, entry.mask) if path is not None)
+        mask = "" if entry.mask is None else file_digest(entry.mask)
+        return file_digest(entry.path), f"{entry.boxes} {mask} {self.foreground}"
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -145,8 +148,10 @@ def check_mask(values: np.ndarray, size: tuple[int, int], name: str) -> np.ndarr
     return values
 
 
-def _bytes(path: Path) -> int:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content; "" for one that cannot be read, which is told when it is asked for."""
     try:
-        return os.stat(path).st_size  # noqa: PTH116  (a third quicker, over fifty thousand files)
+        with open_regular(path, 2**40) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        return -1
+        return ""

@@ -13,7 +13,7 @@ import torch
 from vitrail.errors import DataError
 from vitrail.evaluate.data.composed import canvas_of
 from vitrail.evaluate.data.dataset import Sample
-from vitrail.evaluate.data.pictures import Source
+from vitrail.evaluate.data.pictures import Content, Source
 from vitrail.evaluate.data.wording import counted
 from vitrail.guidance.stitching import plan_stitch
 from vitrail.images import read_image
@@ -65,8 +65,8 @@ class Stitched:
     def word(self, index: int) -> str | None:
         return None
 
-    def size(self, index: int) -> int:
-        return self.inner.size(self.places[index])
+    def content(self, index: int) -> Content:
+        return self.inner.content(self.places[index])[0], ""
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.guide.read_bytes()).hexdigest()

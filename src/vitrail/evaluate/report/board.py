@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +109,7 @@ def build_board(runs: Sequence[EvaluationRun], *, resamples: int = RESAMPLES, se
             own = curves[entry.label, shown] = runs[entry.run].curves(entry.method, protocol)
             for name, statistic in _summary(runs[entry.run], protocol, own).items():
                 found.setdefault((shown, name), {})[entry.label] = _placed(
-                    statistic, places[entry.run][own.images], len(images)
+                    statistic, places[entry.run](own.images), len(images)
                 )
     columns = _columns(found, resamples, seed)
     return Board(entries, columns, curves, images, _mean_ranks(entries, columns), resamples, seed)
@@ -158,7 +158,7 @@ def _summary(run: EvaluationRun, protocol: str, curves: Curves) -> Mapping[str, 
         return {f"mean {name}": Statistic.mean(values, better=0) for name, values in means.items()}
     try:
         return info.summarise(curves, **run.protocols[protocol])
-    except (KeyError, TypeError) as error:
+    except Exception as error:  # measures or options of another version, or of nobody
         raise RunFolderError(
             f"{run.folder}: the rows of {protocol} are not those that this Vitrail writes "
             f"({type(error).__name__}: {error}); it is the run of another version: evaluate again"
@@ -171,24 +171,23 @@ def _finite_mean(values: np.ndarray) -> np.ndarray:
     return per_image(Statistic(over, under.astype(np.float64)))
 
 
-def _places(runs: Sequence[EvaluationRun]) -> tuple[list[np.ndarray], Sequence[Any]]:
-    """For each run the row of each of its images among all images, and the images' names."""
+def _places(runs: Sequence[EvaluationRun]) -> tuple[list[Callable[[np.ndarray], np.ndarray]], Sequence[Any]]:
+    """For each run what gives the rows of its images among all images, and the images' names."""
     if len(runs) == 1:
-        there = np.array(sorted(runs[0].sources()), dtype=np.int64)
-        return [_table(there, np.arange(len(there)))], list(runs[0].sources().values())
+        there = list(runs[0].sources())
+        return [_rows(there, range(len(there)))], list(runs[0].sources().values())
     known: dict[str, int] = {}
     places = []
     for run in runs:
         sources = run.sources()
-        rows = [known.setdefault(source, len(known)) for source in sources.values()]
-        places.append(_table(np.array(list(sources), dtype=np.int64), np.array(rows, dtype=np.int64)))
+        places.append(_rows(list(sources), [known.setdefault(source, len(known)) for source in sources.values()]))
     return places, list(known)
 
 
-def _table(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    table = np.full(int(images.max(initial=-1)) + 1, -1, dtype=np.int64)
-    table[images] = rows
-    return table
+def _rows(images: Sequence[int], rows: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """The rows by image, which ascend."""
+    there, found = np.asarray(images, dtype=np.int64), np.asarray(rows, dtype=np.int64)
+    return lambda asked: found[np.searchsorted(there, asked)]
 
 
 def _placed(statistic: Statistic, rows: np.ndarray, size: int) -> Statistic:

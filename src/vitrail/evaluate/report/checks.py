@@ -20,6 +20,9 @@ def warnings(runs: Sequence[EvaluationRun], board: Board) -> list[str]:
             found.append(f"{name} holds no measurement yet.")
         elif not run.finished:
             found.append(f"{name} is not finished: {run.blocks} of {run.expected_blocks} blocks of images are there.")
+        if len(run.rows):
+            found += [f"{name}: {protocol} measured nothing: {why}." for protocol, why in run.unmeasured().items()]
+        found += [f"{name} {note}." for note in run.notes]
         found += [
             f"{name}: no protocol {protocol!r} is registered here; its measures are shown as plain means."
             for protocol in run.protocols

@@ -21,6 +21,7 @@ __all__ = [
     "summary",
 ]
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what begins one in a spreadsheet
 ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 
@@ -78,7 +79,7 @@ def markdown(board: Board, protocols: Sequence[str] = ()) -> str:
         f"Mean [95 % bootstrap interval, {board.resamples} resamples of images]. **Bold**: best. †: cannot be told "
         "from the best (paired, p ≥ 0.05 after Holm's correction)."
     )
-    return "\n".join([*lines, "", said, *protocols, ""])
+    return "\n".join([*lines, "", said, *(one.replace("<", "&lt;") for one in protocols), ""])
 
 
 def latex(board: Board) -> str:
@@ -152,9 +153,8 @@ def _latex_cell(column: Column, label: str) -> str:
 
 
 def _tex(text: str) -> str:
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, r"\textbackslash{}" if sign == "\\" else f"\\{sign}")
-    return text
+    words = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(words.get(sign, f"\\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -162,7 +162,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _cell_text(text: str) -> str:
-    return text.replace("|", r"\|")
+    return text.replace("\\", "\\\\").replace("|", r"\|").replace("<", "&lt;")
 
 
 def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -174,10 +174,14 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _field(value: Any) -> Any:
-    """Enough digits for any use, and nothing where nothing is known."""
+    """Enough digits for any use, nothing where nothing is known, and no text that a spreadsheet takes for a formula.
+
+    >>> _field("=1+1"), _field("zebra.jpg"), _field(-0.5)
+    ("'=1+1", 'zebra.jpg', '-0.5')
+    """
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.9g}"
-    return value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _plain(value: float | None) -> float | None:

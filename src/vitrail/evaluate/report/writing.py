@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import OptionError
+from ...errors import OptionError, RunFolderError
 from ...files import atomic_write, writable_folder
 from ...render.sheet import save_figure
 from ..bootstrap import RESAMPLES
@@ -69,22 +69,33 @@ def write_report(
     for folder in folders:
         runs.append(read_run(folder))
         report("reading runs", len(runs), len(folders))
+    _refuse_empty(runs)
     report("comparing methods", 0, 1)
     board = build_board(runs, resamples=resamples, seed=seed)
     report("comparing methods", 1, 1)
     column = _headline(board, by)
-    place = writable_folder(output)
     said = warnings(runs, board)
     drawn: dict[str, list[Chart]] = {}
     for number, protocol in enumerate(board.protocols, 1):
         drawn[protocol] = charts(board, protocol)
         report("drawing curves", number, len(board.protocols))
     shown = extremes(runs, board, column, pictures) if column is not None and pictures else {}
+    page = render_page(runs, board, drawn, shown, column, said)
+    place = writable_folder(output)  # not before: a run that is refused leaves no folder behind
     files = _tables(place, runs, board, drawn)
     files += _figures(place, board, drawn, shown, column, report)
-    page = place / "index.html"
-    files.append(_write(page, render_page(runs, board, drawn, shown, column, said)))
-    return Written(page, tuple(files), board, tuple(said))
+    files.append(_write(place / "index.html", page))
+    return Written(files[-1], tuple(files), board, tuple(said))
+
+
+def _refuse_empty(runs: Sequence[EvaluationRun]) -> None:
+    told = [run.unmeasured() for run in runs]
+    if all(len(empty) == len(run.protocols) for empty, run in zip(told, runs, strict=True)):
+        reasons = "; ".join(f"{name}: {reason}" for empty in told for name, reason in empty.items())
+        raise RunFolderError(
+            f"{', '.join(str(run.folder) for run in runs)}: there is nothing to report, for nothing was measured "
+            f"({reasons or 'no protocol was asked for'}); run or resume `vitrail evaluate` first"
+        )
 
 
 def _headline(board: Board, by: str | None) -> Column | None:
@@ -139,6 +150,8 @@ def _figures(
             name = (
                 f"{_stem(protocol)}-{_stem(what)}" if counts[_stem(protocol)] == 1 else f"{len(figures)}-{_stem(what)}"
             )
+            if len(name) > 80 or name in figures:
+                name = f"{len(figures)}-{name[:80]}"
             figures[name] = lambda own=own, note=note: draw_charts(own, style, note)
     if column is not None and any(any(sides.values()) for sides in shown.values()):
         figures["best-and-worst"] = lambda: draw_gallery({one: shown[one] for one in labels if one in shown}, column)
@@ -158,7 +171,7 @@ def _stem(text: str) -> str:
     >>> _stem("perturbation:unit=token")
     'perturbation-unit-token'
     """
-    return "".join(c if c.isalnum() or c in "_-" else "-" for c in text)
+    return "".join(c if (c.isascii() and c.isalnum()) or c in "_-" else "-" for c in text)
 
 
 def _write(path: Path, text: str) -> Path:
