@@ -203,6 +203,6 @@ def test_sheets_that_cannot_be_drawn_are_refused(model, photo, tmp_path: Path):
         draw_comparison([])
     with pytest.raises(OptionError, match="columns=1 leaves no place"):
         draw_comparison(one, columns=1)
-    with pytest.raises(OptionError, match=r"name it \.png, \.pdf or \.svg"):
-        one.save_picture(tmp_path / "sheet.jpg")
+    with pytest.raises(OptionError, match=r"name it \.png, \.jpg, \.pdf or \.svg"):
+        one.save_picture(tmp_path / "sheet.bmp")
     assert one.save_picture(tmp_path / "sheet.png").stat().st_size > 5000

@@ -3,11 +3,13 @@
 import copy
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.explanation import Explanation, ExplanationFileError
+from vitrail.render import overlay
 
 NAMES = ("crane, lifting machine", "African elephant, Loxodonta africana", "zebra", "crane, wading bird", "kite")
 
@@ -106,11 +109,16 @@ def test_upsample_defaults_to_the_images_and_keeps_the_raw_values() -> None:
     assert make(scores=ex.scores.double()).upsample().dtype == torch.float64
 
 
+def test_upsample_to_a_square() -> None:
+    assert torch.equal(make().upsample(16), make().upsample((16, 16)))
+
+
 def test_upsample_refusals() -> None:
     with pytest.raises(OptionError, match=r"needs a size \(height, width\)"):
         make(images=None).upsample()
-    with pytest.raises(OptionError, match="0 x 4"):
-        make().upsample((0, 4))
+    for size, told in (((0, 4), "0 x 4"), (-3, "-3 x -3")):
+        with pytest.raises(OptionError, match=told):
+            make().upsample(size)
 
 
 def test_map_selects_image_and_target() -> None:
@@ -149,6 +157,100 @@ def test_what_belongs_to_one_image_stays_with_it() -> None:
     assert ex[1].notes() == ["of all"]
     assert ex[1].metadata["difference_instead"] == [[False]]
     assert make(metadata={}).notes() == []
+
+
+def test_a_note_of_several_images_is_said_once() -> None:
+    names = [f"{i}.jpg" for i in range(5)]
+    ex = make(batch=5, metadata={"sources": names, "image_notes": [["a", "b"], ["a"], ["a"], ["a"], ["a", "c"]]})
+    assert ex.notes() == ["All images: a", "0.jpg: b", "4.jpg: c"]
+    ex = make(batch=5, metadata={"sources": names, "image_notes": [["a"], [], ["a"], ["a"], ["a"]]})
+    assert ex.notes() == ["4 of 5 images (0.jpg, 2.jpg, 3.jpg, …): a"]
+    assert ex[3].notes() == ["a"]
+
+
+def test_the_gradient_mode_is_said() -> None:
+    auto = {"gradient": "auto", "gradients": ["full", "libra"], "gradient_asked": "auto"}
+    ex = make(metadata=auto)
+    assert [ex.gradient_words(i) for i in range(2)] == [
+        f"{m} gradient, chosen automatically" for m in ("full", "libra")
+    ]
+    assert ex[1].gradient_mode() == "libra"
+    assert "libra gradient, chosen automatically" in repr(ex[1])
+    assert make(metadata={"gradient": "full"}).gradient_words() == "full gradient"
+    assert make(metadata={"gradient": "full", "uses_gradient": False}).gradient_words() == ""
+    assert make(metadata={}).gradient_mode() is None
+
+
+# -- other forms -----------------------------------------------------------------------------------------------------
+
+
+def test_numpy_reads_the_scores() -> None:
+    ex = make(targets=2)
+    assert np.array_equal(np.asarray(ex), ex.scores.numpy())
+    assert np.asarray(ex, dtype=np.float64).dtype == np.float64
+    np.asarray(ex)[:] = 0
+    assert ex.scores.abs().sum() > 0
+
+
+def test_a_data_frame_has_a_row_per_patch() -> None:
+    frame = make(targets=2, against=True).to_dataframe()
+    assert len(frame) == 2 * 2 * 3 * 4
+    row = frame.iloc[1 * 24 + 1 * 12 + 2 * 4 + 3]  # image 1, target 1, row 2, column 3
+    ex = make(targets=2, against=True)
+    expected = {
+        "image": 1,
+        "source": "1.jpg",
+        "target": 2,
+        "target_name": "zebra",
+        "against": 1,
+        "against_name": "African elephant",
+        "row": 2,
+        "col": 3,
+        "score": ex.scores[1, 1, 2, 3].item(),
+    }
+    assert row.to_dict() == expected
+    assert "against" not in make().to_dataframe()
+
+
+def test_without_pandas_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(OptionError, match="pip install pandas"):
+        make().to_dataframe()
+
+
+def test_an_overlay_is_a_picture_of_the_images_size() -> None:
+    ex = make(targets=2)
+    picture = ex.overlay(1, 1)
+    assert (picture.size, picture.mode) == ((32, 24), "RGB")
+    expected = overlay(ex.scores[1, 1].double().numpy(), ex.images[1].numpy())  # type: ignore[index]
+    assert np.array_equal(np.asarray(picture), expected)
+    assert ex.overlay(size=(10, 20)).size == (20, 10)
+    assert ex.overlay(size=10).size == (10, 10)
+    assert make(images=None).overlay().size == (64, 48)
+    with pytest.raises(IndexError):
+        ex.overlay(2)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "JPEG", "pdf", "svg"])
+def test_a_picture_is_saved_by_its_ending(tmp_path: Path, kind: str) -> None:
+    path = make(batch=1).save(tmp_path / f"zebra.{kind}")
+    start = {"png": b"\x89PNG", "jpg": b"\xff\xd8\xff", "jpeg": b"\xff\xd8\xff", "pdf": b"%PDF", "svg": b"<?xml"}
+    assert path.read_bytes().startswith(start[kind.lower()])
+
+
+def test_plot_writes_where_a_path_is_given(tmp_path: Path) -> None:
+    figure = make(batch=1).plot(tmp_path / "plot.png")
+    assert figure.axes
+    assert (tmp_path / "plot.png").read_bytes() == make(batch=1).save(tmp_path / "saved.png").read_bytes()
+    with pytest.raises(OptionError, match=r"name it \.png"):
+        make().plot(tmp_path / "plot.bmp")
+
+
+def test_a_notebook_shows_the_figure_and_escapes_names() -> None:
+    shown = make(batch=1, class_names=("a", "b", "<img src=x onerror=alert(1)>", "d", "e"))._repr_html_()
+    assert "data:image/png;base64," in shown
+    assert "<img src=x" not in shown
+    assert "&lt;img src=x" in shown
 
 
 def test_explanation_is_frozen_and_copies_its_metadata() -> None:
@@ -220,8 +322,8 @@ def test_any_float_survives_the_file(tmp_path_factory: pytest.TempPathFactory, v
 
 
 def test_save_refusals(tmp_path: Path) -> None:
-    with pytest.raises(OutputFileError, match=r"zebra\.png: an explanation is a \.safetensors file"):
-        make().save(tmp_path / "zebra.png")
+    with pytest.raises(OutputFileError, match=r"zebra\.npz: name it \.safetensors .* or \.png, .* or \.svg"):
+        make().save(tmp_path / "zebra.npz")
     with pytest.raises(OutputFileError, match="not plain JSON values"):
         make(metadata={"dtype": torch.float32}).save(tmp_path / "map.safetensors")
     with pytest.raises(OutputFileError, match="not plain JSON values"):

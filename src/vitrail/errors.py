@@ -41,7 +41,14 @@ __all__ = [
 
 
 class VitrailError(Exception):
-    """The root of every error that Vitrail raises on purpose."""
+    """The root of every error that Vitrail raises on purpose.
+
+    Where single images of a batch are at fault, `images` holds their positions and `cause` says why without naming
+    them; otherwise both are empty.
+    """
+
+    images: tuple[int, ...] = ()
+    cause: str = ""
 
 
 class ImageError(VitrailError):

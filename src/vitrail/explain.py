@@ -1,5 +1,7 @@
 """explain(): the one verb."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
@@ -9,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attention.gradient_modes import GradientMode, check_gradient_mode
-from .errors import NonFiniteError, NoSignalError, OptionError
+from .errors import ImageError, NonFiniteError, NoSignalError, OptionError, VitrailError
 from .explanation import Explanation
-from .inputs import prepare
+from .inputs import as_items, prepare, prepare_one, source_of
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
@@ -21,6 +23,7 @@ from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
 from .models.vision_model import VisionModel
 from .objectives import Objective, objective_name
+from .on_error import OnError, check_on_error, failure_records, only, skipping
 from .targets import Wanted, pair_up, parse_targets, predicted, refuse_same
 
 __all__ = ["explain"]
@@ -41,6 +44,7 @@ def explain(
     readout: Readout | None = None,
     guide: Any = None,
     batch_size: int | None = None,
+    on_error: OnError | str = "raise",
     progress: Progress | None = None,
     **options: Any,
 ) -> Explanation:
@@ -66,6 +70,9 @@ def explain(
             how. The scores are those of the image's own patches; the whole stitched maps are in the result's `guided`.
         batch_size: images per pass; default: as many as the free memory holds. Where memory runs out, half as many go
             on, and the log says so.
+        on_error: "raise" (default) refuses the whole batch where one image cannot be read, gives NaN, has no signal or
+            is held against itself; "skip" returns the others, and lists those in `failures` of the result and in its
+            notes. Where none is left, the first error is raised.
         progress: called with (what is being done, steps done, steps in all) by methods that take long.
         **options: the method's own, see `list_methods()`.
 
@@ -92,6 +99,12 @@ def explain(
 
     if not isinstance(model, VisionModel):
         model = wrap(model)
+    check_on_error(on_error)
+    if on_error == "skip":
+        question = {"method": method, "objective": objective, "gradient": gradient, "centred": centred}
+        question |= {"start_layer": start_layer, "readout": readout, "guide": guide, "batch_size": batch_size}
+        ask = partial(explain, model, **question, progress=progress, **options)
+        return _without_failures(ask, model, images, target, against)
     info = find_method(method, options)
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
@@ -171,6 +184,7 @@ def explain(
         **model.metadata,
         "sources": list(inputs.sources),
         "gradient": mode,
+        "uses_gradient": info.uses_gradient,
         "centred": centred,
         "start_layer": first,
         "readout": layout.reads if readout is None else repr(readout),
@@ -222,30 +236,71 @@ def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " que
     return readout_weights(readout, len(layout.readout), layout.prefix, (layout.rows, layout.cols), layout.pools)
 
 
+def _without_failures(
+    ask: Callable[..., Explanation], model: VisionModel, images: Any, target: Wanted, against: Wanted
+) -> Explanation:
+    """The explanation of those images that can be explained; the others are its `failures`."""
+    items = as_items(images)
+    failed: dict[int, VitrailError] = {}
+    ready: dict[int, Any] = {}
+    for position, item in enumerate(items):
+        try:
+            ready[position] = prepare_one(model, item)
+        except ImageError as error:
+            failed[position] = error
+    ex, kept = skipping(
+        lambda some: ask(
+            [ready[position] for position in some],
+            only(target, some, len(items)),
+            against=only(against, some, len(items)),
+        ),
+        range(len(items)),
+        failed,
+    )
+    sources = [ready[i].source if i in ready else source_of(item) for i, item in enumerate(items)]
+    failures = failure_records(failed, sources)
+    return replace(ex, metadata={**ex.metadata, "positions": kept, "failures": failures}) if failures else ex
+
+
 def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...]) -> None:
-    named = partial(_named, sources=sources)
-    wrong = ~logits.isfinite().all(dim=1)
-    if bool(wrong.any()):
-        raise NonFiniteError(
-            f"the logits of image {named(wrong)} hold NaN or infinity: check the image and the weights; try float32"
-        )
-    wrong = ~scores.isfinite().flatten(1).all(dim=1)
-    if bool(wrong.any()):
-        raise NonFiniteError(
-            f"the map of image {named(wrong)} holds NaN or infinity though its logits do not: the gradient overflows; "
-            "run the model in float32, or explain the logit instead of a quotient"
-        )
+    refuse = partial(_refuse, sources=sources)
+    refuse(
+        ~logits.isfinite().all(dim=1),
+        NonFiniteError,
+        "the logits of {images}",
+        "hold NaN or infinity: check the image and the weights; try float32",
+    )
+    refuse(
+        ~scores.isfinite().flatten(1).all(dim=1),
+        NonFiniteError,
+        "the map of {images}",
+        "holds NaN or infinity though its logits do not: the gradient overflows; run the model in float32, or explain "
+        "the logit instead of a quotient",
+    )
     flat = scores.flatten(2)
-    wrong = (flat.amax(dim=2) == flat.amin(dim=2)).any(dim=1) & (flat.shape[2] > 1)
-    if bool(wrong.any()):
-        raise NoSignalError(
-            f"the map of image {named(wrong)} is the same everywhere: nothing in the image moves it "
-            "(a constant objective, a saturated probability, or weights that are zero)"
-        )
+    refuse(
+        (flat.amax(dim=2) == flat.amin(dim=2)).any(dim=1) & (flat.shape[2] > 1),
+        NoSignalError,
+        "the map of {images}",
+        "is the same everywhere: nothing in the image moves it (a constant objective, a saturated probability, or "
+        "weights that are zero)",
+    )
 
 
-def _named(bad: Bool[Tensor, " images"], sources: tuple[str | None, ...]) -> str:
-    return ", ".join(f"{i}" + (f" ({sources[i]})" if sources[i] else "") for i in bad.nonzero()[:, 0].tolist()[:5])
+def _refuse(
+    wrong: Bool[Tensor, " images"],
+    kind: type[VitrailError],
+    subject: str,
+    predicate: str,
+    sources: tuple[str | None, ...],
+) -> None:
+    if not bool(wrong.any()):
+        return
+    positions = wrong.nonzero()[:, 0].tolist()
+    named = ", ".join(f"{i}" + (f" ({sources[i]})" if sources[i] else "") for i in positions[:5])
+    error = kind(f"{subject.format(images=f'image {named}')} {predicate}")
+    error.images, error.cause = tuple(positions), f"{subject.format(images='the image')} {predicate}"
+    raise error
 
 
 def _check_guide(info: MethodInfo, readout: Readout | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
@@ -16,9 +17,12 @@ from torch.nn.functional import interpolate
 
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.files import atomic_write
+from vitrail.on_error import failure_notes
 
 if TYPE_CHECKING:
     import matplotlib.figure
+    import pandas
+    import PIL.Image
 
 __all__ = ["Explanation", "ExplanationFileError", "percent"]
 
@@ -27,9 +31,11 @@ HEADER = "vitrail"
 VERSION = 2  # a file without guides is written as version 1, which older readers know
 
 # Metadata that are lists with one entry for each image, and are cut with the images.
-PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "gradients")
+PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "gradients", "positions")
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
+PICTURES = ("png", "jpg", "jpeg", "pdf", "svg")  # endings of a figure's file
+NOTEBOOK = 12  # images that a notebook shows of itself
 
 
 class ExplanationFileError(VitrailError):
@@ -150,14 +156,38 @@ class Explanation:
         return [(self.class_name(index), self._verdict(index, image)) for index in map(int, classes)]
 
     def notes(self) -> list[str]:
-        """What the reader should know: of all images, then of each, with its name where there are several."""
+        """What the reader should know: of all images, then each sentence once with the images that it is about."""
         said = [str(note) for note in self.metadata.get("notes") or ()]
+        said += failure_notes(self.failures, len(self) + len(self.failures))
         of_images: Sequence[Sequence[str]] = self.metadata.get("image_notes") or ()
-        sources: Sequence[str | None] = self.metadata.get("sources") or [None] * len(self)
-        for i, (source, notes) in enumerate(zip(sources, of_images, strict=False)):
-            where = f"{source or f'image {i}'}: " if len(self) > 1 else ""
-            said += [f"{where}{note}" for note in notes]
+        about: dict[str, list[str]] = {}
+        for i, notes in zip(range(len(self)), of_images, strict=False):
+            for note in dict.fromkeys(notes):
+                about.setdefault(str(note), []).append(self.source(i) or f"image {i}")
+        said += [f"{_those(named, len(self))}{note}" for note, named in about.items()]
         return list(dict.fromkeys(said))
+
+    @property
+    def failures(self) -> tuple[Mapping[str, Any], ...]:
+        """The images left out by `on_error="skip"`: position in the call ("image"), "source", "error" and "message"."""
+        return tuple(self.metadata.get("failures") or ())
+
+    def source(self, image: int = 0) -> str | None:
+        """The file name of an image that was given by its path."""
+        sources: Sequence[str | None] = self.metadata.get("sources") or ()
+        return sources[image] if image < len(sources) else None
+
+    def gradient_mode(self, image: int = 0) -> str | None:
+        """How the gradient was taken, "full", "leaf" or "libra"; None where the method uses none."""
+        modes: Sequence[str] = self.metadata.get("gradients") or ()
+        mode = modes[image] if image < len(modes) else self.metadata.get("gradient")
+        return mode if self.metadata.get("uses_gradient", True) else None
+
+    def gradient_words(self, image: int = 0) -> str:
+        """The gradient mode in words, "libra gradient, chosen automatically"; empty where there is none."""
+        mode = self.gradient_mode(image)
+        chosen = ", chosen automatically" if self.metadata.get("gradient_asked") == "auto" else ""
+        return f"{mode} gradient{chosen}" if mode else ""
 
     def _verdict(self, index: int, image: int) -> str:
         if self.guided:  # the map is of the stitched inputs, so the photograph alone is not what was asked about
@@ -171,13 +201,13 @@ class Explanation:
     # -- the map -----------------------------------------------------------------------------------------------------
 
     def upsample(
-        self, size: tuple[int, int] | None = None, mode: Mode = "bilinear"
+        self, size: int | tuple[int, int] | None = None, mode: Mode = "bilinear"
     ) -> Float[Tensor, "*some height width"]:
-        """The raw scores on a finer grid, by default that of the images.
+        """Returns the raw scores on a finer grid: of (height, width), a square of one number, by default the images'.
 
         Corners are not aligned, so that each patch keeps its place.
 
-        Raises `OptionError` when no size is given and there are no images, or when the mode is unknown.
+        Raises `OptionError` when no size is given and there are no images, or when the size or the mode is unknown.
         """
         if size is None:
             if self.images is None:
@@ -185,19 +215,104 @@ class Explanation:
                     "upsample() needs a size (height, width): this explanation holds no images to take it from"
                 )
             size = (self.images.shape[1], self.images.shape[2])
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+            raise OptionError(
+                f"upsample() cannot make a map of {' x '.join(map(str, sides))}: give (height, width), both whole and "
+                "at least 1, or one number for a square"
+            )
         if mode not in ("bilinear", "bicubic", "nearest"):
             raise OptionError(f"unknown mode {mode!r} of upsample(); known: bilinear, bicubic, nearest")
-        if min(size) < 1:
-            raise OptionError(f"upsample() cannot make a map of {size[0]} x {size[1]}; both sides must be at least 1")
         maps = self._by_target(self.scores)
-        larger = interpolate(maps, size=size, mode=mode, align_corners=None if mode == "nearest" else False)
+        larger = interpolate(maps, size=sides, mode=mode, align_corners=None if mode == "nearest" else False)
         return larger if self.scores.ndim == 4 else larger[:, 0]
 
-    def plot(self, **look: Any) -> "matplotlib.figure.Figure":
-        """Draw photographs and signed maps side by side; the options are those of `vitrail.render.figure.draw`."""
-        from vitrail.render.figure import draw
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """A copy of the raw scores as a NumPy array, so that `np.asarray(ex)` gives them."""
+        return np.array(self.scores.numpy(force=True), dtype=dtype, copy=True if copy is None else copy)
 
-        return draw(self, **look)
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Returns one row per image, target and patch: a pandas DataFrame.
+
+        Its columns are image, source, target, target_name, where classes are compared against and against_name, then
+        row, col and score. Raises `OptionError` where pandas is not installed.
+
+        >>> question = {"target": torch.tensor([2]), "method": "gae", "objective": "logit"}
+        >>> ex = Explanation(scores=torch.eye(2)[None], logits=torch.zeros(1, 3), **question)
+        >>> list(ex.to_dataframe().columns), len(ex.to_dataframe())
+        (['image', 'source', 'target', 'target_name', 'row', 'col', 'score'], 4)
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise OptionError("to_dataframe() needs pandas: pip install pandas") from error
+        scores = self._by_target(self.scores).numpy(force=True)
+        image, target, row, col = (axis.ravel() for axis in np.indices(scores.shape))
+        names = [self.source(number) for number in range(len(self))]
+        columns: dict[str, Any] = {"image": image, "source": np.array(names, dtype=object)[image]}
+        for role, classes in (("target", self.target), ("against", self.against)):
+            if classes is not None:
+                index = self._by_target(classes).numpy(force=True)[image, target]
+                named = {one: self.class_name(one) for one in np.unique(index).tolist()}
+                columns |= {role: index, f"{role}_name": [named[one] for one in index.tolist()]}
+        return pd.DataFrame(columns | {"row": row, "col": col, "score": scores.ravel()})
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    def plot(self, path: str | os.PathLike[str] | None = None, **look: Any) -> "matplotlib.figure.Figure":
+        """Draws photographs and signed maps, and writes them to `path` (.png, .jpg, .pdf or .svg) where one is given.
+
+        The options are those of `vitrail.render.draw`: opacity, smooth, shared_scale, photograph, max_images, colormap
+        and threshold.
+        """
+        from vitrail.render.figure import draw
+        from vitrail.render.sheet import save_figure, suffix_of
+
+        if path is not None:
+            suffix_of(path)  # before the drawing, which takes longer than a refusal should
+        figure = draw(self, **look)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+    def overlay(
+        self, image: int = 0, target: int = 0, *, size: int | tuple[int, int] | None = None, **look: Any
+    ) -> "PIL.Image.Image":
+        """Returns one map laid over its image, without letters: an RGB picture of the image's size.
+
+        `size` is another one, (height, width) or one number for a square; the options are those of
+        `vitrail.render.overlay`: opacity, smooth, limit, colormap and threshold.
+
+        >>> question = {"target": torch.tensor([2]), "method": "gae", "objective": "logit"}
+        >>> ex = Explanation(scores=torch.eye(2)[None], logits=torch.zeros(1, 3), **question)
+        >>> ex.overlay(size=64).size
+        (64, 64)
+        """
+        from PIL import Image
+
+        from vitrail.render.overlay import overlay
+
+        picture = None if self.images is None else self.images[image].numpy(force=True)
+        sides = (size, size) if isinstance(size, int) else size
+        scores = self.map(image, target).numpy(force=True).astype(np.float64)
+        return Image.fromarray(overlay(scores, picture, size=sides, signed=self.signed, **look))
+
+    def _repr_html_(self) -> str:
+        """The figure and what it shows, for notebooks."""
+        from base64 import b64encode
+        from html import escape
+        from io import BytesIO
+
+        from vitrail.render.sheet import write_figure
+
+        buffer = BytesIO()
+        write_figure(self.plot(max_images=NOTEBOOK), buffer, "png")
+        address = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+        words = escape(repr(self))
+        return (
+            f'<figure style="margin: 0"><img src="{address}" alt="{words}" style="max-width: 100%">'
+            f"<figcaption><code>{words}</code></figcaption></figure>"
+        )
 
     # -- one image at a time -----------------------------------------------------------------------------------------
 
@@ -212,6 +327,8 @@ class Explanation:
             index = slice(index % len(self), index % len(self) + 1)
         per_image = {key: self.metadata[key] for key in PER_IMAGE if len(self.metadata.get(key) or ()) == len(self)}
         metadata = {**self.metadata, **{key: list(values[index]) for key, values in per_image.items()}}
+        if len(range(len(self))[index]) < len(self):
+            metadata.pop("failures", None)  # of the whole call
         return replace(
             self,
             scores=self.scores[index],
@@ -231,9 +348,9 @@ class Explanation:
             f"{self.targets} targets each, " if self.targets > 1 else ""
         )
         question = f", {self.question()}" if len(self) == self.targets == 1 else ""
-        return (
-            f"Explanation({self.method} of {self.objective}, {count}{self.grid[0]} x {self.grid[1]} patches{question})"
-        )
+        how = ", ".join(filter(None, (f"{self.method} of {self.objective}", self.gradient_words())))
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"Explanation({how}, {count}{self.grid[0]} x {self.grid[1]} patches{question}{failed})"
 
     def _by_target(self, tensor: Tensor) -> Tensor:
         return tensor if self.scores.ndim == 4 else tensor.unsqueeze(1)
@@ -241,19 +358,23 @@ class Explanation:
     # -- the file ----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write everything to one safetensors file, whole or not at all, and return its path.
+        """Writes everything to a .safetensors file, or the figure to a .png, .jpg, .pdf or .svg file.
 
-        The tensors are stored as they are; all the rest is JSON text in the file's header. The same explanation makes
+        The file is written whole or not at all; its path is returned. In a .safetensors file the tensors are stored as
+        they are and all the rest as JSON text in the header; `Explanation.load` reads it. The same explanation makes
         the same bytes.
 
-        Raises `OutputFileError` when the file cannot be written, its name does not end in .safetensors, or the metadata
-        are not plain JSON values.
+        Raises `OutputFileError` when the file cannot be written, its name ends otherwise, or the metadata are not plain
+        JSON values.
         """
         path = Path(path)
+        if path.suffix.lower().removeprefix(".") in PICTURES:
+            self.plot(path)
+            return path
         if path.suffix != ".safetensors":
             raise OutputFileError(
-                f"cannot save to {path}: an explanation is a .safetensors file; "
-                "for a picture use vitrail.render.save_picture"
+                f"cannot save to {path}: name it .safetensors for the numbers and the question, or "
+                f"{', '.join(f'.{kind}' for kind in PICTURES[:-1])} or .{PICTURES[-1]} for the figure"
             )
         text = {
             "version": VERSION if self.guided else 1,
@@ -326,6 +447,15 @@ def percent(probability: float) -> str:
     if 0.9995 <= probability < 1:
         return ">99.9 %"
     return f"{100 * probability:.1f} %"
+
+
+def _those(named: Sequence[str], count: int) -> str:
+    """The start of a note that is about some of `count` images: "a.jpg: ", "3 of 8 images (a.jpg, b.jpg, …): "."""
+    if count == 1 or len(named) == count > 2:
+        return "" if count == 1 else "All images: "
+    if len(named) == 1:
+        return f"{named[0]}: "
+    return f"{len(named)} of {count} images ({', '.join(named[:3])}{', …' if len(named) > 3 else ''}): "
 
 
 def _tensors(ex: Explanation) -> dict[str, Tensor | None]:

@@ -16,7 +16,7 @@ from .images import read_image
 from .models.preprocess import Preprocess
 from .models.vision_model import VisionModel
 
-__all__ = ["Inputs", "Prepared", "prepare", "prepare_one"]
+__all__ = ["Inputs", "Prepared", "as_items", "prepare", "prepare_one", "source_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +51,7 @@ def prepare(model: VisionModel, images: Any) -> Inputs:
         if len(images) == 0:
             raise ImageError("the batch holds no image")
         return Inputs(_on_device(model, images), _pictures(model.preprocess, images), (None,) * len(images))
-    items = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
-    if not items:
-        raise ImageError("the list holds no image")
+    items = as_items(images)
     ready = [item if isinstance(item, Prepared) else prepare_one(model, item) for item in items]
     tensors, pictures, sources = zip(*((one.tensor, one.picture, one.source) for one in ready), strict=True)
     sizes = sorted({tuple(tensor.shape) for tensor in tensors})
@@ -63,6 +61,26 @@ def prepare(model: VisionModel, images: Any) -> Inputs:
         None if any(picture is None for picture in pictures) else torch.stack([p for p in pictures if p is not None])
     )
     return Inputs(_on_device(model, torch.stack(tensors)), shown, sources)
+
+
+def as_items(images: Any) -> list[Any]:
+    """What was given for a batch as a list with one entry an image, unread.
+
+    Raises:
+        ImageError: for an empty list or batch.
+    """
+    if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
+        items: list[Any] = list(images)
+    else:
+        items = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+    if not items:
+        raise ImageError("the list holds no image")
+    return items
+
+
+def source_of(item: Any) -> str | None:
+    """The file's name where an image is given by its path."""
+    return Path(item).name if isinstance(item, str | os.PathLike) else None
 
 
 def prepare_one(model: VisionModel, item: Any) -> Prepared:
@@ -90,8 +108,7 @@ def prepare_one(model: VisionModel, item: Any) -> Prepared:
         if item.ndim == 3 and item.shape[0] == 3 and item.shape[-1] not in (3, 4):
             item = item.transpose(1, 2, 0)
     view = model.preprocess.view(read_image(item))
-    source = Path(item).name if isinstance(item, str | os.PathLike) else None
-    return Prepared(model.preprocess.normalise(view), torch.from_numpy(np.array(view)), source)
+    return Prepared(model.preprocess.normalise(view), torch.from_numpy(np.array(view)), source_of(item))
 
 
 def _pictures(preprocess: Preprocess | None, batch: Tensor) -> UInt8[Tensor, "images height width 3"] | None:

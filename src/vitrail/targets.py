@@ -125,9 +125,10 @@ def refuse_same(model: HasClasses, target: Targets | None, against: Targets | No
         index = int(target.index[image, column])
         why = " (the predicted class)" if chosen else ""
         which = f", image {image}," if len(target.index) > 1 else ""
-        raise SameClassError(
-            f"{model.class_name(index)} ({index}){why}{which} is held against itself: give two different classes"
-        )
+        rest = "is held against itself: give two different classes"
+        error = SameClassError(f"{model.class_name(index)} ({index}){why}{which} {rest}")
+        error.images, error.cause = tuple(same[:, 0].unique().tolist()), f"the class{why} {rest}"
+        raise error
 
 
 def predicted(logits: Tensor) -> Targets:

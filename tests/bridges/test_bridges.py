@@ -96,6 +96,40 @@ def test_captum_s_metrics_take_it_for_one_of_theirs():
     np.testing.assert_allclose(found.numpy(), (promised - fall).square().reshape(2, 3).mean(1).numpy(), rtol=1e-4)
 
 
+def test_captum_s_wrappers_take_it_for_one_of_theirs():
+    attr = pytest.importorskip("captum.attr")
+    from captum.attr import visualization
+    from captum.attr._utils.stat import Mean
+
+    images, target = FAMILY.images(2), torch.tensor([3, 5])
+    attribution = CaptumAttribution(FAMILY.model())
+    tunnel = attr.NoiseTunnel(attribution)
+    assert tunnel.multiplies_by_inputs is False
+    assert tunnel.has_convergence_delta() is False
+    for packed in (images, (images,)):
+        for targets in (target, 3, [3, 5]):
+            torch.manual_seed(0)
+            found = tunnel.attribute(packed, nt_type="smoothgrad", nt_samples=3, stdevs=0.1, target=targets)
+            found = found[0] if isinstance(packed, tuple) else found
+            torch.manual_seed(0)
+            noisy = images.repeat_interleave(3, 0) + torch.normal(0, torch.full((6, *images.shape[1:]), 0.1))
+            each = _expected(noisy, [3] * 6 if isinstance(targets, int) else [3] * 3 + [5] * 3)
+            torch.testing.assert_close(found, each.unflatten(0, (2, 3)).mean(1))
+    partial = tunnel.attribute(images, nt_type="vargrad", nt_samples=3, nt_samples_batch_size=2, target=target)
+    assert partial.shape == (2, 1, *images.shape[2:])
+    torch.testing.assert_close(tunnel.attribute(images, nt_samples=2, stdevs=0.0), attribution.attribute(images))
+    summary = attr.ClassSummarizer([Mean()])
+    summary.update(attribution.attribute(images, target=target), [3, 5])
+    torch.testing.assert_close(summary.class_summaries[5][0]["mean"], _expected(images, [3, 5])[1])
+    coarse = attribution.attribute(images, target=target, upsample=False)
+    finer = attr.LayerAttribution.interpolate(coarse, tuple(images.shape[2:]), "bilinear")
+    torch.testing.assert_close(finer, _expected(images, [3, 5]))
+    figure, _ = visualization.visualize_image_attr(
+        finer[0].permute(1, 2, 0).numpy(), sign="all", use_pyplot=False, show_colorbar=True
+    )
+    assert figure.axes
+
+
 # -- Quantus ----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -166,8 +167,64 @@ def test_refusals() -> None:
         draw([make(), make(batch=2)])
     with pytest.raises(OptionError, match=r"opacity=2 must lie between 0"):
         draw(make(), opacity=2)
-    with pytest.raises(OptionError, match=r"500 images would be \d+ inches tall; draw \d+ at a time"):
-        draw(make(batch=500))
+    with pytest.raises(OptionError, match="max_images=0 must be 1 or more, or None"):
+        draw(make(), max_images=0)
+    with pytest.raises(OptionError, match="colormap='jett' is unknown to Matplotlib"):
+        draw(make(), colormap="jett")
+    for share in (-0.1, 1, float("nan")):
+        with pytest.raises(OptionError, match="threshold=.* must lie between 0"):
+            draw(make(), threshold=share)
+
+
+def test_many_images_fill_a_grid_and_say_what_they_share_once() -> None:
+    ex = make(batch=32, metadata={"gradient": "libra", "sources": [f"zoo{i}.jpg" for i in range(32)]})
+    figure = draw(ex)
+    said = words(figure)
+    width, height = figure.get_size_inches()
+    assert 1 < width / height < 2
+    assert len(figure.axes) == 32 * 2  # a map and its bar, no photograph
+    assert said.count("complete · logit · libra gradient.") == 1
+    assert {f"zoo{i}.jpg" for i in range(32)} <= set(said)
+    assert len(draw(ex[:8], photograph=True).axes) == 8 * 3
+    mixed = make(batch=7, metadata={"gradient": "auto", "gradients": ["full"] + ["libra"] * 6})
+    assert words(draw(mixed)).count("complete · logit · libra gradient") == 6
+
+
+def test_the_figure_says_how_many_images_it_leaves_out() -> None:
+    ex = make(batch=38, metadata={"image_notes": [["said"]] * 38})
+    figure = draw(ex)
+    assert len(figure.axes) == 36 * 2
+    assert "The first 36 of 38 images; max_images=38 draws all." in words(figure)
+    assert "All images: said" in words(figure)
+    assert len(draw(ex[:8], max_images=None).axes) == 8 * 2
+    two = draw(ex, max_images=2)
+    assert len(two.axes) == 2 * 3
+    assert "The first 2 of 38 images; max_images=38 draws all." in words(two)
+
+
+def test_another_colormap_and_a_threshold() -> None:
+    scores = torch.tensor([[[-1.0, 0.0], [0.1, 2.0]]])
+    white = torch.full((1, 32, 32, 3), 255, dtype=torch.uint8)
+    ex = make(scores=scores, images=white)
+    _, shown, bar = pixels(ex, smooth=False, colormap="PiYG", threshold=0.1)
+    middle, end = shown.shape[0] // 4, 3 * shown.shape[0] // 4
+    ends = [round(255 * value) for value in matplotlib.colormaps["PiYG"](1.0)[:3]]
+    zero = [round(255 * value) for value in matplotlib.colormaps["PiYG"](0.5)[:3]]
+    assert shown[end, end].tolist() == ends
+    assert shown[middle, end].tolist() == shown[end, middle].tolist() == zero  # 0.1 is below a tenth of 2
+    assert bar[0, -1].tolist() == ends
+    assert all(
+        (one == other).all()
+        for one, other in zip(
+            pixels(ex, colormap="PiYG"), pixels(ex, colormap=matplotlib.colormaps["PiYG"]), strict=True
+        )
+    )
+    said = words(draw(ex, threshold=0.1))
+    assert "Scores below 10 % of a map's largest are drawn as zero." in said
+    unsigned = make(scores=scores.abs(), images=white, signed=False)
+    _, shown, bar = pixels(unsigned, smooth=False, colormap="viridis")
+    first = [round(255 * value) for value in matplotlib.colormaps["viridis"](0.0)[:3]]
+    assert shown[middle, end].tolist() == bar[0, 0].tolist() == first
 
 
 # -- files ----------------------------------------------------------------------------------------------------
@@ -194,7 +251,7 @@ def test_png_is_readable_and_sharp(tmp_path: Path) -> None:
 
 
 def test_unknown_formats_and_places(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"zebra\.bmp: name it \.png, \.pdf or \.svg"):
+    with pytest.raises(OptionError, match=r"zebra\.bmp: name it \.png, \.jpg, \.pdf or \.svg"):
         save_picture(make(), tmp_path / "zebra.bmp")
     (tmp_path / "file").touch()
     with pytest.raises(OutputFileError, match="cannot write"):
@@ -202,8 +259,6 @@ def test_unknown_formats_and_places(tmp_path: Path) -> None:
 
 
 def test_a_style_sheet_of_the_reader_changes_nothing(tmp_path: Path) -> None:
-    import matplotlib
-
     plain = save_picture(make(), tmp_path / "plain.png").read_bytes()
     style: Any = {
         "savefig.dpi": 30,

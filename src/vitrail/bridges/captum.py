@@ -1,5 +1,7 @@
 """Vitrail's methods in Captum's manner (Kokhlikyan et al. 2020): attribute(inputs, target=…), tensors in and out."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +11,16 @@ from ..models.vision_model import VisionModel
 from .attributions import attributions, model_for
 
 __all__ = ["CaptumAttribution"]
+
+
+def _wrapped(attribute: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with the `__wrapped__` that Captum's logging gives its own, and by which `NoiseTunnel` calls it."""
+
+    @wraps(attribute)
+    def logged(self: "CaptumAttribution", *args: Any, **options: Any) -> Any:
+        return attribute(self, *args, **options)
+
+    return logged
 
 
 class CaptumAttribution:
@@ -44,6 +56,7 @@ class CaptumAttribution:
         """That no sum is promised: scores do not add up to the logit."""
         return False
 
+    @_wrapped
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -227,6 +227,8 @@ def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict
                 }
         scores = ex.map(target=j)
         row |= {
+            "method": ex.method,
+            "gradient": ex.gradient_mode(),
             "lowest": scores.min().item(),
             "highest": scores.max().item(),
             "files": [str(path) for path in files],

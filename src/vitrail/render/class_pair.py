@@ -158,12 +158,9 @@ def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box
 
 def _notes(found: Detail, target: int, against: int) -> list[str]:
     ex = found.view(found.losses[0], target, against)
-    options = [ex.method]
-    gradient = ex.metadata.get("gradient", "full")
-    options += [f"{gradient} gradient"] if gradient != "full" else []
-    options += ["centred"] if ex.metadata.get("centred") else []
+    options = filter(None, (ex.method, ex.gradient_words(), "centred" if ex.metadata.get("centred") else ""))
     said = [
-        f"{', '.join(options)}. Red argues for a row's first class l₁, blue against it; each map has its own scale."
+        f"{' · '.join(options)}. Red argues for a row's first class l₁, blue against it; each map has its own scale."
     ]
     said += [str(note) for note in ex.metadata.get("notes") or ()]
     for loss in found.losses:

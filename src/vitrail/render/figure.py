@@ -1,31 +1,35 @@
 """The picture of an explanation: photograph, signed map, the question above it, the true range below it.
 
-Rows are images, columns are targets. Everything has its place in inches, so a picture is the same on every machine.
+Rows are images, columns are targets; many images fill a grid. Everything has its place in inches, so a picture is the
+same on every machine.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation
 from vitrail.render.lettering import lines, write
-from vitrail.render.overlay import resize, strength
-from vitrail.render.palette import AGAINST, FOR
-from vitrail.render.panel import PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.render.overlay import check_threshold, resize, strength
+from vitrail.render.palette import AGAINST, FOR, ColormapLike
+from vitrail.render.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "explained", "panel_size", "seen_picture"]
+__all__ = ["draw", "explained", "method_words", "panel_size", "seen_picture"]
 
 MARGIN, GAP = 0.22, 0.16  # inches: around the picture, between its panels
 HEAD, FOOT = 0.32, 0.6  # above each panel for the question, below it for the range and the method
 SECOND = 0.21  # the second line of a question, "against …"
 NOTE, NOTE_SIZE = 0.15, 7.5  # a line of the notes, in inches, and its letters in points
 SIDE, WIDEST = 3.1, 5.0  # the panels' height, and the width at which a wide image gets a lower panel instead
-TALLEST = 320  # inches; a PNG ends at 65536 pixels
+SMALL, APART = 1.9, 0.34  # the panels' height in a grid, and the space between its columns
+LISTED, MOST = 6, 36  # images below each other; more are a grid, and of more than MOST the first
+ASPECT = 1.4  # of a grid, about
+LARGEST = 320  # inches; a PNG ends at 65536 pixels
 
 
 def draw(
@@ -34,50 +38,72 @@ def draw(
     opacity: float | int = 1.0,
     smooth: bool = True,
     shared_scale: bool = False,
-    photograph: bool = True,
+    photograph: bool | None = None,
+    max_images: int | None = MOST,
+    colormap: ColormapLike | None = None,
+    threshold: float | int = 0.0,
 ) -> "Figure":
-    """Draw an explanation, or several of the same images side by side, as a Matplotlib figure.
+    """Draws an explanation, or several of the same images side by side, as a Matplotlib figure.
 
-    Each map is scaled by its own largest absolute score, unless `shared_scale` asks for one scale over all images and
-    targets of an explanation. `opacity` and `smooth` are those of `overlay`; `photograph=False` leaves out the first
-    column. The figure belongs to no window and no global state: a notebook shows it, `save_figure` writes it.
+    Up to 6 images stand below each other, each next to its photograph; more fill a grid of smaller maps without
+    photographs, unless `photograph` says otherwise. At most `max_images` are drawn (default 36; None for all), and a
+    line below tells how many are left out. Each map is scaled by its own largest absolute score, unless `shared_scale`
+    asks for one scale over all images and targets of an explanation. `opacity`, `smooth`, `colormap` and `threshold`
+    are those of `overlay`. The figure belongs to no window and no global state: a notebook shows it, `save_figure`
+    writes it.
 
-    Raises `OptionError` when there is nothing to draw, the explanations hold different numbers of images, or the figure
-    would be too tall.
+    Raises `OptionError` when there is nothing to draw, the explanations hold different numbers of images, an option is
+    out of its range, or the figure would be too large.
     """
     columns = [explanations] if isinstance(explanations, Explanation) else list(explanations)
-    _check(columns, opacity)
+    _check(columns, opacity, max_images)
+    check_threshold(threshold)
+    total = len(columns[0])
+    columns = [ex[:max_images] for ex in columns] if max_images is not None and total > max_images else columns
     first, rows = columns[0], len(columns[0])
-    photograph = photograph and first.images is not None
-    wide, high = panel_size(first)
+    small = rows > LISTED
+    photograph = first.images is not None and (not small if photograph is None else photograph)
+    wide, high = panel_size(first, SMALL if small else SIDE)
     count = sum(ex.targets for ex in columns) + photograph
-    width = 2 * MARGIN + count * wide + (count - 1) * GAP
-    told = dict.fromkeys(note for ex in columns for note in ex.notes())
-    notes = [line for note in told for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
+    group = count * wide + (count - 1) * GAP
     head = MARGIN / 2 + HEAD + SECOND * any(ex.against is not None for ex in columns)
     row = head + high + FOOT
-    height = rows * row + NOTE * len(notes) + MARGIN / 2
-    if height > TALLEST:
+    across = min(max(round((ASPECT * rows * row / group) ** 0.5), 1), rows) if small else 1
+    width = 2 * MARGIN + across * group + (across - 1) * APART
+    # In a grid there is room for a file's name below a map, and what all maps share is said once.
+    shared = list(dict.fromkeys(method_words(ex, i) for ex in columns for i in range(rows)))
+    named = small and not photograph and len(shared) == 1
+    told = [f"{shared[0]}."] if named else []
+    told += [f"The first {rows} of {total} images; max_images={total} draws all."] if rows < total else []
+    told += dict.fromkeys(note for ex in columns for note in ex.notes())
+    if threshold:
+        told.append(f"Scores below {100 * threshold:.3g} % of a map's largest are drawn as zero.")
+    notes = [line for note in told for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
+    height = -(-rows // across) * row + NOTE * len(notes) + MARGIN / 2
+    if max(height, width) > LARGEST:
         raise OptionError(
-            f"a picture of {rows} images would be {height:.0f} inches tall; draw {int(TALLEST // row)} at a time"
+            f"a picture of {rows} images would be {width:.0f} × {height:.0f} inches large; draw fewer with max_images="
         )
     figure = blank(width, height)
+    look = {"opacity": opacity, "smooth": smooth, "colormap": colormap, "threshold": threshold}
+    limits = [_shared(ex) if shared_scale else None for ex in columns]
     for i in range(rows):
-        x, y = MARGIN, height - i * row - head - high
+        x = MARGIN + i % across * (group + APART)
+        y = height - i // across * row - head - high
         if photograph:
             seen_picture(figure, first, i, (x, y, wide, high))
             x += wide + GAP
-        for ex in columns:
-            limit = _shared(ex) if shared_scale else None
+        for ex, limit in zip(columns, limits, strict=True):
             for target in range(ex.targets):
-                explained(figure, ex, i, target, (x, y, wide, high), opacity=opacity, smooth=smooth, limit=limit)
+                below = (first.source(i) or f"image {i}") if named else method_words(ex, i)
+                explained(figure, ex, i, target, (x, y, wide, high), below=below, limit=limit, **look)
                 x += wide + GAP
     for line, note in enumerate(reversed(notes)):
         write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
     return figure
 
 
-def _check(columns: list[Explanation], opacity: float | int) -> None:
+def _check(columns: list[Explanation], opacity: float | int, max_images: int | None) -> None:
     if not columns or not len(columns[0]):
         raise OptionError("there is nothing to draw: no explanation, or one of no image")
     counts = [len(ex) for ex in columns]
@@ -85,15 +111,17 @@ def _check(columns: list[Explanation], opacity: float | int) -> None:
         raise OptionError(f"explanations drawn side by side must be of the same images, but they hold {counts} of them")
     if not 0 <= opacity <= 1:
         raise OptionError(f"opacity={opacity} must lie between 0 (the photograph) and 1 (the map over it)")
+    if max_images is not None and max_images < 1:
+        raise OptionError(f"max_images={max_images} must be 1 or more, or None for all")
 
 
-def panel_size(ex: Explanation) -> tuple[float, float]:
-    """Width and height of a panel, in inches."""
+def panel_size(ex: Explanation, side: float = SIDE) -> tuple[float, float]:
+    """Width and height of a panel, in inches; `side` is the height of one that is not very wide."""
     rows, cols = ex.grid if ex.images is None else ex.images.shape[1:3]
-    wide = SIDE * cols / rows
-    if wide > WIDEST:
-        return WIDEST, max(WIDEST * rows / cols, 0.5)
-    return max(wide, 1.6), SIDE
+    wide, widest = side * cols / rows, WIDEST * side / SIDE
+    if wide > widest:
+        return widest, max(widest * rows / cols, 0.5)
+    return max(wide, 1.6), side
 
 
 def _shared(ex: Explanation) -> float:
@@ -106,7 +134,7 @@ def seen_picture(figure: "Figure", ex: Explanation, i: int, box: Box) -> None:
     x, y, wide, high = box
     assert ex.images is not None
     show(axes_at(figure, box), resize(ex.images[i].numpy(force=True), pixels(box)))
-    source = _source(ex, i)
+    source = ex.source(i)
     if source:
         write(figure, x, y + high + 0.09, source, width=wide, size=8.0, color=PALE)
     shown = str(ex.metadata.get("picture") or "what the model saw")
@@ -123,41 +151,35 @@ def explained(
     target: int,
     box: Box,
     *,
-    opacity: float | int,
-    smooth: bool,
-    limit: float | None,
+    below: str | None = None,
+    limit: float | None = None,
+    **look: Any,
 ) -> None:
-    """One map: the question above it, the bar of its colours and the method below."""
+    """One map: the question above it, the bar of its colours and a line below, by default on how the map was made."""
     x, y, wide, _ = box
     scores = ex.map(i, target).numpy(force=True).astype(np.float64)
     image = None if ex.images is None else ex.images[i].numpy(force=True)
-    signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, limit=limit, signed=ex.signed)
-    _title(figure, ex, i, target, box)
-    write(figure, x, y - 0.51, _method(ex, i), width=wide, size=8.0, smallest=5.0, color=PALE)
+    signed_map(figure, scores, image, box, limit=limit, signed=ex.signed, **look)
+    _title(figure, ex, i, target, box, plain=look.get("colormap") is not None)
+    below = method_words(ex, i) if below is None else below
+    write(figure, x, y - 0.51, below, width=wide, size=8.0, smallest=5.0, color=PALE)
 
 
-def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box) -> None:
+def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box, *, plain: bool) -> None:
     x, y, wide, high = box
     (name, verdict), *other = ex.sides(i, target)
     top = y + high + 0.09
     if other:
-        style = {"width": wide, "weight": "bold", "color": AGAINST}
+        style = {"width": wide, "weight": "bold", "color": INK if plain else AGAINST}
         write(figure, x, top, f"against {other[0][0]}", ending=f" {other[0][1]}", size=10.0, **style)
         top += SECOND
-    write(figure, x, top, name, ending=f" {verdict}", width=wide, size=12.5, weight="bold", color=FOR)
+    colour = INK if plain else FOR
+    write(figure, x, top, name, ending=f" {verdict}", width=wide, size=12.5, weight="bold", color=colour)
 
 
-def _method(ex: Explanation, i: int) -> str:
+def method_words(ex: Explanation, i: int = 0) -> str:
+    """How the map was made, in one line: "complete · logit · libra gradient, chosen automatically"."""
     specific = ex.metadata.get("class_specific", True)
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
-    modes = ex.metadata.get("gradients") or ()  # one per image, where they were chosen by themselves
-    gradient = modes[i] if i < len(modes) else ex.metadata.get("gradient", "full")
-    parts += [f"{gradient} gradient"] if gradient != "full" else []
-    parts += ["centred"] if ex.metadata.get("centred") else []
-    parts += [] if ex.signed else ["unsigned"]
-    return " · ".join(parts)
-
-
-def _source(ex: Explanation, i: int) -> str:
-    sources = ex.metadata.get("sources") or ()
-    return str(sources[i] or "") if i < len(sources) else ""
+    parts += [ex.gradient_words(i), "centred" if ex.metadata.get("centred") else "", "" if ex.signed else "unsigned"]
+    return " · ".join(filter(None, parts))

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vitrail.render.palette import colour, grey
+from vitrail.errors import OptionError
+from vitrail.render.palette import ColormapLike, grey, mapped
 
-__all__ = ["enlarge", "overlay", "resize", "strength"]
+__all__ = ["check_threshold", "enlarge", "overlay", "resize", "strength"]
 
 SHADE = 0.5  # what black becomes behind the glass, from 0 (black) to 1 (white): raise it and the picture fades
 STEPS = 2048  # colours on either side of white: finer than 8 bits can tell, and a hundred times faster than colour()
@@ -32,24 +33,34 @@ def overlay(
     smooth: bool = True,
     limit: float | int | None = None,
     size: tuple[int, int] | None = None,
+    colormap: ColormapLike | None = None,
+    signed: bool = True,
+    threshold: float | int = 0.0,
 ) -> UInt8[np.ndarray, "tall wide 3"]:
     """Colour an image by a signed map: RGB of `size`, by default that of the image (without one, 16 pixels a patch).
 
     A score of +`limit` is full red, one of -`limit` full blue, zero is clear; `limit` is the map's own largest absolute
     score unless given, so no map is stretched to look stronger than it is on either side. `smooth` interpolates between
     the patches; otherwise each patch is one pane. `opacity` goes from 0, the photograph in its own colours, to 1. A map
-    without signal (zero everywhere, or not finite) leaves the image grey.
+    without signal (zero everywhere, or not finite) leaves the image grey. `colormap` is a Matplotlib colormap or its
+    name, its middle at zero (for `signed=False` see `mapped`). Scores whose absolute value is below `threshold`, from
+    0 to 1 of `limit`, are drawn as zero.
+
+    Raises `OptionError` for an unknown colormap and a threshold out of its range.
 
     >>> overlay(np.array([[1.0, 0.0], [0.0, -0.5]]), smooth=False, size=(2, 2))[0, 1].tolist()
     [255, 255, 255]
     """
+    check_threshold(threshold)
     if size is None:
         size = image.shape[:2] if image is not None else (16 * scores.shape[0], 16 * scores.shape[1])
     limit = strength(scores) if limit is None else limit
     has_signal = limit > 0 and strength(scores) > 0
     relative = scores / limit if has_signal else np.zeros(scores.shape)
     steps = np.rint(np.clip(enlarge(relative, size, smooth=smooth), -1, 1) * STEPS).astype(np.int64) + STEPS
-    glass = np.take(_panes(), steps, axis=0)
+    if threshold:
+        steps[np.abs(steps - STEPS) < threshold * STEPS] = STEPS
+    glass = np.take(_panes(colormap, signed), steps, axis=0)
     if image is None:
         return _bytes(glass)
     image = resize(image, size)
@@ -82,9 +93,24 @@ def _stretch(rows: Float[np.ndarray, "rows cols"], length: int, smooth: bool) ->
     return (1 - share) * rows[below] + share * rows[np.minimum(below + 1, last)]
 
 
+def check_threshold(threshold: float | int) -> None:
+    """Raises `OptionError` for a threshold that is no share."""
+    if not 0 <= threshold < 1:
+        raise OptionError(
+            f"threshold={threshold} must lie between 0 (every score is coloured) and 1 (exclusive): it is the share of "
+            "the largest absolute score below which a score is drawn as zero"
+        )
+
+
+def _panes(colormap: ColormapLike | None, signed: bool) -> Float[np.ndarray, "steps 3"]:
+    if colormap is None or isinstance(colormap, str):
+        return _known_panes(colormap, signed)
+    return mapped(np.arange(-STEPS, STEPS + 1) / STEPS, colormap, signed=signed)  # an object cannot be a key
+
+
 @cache
-def _panes() -> Float[np.ndarray, "steps 3"]:
-    return colour(np.arange(-STEPS, STEPS + 1) / STEPS)
+def _known_panes(colormap: str | None, signed: bool) -> Float[np.ndarray, "steps 3"]:
+    return mapped(np.arange(-STEPS, STEPS + 1) / STEPS, colormap, signed=signed)
 
 
 def _bytes(rgb: Float[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

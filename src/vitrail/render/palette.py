@@ -5,10 +5,19 @@ grows, by the same amount in either hue. So a score of -0.4 looks exactly as str
 white, and the lightness alone tells the strength to a reader who sees no hues. An unsigned method uses the red half.
 """
 
+from typing import TYPE_CHECKING, Union
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
-__all__ = ["AGAINST", "FOR", "colour", "grey"]
+from vitrail.errors import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+
+__all__ = ["AGAINST", "FOR", "ColormapLike", "colour", "grey", "mapped"]
+
+ColormapLike = Union[str, "Colormap"]  # a Matplotlib colormap or its name
 
 RED, BLUE = np.deg2rad(26.0), np.deg2rad(258.0)  # hues; nobody with a common colour blindness confuses the two
 CHROMA = 0.185  # of the strongest score: the most that sRGB has for both hues at that lightness
@@ -43,6 +52,38 @@ def colour(scores: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]
     linear = np.clip((lab @ FROM_LAB.T) ** 3 @ TO_RGB.T, 0, 1)
     rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.where(strength[..., None] == 0, 1.0, rgb)  # the matrices are rounded; zero is white without a remainder
+
+
+def mapped(
+    scores: Float[np.ndarray, "*shape"], colormap: ColormapLike | None, *, signed: bool = True
+) -> Float[np.ndarray, "*shape 3"]:
+    """The sRGB colour, from 0 to 1, of scores from -1 to 1 in a Matplotlib colormap; without one, `colour`.
+
+    The middle of the colormap is zero. For a map without signs a colormap that is not brightest in its middle runs from
+    0 to 1 instead.
+
+    Raises:
+        OptionError: for a name that Matplotlib does not know.
+
+    Example:
+        >>> zero = np.zeros(1)
+        >>> mapped(zero, "gray").round(1).tolist(), mapped(zero, "gray", signed=False).tolist()
+        ([[0.5, 0.5, 0.5]], [[0.0, 0.0, 0.0]])
+    """
+    if colormap is None:
+        return colour(scores)
+    from matplotlib import colormaps
+
+    if isinstance(colormap, str):
+        if colormap not in colormaps:
+            raise OptionError(
+                f"colormap={colormap!r} is unknown to Matplotlib: give a name from matplotlib.colormaps, such as "
+                '"RdBu_r" or "coolwarm", or leave colormap= out for red and blue'
+            )
+        colormap = colormaps[colormap]
+    low, middle, high = (float(np.dot(LUMA, colormap(place)[:3])) for place in (0.0, 0.5, 1.0))
+    centred = signed or middle > max(low, high)
+    return np.asarray(colormap(np.clip((scores + 1) / 2 if centred else scores, 0, 1)))[..., :3]
 
 
 def grey(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width"]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 
 from vitrail.render.lettering import number, width_of, write
 from vitrail.render.overlay import overlay, strength
-from vitrail.render.palette import AGAINST, FOR, colour
+from vitrail.render.palette import AGAINST, FOR, ColormapLike, mapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,12 +43,15 @@ def signed_map(
     smooth: bool = True,
     limit: float | None = None,
     signed: bool = True,
+    colormap: ColormapLike | None = None,
+    threshold: float | int = 0.0,
 ) -> None:
     """A map over its image, scaled by `limit` (its own largest absolute score unless given), and its bar below it."""
     x, y, wide, high = box
-    show(axes_at(figure, box), overlay(scores, image, opacity=opacity, smooth=smooth, limit=limit, size=pixels(box)))
+    look = {"opacity": opacity, "smooth": smooth, "colormap": colormap, "signed": signed, "threshold": threshold}
+    show(axes_at(figure, box), overlay(scores, image, limit=limit, size=pixels(box), **look))
     if strength(scores) > 0:
-        bar(figure, scores, limit or strength(scores), signed, box)
+        bar(figure, scores, limit or strength(scores), signed, box, colormap=colormap, threshold=threshold)
         return
     reason = "the map is zero everywhere" if np.isfinite(scores).all() else "the map holds NaN or infinity"
     frame = {"facecolor": "white", "edgecolor": FRAME, "boxstyle": "round,pad=0.4"}
@@ -57,20 +60,32 @@ def signed_map(
     write(figure, x, y - 0.17, f"no signal: {reason}", width=wide, size=8.0, color=INK)
 
 
-def bar(figure: "Figure", scores: Float[np.ndarray, "rows cols"], limit: float, signed: bool, box: Box) -> None:
+def bar(
+    figure: "Figure",
+    scores: Float[np.ndarray, "rows cols"],
+    limit: float,
+    signed: bool,
+    box: Box,
+    *,
+    colormap: ColormapLike | None = None,
+    threshold: float | int = 0.0,
+) -> None:
     """The colours that the map uses, from its lowest score to its highest, and what they are in numbers."""
     x, y, wide, _ = box
     low, high = float(scores.min()), float(scores.max())
     if low == high:
         low, high = min(low, 0.0), max(high, 0.0)
     axes = axes_at(figure, (x, y - 0.09 - BAR, wide, BAR))
-    show(axes, np.rint(255 * colour(np.linspace(low, high, 512)[None] / limit)).astype(np.uint8))
+    shown = np.linspace(low, high, 512)[None] / limit
+    shown[np.abs(shown) < threshold] = 0
+    show(axes, np.rint(255 * mapped(shown, colormap, signed=signed)).astype(np.uint8))
+    against, supports = (AGAINST, FOR) if colormap is None else (INK, INK)
     base, most = y - 0.09 - BAR - 0.135, wide / 2 - 0.12
     words = signed and wide > 2.4  # in a narrow panel the colours have to do
     left = number(low, sign=signed) + ("  against" if words and low < 0 else "")
     right = ("for  " if words and high > 0 else "") + number(high, sign=signed)
-    lower = write(figure, x, base, "", ending=left, width=most, color=AGAINST if low < 0 else INK)
-    upper = write(figure, x + wide, base, "", ending=right, width=most, color=FOR if high > 0 else INK, ha="right")
+    lower = write(figure, x, base, "", ending=left, width=most, color=against if low < 0 else INK)
+    upper = write(figure, x + wide, base, "", ending=right, width=most, color=supports if high > 0 else INK, ha="right")
     if low < 0 < high:
         zero = x + wide * -low / (high - low)
         axes.axvline(-low / (high - low) * 512 - 0.5, color=INK, linewidth=0.6)

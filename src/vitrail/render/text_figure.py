@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import OptionError
+from vitrail.render.figure import method_words
 from vitrail.render.lettering import lines, number, printable, write
 from vitrail.render.palette import AGAINST, FOR, colour
 from vitrail.render.panel import FRAME, INK, PALE, bar, blank
@@ -59,15 +60,7 @@ def span_of(pieces: "Sequence[Piece]") -> tuple[float, float, float]:
 
 def caption(ex: "TextExplanation") -> str:
     """Model, method, objective and mode in one line."""
-    answer = ex.answer
-    specific = answer.metadata.get("class_specific", True)
-    parts = [str(answer.metadata.get("model") or ""), answer.method]
-    parts += [answer.objective.replace("_", " ") if specific else "the same for every class"]
-    gradient = answer.metadata.get("gradient", "full")
-    parts += [f"{gradient} gradient"] if gradient != "full" else []
-    parts += ["centred"] if answer.metadata.get("centred") else []
-    parts += [] if answer.signed else ["unsigned"]
-    return " · ".join(part for part in parts if part)
+    return " · ".join(filter(None, (str(ex.answer.metadata.get("model") or ""), method_words(ex.answer))))
 
 
 def hidden_note(ex: "TextExplanation", text: int, target: int, special: bool, limit: float) -> list[str]:

@@ -1,6 +1,8 @@
 """explain_text(): which tokens of a text argue for a class, and which against it, by the methods for pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -8,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.gradient_modes import GradientMode, check_gradient_mode
-from ..errors import NonFiniteError, NoSignalError, OptionError, TextError, UnsupportedOperationError
+from ..errors import NonFiniteError, NoSignalError, OptionError, TextError, UnsupportedOperationError, VitrailError
 from ..explanation import Explanation
 from ..methods import MethodInfo, find_method, list_methods
 from ..models.hugging_face_text import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
 from ..objectives import Objective, objective_name
+from ..on_error import OnError, check_on_error, failure_records, only, skipping
 from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same
 from .explanation import TextExplanation
 from .reading import NAMES, Reading, reading_of, readout_rows
@@ -40,6 +43,7 @@ def explain_text(
     start_layer: int | None = None,
     readout: str | None = None,
     batch_size: int = 16,
+    on_error: OnError | str = "raise",
     name: str | None = None,
     logits_from: Callable[[Any], Tensor] | None = None,
     **options: Any,
@@ -63,6 +67,8 @@ def explain_text(
         start_layer: as in `vitrail.explain`.
         readout: which tokens the head reads: "first", "last" or "mean"; default: worked out from the model.
         batch_size: texts per pass.
+        on_error: "raise" (default) refuses all where one text is empty, gives NaN or has no signal; "skip" returns the
+            others, and lists those in `failures` of the result and in its notes.
         name: what results call the model.
         logits_from: finds the logits in an unusual output.
         **options: the method's own, see `list_methods()`.
@@ -82,6 +88,12 @@ def explain_text(
         >>> ex.tokens[0], ex.scores.shape
         (('[CLS]', 'a', 'good', 'film', '[SEP]'), torch.Size([1, 5]))
     """
+    check_on_error(on_error)
+    if on_error == "skip":
+        question = {"method": method, "objective": objective, "gradient": gradient, "centred": centred}
+        question |= {"start_layer": start_layer, "readout": readout, "batch_size": batch_size, "name": name}
+        ask = partial(explain_text, module, tokenizer, **question, logits_from=logits_from, **options)
+        return _without_failures(ask, texts, target, against)
     info = _method(method, options)
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
@@ -139,6 +151,7 @@ def explain_text(
             "model": model.name,
             "sources": [None] * len(asked),
             "gradient": mode,
+            "uses_gradient": info.uses_gradient,
             "centred": centred,
             "start_layer": first,
             "readout": NAMES[reading.reads],
@@ -155,6 +168,27 @@ def explain_text(
         spans=tuple(text.spans for text in encoded),
         answer=answer,
     )
+
+
+def _without_failures(
+    ask: Callable[..., TextExplanation], texts: Texts, target: Wanted, against: Wanted
+) -> TextExplanation:
+    """The explanation of those texts that can be explained; the others are its `failures`."""
+    asked = _as_list(texts)
+    failed: dict[int, VitrailError] = {}
+    ex, kept = skipping(
+        lambda some: ask(
+            [asked[position] for position in some],
+            only(target, some, len(asked)),
+            against=only(against, some, len(asked)),
+        ),
+        range(len(asked)),
+        failed,
+    )
+    if not failed:
+        return ex
+    metadata = {**ex.answer.metadata, "positions": kept, "failures": failure_records(failed, [None] * len(asked))}
+    return replace(ex, answer=replace(ex.answer, metadata=metadata))
 
 
 def _method(name: str, options: dict[str, Any]) -> MethodInfo:
@@ -191,7 +225,9 @@ def _encode(model: TextModel, text: str | tuple[str, str], number: int) -> Encod
     try:
         return model.encode(text)
     except TextError as error:
-        raise TextError(f"text {number}: {error}") from error
+        named = TextError(f"text {number}: {error}")
+        named.images, named.cause = (number,), str(error)
+        raise named from error
 
 
 def _groups(encoded: Sequence[Encoded], reading: Reading, model: TextModel, size: int) -> Iterator[list[int]]:
@@ -220,18 +256,30 @@ def _wide(model: TextModel) -> torch.dtype:
 
 def _check(logits: Tensor, scores: Tensor, encoded: Sequence[Encoded]) -> None:
     wrong = ~(logits.isfinite().all(dim=1) & scores.isfinite().flatten(1).all(dim=1))
-    if bool(wrong.any()):
-        raise NonFiniteError(
-            f"the logits or scores of text {int(wrong.nonzero()[0, 0])} hold NaN or infinity: check the weights; "
-            "run the model in float32"
-        )
-    for number, text in enumerate(encoded):
-        own = scores[number, :, : len(text)]
-        if len(text) > 1 and bool((own.amax(dim=1) == own.amin(dim=1)).any()):
-            raise NoSignalError(
-                f"all tokens of text {number} have the same score: nothing in it moves the objective "
-                "(a constant objective, a saturated probability, or weights that are zero)"
-            )
+    silent = [
+        len(text) > 1 and bool((own.amax(dim=1) == own.amin(dim=1)).any())
+        for text, own in ((text, scores[number, :, : len(text)]) for number, text in enumerate(encoded))
+    ]
+    for found, kind, start, rest in (
+        (
+            wrong,
+            NonFiniteError,
+            "the logits or scores of {}",
+            "hold NaN or infinity: check the weights; run the model in float32",
+        ),
+        (
+            torch.tensor(silent, dtype=torch.bool),
+            NoSignalError,
+            "all tokens of {}",
+            "have the same score: nothing in it moves the objective (a constant objective, a saturated probability, or "
+            "weights that are zero)",
+        ),
+    ):
+        if bool(found.any()):
+            positions = found.nonzero()[:, 0].tolist()
+            error = kind(f"{start.format(f'text {positions[0]}')} {rest}")
+            error.images, error.cause = tuple(positions), f"{start.format('the text')} {rest}"
+            raise error
 
 
 def _notes(text: Encoded, replaced: list[bool], objective: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What one call of `explain_text` found: a signed score for every token of every text, and the question asked."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -104,6 +104,11 @@ class TextExplanation:
     def question(self, text: int = 0, target: int = 0) -> str:
         """What the scores answer, in words: "positive 98.1 % against negative 1.9 %"."""
         return self.answer.question(text, target)
+
+    @property
+    def failures(self) -> tuple[Mapping[str, Any], ...]:
+        """The texts left out by `on_error="skip"`: position in the call ("image"), "error" and "message"."""
+        return self.answer.failures
 
     def notes(self) -> list[str]:
         """What the reader should know: where a text was cut, say."""
