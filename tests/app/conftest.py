@@ -58,8 +58,9 @@ def new_service() -> Service:
 class Running:
     """The page as its command serves it, in a process of its own, on a free port."""
 
-    def __init__(self, *words: str, auth: str | None = None) -> None:
+    def __init__(self, *words: str, auth: str | None = None, token: bool = False) -> None:
         command = [sys.executable, "-m", "vitrail.cli", "app", "--port", "0", "--no-browser", *words]
+        command += [] if token or auth else ["--no-token"]
         command += ["--max-bytes", str(LIMITS.bytes), "--max-pixels", str(LIMITS.pixels)]
         environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1"}
         environment |= {} if auth is None else {"VITRAIL_AUTH": auth}
@@ -67,7 +68,8 @@ class Running:
         self.process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        self.address = line.partition(" at ")[2].split()[0] if " at " in line else ""
+        self.printed = line.partition(" at ")[2].split()[0] if " at " in line else ""
+        self.address = self.printed.partition("?")[0].rstrip("/")
         self.said: list[str] = [line]
         assert self.address, line + self.process.stdout.read()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -85,7 +87,7 @@ class Running:
         import httpx
 
         try:
-            return httpx.get(self.address, timeout=5).status_code == 200
+            return httpx.get(self.address, timeout=5).status_code in (200, 401)
         except httpx.TransportError:
             return False
 
@@ -132,6 +134,8 @@ class Visitor:
         self.server, self.elsewhere, self.errors = server, [], []
         self.page.route("**/*", self._route)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._heard)
+        self.page.wait_for_function = self.until  # Playwright's own makes code of text, which the page's policy forbids
 
     def _route(self, route: Any) -> None:
         if route.request.url.startswith((self.server.address, "data:", "blob:")):
@@ -139,6 +143,17 @@ class Visitor:
         else:
             self.elsewhere.append(route.request.url)
             route.abort()
+
+    def _heard(self, message: Any) -> None:
+        if "Content Security Policy" in message.text or "EvalError" in message.text:
+            self.errors.append(message.text)
+
+    def until(self, true: str, seconds: float = 60.0) -> None:
+        """Wait until an expression is true in the page."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(true):
+            assert time.monotonic() < end, f"never true: {true}"
+            self.page.wait_for_timeout(50)
 
     def come(self, link: str = "") -> Any:
         self.page.goto(self.server.address + "/" + link)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .pictures import Picture, Seen
 
-__all__ = ["Desk", "Desks"]
+__all__ = ["Desk", "Desks", "person_of"]
 
 
 @dataclass(eq=False)
@@ -27,6 +27,7 @@ class Desk:
     stop: threading.Event | None = None
     working: str | None = None
     used: float = 0.0
+    visitor: str = ""
 
     def put(self, picture: Picture) -> None:
         """Lay another picture on the desk; what belonged to the last one goes."""
@@ -44,6 +45,9 @@ class Desk:
 class Desks:
     """The desks by visitor; the one that was longest unused is cleared where they are too many or too full.
 
+    A visitor is a person at one tab, "person.tab". One person has at most `each` desks and a quarter of the bytes, and
+    clears with more of them only their own.
+
     >>> desks = Desks(most=2)
     >>> for visitor in "abc":
     ...     _ = desks.of(visitor)
@@ -55,21 +59,24 @@ class Desks:
         self,
         *,
         most: int = 200,
+        each: int = 12,
         most_bytes: int = 400_000_000,
         minutes: float | int = 60,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.most, self.most_bytes, self.seconds, self.clock = most, most_bytes, 60 * minutes, clock
+        self.most, self.each, self.most_bytes = most, each, most_bytes
+        self.seconds, self.clock = 60 * minutes, clock
         self._desks: OrderedDict[str, Desk] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, visitor: str) -> Desk:
         """The visitor's desk, an empty one for a new visitor."""
         with self._lock:
-            desk = self._desks.setdefault(visitor, Desk())
+            desk = self._desks.setdefault(visitor, Desk(visitor=visitor))
             self._desks.move_to_end(visitor)
             desk.used = self.clock()
             self._tidy()
+            self._share(person_of(visitor))
             return desk
 
     def leave(self, visitor: str) -> None:
@@ -92,6 +99,14 @@ class Desks:
                 return
             self._clear(oldest)
 
+    def _share(self, person: str) -> None:
+        own = [visitor for visitor in self._desks if person_of(visitor) == person]
+        while len(own) > 1:
+            full = sum(self._desks[visitor].size for visitor in own) > self.most_bytes / 4
+            if not (full or len(own) > self.each):
+                return
+            self._clear(own.pop(0))
+
     def _clear(self, visitor: str) -> None:
         desk = self._desks.pop(visitor, None)
         if desk is not None and desk.stop is not None:
@@ -102,3 +117,12 @@ class Desks:
 
     def __contains__(self, visitor: str) -> bool:
         return visitor in self._desks
+
+
+def person_of(visitor: str) -> str:
+    """Whose tab it is; a visitor without a tab is a person.
+
+    >>> person_of("3f2a.tab1"), person_of("ada")
+    ('3f2a', 'ada')
+    """
+    return visitor.partition(".")[0]

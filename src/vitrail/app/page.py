@@ -15,6 +15,7 @@ from .service import EMPTY, WAITING, Service, Shown
 from .surroundings import masthead, own_guide, picker, taking_home
 from .views.gallery import GROUPS
 from .views.guide import LAYOUTS
+from .work import MOST_LONG
 
 # Gradio reads these when it is imported: nothing is told to anybody, nothing looked up.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -185,7 +186,8 @@ class _Page:
         take = "(sent, query) => [window.vitrail.take(), query]"
         busy = "(...given) => { window.vitrail.busy(true); return given; }"
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "quick", "concurrency_limit": 4}
-        long: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "long", "concurrency_limit": 1}
+        long: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "long",
+                                "concurrency_limit": 2 * MOST_LONG}  # the service has them wait in line  # fmt: skip
 
         def on(event: Any, answer: Callable, inputs: list[Any], js: str, **lane: Any) -> None:
             done = event(answer, inputs, shown, js=js, **lane)

@@ -82,7 +82,8 @@ def as_command(question: Question, model: VisionModel, checkpoint: str | None, f
         case "guide":
             told = ["guide", file, *words, *name, *against, *mode, "--guide", "auto", "--layout", question.layout]
         case "transfer":
-            told = ["transfer", file, *words, *name, *against, "--steps", str(question.steps)]
+            opposing = [] if question.against is None else ["--opposing", _word(model, question.against)]
+            told = ["transfer", file, *words, *name, *opposing, "--steps", str(question.steps)]
         case "rewrite":
             goal = "CLASS" if question.against is None else _word(model, question.against)
             source = ["--source", _word(model, target)]

@@ -1,177 +1,68 @@
-"""The page's server, and the gate before it: what may be asked, by whom, how much, and where the page may reach."""
+"""The page's server: Gradio behind the gate, the browser's rules, and connections that are not waited for."""
 
-import ipaddress
+import asyncio
+import base64
+import hashlib
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+import re
+import socket
+from collections.abc import Iterable
+from importlib.resources import files
+from typing import Any
 
-from ..errors import OptionError
-from .service import Service
+from .admission import Admission, check_host, check_root_path, is_loopback
+from .gate import Calls, Gate
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["application", "policy", "serve"]
 
-__all__ = ["Gate", "application", "check_host", "is_loopback", "parse_auth"]
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Server = Callable[[Message, Receive, Send], Awaitable[None]]
-
-# All that the page needs of Gradio. Its other doors (files of the server by path, uploads to disk, addresses fetched
-# for others …) stay shut.
-OPEN = (
-    "/assets/", "/static/", "/theme.css", "/favicon.ico", "/config", "/info", "/gradio_api/info", "/login", "/logout",
-    "/token", "/user", "/manifest.json", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/queue/status",
-    "/gradio_api/heartbeat/", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/", "/gradio_api/reset",
-    "/gradio_api/cancel", "/gradio_api/startup-events", "/gradio_api/app_id", "/gradio_api/login_check",
-)  # fmt: skip
-
-# The browser itself refuses whatever would leave this server: fonts, scripts, pictures, connections.
+# The browser itself refuses whatever would leave this server, and every script but ours and Gradio's files: no script
+# in an attribute, none of text (strict.js stands in where Gradio makes code of its own texts).
 POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+    "default-src 'self'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
+INLINE = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
+MANIFEST = re.compile(r'<link rel="manifest"[^>]*>')  # it asks at the root of the host, whatever the page's own root is
+
+HEAD_WITHIN = 10.0  # seconds from the first byte of a request's head to its last, or from a connection to its first
+MOST_CONNECTIONS = 512
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine itself reaches that address.
+def application(
+    service: Any,
+    *,
+    host: str = "127.0.0.1",
+    admission: Admission | None = None,
+    root_path: str = "",
+    hosts: Iterable[str] = (),
+) -> Gate:
+    """The whole server as an ASGI application, to be run by `serve`.
 
-    >>> [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "example.org")]
-    [True, True, True, False, False]
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def parse_auth(text: str | None) -> tuple[str, str] | None:
-    """User and password from "user:password".
+    `root_path` is where a reverse proxy shows the page, `hosts` are the names that it is asked by beside the machine's
+    own.
 
     Raises:
-        OptionError: where one of them is missing.
-
-    >>> parse_auth("ada:lace:42")
-    ('ada', 'lace:42')
+        OptionError: for an address that others reach, where `admission` asks for no password; for a `root_path` that
+            is no path.
     """
-    if text is None:
-        return None
-    user, colon, password = text.partition(":")
-    if not (user and colon and password):
-        raise OptionError("--auth is USER:PASSWORD, both of at least one character")
-    return user, password
-
-
-def check_host(host: str, auth: tuple[str, str] | None) -> None:
-    """Refuse to serve others without a password.
-
-    Raises:
-        OptionError: for an address that others reach, where there is no `auth`.
-    """
-    if auth is None and not is_loopback(host):
-        raise OptionError(
-            f"--host {host} can be reached from other machines: give --auth USER:PASSWORD, or stay on 127.0.0.1"
-        )
-
-
-class Gate:
-    """Before the server: closed doors, a limit for what comes in, the browser's rules for what goes out.
-
-    A page on loopback answers to loopback's names only, so that no website can pass for it (DNS rebinding), and no
-    other origin may post to it.
-    """
-
-    def __init__(self, inner: Server, *, loopback: bool, most_bytes: int) -> None:
-        self.inner, self.loopback, self.most_bytes = inner, loopback, most_bytes
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.inner(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        status, reason = self._refusal(scope, headers)
-        if status:
-            await _refuse(send, status, reason)
-            return
-        begun = refused = False
-        taken = 0
-
-        async def take() -> Message:
-            nonlocal taken, refused
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.most_bytes and not refused:
-                refused = True
-                if not begun:
-                    await _refuse(send, 413, "the upload is larger than this page takes")
-            return {"type": "http.disconnect"} if refused else message
-
-        async def give(message: Message) -> None:
-            nonlocal begun
-            if refused:
-                return
-            if message["type"] == "http.response.start":
-                begun = True
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [
-                    *((k, v) for k, v in message.get("headers", []) if k.lower().decode() not in HEADERS), *own
-                ]  # fmt: skip
-            await send(message)
-
-        await self.inner(scope, take, give)
-
-    def _refusal(self, scope: Message, headers: dict[str, str]) -> tuple[int, str]:
-        path, host = scope["path"], headers.get("host", "")
-        if self.loopback and not is_loopback(_name(host)):
-            return 403, "this page answers to 127.0.0.1 and localhost only"
-        origin = headers.get("origin")
-        if origin and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
-            return 403, "another website may not ask this page"
-        if path != "/" and not any(path == door or (door.endswith("/") and path.startswith(door)) or path == door + "/"
-                                   for door in OPEN) and not path.startswith("/gradio_api/heartbeat"):  # fmt: skip
-            return 404, "there is nothing here"
-        if ".." in path:
-            return 404, "there is nothing here"
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.most_bytes:
-            return 413, "the upload is larger than this page takes"
-        return 0, ""
-
-
-def application(service: Service, *, host: str = "127.0.0.1", auth: tuple[str, str] | None = None) -> Server:
-    """The whole server as an ASGI application, to be run by uvicorn.
-
-    Raises:
-        OptionError: for an address that others reach, without `auth`.
-    """
-    check_host(host, auth)
+    admission = Admission() if admission is None else admission
+    check_host(host, admission.auth)
+    root_path = check_root_path(root_path)
     import gradio as gr
     from fastapi import FastAPI
 
     from .page import HEAD, STYLE, build, theme  # before any other import of Gradio: it sets its switches
 
     blocks = build(service)
-    blocks.queue(max_size=200, api_open=False)
+    blocks.queue(max_size=1000, api_open=False)  # the gate counts what each visitor asks
+    blocks.state_session_capacity = 1000
     inner: FastAPI = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks,
         path="",
         server_name=host,
-        auth=auth,
-        auth_message=None if auth is None else "Whoever runs this page has given you a name and a password.",
+        root_path=root_path or None,
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -182,26 +73,123 @@ def application(service: Service, *, host: str = "127.0.0.1", auth: tuple[str, s
         max_file_size=1,
         theme=theme(),
         css=STYLE,
-        head=HEAD,
     )
+    blocks.has_launched = True  # else Gradio does not check paths of files, though none comes as far as that
+    strict = _strict(blocks)
+
+    def page(html: str) -> tuple[str, str]:
+        """Gradio's page with our scripts, and the policy that lets these run and no others."""
+        html = MANIFEST.sub("", html, count=1)
+        html = html.replace("<head>", f"<head><script>{strict}</script>", 1)
+        before, end, after = html.rpartition("</body>")
+        html = f"{before}{HEAD}{end}{after}"
+        return html, policy(INLINE.findall(html))
+
     # An upload in base64 takes four bytes for three; the rest is for the words around it.
     most = service.limits.bytes * 4 // 3 + 100_000
-    return Gate(inner, loopback=is_loopback(host), most_bytes=most)
+    gate = Gate(
+        inner,
+        admission,
+        _calls(blocks),
+        page=page,
+        policy=policy(),
+        loopback=is_loopback(host),
+        most_bytes=most,
+        root_path=root_path,
+        hosts=hosts,
+    )
+    service.present = lambda visitor: gate.listeners.present(visitor.rpartition(":")[2])
+    return gate
 
 
-def _name(host: str) -> str:
-    """The host in a Host header, without its port.
+def policy(scripts: Iterable[str] = ()) -> str:
+    """The Content-Security-Policy of a page with these inline scripts.
 
-    >>> _name("localhost:7860"), _name("[::1]:80"), _name("::1")
-    ('localhost', '::1', '::1')
+    >>> "script-src 'self' 'sha256-" in policy(["1"]), "unsafe-eval" in policy()
+    (True, False)
     """
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host if host.count(":") > 1 else host.partition(":")[0]
+    digests = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
+    return POLICY.format(hashes="".join(f" 'sha256-{digest}'" for digest in dict.fromkeys(digests)))
 
 
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = json.dumps({"detail": reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _strict(blocks: Any) -> str:
+    """The script that holds, as code, every text which Gradio's page would make code of."""
+    config = blocks.config
+    values = {one["js"] for one in config["dependencies"] if isinstance(one.get("js"), str)}
+    bodies = {one["props"].get("js_on_load") for one in config["components"]} - {None, ""}
+    texts = [f"[{json.dumps(text)}, ({text})]" for text in sorted(values)]
+    loads = [
+        f"[{json.dumps(text)}, function (element, trigger, props, server, upload, watch) {{\n{text}\n}}]"
+        for text in sorted(bodies)
+    ]
+    script = files("vitrail.app").joinpath("strict.js").read_text(encoding="utf-8")
+    return script.replace("/* values */", ",\n".join(texts)).replace("/* bodies */", ",\n".join(loads))
+
+
+def _calls(blocks: Any) -> Calls:
+    """What can be asked of the page's functions; those that a browser runs itself, or Gradio at the end, are none."""
+    queued, direct = {}, {}
+    for number, each in blocks.fns.items():
+        if each.fn is None or any(event in ("unload", "load_model") for _, event in each.targets):
+            continue
+        kinds = tuple(type(component).__name__ == "JSON" for component in each.inputs)
+        (queued if each.queue is not False else direct)[number] = kinds
+    return Calls(queued, direct)
+
+
+def serve(server: Gate, listening: socket.socket, *, proxied: bool = False) -> None:
+    """Serves until SIGINT or SIGTERM. `proxied`: a reverse proxy on this machine says who asks.
+
+    A connection that does not send a whole head in time is closed; where there are too many, the one that has waited
+    longest for its first.
+    """
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    unheard: dict[Connection, None] = {}
+
+    class Connection(H11Protocol):
+        late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            unheard[self] = None
+            self.late = self.loop.call_later(HEAD_WITHIN, transport.abort)
+            if len(self.connections) > MOST_CONNECTIONS:
+                longest = next(iter(unheard))
+                del unheard[longest]
+                longest.transport.abort()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            asked = self.cycle is not None and not self.cycle.response_complete
+            if asked:
+                self._heard()
+            elif self.late is None and not self.transport.is_closing():  # between two requests: part of a head
+                unheard[self] = None
+                self.late = self.loop.call_later(HEAD_WITHIN, self.transport.abort)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._heard()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._heard()
+            super().connection_lost(exc)
+
+        def _heard(self) -> None:
+            unheard.pop(self, None)
+            if self.late is not None:
+                self.late.cancel()
+                self.late = None
+
+    config = uvicorn.Config(
+        server,
+        http=Connection,
+        ws="none",
+        log_level="error",
+        proxy_headers=proxied,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    uvicorn.Server(config).run(sockets=[listening])

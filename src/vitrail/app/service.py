@@ -4,12 +4,13 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ..errors import ImageError, VitrailError
 from .answer import Answer
-from .desk import Desk, Desks
+from .desk import Desk, Desks, person_of
 from .fragments import nothing, problem, progress
 from .pictures import Limits, Picture, example_picture, look, uploaded
 from .question import LONG, OPEN, Question
@@ -70,6 +71,7 @@ class Service:
         self.limits = Limits() if limits is None else limits
         self.desks = Desks() if desks is None else desks  # an empty one is false
         self.turn = Turn()
+        self.present: Callable[[str], bool] = lambda _: True  # whether anybody waits for a visitor's answers
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Service:
             self.desks.of(visitor).guide = self._uploaded(name, content)
         except VitrailError as error:
             return Shown(question=question, status=problem(str(error)))
-        said = nothing(f"The guide will be your picture {name!r}. Now press <b>Guide</b>.")
+        said = nothing(f"The guide will be your picture {escape(name)}. Now press <b>Guide</b>.")
         return Shown(question=question, views={"guide": said})
 
     def choose(self, visitor: str, query: str, index: int) -> Shown:
@@ -138,10 +140,15 @@ class Service:
         stop = desk.stop = threading.Event()
 
         def work(report: Callable[[str, int, int], None]) -> tuple[Asked, Answer]:
-            with self.turn.long() as breathe:
+            def tell(doing: str, done: int, total: int) -> None:
+                if not self.present(visitor):
+                    stop.set()
+                report(doing, done, total)
+
+            with self.turn.long(person_of(visitor), lambda ahead: tell(f"waiting, {ahead} ahead", 0, 0)) as breathe:
 
                 def tick(doing: str, done: int, total: int) -> None:
-                    report(doing, done, total)
+                    tell(doing, done, total)
                     breathe()
 
                 asked = self._asked(desk, question)
@@ -225,6 +232,8 @@ class Service:
         try:
             self.shelf.model(question.model)  # loaded before the turn is taken: it may come from far
             with self.turn.quick():
+                if not self.present(desk.visitor):
+                    return Shown(question=question)
                 asked = self._asked(desk, question)
                 if view in LONG:
                     return self._long(desk, asked, turned)

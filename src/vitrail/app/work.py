@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Report", "Stopped", "Turn", "follow"]
+from ..errors import VitrailError
+
+__all__ = ["MOST_LONG", "BusyError", "Report", "Stopped", "Turn", "follow"]
 
 Result = TypeVar("Result")
 EVERY = 0.25  # seconds from one look at the worker to the next
+MOST_LONG = 12  # pieces of long work that wait or run, of all visitors together
 
 
 class Stopped(Exception):  # noqa: N818  (nothing went wrong)
@@ -26,28 +29,38 @@ class Report:
     total: int
 
 
+class BusyError(VitrailError):
+    """More long work is asked for than the page takes on."""
+
+
 class Turn:
-    """One at a time at the model, and who works long lets those pass who only want a moment.
+    """One at a time at the model: short questions go before long work, and long work goes in the order of its coming.
+
+    Of long work at most `most` pieces wait or run, and `each` of one person, so that nobody can fill the line.
 
     >>> turn = Turn()
     >>> with turn.quick():
     ...     pass
-    >>> with turn.long() as breathe:
+    >>> with turn.long("ada") as breathe:
     ...     breathe()
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int = MOST_LONG, each: int = 2) -> None:
+        self.most, self.each = most, each
         self._free = threading.Condition()
         self._busy = False
         self._waiting = 0
+        self._line: list[_Place] = []  # who waits with long work or does it, the first in front
 
     @contextmanager
     def quick(self) -> Iterator[None]:
-        """Take the model for a moment."""
+        """Takes the model for a moment."""
         with self._free:
             self._waiting += 1
-            self._free.wait_for(lambda: not self._busy)
-            self._waiting -= 1
+            try:
+                self._free.wait_for(lambda: not self._busy)
+            finally:
+                self._waiting -= 1
             self._busy = True
         try:
             yield
@@ -55,13 +68,41 @@ class Turn:
             self._give_back()
 
     @contextmanager
-    def long(self) -> Iterator[Callable[[], None]]:
-        """Take the model for long; call what is given now and then, to let others pass."""
-        self._take_after_others()
+    def long(self, person: str = "", waiting: Callable[[int], None] = lambda _: None) -> Iterator[Callable[[], None]]:
+        """Takes the model for long; call what is given now and then, to let short questions pass.
+
+        While others are ahead, `waiting` is called with their number, and ends the waiting by raising.
+
+        Raises:
+            BusyError: where the line is full, or the person has enough in it.
+        """
+        place = _Place(person)
+        with self._free:
+            if sum(other.person == person for other in self._line) >= self.each:
+                raise BusyError(
+                    f"{self.each} drawings of yours are under way or wait already: stop one, or wait until it is done"
+                )
+            if len(self._line) >= self.most:
+                raise BusyError(f"{self.most} drawings of other visitors wait already: try again in a minute")
+            self._line.append(place)
         try:
-            yield self._breathe
+            while ahead := self._ahead(place):
+                waiting(ahead)
+                with self._free:
+                    self._free.wait_for(lambda: self._line[0] is place, timeout=EVERY)
+            self._take_after_others()
+            try:
+                yield self._breathe
+            finally:
+                self._give_back()
         finally:
-            self._give_back()
+            with self._free:
+                self._line.remove(place)
+                self._free.notify_all()
+
+    def _ahead(self, place: "_Place") -> int:
+        with self._free:
+            return self._line.index(place)
 
     def _breathe(self) -> None:
         if self._waiting:
@@ -77,6 +118,13 @@ class Turn:
         with self._free:
             self._busy = False
             self._free.notify_all()
+
+
+@dataclass(eq=False)
+class _Place:
+    """A place in the line, and whose it is."""
+
+    person: str
 
 
 def follow(

@@ -2,7 +2,15 @@
 
 import importlib.util
 import os
+import secrets
+import shutil
+import signal
 import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +41,16 @@ def app_command(
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1000, help="Largest upload, in bytes.")] = 16_000_000,
     max_pixels: Annotated[int, typer.Option("--max-pixels", min=1000, help="Largest picture, in pixels.")] = 40_000_000,
     device: shared.Device = "cpu",
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let every user of this machine in, without the token of the address.")
+    ] = False,
+    root_path: Annotated[
+        str, typer.Option("--root-path", metavar="PATH", help="Where a reverse proxy shows the page, such as /vitrail.")
+    ] = "",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="A name that the page is asked by, too; several: repeat."),
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
 ) -> None:
     """Serve the web page: a picture in, a click on a class, and the signed map; offline, on this machine alone.
@@ -46,26 +64,38 @@ def app_command(
         for package in ("gradio", "uvicorn"):
             if importlib.util.find_spec(package) is None:
                 raise OptionError(f'the page needs {package}; install it with: pip install "vitrail[app]"')
-        from vitrail.app.pictures import Limits
-        from vitrail.app.server import application, check_host, parse_auth
-        from vitrail.app.service import Service
-        from vitrail.app.shelf import Shelf
-        from vitrail.cli.loading import load_named
+        from vitrail.app.admission import Admission, check_host, check_root_path, parse_auth
 
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whichever library loads a model: no pickle runs code
         known = parse_auth(auth)
         check_host(host, known)
-        shelf = Shelf(
-            model,
-            load=lambda name, weights: load_named(name, weights, device=device),
-            checkpoint=checkpoint,
-            allowed=tuple(allow_models or ()),
-        )
-        with _listening(host, port) as listening:
-            server = application(Service(shelf, Limits(max_bytes, max_pixels)), host=host, auth=known)
-            _serve(server, listening, host, browser=not no_browser)
+        prefix, names = check_root_path(root_path), tuple(allow_host or ())
+        admission = Admission(token=None if known or no_token else secrets.token_urlsafe(24), auth=known)
+        with _listening(host, port) as listening, _ended_by_signals(), _own_folder():
+            address = _say_where(admission, listening, host, prefix)
+            typer.echo(f"loading {model} …")
+            from vitrail.app.pictures import Limits
+            from vitrail.app.server import application, serve
+            from vitrail.app.service import Service
+            from vitrail.app.shelf import Shelf
+            from vitrail.cli.loading import load_named
+
+            shelf = Shelf(
+                model,
+                load=lambda name, weights: load_named(name, weights, device=device),
+                checkpoint=checkpoint,
+                allowed=tuple(allow_models or ()),
+            )
+            service = Service(shelf, Limits(max_bytes, max_pixels))
+            server = application(service, host=host, admission=admission, root_path=prefix, hosts=names)
+            typer.echo("ready")
+            if not no_browser:
+                _open(f"{address}?token={admission.invitation()}" if admission.token else address)
+            serve(server, listening, proxied=bool(prefix or names))
     except VitrailError as error:
         stop(error)
+    except KeyboardInterrupt:
+        typer.echo("\nended")
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -77,24 +107,73 @@ def _listening(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(128)  # who opens the address while the model is loading waits, and is not turned away
     except OSError as error:
         listening.close()
         raise OptionError(f"cannot serve at {host}, port {port}: {error.strerror}; choose another --port") from error
     return listening
 
 
-def _serve(server: Any, listening: socket.socket, host: str, *, browser: bool) -> None:
-    """Serve until Ctrl-C, and say where."""
+def _say_where(admission: Any, listening: socket.socket, host: str, prefix: str) -> str:
+    """Prints the address with its token, and gives it without."""
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}{prefix}/"
+    token = f"?token={admission.token}" if admission.token else ""
+    typer.echo(f"Vitrail is at {address}{token}  (Ctrl-C ends it)")
+    return address
+
+
+def _open(address: str) -> None:
+    """Opens the address in the reader's browser, in a moment."""
     import threading
     import webbrowser
 
-    import uvicorn
+    opening = threading.Timer(0.5, webbrowser.open, [address])
+    opening.daemon = True
+    opening.start()
 
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}"
-    typer.echo(f"Vitrail is at {address}  (Ctrl-C ends it)")
-    if browser:
-        opening = threading.Timer(1.0, webbrowser.open, [address])
-        opening.daemon = True
-        opening.start()
-    uvicorn.Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listening])
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Has SIGTERM end the command as Ctrl-C does, with everything put away; the status is that of the signal."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+FOLDER = "vitrail-app-"
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Has all temporary files of the process in one folder, which goes with it; those of killed ones go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        number = left.name.removeprefix(FOLDER).partition("-")[0]
+        if number.isdecimal() and not _runs(int(number)) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)  # another user's stays, as it should
+    before = tempfile.tempdir
+    folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
+    tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        os.environ.pop("GRADIO_TEMP_DIR", None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of that number, whosever it is."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -37,21 +37,17 @@ def explain_command(
     model: shared.ModelName,
     target: Annotated[
         list[str] | None,
-        typer.Option(
-            "--target", "-t", help="Class to explain, by name or index; several: repeat. Default: the predicted class."
-        ),
+        typer.Option("--target", "-t", help="Class by name or index; several: repeat. Default: the predicted class."),
     ] = None,
     against: Annotated[
-        list[str] | None,
-        typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
+        list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="For CLIP models: a text as the target; several: repeat."),
+        typer.Option("--text", help="For CLIP: a text to hold the image against, as a target; several: repeat."),
     ] = None,
     against_text: Annotated[
-        list[str] | None,
-        typer.Option("--against-text", help="For CLIP models: a text to compare with; one, or one for each --text."),
+        list[str] | None, typer.Option("--against-text", help="For CLIP: a text to compare with; one, or one per text.")
     ] = None,
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
@@ -59,46 +55,41 @@ def explain_command(
     format_: shared.FolderFormats = None,
     objective: Annotated[
         str | None,
-        typer.Option(
-            "--objective", help="What is differentiated. Default: logit; with --against normalized_difference."
-        ),
+        typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8."),
     ] = None,
     gradient: Annotated[
         shared.Gradient,
         typer.Option(
             "--gradient",
-            help="What the backward pass holds constant: full nothing; leaf attention; libra norms and gates too; "
-            "auto: full where a class stands against the target, else libra.",
+            help="Leaf: attention held constant backward; libra: norms, gates too; auto: full where a "
+            "class stands against the target, else libra.",
         ),
     ] = shared.Gradient.auto,
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
     readout: Annotated[
         str | None,
-        typer.Option(
-            "--readout",
-            help="Token to read: class, mean, all, an index, or ROW,COLUMN of a patch. Default: the model's own.",
-        ),
+        typer.Option("--readout", help="Token to read: class, mean, all, an index, or ROW,COLUMN of a patch."),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(
-            "--option", metavar="NAME=VALUE", help="An option of the method, as in variant=released; several: repeat."
-        ),
+        typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; several: repeat."),
     ] = None,
     size: shared.InputSize = None,
-    device: shared.Device = "auto",
+    device: shared.Device = "cpu",
     dtype: shared.Dtype = shared.Precision.float32,
     batch_size: shared.AutoBatchSize = "auto",
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the method. Default: none.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Estimate memory and time instead of explaining.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of whatever is random in the method.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it would take, in memory and time, and explain nothing.")
+    ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Draw which patches argue for a class (red) and which against it (blue).
 
     Each image becomes OUTPUT/<stem>.<target>.png, a figure. More than 100 images become small overlays (.jpg) and maps
-    (.safetensors) instead, unless --format says otherwise. A failed image is reported on stderr and sets exit code 1;
-    the others continue. Exit code 2: the question itself cannot be asked.
+    (.safetensors) instead, unless --format says otherwise. One that fails gets a line on stderr, the others are still
+    done, and the exit code is 1; it is 2 when the question itself cannot be asked.
     """
     from vitrail.cli.explaining import run
     from vitrail.cli.planning import show_plan
@@ -131,7 +122,7 @@ def explain_command(
         load={**shared.how_to_load(device, dtype, size), "texts": texts or None},
         batch_size=shared.parse_batch(batch_size),
         output=output,
-        formats=shared.kinds(format_),
+        formats=shared.kinds(format_) if format_ else (),
         as_json=as_json,
         seed=seed,
     )

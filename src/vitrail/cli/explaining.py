@@ -11,12 +11,13 @@ import typer
 
 from vitrail.cli.ahead import in_threads
 from vitrail.cli.batches import in_batches
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import Reporter, one_line, show_table
 from vitrail.cli.explain import Request
-from vitrail.cli.inputs import OVERLAY, Destination, Found, OutputNames, destination, find_images, slug
+from vitrail.cli.inputs import Found, OutputNames, find_images, slug
 from vitrail.cli.loading import load_named
 from vitrail.errors import OptionError, SameClassError, VitrailError
 from vitrail.explanation import Explanation, percent
+from vitrail.files import writable_folder
 from vitrail.render import save_light, save_picture
 from vitrail.render.lettering import number
 
@@ -30,8 +31,8 @@ MANY = 100  # images, from which on a figure of each would take longer and more 
 AT_ONCE = {"cpu": 8}  # images; a CPU is quickest while the activations stay in its cache
 AT_ONCE_ELSEWHERE = 64
 
-FILES = ("png", "jpg", "pdf", "svg", "safetensors")  # what a single result can be
-SAVERS: dict[str, Any] = {"safetensors": Explanation.save, OVERLAY: save_light}
+SUFFIXES = {"overlay": "jpg"}  # of the kinds that are not called by theirs
+SAVERS: dict[str, Any] = {"safetensors": Explanation.save, "overlay": save_light}
 
 HEADER = ("image", "target", "its probability", "against", "and its", "lowest", "highest", "files")
 
@@ -39,27 +40,22 @@ HEADER = ("image", "target", "its probability", "against", "and its", "lowest", 
 def run(request: Request) -> bool:
     """Explain every image of the request; say whether any failed. Raises `VitrailError` for a question at fault."""
     objective = check_question(request)
-    place = destination(request.output, FILES, request.formats)
+    output = writable_folder(request.output)
     reporter = Reporter(as_json=request.as_json)
-    found, missing = find_images(request.images, leave_out=place.leave_out)
-    names = OutputNames(place.folder, found, place.file)
+    found, missing = find_images(request.images, leave_out=output)
     model = load_model(request)
     classes = classes_of(request, model)
-    formats = _formats(place, len(found), reporter)
+    formats = _formats(request, len(found), reporter)
     for argument, error in missing:
         reporter.fail(argument, error)
     at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
-    each = _results(request, model, classes, found, names, formats, reporter)
-    results: Iterable[dict[str, Any]] = each
-    try:
-        with reporter.working(len(found)), closing(each):
-            if at_the_end:
-                results = list(results)
-            else:
-                show_table(HEADER, map(_row, results))
-    except KeyboardInterrupt:
-        reporter.say(f"interrupted after {reporter.done} of {len(found)} images: every file in {place.folder} is whole")
-        raise typer.Exit(130) from None
+    each = _results(request, model, classes, found, formats, reporter)
+    with reporter.working(len(found)), closing(each):
+        results: Iterable[dict[str, Any]] = each
+        if at_the_end:
+            results = list(results)
+        else:
+            show_table(HEADER, map(_row, results))
     if request.as_json:
         asked = {**request.question, "objective": objective, "options": request.options}
         answers = {"results": results, "failures": reporter.failures}
@@ -122,15 +118,15 @@ def passes_at_once(request: Request, model: "VisionModel", image: "Prepared", si
     return lanes_for(model, image.tensor, size) if request.seed is None else 1
 
 
-def _formats(place: Destination, images: int, reporter: Reporter) -> tuple[str, ...]:
-    if place.formats:
-        return place.formats
+def _formats(request: Request, images: int, reporter: Reporter) -> tuple[str, ...]:
+    if request.formats:
+        return request.formats
     if images <= MANY:
         return ("png",)
     reporter.say(
         f"{images} images: small overlays (.jpg) and maps (.safetensors) are written; --format png draws each a figure"
     )
-    return OVERLAY, "safetensors"
+    return "overlay", "safetensors"
 
 
 def _results(
@@ -138,7 +134,6 @@ def _results(
     model: "VisionModel",
     classes: tuple[list[int], list[int]],
     found: Sequence[Found],
-    names: OutputNames,
     formats: Sequence[str],
     reporter: Reporter,
 ) -> Generator[dict[str, Any], None, None]:
@@ -170,6 +165,8 @@ def _results(
         reporter.fail(str(image.path), error)
         reporter.advance()
 
+    names = OutputNames(request.output, found)
+
     def write(done: tuple[Found, Explanation]) -> list[Path]:
         image, ex = done
         return _write(ex, image, names, formats)
@@ -184,8 +181,9 @@ def _results(
             except VitrailError as error:
                 failed(image, error)
                 continue
-            for note in ex.notes():
-                reporter.note(str(image.path), note)
+            if not request.as_json:
+                for note in ex.notes():
+                    reporter.say(f"{one_line(str(image.path))}: {note}")
             yield from rows
             reporter.advance()
 
@@ -204,8 +202,7 @@ def _write(ex: Explanation, image: Found, names: OutputNames, formats: Sequence[
         what += ".against-" + _joined([slug(side[1][0]) for side in sides])
     files = []
     for kind in formats:
-        part = OVERLAY if kind == OVERLAY and "jpg" in formats else ""
-        path = names.path(image, what, "jpg" if kind == OVERLAY else kind, part)
+        path = names.path(image, what, SUFFIXES.get(kind, kind))
         files.append(SAVERS.get(kind, save_picture)(ex, path))
     return files
 
@@ -240,9 +237,8 @@ def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict
         yield row
 
 
-def _row(row: dict[str, Any]) -> tuple[Any, ...]:
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
     sides = []
     for role in ("target", "against"):
         sides += [row[role], percent(row[f"{role}_probability"])] if role in row else ["", ""]
-    files = tuple(map(Path, row["files"]))
-    return Path(row["image"]), *sides, number(row["lowest"]), number(row["highest"]), files
+    return row["image"], *sides, number(row["lowest"]), number(row["highest"]), ", ".join(row["files"])

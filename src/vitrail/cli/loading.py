@@ -10,15 +10,13 @@ if TYPE_CHECKING:
 __all__ = ["load_named", "named_device"]
 
 
-def named_device(device: str, dtype: str = "float32") -> str:
-    """The device of that name; "auto" is the best that this machine has for the floating point type."""
+def named_device(device: str) -> str:
+    """The device of that name; "auto" is the best that this machine has."""
     import torch
 
     if device != "auto":
         return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() and dtype != "float64" else "cpu"  # which mps lacks
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_named(
@@ -43,12 +41,7 @@ def load_named(
     from vitrail.models import load
 
     model = load(
-        name,
-        checkpoint=checkpoint,
-        device=named_device(device, dtype),
-        dtype=getattr(torch, dtype),
-        size=size,
-        texts=texts,
+        name, checkpoint=checkpoint, device=named_device(device), dtype=getattr(torch, dtype), size=size, texts=texts
     )
     if resize is None:
         return model

@@ -28,6 +28,14 @@ class Constraint(StrEnum):
     softmax = "softmax"
 
 
+class Picture(StrEnum):
+    """The kind of file that the figure becomes."""
+
+    png = "png"
+    pdf = "pdf"
+    svg = "svg"
+
+
 class Film(StrEnum):
     """The kind of file that the film becomes."""
 
@@ -45,16 +53,16 @@ class TransferRequest:
     model: str
     checkpoint: Path | None
     target: str | None
-    against: str | None
+    opposing: str | None
     also: list[str]
     question: dict[str, Any]  # steps, lr, optimiser, constraint: keyword arguments of `transfer`
-    figure_steps: list[int]
-    frame_interval: int | None
+    at: list[int]
+    every: int | None
     device: str
     dtype: str
     resize: int | None
     output: Path
-    pictures: tuple[str, ...]  # none: png
+    pictures: tuple[str, ...]
     film: str
     restart: bool
     as_json: bool
@@ -64,45 +72,41 @@ def transfer_command(
     image: shared.ImageFile,
     model: shared.ModelName,
     target: Annotated[
-        str | None,
-        typer.Option("--target", "-t", help="Class whose logit is lowered, by name or index. Default: the predicted."),
+        str | None, typer.Option("--target", "-t", help="Class whose logit is lowered. Default: the predicted class.")
     ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option("--against", help="Class to watch beside it, by name or index. Default: the strongest other."),
+    opposing: Annotated[
+        str | None, typer.Option("--opposing", help="Class that is watched. Default: the strongest other class.")
     ] = None,
-    also: Annotated[
-        list[str] | None, typer.Option("--also", help="One more class to watch; several: repeat. Default: none.")
-    ] = None,
+    also: Annotated[list[str] | None, typer.Option("--also", help="Another class to watch; several: repeat.")] = None,
     steps: Annotated[int, typer.Option("--steps", help="Steps of gradient descent.")] = 50,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate of the descent.")] = 4e-4,
+    lr: Annotated[float, typer.Option("--lr", help="Length of a step.")] = 4e-4,
     optimiser: Annotated[Optimiser, typer.Option("--optimiser", help="Plain gradient descent, or Adam.")] = (
         Optimiser.sgd
     ),
     constraint: Annotated[
         Constraint,
-        typer.Option("--constraint", help="clamp: no negative attention; softmax: rows stay distributions."),
+        typer.Option("--constraint", help="None; clamp: no negative attention; softmax: rows stay distributions."),
     ] = Constraint.none,
-    figure_step: Annotated[
+    at: Annotated[
         list[int] | None,
-        typer.Option(
-            "--figure-step", help="Step drawn in the figure; several: repeat. Default: 0, 5, 10, 20, 50, last."
-        ),
+        typer.Option("--at", help="Step drawn in the figure; several: repeat. Default: 0, 5, 10, 20, 50, the last."),
     ] = None,
-    frame_interval: Annotated[
-        int | None,
-        typer.Option("--frame-interval", min=1, help="Steps between frames of the film. Default: about 60 frames."),
+    every: Annotated[
+        int | None, typer.Option("--every", min=1, help="Steps from one frame of the film to the next.")
     ] = None,
     checkpoint: shared.Checkpoint = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
-    format_: shared.Figures = None,
+    format_: Annotated[
+        list[Picture] | None, typer.Option("--format", "-f", help="Kind of figure; several: repeat. Default: png.")
+    ] = None,
     film: Annotated[Film, typer.Option("--film", help="Kind of film; mp4 needs ffmpeg.")] = Film.gif,
-    resize: shared.Resize = None,
-    device: shared.Device = "auto",
+    resize: Annotated[
+        int | None,
+        typer.Option("--resize", min=1, help="Shorter side in pixels before the crop, if not the model's own."),
+    ] = None,
+    device: shared.Device = "cpu",
     dtype: shared.Dtype = shared.Precision.float32,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew instead of resuming an interrupted run.")
-    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an interrupt has left.")] = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Lower a class's logit by gradient descent on all attention maps, and draw where its reasons go.
@@ -119,16 +123,16 @@ def transfer_command(
         model=model,
         checkpoint=checkpoint,
         target=target,
-        against=against,
+        opposing=opposing,
         also=also or [],
         question={"steps": steps, "lr": lr, "optimiser": optimiser.value, "constraint": constraint.value},
-        figure_steps=figure_step or [],
-        frame_interval=frame_interval,
+        at=at or [],
+        every=every,
         device=device,
         dtype=dtype.value,
         resize=resize,
         output=output,
-        pictures=shared.kinds(format_),
+        pictures=tuple(dict.fromkeys(kind.value for kind in format_ or [Picture.png])),
         film=film.value,
         restart=restart,
         as_json=as_json,

@@ -22,8 +22,8 @@ __all__ = ["perturbation"]
 @register_experiment(
     "perturbation",
     figure=12,
-    wants="a folder of images; --guide PICTURE; --labels TABLE (else by folder or file name); --limit",
-    takes=("guide", "labels", "limit"),
+    wants="a folder of images; --guide PICTURE; --labels TABLE (else by folder or file name); --count",
+    takes=("guide", "labels", "count"),
 )
 def perturbation(question: Question) -> list[dict[str, Any]]:
     """Positive and negative perturbation of photographs stitched to a guide: complete against GAE, and controls."""
@@ -35,7 +35,7 @@ def perturbation(question: Question) -> list[dict[str, Any]]:
     guide_class = question.against[0] if question.against else _predicted(question, guide)
     labelled, how = _labelled(question)
     chosen = [(path, label) for path, label in labelled if label != guide_class]
-    order = evenly([label for _, label in chosen])[: question.limit]
+    order = evenly([label for _, label in chosen])[: question.count]
     needs(bool(order), f"no image is left of a class other than the guide's, {model.class_name(guide_class)}")
     generator = torch.Generator().manual_seed(0)
     curves: dict[Curve, list[torch.Tensor]] = defaultdict(list)
