@@ -262,8 +262,8 @@ class Explanation:
     def plot(self, path: str | os.PathLike[str] | None = None, **look: Any) -> "matplotlib.figure.Figure":
         """Draws photographs and signed maps, and writes them to `path` (.png, .jpg, .pdf or .svg) where one is given.
 
-        The options are those of `vitrail.render.draw`: opacity, smooth, shared_scale, photograph, max_images, colormap
-        and threshold.
+        The options are those of `vitrail.render.draw`: opacity, smooth, shared_scale, photograph, max_images, colormap,
+        threshold and side.
         """
         from vitrail.render.figure import draw
         from vitrail.render.sheet import save_figure, suffix_of

@@ -171,6 +171,8 @@ def test_refusals() -> None:
         draw(make(), max_images=0)
     with pytest.raises(OptionError, match="colormap='jett' is unknown to Matplotlib"):
         draw(make(), colormap="jett")
+    with pytest.raises(OptionError, match="side=0.5 must lie between 1 and 20 inches"):
+        draw(make(), side=0.5)
     for share in (-0.1, 1, float("nan")):
         with pytest.raises(OptionError, match="threshold=.* must lie between 0"):
             draw(make(), threshold=share)
@@ -200,6 +202,12 @@ def test_the_figure_says_how_many_images_it_leaves_out() -> None:
     two = draw(ex, max_images=2)
     assert len(two.axes) == 2 * 3
     assert "The first 2 of 38 images; max_images=38 draws all." in words(two)
+
+
+def test_panels_of_another_size() -> None:
+    small, large = (draw(make(), side=side).get_size_inches() for side in (2, 4))
+    assert large[1] - small[1] == pytest.approx(2)
+    assert large[0] - small[0] == pytest.approx(4)  # the photograph and the map
 
 
 def test_another_colormap_and_a_threshold() -> None:

@@ -42,6 +42,7 @@ def draw(
     max_images: int | None = MOST,
     colormap: ColormapLike | None = None,
     threshold: float | int = 0.0,
+    side: float | int | None = None,
 ) -> "Figure":
     """Draws an explanation, or several of the same images side by side, as a Matplotlib figure.
 
@@ -49,21 +50,22 @@ def draw(
     photographs, unless `photograph` says otherwise. At most `max_images` are drawn (default 36; None for all), and a
     line below tells how many are left out. Each map is scaled by its own largest absolute score, unless `shared_scale`
     asks for one scale over all images and targets of an explanation. `opacity`, `smooth`, `colormap` and `threshold`
-    are those of `overlay`. The figure belongs to no window and no global state: a notebook shows it, `save_figure`
-    writes it.
+    are those of `overlay`. `side` is the height of a panel in inches (default 3.1, in a grid 1.9): letters keep their
+    size, so a lower one makes them larger next to the maps. The figure belongs to no window and no global state: a
+    notebook shows it, `save_figure` writes it.
 
     Raises `OptionError` when there is nothing to draw, the explanations hold different numbers of images, an option is
     out of its range, or the figure would be too large.
     """
     columns = [explanations] if isinstance(explanations, Explanation) else list(explanations)
-    _check(columns, opacity, max_images)
+    _check(columns, opacity, max_images, side)
     check_threshold(threshold)
     total = len(columns[0])
     columns = [ex[:max_images] for ex in columns] if max_images is not None and total > max_images else columns
     first, rows = columns[0], len(columns[0])
     small = rows > LISTED
     photograph = first.images is not None and (not small if photograph is None else photograph)
-    wide, high = panel_size(first, SMALL if small else SIDE)
+    wide, high = panel_size(first, side or (SMALL if small else SIDE))
     count = sum(ex.targets for ex in columns) + photograph
     group = count * wide + (count - 1) * GAP
     head = MARGIN / 2 + HEAD + SECOND * any(ex.against is not None for ex in columns)
@@ -103,7 +105,7 @@ def draw(
     return figure
 
 
-def _check(columns: list[Explanation], opacity: float | int, max_images: int | None) -> None:
+def _check(columns: list[Explanation], opacity: float | int, max_images: int | None, side: float | int | None) -> None:
     if not columns or not len(columns[0]):
         raise OptionError("there is nothing to draw: no explanation, or one of no image")
     counts = [len(ex) for ex in columns]
@@ -113,9 +115,11 @@ def _check(columns: list[Explanation], opacity: float | int, max_images: int | N
         raise OptionError(f"opacity={opacity} must lie between 0 (the photograph) and 1 (the map over it)")
     if max_images is not None and max_images < 1:
         raise OptionError(f"max_images={max_images} must be 1 or more, or None for all")
+    if side is not None and not 1 <= side <= 20:
+        raise OptionError(f"side={side} must lie between 1 and 20 inches")
 
 
-def panel_size(ex: Explanation, side: float = SIDE) -> tuple[float, float]:
+def panel_size(ex: Explanation, side: float | int = SIDE) -> tuple[float, float]:
     """Width and height of a panel, in inches; `side` is the height of one that is not very wide."""
     rows, cols = ex.grid if ex.images is None else ex.images.shape[1:3]
     wide, widest = side * cols / rows, WIDEST * side / SIDE
