@@ -125,7 +125,7 @@ def panel_size(ex: Explanation, side: float | int = SIDE) -> tuple[float, float]
     wide, widest = side * cols / rows, WIDEST * side / SIDE
     if wide > widest:
         return widest, max(widest * rows / cols, 0.5)
-    return max(wide, 1.6), side
+    return max(wide, 1.6), float(side)
 
 
 def _shared(ex: Explanation) -> float:
