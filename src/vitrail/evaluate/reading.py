@@ -275,7 +275,7 @@ def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
                     maps[block] = path / name
         elif (kept := path / MAPS / f"{block_name(block)}.safetensors").exists():
             maps[block] = kept
-        table, failed = read_part(file, images=images, most=min(each, room))
+        table, failed = read_part(file, images=images, most=each, room=room)
         room -= len(table)
         failures += failed
         tables.append(table)
@@ -300,7 +300,7 @@ def _images(manifest: Mapping[str, Any], block: int, path: Path) -> range:
     """The images of a block, as the manifest has it."""
     size = manifest.get("block") or manifest["images"] or 1
     images = range(min(block * size, manifest["images"]), min((block + 1) * size, manifest["images"]))
-    if not images and (block or manifest["images"]):
+    if not images:
         raise RunFolderError(
             f"{path} holds block {block}, and its manifest.json tells of {manifest['images']} images: the folder holds "
             "the rows of another run; run the evaluation again in an empty folder"

@@ -103,11 +103,13 @@ def encoded(part: Part) -> bytes:
     return file.getvalue()
 
 
-def read_part(path: Path, *, images: range = range(2**31), most: int = 2**28) -> "tuple[pa.Table, list[Failure]]":
+def read_part(
+    path: Path, *, images: range = range(2**31), most: int = 2**28, room: int = 2**40
+) -> "tuple[pa.Table, list[Failure]]":
     """Reads the rows of a block, words as places in a dictionary, and what failed in it.
 
-    The file may be anybody's: it holds at most `most` rows, of the images in `images`, or is refused before its rows
-    take memory.
+    The file may be anybody's: it holds at most `most` rows, of the images in `images`, of which `room` fit into memory,
+    or is refused before its rows take any.
 
     Raises:
         RunFolderError: naming the file, when it is damaged or of another kind.
@@ -119,7 +121,7 @@ def read_part(path: Path, *, images: range = range(2**31), most: int = 2**28) ->
             open_regular(path, MORE_BYTES + ROW_BYTES * most) as opened,
             parquet.ParquetFile(opened, read_dictionary=list(WORDS)) as file,
         ):
-            _check_size(file, most)
+            _check_size(file, most, room)
             table = file.read(columns=[name for name, _ in COLUMNS], use_threads=False)
             table.validate(full=True)
         _check_rows(table, images)
@@ -133,7 +135,7 @@ def read_part(path: Path, *, images: range = range(2**31), most: int = 2**28) ->
         ) from error
 
 
-def _check_size(file: Any, most: int) -> None:
+def _check_size(file: Any, most: int, room: int) -> None:
     """Refuses other columns than ours, and more rows or bytes than they can have."""
     pa, _ = _arrow()
     kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
@@ -146,9 +148,11 @@ def _check_size(file: Any, most: int) -> None:
             raise RunFolderError(f"its column {name} is of {found}, and not of {kind}")
     if file.metadata.num_rows > most:
         raise RunFolderError(f"it has {file.metadata.num_rows:,} rows, and at most {most:,} are expected")
+    if file.metadata.num_rows > room:
+        raise RunFolderError(f"its {file.metadata.num_rows:,} rows do not fit into the memory that is free")
     unpacked = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
     if unpacked > MORE_BYTES + ROW_BYTES * file.metadata.num_rows:
-        raise RunFolderError(f"{unpacked:,} bytes for {file.metadata.num_rows:,} rows")
+        raise RunFolderError(f"it unpacks to {unpacked:,} bytes, for {file.metadata.num_rows:,} rows")
 
 
 def _check_rows(table: "pa.Table", images: range) -> None:

@@ -21,7 +21,7 @@ __all__ = [
     "summary",
 ]
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what begins one in a spreadsheet
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # what begins one in a spreadsheet
 ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 
@@ -181,7 +181,10 @@ def _field(value: Any) -> Any:
     """
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.9g}"
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _plain(value: float | None) -> float | None:
