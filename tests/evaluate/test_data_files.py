@@ -1,5 +1,6 @@
 """Folders, lists and the files that stand beside them: what is read, what is left out, what is refused."""
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -334,3 +335,90 @@ def test_real_photographs_by_wordnet_id_boxes_and_masks(shared, vit_tiny, tmp_pa
     values = np.asarray(Image.open(images / "coco-val" / "masks" / "000000000139.png"))
     assert re.sub(r"\D", "", coco.source(0)) == "000000000139"
     assert (sample.mask == (values == 1)).all()
+
+
+# -- what can only be meant otherwise ----------------------------------------------------------------------------------
+
+
+def boxed(tmp_path, *lines: str, header: str = "file,x_min,y_min,x_max,y_max"):
+    for number, name in enumerate(("one", "two", "three")):
+        draw(tmp_path / "photos" / f"{name}.png", seed=number)  # of 20 x 16 pixels
+    (tmp_path / "boxes.csv").write_text("\n".join([header, *lines, ""]))
+    return open_data(tmp_path / "photos", toy(), boxes=tmp_path / "boxes.csv")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            ["one.png,0.1,0.2,0.9,0.8", "two.png,0,0,1,1"],
+            r"boxes\.csv: these look like fractions of the picture, since",
+        ),
+        (["one.png,9,9,2,2", "two.png,5,5,5,9"], "none of its 2 boxes can be used: 2 without area"),
+        (["one.png,1,1,nan,9"], "row 2: a box is four numbers of pixels, not 1, 1, nan, 9"),
+        (["one.png,1,1,inf,9"], "row 2: a box is four numbers of pixels"),
+    ],
+)
+def test_boxes_that_are_all_wrong_are_refused_before_anything_is_measured(tmp_path, lines, said):
+    with pytest.raises(DataError, match=said):
+        boxed(tmp_path, *lines)
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ("0.1,0.2,0.9,0.8", "looks like fractions of the picture"),
+        ("4.1,4.1,4.3,9", "covers no pixel"),
+        ("2,2,16,20", r"lies partly outside \(with x and y swapped it would not\)"),
+        ("2,2,40,40", r"lies partly outside; boxes are left, top"),
+        ("30,2,40,9", "lies outside"),
+    ],
+)
+def test_a_box_that_cannot_be_meant_is_a_fault_of_its_picture(tmp_path, box, said):
+    data = boxed(tmp_path, f"one.png,{box}", "two.png,2,2,9,9", "three.png,1,1,21,17")
+    with pytest.raises(ImageError, match=said):
+        data.sample(data.inner.inner.entries.index(next(e for e in data.inner.inner.entries if e.source == "one.png")))
+    assert [data.sample(i).boxes for i in range(3) if data.source(i) != "one.png"] == [
+        ((1, 1, 21, 17),),
+        ((2, 2, 9, 9),),
+    ]
+
+
+def test_boxes_of_ones_own_data_set_are_checked_alike():
+    class Fractions:
+        knows = frozenset({"boxes"})
+
+        def __len__(self):
+            return 1
+
+        def source(self, index):
+            return "mine"
+
+        def sample(self, index):
+            return Sample(picture=Image.new("RGB", (20, 16)), boxes=[(0.1, 0.1, 0.9, 0.9)])
+
+        def describe(self):
+            return {}
+
+    with pytest.raises(ImageError, match="mine has 20 x 16 pixels, and its box .* looks like fractions"):
+        open_data(Fractions(), toy()).sample(0)
+
+
+def test_names_that_are_no_utf8_or_hold_a_nul_are_borne(tmp_path):
+    path = draw(tmp_path / "photos" / "plain.png")
+    path.rename(path.parent / os.fsdecode(b"b\xff.png"))
+    data = open_data(tmp_path / "photos", toy())
+    assert data.source(0) == r"b\xff.png"
+    assert data.sample(0).picture.size == (20, 16)
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        open_data(tmp_path / "photos", toy(), boxes="a\0b.csv")
+    with pytest.raises(DataError, match="does not exist"):
+        open_data("a\0b", toy())
+
+
+def test_a_pipe_in_the_place_of_a_mask_does_not_hang(tmp_path):
+    draw(tmp_path / "photos" / "one.png")
+    (tmp_path / "masks").mkdir()
+    os.mkfifo(tmp_path / "masks" / "one.png")
+    with pytest.raises(ImageError, match="mask .* cannot be read: .*it is not a regular file"):
+        open_data(tmp_path / "photos", toy(), masks=tmp_path / "masks").sample(0)

@@ -22,7 +22,11 @@ from vitrail.errors import (
     UnknownMethodError,
     UnknownProtocolError,
 )
+from vitrail.evaluate.data import Sample
 from vitrail.evaluate.folder import RunFolder
+from vitrail.evaluate.reading import read_run
+from vitrail.evaluate.report import build_board, write_report
+from vitrail.evaluate.report.checks import warnings
 from vitrail.evaluate.rows import read_part
 from vitrail.evaluate.running import digest_of, evaluate
 from vitrail.models import Preprocess
@@ -290,3 +294,73 @@ def test_a_damaged_block_is_named(whole, tmp_path):
 def test_the_digest_tells_weights_apart(model):
     assert digest_of(model.module) == digest_of(tiny().module)
     assert digest_of(model.module) != digest_of(tiny(class_token=False, global_pool="avg").module)
+
+
+# -- success without result --------------------------------------------------------------------------------------------
+
+
+class _Known:
+    """Four pictures of one's own, of which this is known."""
+
+    def __init__(self, **known) -> None:
+        self.known, self.knows = known, frozenset({"label", "boxes", "mask"})
+
+    def __len__(self) -> int:
+        return 4
+
+    def source(self, index: int) -> str:
+        return f"mine-{index}"
+
+    def sample(self, index: int) -> Sample:
+        pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        return Sample(picture=Image.fromarray(pixels), **self.known)
+
+    def describe(self) -> dict:
+        return {}
+
+
+EMPTY = np.zeros((64, 64), dtype=bool)
+CORNER = [(0.0, 0.0, 3.0, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "known", "said"),
+    [
+        (
+            "segmentation",
+            {"mask": EMPTY},
+            r"segmentation measured nothing on 4 images \(no mask known \(4 times\)\); a mask",
+        ),
+        ("pointing", {}, r"pointing measured nothing on 4 images \(no boxes known \(4 times\)\); boxes are left, top"),
+        ("perturbation", {}, r"perturbation measured nothing on 4 images \(no label known"),
+        ("pointing", {"boxes": [(9.0, 9.0, 9.2, 12.0)]}, r"pointing measured nothing .*mine-0 has 64 x 64 pixels, and"),
+    ],
+)
+def test_a_protocol_that_measures_nothing_is_an_error_here_and_in_the_report(model, tmp_path, protocol, known, said):
+    question = {"methods": "raw", "protocols": [protocol]}
+    with pytest.raises(DataError, match=said):
+        evaluate(model, _Known(**known), output=tmp_path / "run", **question)
+    with pytest.raises(RunFolderError, match="there is nothing to report, for nothing was measured"):
+        write_report([tmp_path / "run"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match=said):  # nor is it done the second time
+        evaluate(model, _Known(**known), output=tmp_path / "run", **question)
+
+
+def test_what_other_protocols_measured_is_kept_and_the_report_says_what_is_missing(model, tmp_path):
+    with pytest.raises(DataError, match=rf"pointing measured nothing .* What saco measured is in {tmp_path}"):
+        evaluate(model, _Known(label=1), "raw", ["pointing", "saco"], output=tmp_path)
+    run = read_run(tmp_path)
+    assert run.measures("saco") == ("saco",)
+    said = warnings([run], build_board([run], resamples=100))
+    assert f"{tmp_path.name}: pointing measured nothing: no boxes known (4 times)." in said
+
+
+def test_the_true_class_cannot_be_explained_where_none_is_known(model, pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    draw(folder / "first.png", (64, 64))
+    with pytest.raises(DataError, match="target=label explains the true class, and of no picture is it known"):
+        evaluate(model, folder, "raw", ["saco"], target="label", output=tmp_path / "run")
+    draw(folder / "ant.png", (64, 64))
+    told = evaluate(model, folder, "raw", ["saco"], target="label", output=tmp_path / "run").notes
+    assert "of 1 picture the predicted class is explained, for the true one is not known" in told

@@ -102,12 +102,15 @@ def evaluate_command(
         name, value = split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
         owner, _, own = name.partition(".")
         words.setdefault(owner, {})[own] = value
+    asked = [name for text in protocols or [] for name in text.split(",") if name]
     known: dict[str, Any] = {"boxes": boxes, "labels": labels, "masks": masks, "guide": guide, "category": category}
     cluster = {"address": address, "workers": workers, "gpus": gpus}
     cluster = {key: value for key, value in cluster.items() if value is not None}
     try:
         if cluster and engine != "ray":
             raise OptionError(f"--{next(iter(cluster))} is for --engine ray, and the engine is {engine}")
+        if protocols and not asked:
+            raise OptionError("--protocols names none: give names that --list shows, or leave it out for the preset's")
         failed = run(
             data,
             model,
@@ -117,7 +120,7 @@ def evaluate_command(
             as_json=as_json,
             question={
                 "methods": methods or ["complete"],
-                "protocols": [name for text in protocols or [] for name in text.split(",") if name],
+                "protocols": asked,
                 "preset": preset,
                 "target": target,
                 "fit": fit,

@@ -1,11 +1,12 @@
 """The work behind `vitrail evaluate`: words to values, the run with its progress, and what it found in few lines."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitrail.cli.console import one_line
 from vitrail.cli.loading import load_named
+
+if TYPE_CHECKING:
+    from vitrail.evaluate.rows import Failure
 
 __all__ = ["run"]
 
@@ -47,7 +51,7 @@ def run(
     if rank:  # the first process speaks for all
         return False
     found = read_run(outcome.folder)
-    failures = [failure for failure in found.failures if failure.method is None or not failure.reason.startswith("no ")]
+    failures = [failure for failure in found.failures if not _unknown(failure)]
     if as_json:
         document = {
             "output": str(outcome.folder),
@@ -60,7 +64,13 @@ def run(
         }
         typer.echo(json.dumps(document, indent=2))
         return bool(failures)
-    for note in outcome.notes:
+    left_out = Counter(
+        {
+            (one.image, one.protocol, one.reason): (one.protocol, one.reason) for one in found.failures if _unknown(one)
+        }.values()
+    )
+    less = [f"{name} leaves out {count} of {outcome.images} images: {why}" for (name, why), count in left_out.items()]
+    for note in (*outcome.notes, *less):
         typer.echo(f"note: {one_line(note)}", err=True)
     for failure in failures[:10]:
         where = " ".join(word for word in (failure.source, failure.method, failure.protocol) if word)
@@ -76,6 +86,11 @@ def run(
         f"{len(found.rows)} rows in {outcome.folder}; vitrail report {outcome.folder} shows them"
     )
     return bool(failures)
+
+
+def _unknown(failure: "Failure") -> bool:
+    """Whether the data do not tell what a protocol needs of this image, which is no fault of anything."""
+    return failure.method is not None and failure.reason.startswith("no ")
 
 
 def _options(words: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

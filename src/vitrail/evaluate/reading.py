@@ -1,6 +1,7 @@
 """The folder of a finished or unfinished run, read back: numbers per image, failures, what was seen, maps."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,8 +168,8 @@ class EvaluationRun:
         found = {}
         for path in self.files.values():
             with _opened(path) as file:
-                names = [name.split("/") for name in file.keys()]  # noqa: SIM118 (not a dictionary)
-            found |= {int(name[1]): path for name in names if name[0] == "image" and name[1].isdecimal()}
+                names = [re.fullmatch(r"image/([0-9]{1,10})", name) for name in file.keys()]  # noqa: SIM118 (no dictionary)
+            found |= {int(name[1]): path for name in names if name}
         return dict(sorted(found.items()))
 
     def seen(self, image: int) -> UInt8[np.ndarray, "height width 3"]:

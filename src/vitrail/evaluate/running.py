@@ -158,14 +158,14 @@ def evaluate(
     if several and progress is not None and images < len(opened):
         progress(len(opened), len(opened))
     again = f"measured again: {counted(len(folder.damaged), 'block')} of images, {listed(folder.damaged, 2)}"
+    notes = [*opened.notes, *([again] if folder.damaged else [])]
+    if plan.target == "label" and (unknown := sum(opened.label(index) is None for index in range(len(opened)))):
+        notes.append(
+            f"of {counted(unknown, 'picture')} the predicted class is explained, for the true one is not known"
+        )
     if not local_rank():  # the first process speaks for all
         _refuse_nothing(read_run(folder.path))
-    return Outcome(
-        folder.path,
-        len(opened),
-        len(opened) - done,
-        (*opened.notes, *([again] if folder.damaged else [])),
-    )
+    return Outcome(folder.path, len(opened), len(opened) - done, tuple(notes))
 
 
 def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:
@@ -216,6 +216,11 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
                 f"{name} needs {' and '.join(missing)} of an image, and of these data is known: {known}; give --boxes, "
                 f"--masks or --labels, or leave {name} out"
             )
+    if plan.target == "label" and "label" not in data.knows:
+        raise DataError(
+            "target=label explains the true class, and of no picture is it known: give labels, or target=predicted "
+            "(--labels, --target predicted)"
+        )
     size = fitted(model, plan).size
     layout = layout_of(model, torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype))
     for name, options in plan.protocols.items():
@@ -227,14 +232,12 @@ def _refuse_nothing(run: EvaluationRun) -> None:
     empty = run.unmeasured()
     if not empty:
         return
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in empty.items())
-    hints = [hint for word, hint in HINTS.items() if f"no {word}" in reasons]
+    images = counted(run.manifest["images"], "image")
+    said = "; ".join(f"{name} measured nothing on {images} ({reason})" for name, reason in empty.items())
+    hints = "".join(f"; {hint}" for word, hint in HINTS.items() if f"no {word}" in said)
     others = [name for name in run.protocols if name not in empty]
     kept = f". What {listed(others)} measured is in {run.folder}" if others else ""
-    raise DataError(
-        f"{', '.join(empty)} measured nothing on {counted(run.manifest['images'], 'image')} ({reasons})"
-        f"{''.join(f'; {hint}' for hint in hints)}{kept}"
-    )
+    raise DataError(f"{said}{hints}{kept}")
 
 
 def _images(data: Dataset, plan: Plan, blocks: Collection[int]) -> int:

@@ -1,5 +1,6 @@
 """Labels, boxes and masks from files of their own, put to the pictures that they name."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +10,10 @@ from xml.etree import ElementTree
 from vitrail.errors import DataError
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.pictures import Entry
-from vitrail.evaluate.data.table import Row, read_table
+from vitrail.evaluate.data.table import Row, read_table, refuse_fractions
 from vitrail.evaluate.data.wording import counted, listed
 
-__all__ = ["add_boxes", "add_labels", "add_masks", "merged"]
+__all__ = ["add_boxes", "add_labels", "add_masks", "merged", "refuse_useless"]
 
 
 def merged(entry: Entry, rows: Sequence[Row], classes: Classes, folder: Path, notes: list[str]) -> Entry:
@@ -69,10 +70,28 @@ def add_boxes(entries: Sequence[Entry], path: Path, classes: Classes, notes: lis
     found = _by_picture(entries, rows, path)
     if len(found) < len(entries):
         notes.append(f"without a box in {path}: {len(entries) - len(found)} of {counted(len(entries), 'picture')}")
-    return [
+    told = [
         merged(entry, found[entry.source], classes, path.parent, notes) if entry.source in found else entry
         for entry in entries
     ]
+    refuse_useless(path, [row for some in found.values() for row in some], told)
+    return told
+
+
+def refuse_useless(path: Path, rows: Sequence[Row], entries: Sequence[Entry]) -> None:
+    """Refuses boxes of which none can be used.
+
+    Raises:
+        DataError: saying why.
+    """
+    boxes = [row.box for row in rows if row.box is not None]
+    if not boxes or any(entry.boxes for entry in entries):
+        return
+    flat = sum(right <= left or bottom <= top for left, top, right, bottom in boxes)
+    raise DataError(
+        f"{path}: none of its {counted(len(boxes), 'box', 'boxes')} can be used: {flat} without area (a box is left, "
+        f"top, right, bottom, not width and height), {len(boxes) - flat} of another class than their picture"
+    )
 
 
 def add_masks(entries: Sequence[Entry], folder: Path, notes: list[str]) -> list[Entry]:
@@ -139,6 +158,7 @@ def _xml_folder(folder: Path, stems: set[str]) -> list[Row]:
             rows += _xml(path)
     if not rows:
         raise DataError(f"{folder} holds no XML file of a picture of the data (the stems must agree)")
+    refuse_fractions(folder, rows)
     return rows
 
 
@@ -157,4 +177,7 @@ def _xml(path: Path) -> list[Row]:
 
 
 def _side(one: ElementTree.Element, name: str) -> float:
-    return float(one.findtext(f"bndbox/{name}", ""))
+    side = float(one.findtext(f"bndbox/{name}", ""))
+    if not math.isfinite(side):
+        raise ValueError(f"{name} is {side}")
+    return side

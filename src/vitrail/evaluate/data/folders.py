@@ -36,7 +36,9 @@ def find_folder(folder: Path, classes: Classes) -> Found:
             if word not in labels:
                 labels[word] = classes.find(word)
             label = labels[word]
-        entries.append(Entry(path, source.as_posix(), label, word))
+        # A name that is no UTF-8 could be written nowhere.
+        name = source.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+        entries.append(Entry(path, name, label, word))
     if not entries:
         raise DataError(f"{folder} holds no picture (suffixes {READABLE})")
     return entries, [f"without any picture: {counted(len(empty), 'class folder')}, {listed(empty)}"] if empty else []

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vitrail.errors import DataError
-from vitrail.evaluate.data.annotations import merged
+from vitrail.evaluate.data.annotations import merged, refuse_useless
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.folders import Found
 from vitrail.evaluate.data.pictures import Entry
@@ -26,6 +26,7 @@ def find_list(path: Path, classes: Classes) -> Found:
     for file, told in rows.items():
         entry = Entry(path.parent / file, Path(file).as_posix())
         entries.append(merged(entry, told, classes, path.parent, notes))
+    refuse_useless(path, [row for told in rows.values() for row in told], entries)
     missing = sum(not entry.path.is_file() for entry in entries)
     if missing == len(entries):
         raise DataError(

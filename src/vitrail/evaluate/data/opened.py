@@ -10,7 +10,7 @@ import numpy as np
 
 from vitrail.errors import ImageError
 from vitrail.evaluate.data.dataset import Dataset, Sample
-from vitrail.evaluate.data.pictures import Content, Source
+from vitrail.evaluate.data.pictures import Content, Source, check_boxes
 
 __all__ = ["Given", "Opened"]
 
@@ -109,7 +109,9 @@ class Given:
         return {"given": self.data.describe()}
 
     def sample(self, index: int) -> Sample:
-        return self.data.sample(index)
+        found = self.data.sample(index)
+        check_boxes(found.boxes or (), found.picture.size, self.source(index))
+        return found
 
 
 def _digested(sample: Sample) -> tuple[int | None, str, str]:

@@ -14,7 +14,7 @@ from vitrail.evaluate.data.dataset import Sample
 from vitrail.files import open_regular
 from vitrail.images import read_image
 
-__all__ = ["Box", "Content", "Entry", "Pictures", "Source", "check_mask", "file_digest"]
+__all__ = ["Box", "Content", "Entry", "Pictures", "Source", "check_boxes", "check_mask", "file_digest"]
 
 Box = tuple[float, float, float, float]
 Content = tuple[str, str]
@@ -102,15 +102,37 @@ class Pictures:
     def sample(self, index: int) -> Sample:
         entry = self.entries[index]
         picture = read_image(entry.path)
-        for box in entry.boxes:
-            if box[0] >= picture.width or box[1] >= picture.height or box[2] <= 0 or box[3] <= 0:
-                listed = ", ".join(f"{value:g}" for value in box)
-                raise ImageError(
-                    f"{entry.path} has {picture.width} x {picture.height} pixels, and its box ({listed}) lies outside; "
-                    "boxes are left, top, right, bottom in pixels of the upright picture"
-                )
+        check_boxes(entry.boxes, picture.size, str(entry.path))
         mask = None if entry.mask is None else read_mask(entry.mask, picture.size, self.foreground)
         return Sample(picture=picture, label=entry.label, boxes=entry.boxes or None, mask=mask)
+
+
+def check_boxes(boxes: Sequence[Box], size: tuple[int, int], name: str) -> None:
+    """Refuses boxes (left, top, right, bottom) that cannot be meant for a picture of `size` (width, height).
+
+    A pixel or two beyond the picture, as rounding leaves them, are cut off and no fault.
+
+    Raises:
+        ImageError: for a box outside or partly outside, of no pixel, or that looks like fractions.
+    """
+    width, height = size
+    for left, top, right, bottom in boxes:
+        slack = max(2.0, 0.01 * max(width, height))
+        if left >= width or top >= height or right <= 0 or bottom <= 0:
+            wrong = "lies outside"
+        elif max(right, bottom) <= 1 < min(width, height):
+            wrong = "looks like fractions of the picture"
+        elif max(-left, -top, right - width, bottom - height) > slack:
+            swapped = right <= height + slack and bottom <= width + slack
+            wrong = f"lies partly outside{' (with x and y swapped it would not)' if swapped else ''}"
+        elif round(right) <= round(left) or round(bottom) <= round(top):
+            wrong = "covers no pixel"
+        else:
+            continue
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, and its box ({left:g}, {top:g}, {right:g}, {bottom:g}) {wrong}; "
+            "boxes are left, top, right, bottom in pixels of the upright picture"
+        )
 
 
 def read_mask(
@@ -124,7 +146,7 @@ def read_mask(
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        with open_regular(path, 2**32) as opened, Image.open(opened) as file:
             values = np.asarray(file)
     except FileNotFoundError as error:
         raise ImageError(f"the mask {path} does not exist") from error

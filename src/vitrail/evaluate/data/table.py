@@ -1,6 +1,7 @@
 """Tables of pictures: CSV, TSV or Parquet, with the names that people give to the columns."""
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from vitrail.errors import DataError
 
-__all__ = ["SUFFIXES", "Row", "read_table"]
+__all__ = ["SUFFIXES", "Row", "read_table", "refuse_fractions"]
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 FILES = ("file", "path", "filename", "file_name", "image", "imageid", "source")
@@ -55,7 +56,22 @@ def read_table(path: Path) -> list[Row]:
         word = next((found for column in words if (found := _word(line.get(column)))), None)
         box = None if corners is None else _box([_word(line.get(one)) for one in corners], f"{path}, row {number}")
         rows.append(Row(name, word, box, None if mask is None else _word(line.get(mask)) or None))
+    refuse_fractions(path, rows)
     return rows
+
+
+def refuse_fractions(path: Path, rows: Sequence[Row]) -> None:
+    """Refuses boxes that are all within the first pixel, which nobody means.
+
+    Raises:
+        DataError: saying that boxes are in pixels.
+    """
+    sides = [side for row in rows if row.box is not None for side in row.box]
+    if sides and max(sides) <= 1:
+        raise DataError(
+            f"{path}: these look like fractions of the picture, since no coordinate of a box is above 1; boxes are in "
+            "pixels: multiply x by the picture's width and y by its height"
+        )
 
 
 def _text(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
@@ -67,7 +83,7 @@ def _text(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
             return list(reader.fieldnames or ()), list(reader)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
@@ -100,6 +116,8 @@ def _box(corners: Sequence[str], where: str) -> tuple[float, float, float, float
         left, top, right, bottom = map(float, corners)
     except ValueError as error:
         raise DataError(f"{where}: a box is four numbers of pixels, not {', '.join(corners)}") from error
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        raise DataError(f"{where}: a box is four numbers of pixels, not {', '.join(corners)}")
     return left, top, right, bottom
 
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 __all__ = ["counted", "listed"]
 
 
-def counted(count: int, one: str) -> str:
+def counted(count: int, one: str, several: str | None = None) -> str:
     """A number of things.
 
     Example:
         >>> counted(1, "picture"), counted(3, "class folder")
         ('1 picture', '3 class folders')
     """
-    return f"{count} {one}{'' if count == 1 else 's'}"
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
