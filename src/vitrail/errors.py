@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointMismatchError",
     "DataError",
     "ExperimentError",
+    "ForwardError",
     "GuideError",
     "ImageError",
     "ImageTooLargeError",
@@ -37,11 +38,21 @@ __all__ = [
     "UnsafeCheckpointError",
     "UnsupportedAttentionError",
     "VitrailError",
+    "escaped",
 ]
 
 
+def escaped(text: str) -> str:
+    """The text with control and format characters written out: names in foreign files may hold a terminal's commands.
+
+    >>> escaped("head\\x1b[2J, \\u202egpj.exe")
+    'head\\\\x1b[2J, \\\\u202egpj.exe'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 class VitrailError(Exception):
-    """The root of every error that Vitrail raises on purpose.
+    """The root of every error that Vitrail raises on purpose; its text can be shown on any terminal.
 
     Where single images of a batch are at fault, `images` holds their positions and `cause` says why without naming
     them; otherwise both are empty.
@@ -49,6 +60,9 @@ class VitrailError(Exception):
 
     images: tuple[int, ...] = ()
     cause: str = ""
+
+    def __str__(self) -> str:
+        return escaped(super().__str__())
 
 
 class ImageError(VitrailError):
@@ -89,6 +103,10 @@ class CheckpointMismatchError(CheckpointError):
 
 class UnsafeCheckpointError(CheckpointError):
     """The checkpoint is a pickle that could run code, so it was not opened."""
+
+
+class ForwardError(ModelError):
+    """The model's own code failed on its input, or no gradient goes through it."""
 
 
 class OutputError(ModelError):

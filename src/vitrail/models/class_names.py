@@ -1,13 +1,22 @@
 """From what a person calls a class to its index, and back."""
 
+import csv
 import difflib
+import json
 import operator
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from ..errors import AmbiguousClassError, UnknownClassError
+from ..errors import AmbiguousClassError, ModelError, UnknownClassError
 
-__all__ = ["class_index", "normal", "short_name"]
+__all__ = ["ClassNames", "class_index", "named", "normal", "read_class_names", "short_name"]
+
+# In the order of the classes, by index or the other way round; or a file of them. Also arrays and pandas Series.
+ClassNames: TypeAlias = Iterable[Any] | Mapping[Any, Any] | str | os.PathLike[str]
+
+_LARGEST_FILE = 16_000_000  # bytes; the 21,841 names of ImageNet-21k take one
 
 _SHOWN = 10  # matches listed in a message before "and … more"
 
@@ -66,6 +75,72 @@ def class_index(
     raise UnknownClassError(f"no class of the model's {len(names)} is called {wanted!r}; {hint}")
 
 
+def named(class_names: ClassNames) -> tuple[str, ...]:
+    """Class names in the order of the classes: from a sequence, an array, a Series, a mapping or a file.
+
+    A mapping goes from index to name, or from name to index (torchvision's `class_to_idx`); indices may be strings, as
+    JSON has them. A file is read by `read_class_names`.
+
+    Raises:
+        ModelError: for what holds no names, and for indices other than 0 to the number of names less one.
+
+    Example:
+        >>> named({1: "dog", 0: "cat"}), named({"cat": 0, "dog": 1})
+        (('cat', 'dog'), ('cat', 'dog'))
+    """
+    if isinstance(class_names, str | os.PathLike):
+        if isinstance(class_names, str) and not _is_file(class_names):
+            raise ModelError(
+                f"class_names is one string, {class_names!r}, and no file of that name; give a list with one name per "
+                "class, or a file"
+            )
+        return read_class_names(class_names)
+    held: Any = class_names
+    if isinstance(getattr(held, "names", None), list | tuple):  # a feature of Hugging Face's datasets
+        held = held.names
+    elif not isinstance(held, Mapping) and hasattr(held, "to_dict"):  # a Series of pandas
+        held = held.to_dict()
+    if isinstance(held, Mapping):
+        return _by_index(held)
+    if not isinstance(held, Iterable):
+        raise ModelError(f"class_names is a {type(held).__name__}; give a list with one name per class, or a file")
+    names = list(held.tolist() if hasattr(held, "tolist") else held)
+    return _as_names(names)
+
+
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Class names from a file: one a line (.txt), a list or mapping (.json), or a table (.csv, .tsv).
+
+    A table has the names in the column "name", "class", "label" or "class_name", or in its only one, and the indices in
+    "index", "class_index", "id" or "label_id", where there is such a column. A `config.json` of Hugging Face is read
+    for its `id2label`.
+
+    Raises:
+        ModelError: for a file that cannot be read, or holds no names.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ModelError(f"no file of class names at {path}")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ModelError(f"{path} is too large for a file of class names: {path.stat().st_size} bytes")
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            held = json.loads(text)
+            held = held.get("id2label", held) if isinstance(held, dict) else held
+            if not isinstance(held, dict | list):
+                raise ModelError(f"{path} holds {type(held).__name__}, and neither a list of names nor a mapping")
+            return _by_index(held) if isinstance(held, dict) else _as_names(held)
+        if path.suffix.lower() in (".csv", ".tsv"):
+            return _from_table(text, "\t" if path.suffix.lower() == ".tsv" else ",", path)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise ModelError(f"the class names in {path} cannot be read: {str(error) or type(error).__name__}") from error
+    lines = text.splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return _as_names([line.strip() for line in lines])
+
+
 def short_name(index: int, names: Sequence[str] | None) -> str:
     """The first synonym of the class, or "class 7" where there is no name.
 
@@ -76,6 +151,74 @@ def short_name(index: int, names: Sequence[str] | None) -> str:
     if names is None or not 0 <= index < len(names):
         return f"class {index}"
     return names[index].split(",")[0].strip() or f"class {index}"
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null character
+        return False
+
+
+def _as_names(names: Sequence[Any]) -> tuple[str, ...]:
+    if not names:
+        raise ModelError("class_names holds no names; give one per class")
+    for name in names:
+        if isinstance(name, Mapping | list | tuple) or name is None:
+            raise ModelError(f"class_names holds {str(name)[:60]!r}, which is no name; give one string per class")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
+
+
+def _by_index(held: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Names in the order of their indices, from index to name or from name to index."""
+    by_key = [(_digits(key), value) for key, value in held.items()]
+    by_value = [(_digits(value), key) for key, value in held.items()]
+    for pairs in (by_key, by_value):
+        ordered = {index: name for index, name in pairs if index is not None}
+        if set(ordered) == set(range(len(held))):
+            return _as_names([ordered[index] for index in range(len(held))])
+    places = sorted(index for index, _ in by_key if index is not None) or sorted(
+        i for i, _ in by_value if i is not None
+    )
+    if len(places) < len(held):
+        raise ModelError("class_names maps neither indices to names nor names to indices; give {0: name, 1: name …}")
+    raise ModelError(f"class_names has the indices {places[:8]}…, not 0 to {len(places) - 1}")
+
+
+def _digits(value: Any) -> int | None:
+    """The integer, or the one whose digits a string holds; None for anything else."""
+    if isinstance(value, str):
+        return int(value) if value.strip().isdecimal() and len(value) < 20 else None
+    return _as_integer(value)
+
+
+def _from_table(text: str, separator: str, path: Path) -> tuple[str, ...]:
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(cell.strip() for cell in row)]
+    header = [cell.strip().lower().replace(" ", "_") for cell in rows[0]] if rows else []
+    named_column = next((header.index(word) for word in _NAME_COLUMNS if word in header), None)
+    index_column = next((header.index(word) for word in _INDEX_COLUMNS if word in header), None)
+    if named_column is None:
+        width = len(header)
+        if width == 2 and all(row and _digits(row[0]) is not None for row in rows):
+            named_column, index_column = 1, 0  # index, name
+        elif width == 1:
+            named_column = 0
+        else:
+            raise ModelError(f"{path} has the columns {', '.join(header[:8])}; name that of the class names 'name'")
+    else:
+        rows = rows[1:]
+    if any(len(row) <= max(named_column, index_column or 0) for row in rows):
+        raise ModelError(f"{path} has rows of different lengths; quote names that hold a {separator!r}")
+    if index_column is None:
+        return _as_names([row[named_column].strip() for row in rows])
+    indices = [row[index_column] for row in rows]
+    if len(set(indices)) < len(indices):
+        raise ModelError(f"{path} has an index twice; give one row per class")
+    return _by_index({row[index_column]: row[named_column].strip() for row in rows})
+
+
+_NAME_COLUMNS = ("name", "class_name", "class", "label", "label_name", "text")
+_INDEX_COLUMNS = ("index", "class_index", "idx", "class_idx", "id", "class_id", "label_id")
 
 
 def _as_integer(wanted: Any) -> int | None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UnknownModelError
-from .checkpoint import fingerprint, mismatch, name_some, read_checkpoint
+from .checkpoint import fingerprint, name_some, read_checkpoint
+from .fitting import head_classes, mismatch, unprefixed
 from .preprocess import Preprocess
 from .recipes import from_processor
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
-from .sources import Known, Request, defined_in, missing_package, source
+from .sources import Known, Request, defined_in, missing_package, outputs_of, source
 from .vision_model import VisionModel
 
 __all__ = [
@@ -40,7 +41,7 @@ def recognise_hugging_face(module: nn.Module) -> Known | None:
         return None
     origin = getattr(module, "name_or_path", "")
     preprocess = _preprocess(origin, None, local=True) if origin else None
-    return Known(preprocess, names_in_config(config), _forward_options(module, preprocess))
+    return Known(preprocess, _class_names(module), _forward_options(module, preprocess))
 
 
 @source("hf", recognise=recognise_hugging_face, texts=True)
@@ -72,20 +73,28 @@ def load_hugging_face(request: Request) -> VisionModel:
             path = Path(request.checkpoint)
             config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=True)
             tensors = read_checkpoint(path)
-            loaded = load_whole(_class_of(config, auto), None, config=config, state_dict=tensors, **options)
+            bare = _on_meta(config, auto)
+            wanted = {name: tensor.shape for name, tensor in bare.state_dict().items()}
+            tensors = unprefixed(tensors, wanted, str(path))
+            found = head_classes(wanted, tensors, getattr(config, "num_labels", 0)) if request.texts is None else None
+            if (classes := request.classes if request.classes is not None else found) is not None:
+                config.num_labels = classes
+            loaded = load_whole(type(bare), None, config=config, state_dict=dict(tensors), **options)
             loaded.refuse_gaps(str(path), strict=True)
             metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
         elif pretrained:
+            options |= {} if request.classes is None else {"num_labels": request.classes}
             loaded = load_whole(auto, request.name, local_files_only=local, use_safetensors=True, **options)
             loaded.refuse_gaps(f"the checkpoint of {request.name}", strict=False)
             metadata["weights"] = getattr(loaded.module.config, "_commit_hash", None) or "pretrained"
         else:
+            options |= {} if request.classes is None else {"num_labels": request.classes}
             config = transformers.AutoConfig.from_pretrained(request.name, local_files_only=local, **options)
             loaded = Loaded(auto.from_config(config))
             metadata["weights"] = "random"
         module = loaded.module
         preprocess = _preprocess(request.name, request.size, local)
-        class_names, forward_options = names_in_config(module.config), _forward_options(module, preprocess)
+        class_names, forward_options = _class_names(module), _forward_options(module, preprocess)
         if request.texts is not None:
             class_names, metadata["class_names"] = request.texts, "texts"
             module = _with_texts(module.eval(), request.name, request.texts, local)
@@ -162,9 +171,10 @@ def load_whole(model_class: Any, name: str | None, **options: Any) -> Loaded:
     return Loaded(module, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])), misshapen)
 
 
-def _class_of(config: Any, auto: Any) -> Any:
-    with torch.device("meta"):  # the automatic class tells its choice only by building one
-        return type(auto.from_config(config))
+def _on_meta(config: Any, auto: Any) -> Any:
+    """A model of the configuration without weights: the automatic class tells its choice only by building one."""
+    with torch.device("meta"):
+        return auto.from_config(config)
 
 
 @contextmanager
@@ -208,7 +218,7 @@ def _preprocess(name: str, size: tuple[int, int] | None, local: bool) -> Preproc
 
     try:
         preprocess = from_processor(AutoImageProcessor.from_pretrained(name, local_files_only=local))
-    except (OSError, ValueError, ImportError, AttributeError, KeyError):
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, ModelError):
         return None  # a model without processor, or one that prepares other inputs than pictures
     return preprocess.with_size(size) if preprocess is not None and size is not None else preprocess
 
@@ -220,6 +230,15 @@ def names_in_config(config: Any) -> tuple[str, ...] | None:
     if not names or not all(names) or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return None
     return tuple(names)
+
+
+def _class_names(module: nn.Module) -> tuple[str, ...] | None:
+    """The config's names, where the head gives as many numbers: it tells the truth where a user has replaced it."""
+    names = names_in_config(getattr(module, "config", None))
+    head = next(
+        (part for name in ("classifier", "cls_classifier", "head") if (part := getattr(module, name, None))), None
+    )
+    return names if head is None or names is None or outputs_of(head) == len(names) else None
 
 
 def _forward_options(module: nn.Module, preprocess: Preprocess | None) -> dict[str, Any]:

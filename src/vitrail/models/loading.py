@@ -1,7 +1,7 @@
 """Loading a model by name."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -9,34 +9,38 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
+from .class_names import ClassNames, named
 from .recipes import adapt
 from .similarity import check_texts, refuse_texts
 from .sources import SOURCES, Request, find
 from .vision_model import VisionModel
-from .wrapping import named
 
 __all__ = ["list_models", "load"]
 
 
+@torch.inference_mode(False)  # weights that are made in it could never be explained
 def load(
     spec: str,
     *,
     checkpoint: str | PathLike | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
     preprocess: Any = None,
-    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    class_names: ClassNames | None = None,
     texts: Sequence[str] | None = None,
     **options: Any,
 ) -> VisionModel:
     """Load a model by its full name: `timm/…`, `hf/…` (an id or a folder), `torchvision/…`, `open_clip/…`.
 
     Without `checkpoint` the library fetches its published weights, the only time that Vitrail reaches the network;
-    with it they are read from that file. `size` is the input size in pixels, one side or (height, width), where it is
-    to differ from the model's own; `img_size` is the same. `pretrained=False` keeps random weights; other options go
-    to the library. `preprocess` and `class_names` replace the model's own, as in `wrap`. The model comes in evaluation
-    mode, in float32 unless `dtype` says otherwise, on the CPU unless `device` does.
+    with it they are read from that file, or from a folder as Hugging Face's libraries write it. The number of classes
+    is that of the checkpoint's head, unless `num_classes` says otherwise (0: no head, the embedding). `size` is the
+    input size in pixels, one side or (height, width), where it is to differ from the model's own; `img_size` is the
+    same. `pretrained=False` keeps random weights; other options go to the library. `preprocess` and `class_names`
+    replace the model's own, as in `wrap`. The model comes in evaluation mode, in float32 unless `dtype`
+    (`torch.bfloat16` or "bfloat16") says otherwise, on the CPU unless `device` does.
 
     With `texts`, a CLIP model (`open_clip/…`, or `hf/` and a folder of a CLIP or SigLIP model) is asked how well an
     image fits each text: the logits are the scaled similarities, and the classes go by the texts themselves. The text
@@ -59,23 +63,25 @@ def load(
         if size is not None:
             raise ModelError(f"size={size} and img_size={options['img_size']} mean the same; give one of them")
         size = options.pop("img_size")
-    dtype = torch.float32 if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise ModelError(f"dtype {dtype} is not a floating point type; float32, float64, bfloat16 and float16 are")
+    precision = _precision(dtype)
+    names = None if class_names is None else named(class_names)
+    if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 0):
+        raise ModelError(f"num_classes is the number of classes, 0 or more, not {num_classes!r}")
     if texts is not None:
         texts = check_texts(texts)
         if class_names is not None:
             raise ModelError("texts= are the classes' names already; leave class_names= out")
         if not source.texts:
             raise refuse_texts(spec, "is an image classifier without a text tower")
-    model = source.load(Request(name, checkpoint, _pair(size), options, texts))
-    module = model.module.to(_device(device), dtype).eval()
+    place = _device(device)
+    model = source.load(Request(name, checkpoint, _pair(size), options, texts, num_classes))
+    module = model.module.to(place, precision).eval()
     metadata = {"model": model.name, **model.metadata, "torch": torch.__version__}
     model = replace(model, module=module, metadata={key: str(value) for key, value in metadata.items()})
     if preprocess is not None:
         model = replace(model, preprocess=adapt(preprocess))
-    if class_names is not None:
-        model = replace(model, class_names=named(class_names))
+    if names is not None:
+        model = replace(model, class_names=names, guessed=model.guessed - {"class_names"})
     return model
 
 
@@ -117,4 +123,27 @@ def _device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # an unknown name; a device that this machine or build lacks
         reason = str(error).splitlines()[0]
         raise ModelError(f"device {str(device)!r} cannot be used: {reason}") from error
+    if device.type == "meta":
+        raise ModelError(
+            "device 'meta' holds shapes and no numbers, so nothing can be explained on it; take cpu or cuda"
+        )
     return device
+
+
+_PRECISIONS = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_SHORT = {"fp32": "float32", "float": "float32", "fp64": "float64", "double": "float64"}
+_SHORT |= {"bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+
+
+def _precision(dtype: str | torch.dtype | None) -> torch.dtype:
+    """The floating point type of that name, in PyTorch's words or the usual short ones; float32 for None."""
+    word = "float32" if dtype is None else str(dtype).removeprefix("torch.").lower()
+    word = _SHORT.get(word, word)
+    if word not in _PRECISIONS:
+        raise ModelError(f"dtype {dtype} is not a floating point type that models run in; {', '.join(_PRECISIONS)} are")
+    return _PRECISIONS[word]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UnknownModelError
-from .checkpoint import fill, fingerprint, read_checkpoint
+from .checkpoint import fingerprint, read_checkpoint
+from .fitting import fill, unprefixed
 from .preprocess import Preprocess
 from .recipes import from_open_clip
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
@@ -54,6 +55,11 @@ def load_open_clip(request: Request) -> VisionModel:
         import open_clip
     except ImportError as error:
         raise missing_package("open_clip", "clip") from error
+    if request.classes is not None:
+        raise ModelError(
+            f"open_clip/{request.name} has no classes of its own: leave num_classes= (--num-classes) out, give "
+            "texts (texts=, --text)"
+        )
     options = dict(request.options)
     name, tag = _name_and_tag(request.name)
     tag = options.pop("pretrained", tag)
@@ -118,7 +124,7 @@ def _fill_whole(whole: Any, path: Path, name: str) -> None:
         resize_text_pos_embed(ready, whole)
         return ready
 
-    tensors = read_checkpoint(path)
+    tensors = unprefixed(read_checkpoint(path), whole.state_dict(), str(path))
     if "logit_scale" not in tensors:
         raise refuse_texts(f"the checkpoint {path.name} of open_clip/{name}", "holds no text tower and no logit_scale")
     fill(whole, tensors, str(path), repairs=[repair])

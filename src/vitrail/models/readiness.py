@@ -1,22 +1,78 @@
-"""What a model must not be doing while it is explained."""
+"""What a model must not be doing while it is explained, and what is said of it when its own code fails."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
+from types import TracebackType
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..errors import TrainingModeError
+from ..errors import ForwardError, ModelError, TrainingModeError
 
-__all__ = ["refuse_training"]
+__all__ = ["model_errors", "refuse_training", "unexplainable"]
+
+# What PyTorch says, and what helps.
+_REMEDIES = (
+    ("Inference tensors", "something in it comes from torch.inference_mode(): use torch.no_grad() there instead"),
+    ("inference tensor", "something in it comes from torch.inference_mode(): use torch.no_grad() there instead"),
+    ("on the same device", "its parts lie on several devices: bring them to one with module.to(device)"),
+    ("is on meta", "some of its weights were never loaded"),
+    ("Checkpoint", "it recomputes its blocks in the backward pass: turn gradient checkpointing off"),
+    ("Guard failed", "an exported program takes only the shapes it was made with: give the module it was made from"),
+    ("Expected input", "an exported program takes only the shapes it was made with: give the module it was made from"),
+    ("Float8", "8-bit floats cannot be computed with here: bring it to another type with module.to(torch.bfloat16)"),
+    ("same dtype", "its weights are of several types: bring them to one with module.float()"),
+    ("to have the same", "its weights are of several types: bring them to one with module.float()"),
+)
+
+
+@contextmanager
+def model_errors(name: str, module: nn.Module) -> Iterator[None]:
+    """In this block, whatever a model's own code raises becomes a `ForwardError` that names the part and the cause.
+
+    Vitrail's own errors pass, and so does memory that has run out, which may be answered by a smaller batch.
+    """
+    try:
+        yield
+    except Exception as error:
+        from ..memory.passes import ran_out  # which builds on models
+
+        if type(error).__module__.partition(".")[0] == "vitrail" or ran_out(error):
+            raise
+        said = (str(error).strip().splitlines() or [""])[0][:300]
+        remedy = next(
+            (remedy for words, remedy in _REMEDIES if words in str(error) or words in type(error).__name__), ""
+        )
+        raise ForwardError(
+            f"{name} cannot be run: {_part(module, error.__traceback__)} raised {type(error).__name__}"
+            + (f": {said}" if said else "")
+            + (f"; {remedy}" if remedy else "")
+        ) from error
+
+
+def _part(module: nn.Module, traceback: TracebackType | None) -> str:
+    """The innermost part of the module in which an error was raised, by name and kind."""
+    names = {id(part): name for name, part in module.named_modules()}
+    found, kind = "", type(module).__name__
+    for frame, _ in walk_tb(traceback):
+        part = frame.f_locals.get("self")
+        if isinstance(part, nn.Module) and id(part) in names:
+            found, kind = names[id(part)], type(part).__name__
+    return f"its part {found} ({kind})" if found else f"its forward ({kind})"
 
 
 def refuse_training(module: nn.Module) -> None:
     """Refuse a model whose answer is random, which learns statistics while it answers, or which recomputes its blocks.
 
-    Gradient checkpointing (timm's `set_grad_checkpointing`) runs the blocks a second time in the backward pass, where
-    their attention would no longer be seen.
+    Gradient checkpointing (timm's `set_grad_checkpointing`, Hugging Face's in training mode) runs the blocks a second
+    time in the backward pass, where their attention would no longer be seen. Weights that cannot take part in a
+    gradient at all are refused too.
 
     Raises:
         TrainingModeError: naming the first such module and the remedy.
+        ModelError: for weights without numbers, of integers, or made under `torch.inference_mode()`.
     """
     for name, part in module.named_modules():
         what = f"{name or 'the model'} ({type(part).__name__})"
@@ -25,11 +81,35 @@ def refuse_training(module: nn.Module) -> None:
                 f"{what} recomputes its blocks in the backward pass, which hides their attention; call "
                 "model.set_grad_checkpointing(False) first"
             )
+        if part.training and getattr(part, "gradient_checkpointing", False) is True:
+            raise TrainingModeError(
+                f"{what} recomputes its blocks in the backward pass, which hides their attention; call "
+                "model.gradient_checkpointing_disable() or model.eval() first"
+            )
         if part.training and (_drops(part) or isinstance(part, _BatchNorm)):
             raise TrainingModeError(
                 f"the model is in training mode: {what} would make its answer random or change the model; call "
                 "model.eval() first"
             )
+        if reason := unexplainable(part):
+            raise ModelError(f"{what} cannot be explained: {reason}")
+
+
+def unexplainable(part: nn.Module) -> str:
+    """Why no gradient goes through a part's own weights, and what to do; "" where it does."""
+    if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+        return "quantized layers have no gradient; give the model from before torch.ao.quantization"
+    for name, weight in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+        if weight.is_meta:
+            return f"its {name} is on the meta device and holds no numbers; load the weights first"
+        if weight.is_inference():
+            return (
+                f"its {name} was made under torch.inference_mode(); build and load the model outside of it, or under "
+                "torch.no_grad()"
+            )
+        if weight.is_floating_point() and weight.dtype.itemsize == 1:
+            return f"its {name} is {weight.dtype}; bring the model to a wider type, as with model.to(torch.bfloat16)"
+    return ""
 
 
 def _drops(part: nn.Module) -> bool:

@@ -8,9 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import NoTextTowerError, SameClassError, TextError
+from ..errors import NoTextTowerError, OutputError, SameClassError, TextError
+from .vision_model import tensor_in
 
-__all__ = ["ImageTextSimilarity", "check_texts", "refuse_texts", "refuse_too_long"]
+__all__ = ["EMBEDDINGS", "ImageTextSimilarity", "check_texts", "refuse_texts", "refuse_too_long"]
+
+# What towers call the embedding of an image in the structures that some answer with (CoCa's with a tuple, it first).
+EMBEDDINGS = ("image_embeds", "image_features", "image_embedding", "embeddings", "embedding", "pooler_output", "pooled")
 
 
 class ImageTextSimilarity(nn.Module):
@@ -43,7 +47,12 @@ class ImageTextSimilarity(nn.Module):
     def forward(
         self, images: Float[Tensor, "images channels height width"], **options: Any
     ) -> Float[Tensor, "rows texts"]:
-        return self.texts(F.normalize(self.image_tower(images, **options), dim=-1))
+        embedding = tensor_in(self.image_tower(images, **options), *EMBEDDINGS)
+        if not isinstance(embedding, Tensor):
+            raise OutputError(
+                "the image tower answers with several tensors, and none of them is known as its embedding"
+            )
+        return self.texts(F.normalize(embedding, dim=-1))
 
 
 def check_texts(texts: Sequence[str]) -> tuple[str, ...]:

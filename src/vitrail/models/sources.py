@@ -1,8 +1,11 @@
 """The registry of the places that models come from: the part of a name before its first slash."""
 
+import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -18,9 +21,10 @@ __all__ = ["SOURCES", "Known", "Request", "Source", "find", "source"]
 class Request:
     """What a source is asked to load: a name without the source's prefix, and how.
 
-    `size` is the (height, width) of the input, None for the model's own; `texts` are what images are held against, for
-    sources that have text towers. `options` are passed on to the library's function that builds the model; "pretrained"
-    among them is True, False (random weights) or, for open_clip, the tag.
+    `size` is the (height, width) of the input and `classes` the number of classes, None for the model's own (or those
+    of the checkpoint's head); `texts` are what images are held against, for sources that have text towers. `options`
+    are passed on to the library's function that builds the model; "pretrained" among them is True, False (random
+    weights) or, for open_clip, the tag.
     """
 
     name: str
@@ -28,11 +32,12 @@ class Request:
     size: tuple[int, int] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     texts: tuple[str, ...] | None = None
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a library's own module tells about itself, for `wrap`."""
+    """What a library's own module tells about itself, for `wrap`: guesses, which the module at work may refute."""
 
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
@@ -86,14 +91,59 @@ def find(spec: str) -> tuple[Source, str]:
     if prefix in SOURCES:
         return SOURCES[prefix], name
     known = ", ".join(f"{key}/…" for key in SOURCES)
+    near = _near(spec)
     raise UnknownModelError(
         f"no model {spec!r}: a model's name begins with its source ({known}), as in timm/vit_base_patch16_224"
+        + (f"; did you mean {' or '.join(near)}?" if near else "")
     )
+
+
+def _near(spec: str) -> list[str]:
+    """Full names that end as this one does, or are spelt much like it, the likeliest first."""
+    bare = spec.rpartition("/")[2] or spec
+    if not bare:
+        return []
+    if Path(spec).is_dir():
+        return [f"hf/{spec}"]
+    full = {f"{prefix}/{name}": name for prefix, one in SOURCES.items() for name in (one.names() if one.names else ())}
+    same = [name for name, last in full.items() if last == bare] or [
+        name for name, last in full.items() if re.split(r"[.:]", last)[0] == bare
+    ]
+    if same:
+        return same[:3]
+    bases = {re.split(r"[.:]", last)[0]: name for name, last in reversed(full.items()) if last}
+    close = [bases[one] for one in difflib.get_close_matches(bare, bases, n=3, cutoff=0.7)]
+    return [f"hf/{spec}"] if spec.count("/") == 1 else close
 
 
 def defined_in(module: nn.Module, package: str) -> bool:
     """Whether the module's class, or one that it derives from, is the package's. Imports nothing."""
     return any(base.__module__.partition(".")[0] == package for base in type(module).__mro__)
+
+
+def outputs_of(head: Any) -> int | None:
+    """How many numbers a head gives: those of its last linear layer; None where it has none, or is no module.
+
+    Example:
+        >>> outputs_of(nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.1), nn.Linear(6, 5))), outputs_of(nn.Identity())
+        (5, None)
+    """
+    parts = list(head.modules()) if isinstance(head, nn.Module) else []
+    counts = [part.out_features for part in parts if isinstance(getattr(part, "out_features", None), int)]
+    return counts[-1] if counts else None
+
+
+def refuse_random_head(request: Request, own: int | None) -> None:
+    """Refuse another number of classes than the published weights have: the head would be random, and so the maps.
+
+    Raises:
+        ModelError: naming both numbers.
+    """
+    if request.classes is not None and request.classes != own:
+        raise ModelError(
+            f"the published weights of {request.name} have {own} classes, and a head for {request.classes} would be "
+            "random: give trained weights with checkpoint= (--checkpoint); in Python pretrained=False takes random ones"
+        )
 
 
 def missing_package(package: str, extra: str) -> ModelError:

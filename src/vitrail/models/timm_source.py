@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ModelError, UnknownModelError
-from .checkpoint import fill, fingerprint, read_checkpoint
+from .checkpoint import fingerprint
+from .fitting import build_and_fill
 from .preprocess import Preprocess
 from .recipes import from_timm
-from .sources import Known, Request, defined_in, source
+from .sources import Known, Request, defined_in, outputs_of, refuse_random_head, source
 from .vision_model import VisionModel
 
 __all__ = ["load_timm", "recognise_timm", "timm_names"]
@@ -42,7 +43,10 @@ def recognise_timm(module: nn.Module) -> Known | None:
 
 @source("timm", names=timm_names, recognise=recognise_timm)
 def load_timm(request: Request) -> VisionModel:
-    """Build a model by `timm.create_model`; options are timm's own, such as `num_classes` and `dynamic_img_size`."""
+    """Build a model by `timm.create_model`; options are timm's own, such as `drop_path_rate` and `dynamic_img_size`.
+
+    A checkpoint decides how many classes there are, unless `num_classes` does.
+    """
     import timm
 
     options = dict(request.options)
@@ -51,20 +55,27 @@ def load_timm(request: Request) -> VisionModel:
     pretrained = options.pop("pretrained", request.checkpoint is None) and request.checkpoint is None
     if not request.name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) and not timm.is_model(request.name):
         raise UnknownModelError(_unknown(request.name))
-    try:
-        module = timm.create_model(request.name, pretrained=pretrained, **options)
-    except Exception as error:  # timm raises what its libraries raise: network, hub, arguments
-        if "Invalid pretrained tag" in str(error):
-            raise UnknownModelError(_unknown(request.name)) from error
-        remedy = "; give the weights with checkpoint=" if pretrained else ""
-        raise ModelError(f"timm could not build {request.name}: {error}{remedy}") from error
-    config = getattr(module, "pretrained_cfg", None) or {}
+
+    def build(classes: int | None) -> nn.Module:
+        counted = options if classes is None else {**options, "num_classes": classes}
+        try:
+            return timm.create_model(request.name, pretrained=pretrained, **counted)
+        except Exception as error:  # timm raises what its libraries raise: network, hub, arguments
+            if "Invalid pretrained tag" in str(error):
+                raise UnknownModelError(_unknown(request.name)) from error
+            remedy = "; give the weights with checkpoint= (--checkpoint)" if pretrained else ""
+            raise ModelError(f"timm could not build {request.name}: {error}{remedy}") from error
+
     metadata = {"source": "timm", "timm": timm.__version__}
     if request.checkpoint is not None:
         path = Path(request.checkpoint)
-        fill(module, read_checkpoint(path), str(path), repairs=_repairs(module))
+        module = build_and_fill(build, path, repairs=_repairs, classes=request.classes)
         metadata |= {"checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
     else:
+        module = build(request.classes)
+        config = getattr(module, "pretrained_cfg", None) or {}
+        if pretrained and request.classes != 0:
+            refuse_random_head(request, config.get("num_classes"))
         metadata["weights"] = (config.get("tag") or "pretrained") if pretrained else "random"
     return VisionModel(module, f"timm/{request.name}", _preprocess(module), _class_names(module), metadata=metadata)
 
@@ -113,13 +124,15 @@ def _class_names(module: nn.Module) -> tuple[str, ...] | None:
     """The names in the module's own config, or those of the ImageNet subset with as many classes."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-    # The head tells the truth where a user has replaced it.
+    # The head tells the truth where a user has replaced it; timm's own `num_classes` and config do not.
     classifier: Any = getattr(module, "get_classifier", lambda: None)
-    head = classifier()
-    count = getattr(head, "out_features", getattr(module, "num_classes", 0))
+    try:
+        count = outputs_of(classifier())
+    except AttributeError:  # of a head that timm would look into, and that is another now
+        count = None
     config = getattr(module, "pretrained_cfg", None) or {}
     labels, descriptions = config.get("label_names"), config.get("label_descriptions") or {}
     if labels and len(labels) == count:
         return tuple(descriptions.get(label, label) for label in labels)
-    subset = infer_imagenet_subset({"num_classes": count}) if config else None
+    subset = infer_imagenet_subset({"num_classes": count}) if config and count else None
     return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None

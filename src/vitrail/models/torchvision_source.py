@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError, UnknownModelError
-from .checkpoint import fill, fingerprint, read_checkpoint
+from .checkpoint import fingerprint
+from .fitting import build_and_fill, fill
 from .preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from .recipes import from_torchvision
-from .sources import Known, Request, defined_in, source
+from .sources import Known, Request, defined_in, outputs_of, refuse_random_head, source
 from .vision_model import VisionModel
 
 __all__ = ["load_torchvision", "recognise_torchvision", "torchvision_names"]
@@ -29,9 +30,10 @@ def recognise_torchvision(module: nn.Module) -> Known | None:
     side = getattr(module, "image_size", None)
     if not defined_in(module, "torchvision") or not isinstance(side, int):
         return None
-    preprocess = Preprocess((224, 224), 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD).with_size((side, side))
-    names = _weights("vit_b_16", "DEFAULT").meta["categories"]
-    return Known(preprocess, tuple(names) if getattr(module, "num_classes", None) == len(names) else None)
+    preprocess = None
+    if getattr(getattr(module, "conv_proj", None), "in_channels", None) == 3:
+        preprocess = Preprocess((224, 224), 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD).with_size((side, side))
+    return Known(preprocess, _class_names(_weights("vit_b_16", "DEFAULT"), module))
 
 
 @source("torchvision", names=torchvision_names, recognise=recognise_torchvision)
@@ -51,31 +53,42 @@ def load_torchvision(request: Request) -> VisionModel:
         raise ModelError(f"torchvision's ViT takes square images only, not {request.size[0]} x {request.size[1]}")
     if request.name.startswith("vit_"):
         options.setdefault("image_size", side)
-    try:
-        module = torchvision.models.get_model(request.name, weights=None, **options)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"torchvision could not build {request.name}: {error}") from error
+
+    def build(classes: int | None) -> nn.Module:
+        counted = options if classes is None else {**options, "num_classes": classes}
+        try:
+            return torchvision.models.get_model(request.name, weights=None, **counted)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"torchvision could not build {request.name}: {error}") from error
+
+    def repairs(module: nn.Module) -> list[Any]:
+        return [_resample(module)] if request.size is not None and hasattr(module, "seq_length") else []
+
     metadata = {"source": "torchvision", "torchvision": torchvision.__version__, "weights": weights.name}
-    repairs = [_resample(module)] if request.size is not None and hasattr(module, "seq_length") else []
     if request.checkpoint is not None:
         path = Path(request.checkpoint)
-        fill(module, read_checkpoint(path), str(path), repairs=repairs)
+        module = build_and_fill(build, path, repairs=repairs, classes=request.classes)
         metadata |= {"weights": "checkpoint", "checkpoint": path.name, "checkpoint_sha256": fingerprint(path)}
     elif pretrained:
+        module = build(None)
+        refuse_random_head(request, outputs_of(_head(module)))
         try:
             tensors = weights.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
-            reason = f"could not fetch the weights of {request.name}: {error}; give them with checkpoint="
+            reason = (
+                f"could not fetch the weights of {request.name}: {error}; give them with checkpoint= (--checkpoint)"
+            )
             raise ModelError(reason) from error
-        fill(module, tensors, f"{weights.name} of {request.name}", repairs=repairs)
+        fill(module, tensors, f"{weights.name} of {request.name}", repairs=repairs(module))
     else:
+        module = build(request.classes)
         metadata["weights"] = "random"
     preprocess = from_torchvision(weights.transforms())
     return VisionModel(
         module,
         f"torchvision/{request.name}",
         preprocess.with_size(request.size) if request.size is not None else preprocess,
-        _class_names(weights, options),
+        _class_names(weights, module),
         metadata=metadata,
     )
 
@@ -104,6 +117,11 @@ def _resample(module: Any) -> Any:
     return lambda tensors: interpolate_embeddings(module.image_size, module.patch_size, OrderedDict(tensors))
 
 
-def _class_names(weights: Any, options: dict[str, Any]) -> tuple[str, ...] | None:
+def _class_names(weights: Any, module: nn.Module) -> tuple[str, ...] | None:
+    """ImageNet's names, where the head gives as many numbers: it tells the truth where a user has replaced it."""
     names = weights.meta.get("categories") or ()
-    return tuple(names) if names and options.get("num_classes", len(names)) == len(names) else None
+    return tuple(names) if names and outputs_of(_head(module)) == len(names) else None
+
+
+def _head(module: nn.Module) -> Any:
+    return next((part for name in ("heads", "head", "classifier", "fc") if (part := getattr(module, name, None))), None)

@@ -1,5 +1,6 @@
 """A model with all that is needed to explain it: preprocessing, class names, and where its logits are."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from ..errors import ModelError, OutputError
 from .class_names import class_index, short_name
 from .preprocess import Preprocess
+from .readiness import model_errors
 
-__all__ = ["VisionModel", "find_logits", "logits_of"]
+__all__ = ["VisionModel", "find_logits", "logits_of", "tensor_in"]
+
+log = logging.getLogger("vitrail")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,8 @@ class VisionModel:
     `class_names` is class i; synonyms are separated by commas. `readout`, `prefix` and `grid` say from which tokens
     the head reads, how many tokens stand before the patches, and how many rows and columns of patches there are; None
     means worked out from the model at work. `logits_from` finds the logits in an unusual output, `forward_options` go
-    along with each call, and `metadata` says where the weights came from.
+    along with each call, and `metadata` says where the weights came from. `guessed` names the fields that Vitrail
+    filled in and nobody vouched for: guessed class names are dropped when the module has another number of classes.
 
     Example:
         >>> toy = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
@@ -42,6 +47,12 @@ class VisionModel:
     logits_from: Callable[[Any], Tensor] | None = None
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    guessed: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        names = f"{len(self.class_names)} named classes" if self.class_names is not None else "classes without names"
+        size = "" if self.preprocess is None else f", {self.preprocess.size[0]} x {self.preprocess.size[1]} pixels"
+        return f"VisionModel({self.name!r}: {self._kind()}{size}, {names})"
 
     @property
     def device(self) -> torch.device:
@@ -65,9 +76,25 @@ class VisionModel:
             OutputError: when the output holds no tensor of batch x classes.
             ModelError: when there are not as many class names as classes.
         """
-        output = self.module(images.to(self.device, self.dtype), **self.forward_options)
+        with model_errors(self.name, self.module):
+            output = self.module(images.to(self.device, self.dtype), **self.forward_options)
         batch = images.shape[0] if rows is None else rows
+        self._doubt_names(output, batch)
         return logits_of(output, batch, self.name, self.class_names, self.logits_from)
+
+    def _doubt_names(self, output: Any, batch: int) -> None:
+        """Drop guessed names when the module has another number of classes: they were never the user's."""
+        if self.class_names is None or "class_names" not in self.guessed:
+            return
+        classes = logits_of(output, batch, self.name, None, self.logits_from).shape[1]
+        if classes == len(self.class_names):
+            return
+        log.warning(
+            "%s has %d classes, so the %d names that its library gives were dropped; give your own with class_names= "
+            "(--class-names)",
+            *(self.name, classes, len(self.class_names)),
+        )
+        object.__setattr__(self, "class_names", None)  # of this description, never of the user's module
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
         """The index of a class given by name (case does not matter) or by index.
@@ -91,15 +118,17 @@ class VisionModel:
 
     def describe(self) -> str:
         """A few lines that say what this model is, what it takes, and how its tokens lie (which takes one pass)."""
-        parameters = sum(p.numel() for p in self.module.parameters())
-        kind = f"{type(self.module).__name__}, {parameters / 1e6:.1f} M parameters, {self.dtype}, {self.device}"
-        lines = [f"{self.name}: {kind}"]
+        lines = [f"{self.name}: {self._kind()}"]
         if self.preprocess is not None:
             rows, cols = self.preprocess.size
             lines.append(f"pictures become {cols} x {rows} pixels (width x height), {self.preprocess.interpolation}")
             lines.append(self._tokens(rows, cols))
         names = f"{len(self.class_names)} named classes" if self.class_names is not None else "classes without names"
         return "\n".join([*lines, names, *(f"{key}: {value}" for key, value in self.metadata.items())])
+
+    def _kind(self) -> str:
+        parameters = sum(p.numel() for p in self.module.parameters())
+        return f"{type(self.module).__name__}, {parameters / 1e6:.1f} M parameters, {self.dtype}, {self.device}"
 
     def _tokens(self, rows: int, cols: int) -> str:
         from .layout import layout_of  # which builds on this class
@@ -151,16 +180,16 @@ def find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None = None)
     Raises:
         OutputError: when there is none.
     """
-    if logits_from is not None:
-        found = logits_from(output)
-    elif isinstance(output, Tensor):
-        found = output
-    elif isinstance(output, Mapping) and "logits" in output:
-        found = output["logits"]
-    elif isinstance(output, (tuple, list)) and output:
-        found = output[0]
+    if logits_from is None:
+        found = tensor_in(output, "logits")
     else:
-        found = getattr(output, "logits", None)
+        try:
+            found = logits_from(output)
+        except Exception as error:  # the user's own function
+            raise OutputError(
+                f"logits_from= raised {type(error).__name__}: {error}; it is given the model's output "
+                f"({type(output).__name__}) and returns a tensor of batch x classes"
+            ) from error
     if isinstance(found, Tensor) and found.is_floating_point():
         return found
     fields = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
@@ -169,3 +198,19 @@ def find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None = None)
         f"the model returned {type(output).__name__}{fields}, and {where} {type(found).__name__}; "
         "say where the logits are with logits_from=, a function from the output to a tensor of batch x classes"
     )
+
+
+def tensor_in(output: Any, *names: str) -> Any:
+    """What a module answered itself, or in a structure the first of these entries; else the first of a tuple, or None.
+
+    Example:
+        >>> tensor_in((torch.zeros(1), torch.ones(1))), tensor_in({"image_embeds": 3}, "logits", "image_embeds")
+        (tensor([0.]), 3)
+    """
+    if isinstance(output, Tensor):
+        return output
+    for name in names:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if found is not None:
+            return found
+    return output[0] if isinstance(output, tuple | list) and output else None

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .class_names import ClassNames, named
 from .recipes import adapt
 from .sources import SOURCES, Known
 from .vision_model import VisionModel
 
-__all__ = ["named", "wrap"]
+__all__ = ["wrap"]
 
 
 def wrap(
     module: nn.Module,
     *,
     preprocess: Any = None,
-    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    class_names: ClassNames | None = None,
     name: str | None = None,
     readout: str | int | Sequence | Tensor | None = None,
     prefix: int | None = None,
@@ -54,6 +55,7 @@ def wrap(
         name=name or type(module).__name__,
         preprocess=adapt(preprocess) if preprocess is not None else known.preprocess,
         class_names=named(class_names) if class_names is not None else known.class_names,
+        guessed=frozenset() if class_names is not None else frozenset({"class_names"}),
         readout=readout,
         prefix=prefix,
         grid=grid,
@@ -61,26 +63,6 @@ def wrap(
         forward_options=dict(forward_options if forward_options is not None else known.forward_options),
         metadata={"source": "wrap", "module": f"{type(module).__module__}.{type(module).__qualname__}"},
     )
-
-
-def named(class_names: Sequence[str] | Mapping[int, str]) -> tuple[str, ...]:
-    """Class names as a tuple in the order of the classes, from a sequence or from index: name.
-
-    Raises:
-        ModelError: for a single string, and for indices other than 0 to the number of names.
-
-    Example:
-        >>> named({1: "dog", 0: "cat"})
-        ('cat', 'dog')
-    """
-    if isinstance(class_names, str):
-        raise ModelError(f"class_names is one string, {class_names!r}; give a list with one name per class")
-    if isinstance(class_names, Mapping):
-        indices = sorted(int(index) for index in class_names)
-        if indices != list(range(len(indices))):
-            raise ModelError(f"class_names has the indices {indices[:8]}…, not 0 to {len(indices) - 1}")
-        return tuple(str(name) for _, name in sorted((int(index), name) for index, name in class_names.items()))
-    return tuple(str(name) for name in class_names)
 
 
 def _inner(module: nn.Module) -> nn.Module:
