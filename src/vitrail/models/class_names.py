@@ -104,8 +104,8 @@ def named(class_names: ClassNames) -> tuple[str, ...]:
         return _by_index(held)
     if not isinstance(held, Iterable):
         raise ModelError(f"class_names is a {type(held).__name__}; give a list with one name per class, or a file")
-    names = list(held.tolist() if hasattr(held, "tolist") else held)
-    return _as_names(names)
+    array: Any = getattr(held, "tolist", None)
+    return _as_names(list(held if array is None else array()))
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def outputs_of(head: Any) -> int | None:
         (5, None)
     """
     parts = list(head.modules()) if isinstance(head, nn.Module) else []
-    counts = [part.out_features for part in parts if isinstance(getattr(part, "out_features", None), int)]
+    counts = [count for part in parts if isinstance(count := getattr(part, "out_features", None), int)]
     return counts[-1] if counts else None
 
 
