@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from safetensors.torch import save_file
 
 from vitrail.errors import OptionError, OutputFileError, VitrailError
@@ -236,6 +237,14 @@ def test_a_picture_is_saved_by_its_ending(tmp_path: Path, kind: str) -> None:
     path = make(batch=1).save(tmp_path / f"zebra.{kind}")
     start = {"png": b"\x89PNG", "jpg": b"\xff\xd8\xff", "jpeg": b"\xff\xd8\xff", "pdf": b"%PDF", "svg": b"<?xml"}
     assert path.read_bytes().startswith(start[kind.lower()])
+
+
+def test_only_a_figure_has_a_look(tmp_path: Path) -> None:
+    small, usual = make(batch=1).save(tmp_path / "small.png", side=1.5), make(batch=1).save(tmp_path / "usual.png")
+    with Image.open(small) as one, Image.open(usual) as other:
+        assert one.height < other.height
+    with pytest.raises(OptionError, match="side: only a figure has these"):
+        make().save(tmp_path / "map.safetensors", side=2)
 
 
 def test_plot_writes_where_a_path_is_given(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vitrail.demo.chapters import PAIR, SIBLING, chapters
 from vitrail.evaluate.score import COMPARED
 from vitrail.experiments import rewrite, transfer
 from vitrail.guidance import detail
-from vitrail.render import draw_transfer, save_picture
+from vitrail.render import draw_transfer
 from vitrail.render.class_pair import draw_pair
 from vitrail.render.guided import draw_guided
 from vitrail.render.rewriting import draw_rewrite
@@ -46,13 +46,13 @@ def square(pixels: np.ndarray) -> Image.Image:
     return ImageOps.fit(Image.fromarray(pixels), (448, 448), Image.Resampling.BICUBIC)
 
 
-def keep(figure: "Figure", name: str) -> None:
-    """Write a figure as a JPEG that loads quickly: narrower and coarser until it is small enough."""
+def keep(figure: "Figure", name: str, widest: int = WIDEST) -> None:
+    """Writes a figure as a JPEG that loads quickly: narrower and coarser until it is small enough."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     picture = Image.open(buffer).convert("RGB")
-    picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
-    for quality in range(90, 40, -5):
+    picture.thumbnail((widest, 4 * widest), Image.Resampling.LANCZOS)
+    for quality in range(90 if widest == WIDEST else 82, 40, -5):
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
         if file.tell() < LARGEST:
@@ -74,9 +74,20 @@ def creatures(_: vitrail.VisionModel) -> None:
 
 
 def pair(model: vitrail.VisionModel) -> None:
-    """Cat and coffee, both classes."""
-    found = vitrail.explain(model, side_by_side(data.chelsea(), data.coffee()), [["tabby", "espresso"]])
-    save_picture(found, HERE / "cat-and-coffee.png")
+    """Cat and coffee, each class against the other, with letters that can be read at the README's width."""
+    classes = ["tabby", "espresso"]
+    question = {"target": [classes], "against": [classes[::-1]], "objective": "difference", "gradient": "libra"}
+    found = vitrail.explain(model, side_by_side(data.chelsea(), data.coffee()), **question)
+    found.save(HERE / "cat-and-coffee.jpg", side=2.0)
+
+
+def cards(model: vitrail.VisionModel) -> None:
+    """For each method's card the cat and the coffee, asked for both classes."""
+    picture = side_by_side(data.chelsea(), data.coffee())
+    for info in vitrail.list_methods():
+        classes = ["tabby", "espresso"] if info.class_specific else ["tabby"]
+        found = vitrail.explain(model, picture, [classes], method=info.name)
+        keep(found.plot(side=1.7), f"methods/{info.name}", widest=900)
 
 
 def bestiary(_: vitrail.VisionModel) -> None:
@@ -136,6 +147,7 @@ def rewritten(model: vitrail.VisionModel) -> None:
 
 PICTURES: dict[str, Callable[[vitrail.VisionModel], None]] = {
     "pair": pair,
+    "cards": cards,
     "creatures": creatures,
     "bestiary": bestiary,
     "compare": compare,

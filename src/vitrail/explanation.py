@@ -357,20 +357,22 @@ class Explanation:
 
     # -- the file ----------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], **look: Any) -> Path:
         """Writes everything to a .safetensors file, or the figure to a .png, .jpg, .pdf or .svg file.
 
         The file is written whole or not at all; its path is returned. In a .safetensors file the tensors are stored as
         they are and all the rest as JSON text in the header; `Explanation.load` reads it. The same explanation makes
-        the same bytes.
+        the same bytes. For a figure the options are those of `plot`.
 
         Raises `OutputFileError` when the file cannot be written, its name ends otherwise, or the metadata are not plain
-        JSON values.
+        JSON values; `OptionError` for options of a figure where none is written.
         """
         path = Path(path)
         if path.suffix.lower().removeprefix(".") in PICTURES:
-            self.plot(path)
+            self.plot(path, **look)
             return path
+        if look:
+            raise OptionError(f"{', '.join(look)}: only a figure has these, and {path} is none; name it .png, say")
         if path.suffix != ".safetensors":
             raise OutputFileError(
                 f"cannot save to {path}: name it .safetensors for the numbers and the question, or "

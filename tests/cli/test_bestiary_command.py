@@ -97,6 +97,16 @@ def test_the_demo_is_a_whole_page_without_addresses_from_elsewhere(tmp_path) -> 
             assert min(picture.size) > 300
 
 
+def test_the_quick_demo_is_the_first_picture_alone(tmp_path) -> None:
+    result = call("demo", "--quick", "-o", tmp_path)
+    assert result.exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "pair.png"]
+    page = (tmp_path / "index.html").read_text()
+    assert 'src="pair.png"' in page
+    assert "<table>" not in page
+    assert "without <code>--quick</code>" in page
+
+
 def test_the_demo_says_where_it_cannot_write(tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
     result = call("demo", "-o", tmp_path / "file")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -107,3 +108,25 @@ def test_the_site_is_built_strictly_and_fetches_nothing_from_elsewhere(tmp_path:
     for style in (tmp_path / "site").rglob("*.css"):
         text = style.read_text(encoding="utf-8")
         assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", text) == [], style
+    formulas = (tmp_path / "site" / "methods" / "gae.html").read_text(encoding="utf-8")
+    assert formulas.count('<div class="formula"><svg role="img"') == 2
+    assert "```" not in formulas
+    _search_from_the_disk(tmp_path / "site" / "methods" / "gae.html")
+
+
+def _search_from_the_disk(page: Path) -> None:
+    """Whoever opens the built site without a server can search it."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    playwright = pytest.importorskip("playwright.sync_api")
+    if chromium is None:
+        pytest.skip("the site is whole; its search needs Chromium to be tried (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page()
+        asked: list[str] = []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(page.as_uri())
+        tab.locator("input.md-search__input").fill("pointing")
+        tab.locator(".md-search-result__item").first.wait_for(timeout=30_000)
+        browser.close()
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []

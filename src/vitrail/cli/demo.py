@@ -15,6 +15,9 @@ def demo_command(
         "out"
     ),
     count: Annotated[int, typer.Option("--count", "-n", min=2, help="Scenes of each kind for the table.")] = 30,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Draw the first picture alone, in seconds; no other methods, no table.")
+    ] = False,
 ) -> None:
     """Write a page that shows what Vitrail does: offline, from its own creatures and model, in a minute or two."""
     from vitrail.demo import write_demo
@@ -22,7 +25,7 @@ def demo_command(
 
     try:
         with stages() as report:
-            page = write_demo(output, count=count, progress=report)
+            page = write_demo(output, count=count, quick=quick, progress=report)
     except VitrailError as error:
         stop(error)
     typer.echo(f"Open {page}")
