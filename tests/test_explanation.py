@@ -18,9 +18,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from safetensors.torch import save_file
 
+from vitrail.comparison import Compared, Comparison
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.explanation import Explanation, ExplanationFileError
 from vitrail.render import overlay
+from vitrail.text import TextExplanation
 
 NAMES = ("crane, lifting machine", "African elephant, Loxodonta africana", "zebra", "crane, wading bird", "kite")
 
@@ -260,6 +262,29 @@ def test_a_notebook_shows_the_figure_and_escapes_names() -> None:
     assert "data:image/png;base64," in shown
     assert "<img src=x" not in shown
     assert "&lt;img src=x" in shown
+
+
+def test_notebooks_show_comparisons_and_texts_too() -> None:
+    compared = Compared(
+        label="complete",
+        method="complete",
+        signed=True,
+        class_specific=True,
+        level="patch",
+        passes="1F 1B",
+        seconds=0.1,
+        explanation=make(batch=1, targets=1),
+    )
+    sheet = Comparison(answers=(compared,), logits=torch.zeros(5), target=torch.tensor([2]), class_names=NAMES)
+    words = TextExplanation(
+        texts=("not bad",),
+        tokens=(("not", "bad"),),
+        special=((False, False),),
+        spans=(((0, 0, 3), (0, 4, 7)),),
+        answer=make(batch=1, scores=torch.tensor([[[-0.25, 0.5]]]), images=None, metadata={"image_notes": [[]]}),
+    )
+    for one in (sheet, words):
+        assert one._repr_html_().startswith('<figure style="margin: 0"><img src="data:image/png;base64,')
 
 
 def test_explanation_is_frozen_and_copies_its_metadata() -> None:

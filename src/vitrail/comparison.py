@@ -117,6 +117,12 @@ class Comparison:
 
         return draw_comparison(self, **look)
 
+    def _repr_html_(self) -> str:
+        """The sheet, for notebooks."""
+        from .render.sheet import figure_html
+
+        return figure_html(self.plot(), repr(self))
+
     def save_picture(self, path: str | os.PathLike[str], **look: Any) -> Path:
         """Draw the sheet and write it, as PNG, PDF or SVG by the suffix. Returns the path.
 

@@ -299,20 +299,9 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """The figure and what it shows, for notebooks."""
-        from base64 import b64encode
-        from html import escape
-        from io import BytesIO
+        from vitrail.render.sheet import figure_html
 
-        from vitrail.render.sheet import write_figure
-
-        buffer = BytesIO()
-        write_figure(self.plot(max_images=NOTEBOOK), buffer, "png")
-        address = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
-        words = escape(repr(self))
-        return (
-            f'<figure style="margin: 0"><img src="{address}" alt="{words}" style="max-width: 100%">'
-            f"<figcaption><code>{words}</code></figcaption></figure>"
-        )
+        return figure_html(self.plot(max_images=NOTEBOOK), repr(self))
 
     # -- one image at a time -----------------------------------------------------------------------------------------
 

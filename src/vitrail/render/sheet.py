@@ -2,8 +2,10 @@
 
 import io
 import os
+from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from vitrail.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "save_figure", "save_picture", "suffix_of", "write_figure"]
+__all__ = ["FORMATS", "figure_html", "save_figure", "save_picture", "suffix_of", "write_figure"]
 
 # No dates, and the same identifiers in every run: a picture in a repository changes only when it looks different.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -67,6 +69,17 @@ def write_figure(figure: "Figure", file: io.BytesIO, kind: str) -> None:
     options = {"pil_kwargs": speed[kind]} if kind in speed else {}
     with rc_context(SETTINGS):
         figure.savefig(file, format=kind, metadata=FORMATS[kind] or None, facecolor=figure.get_facecolor(), **options)
+
+
+def figure_html(figure: "Figure", words: str) -> str:
+    """Returns a figure inside a page, with what it shows in `words` below it: for notebooks."""
+    buffer = io.BytesIO()
+    write_figure(figure, buffer, "png")
+    address = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+    return (
+        f'<figure style="margin: 0"><img src="{address}" alt="{escape(words)}" style="max-width: 100%">'
+        f"<figcaption><code>{escape(words)}</code></figcaption></figure>"
+    )
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import OptionError
-from ..explanation import Explanation, ExplanationFileError
+from ..explanation import PICTURES, Explanation, ExplanationFileError
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -126,8 +126,16 @@ class TextExplanation:
 
         return text_page(self, special=special)
 
+    def _repr_html_(self) -> str:
+        """The coloured texts, for notebooks."""
+        from ..render.sheet import figure_html
+
+        return figure_html(self.plot(), repr(self))
+
     def save(self, path: str | os.PathLike[str], *, special: bool = False) -> Path:
-        """Write by the suffix: .safetensors holds everything, .html, .png, .pdf and .svg show it. Returns the path.
+        """Writes by the suffix: .safetensors holds everything, .html, .png, .jpg, .pdf and .svg show it.
+
+        Returns the path.
 
         `special` shows tokens such as [CLS] too; the .safetensors file always holds them.
 
@@ -144,8 +152,9 @@ class TextExplanation:
             with atomic_write(path) as file:
                 file.write(page.encode())
             return path
-        if path.suffix not in (".png", ".pdf", ".svg"):
-            raise OptionError(f"cannot tell what to write to {path}: name it .html, .png, .pdf, .svg or .safetensors")
+        if path.suffix.lower().removeprefix(".") not in PICTURES:
+            named = ", ".join(f".{kind}" for kind in PICTURES)
+            raise OptionError(f"cannot tell what to write to {path}: name it .html, {named} or .safetensors")
         from ..render.sheet import save_figure
 
         return save_figure(self.plot(special=special), path)
