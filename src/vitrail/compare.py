@@ -19,8 +19,8 @@ from .models import wrap
 from .models.layout import layout_of
 from .models.readiness import refuse_training
 from .models.vision_model import VisionModel
-from .objectives import Objective, objective_name
-from .targets import Targets, Wanted, pair_up, parse_targets, predicted
+from .objectives import Objective, default_objective, objective_name
+from .targets import Targets, Wanted, as_lists, pair_up, parse_targets, predicted
 
 __all__ = ["COMMON", "compare"]
 
@@ -79,7 +79,7 @@ def compare(
     chosen = choose_methods(methods)
     given = _given(chosen, options or {})
     check_gradient_mode(gradient)
-    label = objective_name(objective, against)
+    objective_name(objective, against)
     if not isinstance(model, VisionModel):
         model = wrap(model)
     refuse_training(model.module)
@@ -90,7 +90,9 @@ def compare(
     with torch.no_grad():
         logits = model.logits(inputs.batch).cpu()
     wanted, other = pair_up(_rows(model, target, logits, "target"), _rows(model, against, logits, "against"))
-    asked = wanted or predicted(logits)
+    output = model.kind_for(inputs.batch)
+    asked = wanted or predicted(logits, output)
+    label = objective_name(objective or default_objective(other is not None, output), against)
     question = {"against": None if other is None else other.index.tolist(), "objective": objective}
     answers = []
     report = progress if progress is not None else lambda *_: None
@@ -121,6 +123,7 @@ def compare(
             "sources": list(inputs.sources),
             "device": str(model.device),
             "gradient": gradient,
+            **output.record(),
             "versions": {package: version(package) for package in ("vitrail", "torch", "timm")},
         },
     )
@@ -145,13 +148,10 @@ def _rows(model: VisionModel, wanted: Wanted, logits: Tensor, name: str) -> Targ
     """Classes as users name them, one or a list of them, as the targets of one image."""
     if wanted is None:
         return None
-    if isinstance(wanted, Sequence) and not isinstance(wanted, str):
-        (inner,) = wanted if len(wanted) == 1 else (wanted,)
-        nested = isinstance(inner, Sequence) and not isinstance(inner, str)
-        wanted = list(inner) if nested else list(wanted)  # [a, b], or [[a, b]] as explain takes it
-    else:
-        wanted = [wanted]
-    return parse_targets(model, [wanted], 1, logits.shape[1], name)
+    plain = as_lists(wanted, name, logits.shape[1])
+    row = plain if isinstance(plain, list) else [plain]
+    row = row[0] if len(row) == 1 and isinstance(row[0], list) else row  # [a, b], or [[a, b]] as explain takes it
+    return parse_targets(model, [row], 1, logits.shape[1], name)
 
 
 def _answer(

@@ -109,7 +109,8 @@ class Comparison:
                 told["maps"] = [{"lowest": each.min().item(), "highest": each.max().item()} for each in maps]
                 told["grid"] = list(one.explanation.grid)
             methods.append(told)
-        return {"questions": rows, "objective": self.objective, "methods": methods, "notes": self.notes()}
+        output = self._words().output.record()
+        return {"questions": rows, **output, "objective": self.objective, "methods": methods, "notes": self.notes()}
 
     def plot(self, **look: Any) -> "Figure":
         """Draw the sheet; the options are those of `vitrail.render.comparison.draw_comparison`."""
@@ -133,7 +134,7 @@ class Comparison:
         suffix_of(path)
         return save_figure(self.plot(**look), path)
 
-    def _said(self, index: int) -> float:
+    def _said(self, index: int) -> float | None:
         return self._words().probability(index)
 
     def _words(self) -> Explanation:
@@ -146,4 +147,5 @@ class Comparison:
             method="",
             objective=self.objective,
             class_names=self.class_names,
+            metadata={key: self.metadata[key] for key in ("output", "probability") if key in self.metadata},
         )

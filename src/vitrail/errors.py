@@ -24,6 +24,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "OutputFileError",
+    "OutputKindError",
     "SameClassError",
     "TargetCountError",
     "TargetError",
@@ -175,6 +176,10 @@ class UnsupportedOperationError(MethodError):
 
 class ObjectiveError(VitrailError):
     """The objective is not a scalar per image, or lacks the class it compares with."""
+
+
+class OutputKindError(ObjectiveError):
+    """The question means nothing to the kind of number that the model gives: a score has no probability, say."""
 
 
 class UnknownObjectiveError(ObjectiveError):

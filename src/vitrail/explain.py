@@ -22,9 +22,21 @@ from .models.layout import TokenLayout, layout_of
 from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
 from .models.vision_model import VisionModel
-from .objectives import Objective, objective_name
+from .objectives import OBJECTIVES, Objective, check_objective, default_objective, objective_name
 from .on_error import OnError, check_on_error, failure_records, only, skipping
-from .targets import Wanted, pair_up, parse_targets, predicted, refuse_same
+from .outputs import Output
+from .targets import (
+    Targets,
+    Wanted,
+    ask_function,
+    function_name,
+    pair_up,
+    parse_targets,
+    predicted,
+    refuse_same,
+    refuse_unpredicted,
+    repeatable,
+)
 
 __all__ = ["explain"]
 
@@ -53,12 +65,14 @@ def explain(
     Args:
         model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped. It is left exactly as it was.
         images: a path, PIL image, uint8 array, float tensor (the model's own input, normalised), or a list of them.
-        target: class name or index; a list (one per image); a nested list (several per image, one forward pass); None
-            for the predicted class.
+        target: class name, WordNet id or index; a list (one per image); a nested list (several per image, one forward
+            pass); None for the predicted class. Arrays, tensors, Series and one-hot rows are read as lists. A function
+            from one image's output (the model's own numbers) to a scalar, or a list of them, is asked about as it is.
         against: the class to compare with, in the same forms; the objective is then Eq. 8 unless `objective` is given.
         method: a name from `vitrail.list_methods()`.
-        objective: a name from `vitrail.list_objectives()`, or a callable from logits (batch, classes) to one number per
-            image, which decides alone what is explained (`target` then only names it). Default: the target's logit.
+        objective: a name from `vitrail.list_objectives()`, or a callable from the model's output (batch, classes) to
+            one number per image, which decides alone what is explained (`target` then only names it). Default: the
+            target's logit, with `against` Eq. 8 (for scores and embeddings: the difference).
         gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too); "auto"
             is full where a class unlike the target stands against it, else libra, which the notes tell.
         centred: take out of ∇A its mean under A in each row.
@@ -100,6 +114,7 @@ def explain(
     if not isinstance(model, VisionModel):
         model = wrap(model)
     check_on_error(on_error)
+    target, against = repeatable(target), repeatable(against, "against")
     if on_error == "skip":
         question = {"method": method, "objective": objective, "gradient": gradient, "centred": centred}
         question |= {"start_layer": start_layer, "readout": readout, "guide": guide, "batch_size": batch_size}
@@ -108,8 +123,7 @@ def explain(
     info = find_method(method, options)
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
-    objective = objective or info.default_objective(against is not None)
-    objective_label = objective_name(objective, against)
+    objective_label = objective_name(objective or info.default_objective(against is not None), against)
     by_rule = gradient == "auto" and guide is None and misleads(info.name, objective_label)
     mode = check_gradient_mode("full" if gradient == "auto" else gradient)
     _check_options(info, mode, centred, start_layer, batch_size)
@@ -131,11 +145,22 @@ def explain(
     inputs = prepare(model, images)
     count = len(inputs.batch)
     layout = layout_of(model, inputs.batch)
+    output = model.kind_for(inputs.batch)
     wanted, other = pair_up(
-        parse_targets(model, target, count, layout.classes),
+        parse_targets(model, target, count, layout.classes, functions=True),
         parse_targets(model, against, count, layout.classes, "against"),
     )
     refuse_same(model, wanted, other)
+    if info.class_specific and wanted is None and not callable(objective):
+        refuse_unpredicted(output, layout.classes)
+    if objective is None:
+        objective_label = default_objective(other is not None, output, info.default_objective(other is not None))
+    elif not callable(objective):
+        check_objective(OBJECTIVES[objective], output)
+    if wanted is not None and wanted.functions is not None:
+        if objective is not None:
+            raise OptionError("target= is a function, which says itself what is explained: leave objective= out")
+        objective_label = "function"  # of the images that name a class, its logit
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     first = info.first_layer(layout.layers) if start_layer is None else start_layer
     kind = (info.name, repr(sorted(options.items())), mode, first, wanted.index.shape[1] if wanted else 1)
@@ -150,12 +175,13 @@ def explain(
             layout=layout,
             target=wanted and wanted[some],
             against=other and other[some],
-            objective=objective or objective_label,
+            objective="logit" if objective_label == "function" else objective or objective_label,
             readout=weights,
             gradient=mode,
             start_layer=first,
             centred=centred,
             progress=progress,
+            output=output,
         )
         with sizing.watching(len(run.images)):
             relevance = info.function(run, **options)
@@ -177,7 +203,7 @@ def explain(
     nested = targets.nested
     fallback = torch.cat(replaced).cpu()
     doubtful = torch.zeros(count, dtype=torch.bool)
-    if mode == "full" and misleads(info.name, objective_label):
+    if mode == "full" and misleads(info.name, objective_label) and output.link is not None:
         doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
     metadata = {
         "model": model.name,
@@ -193,12 +219,15 @@ def explain(
         "options": {name: options.get(name, default) for name, default in info.options.items()},
         "versions": {package: _version(package) for package in ("vitrail", "torch", "timm")},
         "class_specific": info.class_specific,
+        **output.record(),
         "image_notes": [
             ([WARNING] if warn else []) + _notes(row, objective_label)
             for row, warn in zip(fallback, doubtful.tolist(), strict=True)
         ],
         "difference_instead": fallback.tolist(),
     }
+    if targets.functions is not None:
+        metadata["functions"] = _function_values(targets, output, all_logits)
     return Explanation(
         scores=all_scores if nested else all_scores[:, 0],
         logits=all_logits.to(all_scores.dtype),
@@ -211,6 +240,15 @@ def explain(
         images=inputs.pictures,
         metadata=metadata,
     )
+
+
+def _function_values(targets: Targets, output: Output, logits: Tensor) -> list[list[tuple[str, float] | None]]:
+    """What captions call each function that was asked about, and its value."""
+    numbers = output.numbers(logits)
+    return [
+        [None if f is None else (function_name(f), ask_function(f, row).item()) for f in functions]
+        for functions, row in zip(targets.functions or (), numbers, strict=True)
+    ]
 
 
 @cache

@@ -18,20 +18,21 @@ from torch.nn.functional import interpolate
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.files import atomic_write
 from vitrail.on_error import failure_notes
+from vitrail.outputs import Kind, Output
 
 if TYPE_CHECKING:
     import matplotlib.figure
     import pandas
     import PIL.Image
 
-__all__ = ["Explanation", "ExplanationFileError", "percent"]
+__all__ = ["Explanation", "ExplanationFileError", "percent", "verdict_of"]
 
 # One key in the header: safetensors promises no order for several, and equal results shall make equal files.
 HEADER = "vitrail"
 VERSION = 2  # a file without guides is written as version 1, which older readers know
 
 # Metadata that are lists with one entry for each image, and are cut with the images.
-PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "gradients", "positions")
+PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "gradients", "positions", "functions")
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 PICTURES = ("png", "jpg", "jpeg", "pdf", "svg")  # endings of a figure's file
@@ -50,7 +51,9 @@ class Explanation:
     `target` and `against` hold class indices. `images` is what the model saw, RGB from 0 to 255. `metadata` holds plain
     JSON values, of which pictures show `model` (its name), `sources` (one file name per image), `notes` (sentences for
     the reader), `image_notes` (a list of them per image), `gradient` (unless "full"), `centred`, `class_specific`
-    (where False), and `picture` (what `images` are, if not what the model saw).
+    (where False), and `picture` (what `images` are, if not what the model saw). `output` is the kind of the model's
+    output and `probability` what makes probabilities of `logits`: "softmax", "sigmoid", or None where there are none.
+    `functions` holds the name and the value of every function that was asked about, where `target` is −1.
 
     `guided` is not empty where a guide was given: one explanation for each way in which the originals were laid beside
     a guide, with the whole stitched map, the stitched picture and the logits that the model gave for it; its metadata
@@ -130,16 +133,36 @@ class Explanation:
         A text that images were held against is its own name, commas and all.
         """
         if self.class_names is None or not 0 <= index < len(self.class_names):
-            return f"class {index}"
+            return f"class {index}" if index >= 0 else "a function"
         if self.metadata.get("class_names") == "texts":
             return self.class_names[index]
         name = _short(self.class_names[index])
         shared = sum(_short(other) == name for other in self.class_names) > 1
         return f"{name} ({index})" if shared else name
 
-    def probability(self, index: int, image: int = 0) -> float:
-        """The softmax of the image's logits at class `index`, from 0 to 1."""
-        return self.logits[image].double().softmax(-1)[index].item()
+    @property
+    def output(self) -> Output:
+        """The kind of the model's output, which says what `logits` and probabilities are."""
+        several = self.logits.shape[1] > 1
+        kind: Kind = self.metadata.get("output") or ("logits" if several else "scores")
+        return Output(kind, link=self.metadata.get("probability", "softmax" if several else None))
+
+    def probability(self, index: int, image: int = 0) -> float | None:
+        """The model's probability of class `index`, from 0 to 1; None where it gives none, and for a function."""
+        if index < 0 or self.output.link is None:
+            return None
+        return self.output.probabilities(self.logits[image].double())[index].item()
+
+    def verdict(self, index: int, image: int = 0) -> str:
+        """What the model says of a class, in words: "82.1 %", or "= 3.21" for a number that is no probability.
+
+        With a guide it is what the model says beside the guide, from the lowest to the highest of several inputs.
+        """
+        if self.guided:  # the map is of the stitched inputs, so the photograph alone is not what was asked about
+            parts = sorted(self.guided, key=lambda part: part.probability(index, image) or 0.0)
+            ends = dict.fromkeys((parts[0].verdict(index, image), parts[-1].verdict(index, image)))
+            return f"{'…'.join(ends)} beside the guide"
+        return verdict_of(self.probability(index, image), self.logits[image, index].item())
 
     def question(self, image: int = 0, target: int = 0) -> str:
         """What the map answers, in words: "zebra 82.1 % against African elephant 3.4 %"."""
@@ -151,9 +174,12 @@ class Explanation:
         With a guide it is what the model says beside the guide, from the lowest to the highest of several inputs.
         """
         classes = [self._by_target(self.target)[image, target].item()]
+        if (functions := self.metadata.get("functions")) and functions[image][target]:
+            name, value = functions[image][target]
+            return [(name, verdict_of(None, value))]
         if self.against is not None:
             classes.append(self._by_target(self.against)[image, target].item())
-        return [(self.class_name(index), self._verdict(index, image)) for index in map(int, classes)]
+        return [(self.class_name(index), self.verdict(index, image)) for index in map(int, classes)]
 
     def notes(self) -> list[str]:
         """What the reader should know: of all images, then each sentence once with the images that it is about."""
@@ -188,15 +214,6 @@ class Explanation:
         mode = self.gradient_mode(image)
         chosen = ", chosen automatically" if self.metadata.get("gradient_asked") == "auto" else ""
         return f"{mode} gradient{chosen}" if mode else ""
-
-    def _verdict(self, index: int, image: int) -> str:
-        if self.guided:  # the map is of the stitched inputs, so the photograph alone is not what was asked about
-            parts = sorted(self.guided, key=lambda part: float(part.logits[image].double().softmax(-1)[index]))
-            ends = dict.fromkeys((parts[0]._verdict(index, image), parts[-1]._verdict(index, image)))
-            return f"{'…'.join(ends)} beside the guide"
-        if self.logits.shape[1] == 1:  # a regression: the softmax of one number is always 1 and says nothing
-            return f"= {self.logits[image, index].item():.3g}"
-        return percent(self.probability(index, image))
 
     # -- the map -----------------------------------------------------------------------------------------------------
 
@@ -447,6 +464,15 @@ def _those(named: Sequence[str], count: int) -> str:
     if len(named) == 1:
         return f"{named[0]}: "
     return f"{len(named)} of {count} images ({', '.join(named[:3])}{', …' if len(named) > 3 else ''}): "
+
+
+def verdict_of(probability: float | None, number: float) -> str:
+    """What a model says of a class, in words: its probability, or the number itself where that is none.
+
+    >>> verdict_of(0.8214, 1.5), verdict_of(None, 1.5)
+    ('82.1 %', '= 1.5')
+    """
+    return f"= {number:.3g}" if probability is None else percent(probability)
 
 
 def _tensors(ex: Explanation) -> dict[str, Tensor | None]:

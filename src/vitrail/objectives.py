@@ -8,11 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .errors import ObjectiveError, UnknownObjectiveError
+from .outputs import LOGITS, Output
 
 __all__ = [
     "OBJECTIVES",
     "Objective",
     "ObjectiveInfo",
+    "check_objective",
+    "default_objective",
     "evaluate_objective",
     "list_objectives",
     "objective_name",
@@ -24,13 +27,17 @@ Objective: TypeAlias = str | Callable[[Tensor], Tensor]
 
 
 class ObjectiveInfo(NamedTuple):
-    """A registered objective: its function, and whether it compares two classes."""
+    """A registered objective: its function, and whether it compares two classes.
+
+    `positive_only` and `probabilistic` are as `register_objective` has them.
+    """
 
     name: str
     function: Callable[..., Float[Tensor, " batch"]]
     compares: bool
     positive_only: bool
     summary: str
+    probabilistic: bool = False
 
 
 OBJECTIVES: dict[str, ObjectiveInfo] = {}
@@ -39,16 +46,22 @@ OBJECTIVES: dict[str, ObjectiveInfo] = {}
 SMALLEST_DIVISOR = 1e-3
 
 
-def register_objective(*, compares: bool, positive_only: bool = False) -> Callable[[Callable], Callable]:
+def register_objective(
+    *, compares: bool, positive_only: bool = False, probabilistic: bool = False
+) -> Callable[[Callable], Callable]:
     """Register a function of the logits under its own name.
 
     Functions that compare take (logits, target's logit, other's logit), others (logits, target's logit); all return one
-    number per image. `positive_only` marks those that mean what they say only while both logits are positive.
+    number per image. `positive_only` marks those that mean what they say only while both logits are positive, and
+    nothing to free scores, whose zero is anybody's; `probabilistic` those that read the target's probability off the
+    softmax of all logits. For labels that do not exclude each other, "all" are the label's own logit and 0.
     """
 
     def register(function: Callable) -> Callable:
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        OBJECTIVES[function.__name__] = ObjectiveInfo(function.__name__, function, compares, positive_only, summary)
+        OBJECTIVES[function.__name__] = ObjectiveInfo(
+            function.__name__, function, compares, positive_only, summary, probabilistic
+        )
         return function
 
     return register
@@ -78,15 +91,15 @@ def ratio(logits: Tensor, target: Tensor, other: Tensor) -> Float[Tensor, " batc
     return target / other
 
 
-@register_objective(compares=False)
+@register_objective(compares=False, probabilistic=True)
 def probability(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
-    """The target's softmax probability."""
+    """The target's probability."""
     return (target - logits.logsumexp(dim=-1)).exp()
 
 
-@register_objective(compares=False)
+@register_objective(compares=False, probabilistic=True)
 def log_probability(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
-    """The logarithm of the target's softmax probability."""
+    """The logarithm of the target's probability."""
     return target - logits.logsumexp(dim=-1)
 
 
@@ -125,30 +138,58 @@ def objective_name(objective: Objective | None, against: object) -> str:
     return objective
 
 
+def default_objective(compares: bool, output: Output, own: str | None = None) -> str:
+    """The objective where none is named: a method's `own`, else the logit, or Eq. 8 where two classes are compared.
+
+    Scores and embeddings have neither probabilities nor quotients: for them it is the number, or the difference.
+
+    Example:
+        >>> default_objective(True, LOGITS), default_objective(True, Output("scores", link=None))
+        ('normalized_difference', 'difference')
+    """
+    if output.link is None:
+        return "difference" if compares else "logit"
+    return own or ("normalized_difference" if compares else "logit")
+
+
+def check_objective(info: ObjectiveInfo, output: Output) -> None:
+    """Refuse an objective that means nothing to the kind of output. Raises `OutputKindError`."""
+    if output.link is None and info.probabilistic:
+        raise output.refusal("a probability")
+    if output.link is None and info.positive_only:
+        raise output.refusal(f"{info.name}, a quotient that hangs on where the numbers have their zero,")
+
+
 def evaluate_objective(
     objective: Objective,
     logits: Float[Tensor, "batch classes"],
     target: Int[Tensor, " batch"],
     against: Int[Tensor, " batch"] | None,
     by_difference: Bool[Tensor, " batch"] | None = None,
+    output: Output = LOGITS,
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
     """The scalar of every image, and for which images the plain difference stood in.
 
     Eq. 8 and the ratio turn their sign where a logit is negative and blow up near zero. Where one of the two logits is
     not above `SMALLEST_DIVISOR` times the image's largest |logit|, the `difference` l_1 − l_2 is taken instead, which
     asks the same question; the second result says where. `by_difference` names images for which the difference is
-    taken in any case: those that belong to one integral with an image that needs it.
+    taken in any case: those that belong to one integral with an image that needs it. `output` is the model's kind of
+    output: it says what a probability is, and a callable is given the model's own numbers.
 
     Raises:
         ObjectiveError: when a callable returns anything but one number per image.
+        OutputKindError: for a probability or a quotient of what has none.
     """
     nowhere = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if callable(objective):
-        return _of_callable(objective, logits), nowhere
+        return _of_callable(objective, output.numbers(logits)), nowhere
     info = OBJECTIVES[objective]
+    check_objective(info, output)
     # Logits of half-precision models are compared in float32: their differences are what is explained.
     wide = logits if logits.dtype == torch.float64 else logits.float()
     own = wide.gather(1, target[:, None])[:, 0]
+    if info.probabilistic and output.link == "sigmoid":
+        wide = torch.stack([own, torch.zeros_like(own)], dim=1)  # the softmax of (l, 0) is the sigmoid of l
     if not info.compares:
         return info.function(wide, own), nowhere
     if against is None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 
 from .errors import (
@@ -92,8 +93,9 @@ def only(wanted: Any, kept: Sequence[int], count: int) -> Any:
         return wanted
     if len(wanted) != count:  # for `explain` to refuse, or a single row for a single image
         return wanted
-    if isinstance(wanted, torch.Tensor) or hasattr(wanted, "ndim"):
+    if isinstance(wanted, torch.Tensor | np.ndarray):
         return wanted[list(kept)]
+    wanted = list(wanted)  # also of a Series, whose own brackets go by its labels
     return [wanted[position] for position in kept]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention.head_shares import HeadShareListener
-from .errors import ImageError, LayoutError
+from .errors import ImageError, LayoutError, TargetError
 from .explain import explain
 from .explanation import Explanation
 from .inputs import prepare
@@ -73,6 +73,8 @@ def head_shares(
     if len(inputs.batch) != 1:
         raise ImageError(f"one map is taken apart at a time, and {len(inputs.batch)} images are given")
     whole = explain(model, inputs.batch, target, against=against, gradient=gradient)
+    if bool((whole.target < 0).any()):
+        raise TargetError("target= is a function, and heads are told apart for a class: give a name or an index")
     layout = layout_of(model, inputs.batch)
     modes = whole.metadata.get("gradients") or [whole.metadata["gradient"]]
     run = Run(
@@ -84,6 +86,7 @@ def head_shares(
         objective=whole.objective,
         readout=layout.readout,
         gradient=modes[0],
+        output=model.kind_for(inputs.batch),
     )
     (found,) = run.differentiate(HeadShareListener())
     sizes = sorted({shares.shape[-1] for shares, _ in found.values()})

@@ -1,19 +1,39 @@
-"""What is asked of each image: target classes and the classes they are held against, by name or index."""
+"""What is asked of each image: classes by name or index, what they are held against, or functions of the output."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import SameClassError, TargetCountError, TargetError
+from .errors import ObjectiveError, SameClassError, TargetCountError, TargetError, UnknownClassError, VitrailError
+from .outputs import LOGITS, Output
 
-__all__ = ["HasClasses", "Targets", "Wanted", "pair_up", "parse_targets", "predicted", "refuse_same"]
+__all__ = [
+    "HasClasses",
+    "TargetFunction",
+    "Targets",
+    "Wanted",
+    "as_lists",
+    "ask_function",
+    "function_name",
+    "pair_up",
+    "parse_targets",
+    "predicted",
+    "refuse_same",
+    "refuse_unpredicted",
+    "repeatable",
+]
 
-Wanted: TypeAlias = str | int | Tensor | np.ndarray | Sequence[Any] | None
+TargetFunction: TypeAlias = Callable[[Tensor], Tensor]
+Wanted: TypeAlias = str | int | np.integer | Tensor | np.ndarray | TargetFunction | Iterable[Any] | None
+
+FUNCTION = -1  # stands in `Targets.index` where a function of the output is asked about, and no class
+MOST = 100_000  # items that are read from a generator
 
 
 @runtime_checkable
@@ -31,22 +51,45 @@ class HasClasses(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Class indices for each image; `nested` says that several per image were asked for, so results keep that axis."""
+    """Class indices for each image; `nested` says that several per image were asked for, so results keep that axis.
+
+    Where a function of one image's output is asked about instead, the index is −1 and `functions` holds it.
+    """
 
     index: Int[Tensor, "images targets"]
     nested: bool
+    functions: tuple[tuple[TargetFunction | None, ...], ...] | None = None
 
     def __getitem__(self, images: slice) -> "Targets":
-        return Targets(self.index[images], self.nested)
+        return replace(self, index=self.index[images], functions=self.functions and self.functions[images])
+
+    def rows(self, images: Int[Tensor, " rows"] | Sequence[int]) -> "Targets":
+        """The targets of these images, one row for each."""
+        numbers = [int(number) for number in images]
+        functions = None if self.functions is None else tuple(self.functions[number] for number in numbers)
+        return replace(self, index=self.index[numbers], functions=functions)
+
+    def function(self, image: int, target: int) -> TargetFunction | None:
+        """The function that is asked about in place of a class, if any."""
+        return None if self.functions is None else self.functions[image][target]
 
 
 def parse_targets(
-    model: HasClasses, wanted: Wanted, images: int, classes: int | None = None, name: str = "target"
+    model: HasClasses,
+    wanted: Any,
+    images: int,
+    classes: int | None = None,
+    name: str = "target",
+    *,
+    functions: bool = False,
 ) -> Targets | None:
     """Read a target as users give it: one for all images, a list (one per image), a nested list (several per image).
 
-    `classes` is the number of logits, where known. Returns None for None: the predicted class, known only after the
-    forward pass.
+    Lists may be of any kind: tuples, arrays, tensors, pandas' Series, generators. A tensor or array (images, classes)
+    of zeros with a single one in each row is one-hot. Where `functions` are allowed, a callable (or a list with
+    callables in it) takes one image's output and returns a scalar, as the targets of pytorch-grad-cam do; one that
+    picks a single class is that class. `classes` is the number of logits, where known. Returns None for None: the
+    predicted class, known only after the forward pass.
 
     Raises:
         TargetCountError: when the numbers of targets and images disagree.
@@ -63,30 +106,42 @@ def parse_targets(
     """
     if wanted is None:
         return None
-    if isinstance(wanted, Tensor | np.ndarray):
-        wanted = wanted.tolist()
-    if isinstance(wanted, str | int | np.integer):
-        return Targets(torch.tensor([[_class_index(model, wanted, classes, name)]] * images), nested=False)
-    if not isinstance(wanted, Sequence):
-        raise TargetError(
-            f"{name}={wanted!r} is no class: give a name, an index, a list of one per image, or a nested list"
-        )
-    if len(wanted) != images:
-        remedy = f"; for several targets of one image nest them: {name}=[[…]]" if images == 1 else ""
-        raise TargetCountError(f"{name} lists {len(wanted)} for {images} image(s): give one per image{remedy}")
-    nested = [isinstance(item, Sequence) and not isinstance(item, str) for item in wanted]
-    if not any(nested):
-        return Targets(torch.tensor([[_class_index(model, item, classes, name)] for item in wanted]), nested=False)
-    if not all(nested):
-        raise TargetCountError(f"{name} mixes single classes with lists: give a list for every image, or for none")
-    counts = sorted({len(item) for item in wanted})
-    if len(counts) > 1 or counts[0] == 0:
+    asked = as_lists(wanted, name, classes)
+    if not isinstance(asked, list):
+        asked, nested = [[asked]] * images, False
+    else:
+        if len(asked) != images:
+            remedy = f"; for several targets of one image nest them: {name}=[[…]]" if images == 1 else ""
+            raise TargetCountError(f"{name} lists {len(asked)} for {images} image(s): give one per image{remedy}")
+        lists = [isinstance(item, list) for item in asked]
+        nested = any(lists)
+        if nested and not all(lists):
+            raise TargetCountError(f"{name} mixes single classes with lists: give a list for every image, or for none")
+        asked = asked if nested else [[item] for item in asked]
+    counts = sorted({len(item) for item in asked})
+    if len(counts) > 1 or counts[:1] == [0]:
         raise TargetCountError(
             f"{name} lists {' and '.join(map(str, counts))} targets for different images: give each as many"
+            if counts != [0]
+            else f"{name} lists 0 targets for each image: give at least one, or {name}=None for the predicted class"
         )
-    return Targets(
-        torch.tensor([[_class_index(model, one, classes, name) for one in item] for item in wanted]), nested=True
-    )
+    found: dict[int, int | TargetFunction] = {}  # each object is looked up once
+
+    def settled(one: Any) -> int | TargetFunction:
+        if id(one) not in found:
+            found[id(one)] = _settled(model, one, classes, name, functions)
+        return found[id(one)]
+
+    rows = [[settled(one) for one in item] for item in asked]
+    binary = all(type(one) is int and one in (0, 1) for item in asked for one in item)
+    if nested and binary and classes == counts[0] > 2:
+        raise TargetError(
+            f"{name} lists {classes} zeros and ones for an image, as many as there are classes: one-hot rows are read "
+            f"from a tensor or array (images, classes) of whole numbers; give that, or the indices"
+        )
+    index = torch.tensor([[FUNCTION if callable(one) else one for one in row] for row in rows])
+    kept = tuple(tuple(one if callable(one) else None for one in row) for row in rows)
+    return Targets(index, nested, kept if bool((index == FUNCTION).any()) else None)
 
 
 def pair_up(target: Targets | None, against: Targets | None) -> tuple[Targets | None, Targets | None]:
@@ -94,9 +149,12 @@ def pair_up(target: Targets | None, against: Targets | None) -> tuple[Targets | 
 
     Raises:
         TargetCountError: when the two lists differ in length.
+        ObjectiveError: when the target is a function, which compares classes itself.
     """
     if against is None:
         return target, None
+    if target is not None and target.functions is not None:
+        raise ObjectiveError("against= means nothing to a target that is a function: compare the classes in it")
     targets = 1 if target is None else target.index.shape[1]
     others = against.index.shape[1]
     if targets == others:
@@ -131,12 +189,193 @@ def refuse_same(model: HasClasses, target: Targets | None, against: Targets | No
         raise error
 
 
-def predicted(logits: Tensor) -> Targets:
-    """The class with the largest logit."""
+def predicted(logits: Float[Tensor, "images classes"], output: Output = LOGITS) -> Targets:
+    """The class with the largest logit.
+
+    Raises:
+        TargetError: as `refuse_unpredicted`.
+    """
+    refuse_unpredicted(output, logits.shape[1])
     return Targets(logits.argmax(dim=1, keepdim=True), nested=False)
 
 
-def _class_index(model: HasClasses, wanted: Any, classes: int | None, name: str) -> int:
-    if isinstance(wanted, bool) or not isinstance(wanted, str | int | np.integer):
-        raise TargetError(f"{name}={wanted!r} ({type(wanted).__name__}) is no class: give a name or an index")
-    return model.class_index(wanted, classes)
+def refuse_unpredicted(output: Output, classes: int) -> None:
+    """Refuse to name a predicted class among several free numbers, of which the largest is not the model's answer.
+
+    Raises:
+        TargetError: for scores and embeddings of more than one number.
+    """
+    if output.link is None and classes > 1:
+        raise TargetError(
+            f"the model gives {classes} numbers of the kind {output.kind}, none of which is a predicted class: say "
+            f"which one is meant, target= (--target), from 0 to {classes - 1}"
+        )
+
+
+def function_name(function: TargetFunction) -> str:
+    """What a caption calls a function that is asked about: its name, or its class with what it was made of.
+
+    Example:
+        >>> function_name(torch.amax), function_name(lambda output: output[3])
+        ('amax', 'a function of the output')
+    """
+    name = getattr(function, "__name__", None)
+    if name is not None:
+        return "a function of the output" if name == "<lambda>" else str(name)
+    told = {key: value for key, value in getattr(function, "__dict__", {}).items() if not key.startswith("_")}
+    plain = [f"{key}={value}" for key, value in told.items() if isinstance(value, str | int | float)]
+    return f"{type(function).__name__}({', '.join(plain)})"
+
+
+def ask_function(function: TargetFunction, numbers: Float[Tensor, " classes"]) -> Float[Tensor, ""]:
+    """The scalar that a function makes of one image's output.
+
+    Raises:
+        ObjectiveError: when it fails, or returns anything but one number.
+    """
+    try:
+        value = function(numbers)
+    except VitrailError:
+        raise
+    except Exception as error:  # whatever the user's own function raises
+        raise ObjectiveError(
+            f"target={function_name(function)} failed on an output of {len(numbers)} numbers: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ObjectiveError(
+            f"target={function_name(function)} returned {got}: it takes one image's output, a tensor of "
+            f"{len(numbers)} numbers, and returns one of them, or one number made of them"
+        )
+    return value.reshape(())
+
+
+def repeatable(wanted: Any, name: str = "target") -> Any:
+    """A generator's items as a list, for a target is read more than once; everything else as it is.
+
+    Raises:
+        TargetError: when the generator fails.
+    """
+    return _listed(wanted, name) if isinstance(wanted, Iterator) else wanted
+
+
+def _listed(wanted: Iterable[Any], name: str) -> list[Any]:
+    try:
+        return list(islice(wanted, MOST))
+    except VitrailError:
+        raise
+    except Exception as error:  # of a generator of the user's
+        raise TargetError(f"{name} cannot be read as a list: {type(error).__name__}: {error}") from error
+
+
+def _settled(model: HasClasses, wanted: Any, classes: int | None, name: str, functions: bool) -> int | TargetFunction:
+    """The index of a class, or a function of the output that is none."""
+    if _is_function(wanted):
+        if not functions or classes is None:
+            raise TargetError(
+                f"{name}={function_name(wanted)} is a function, which cannot be asked about here: give a class by name "
+                "or index; vitrail.explain takes functions as target=, without against= and guide="
+            )
+        picked = _picked(wanted, classes)
+        return wanted if picked is None else picked
+    number = _integer(wanted)
+    if number is None and not isinstance(wanted, str):
+        raise TargetError(f"{name}={_short(wanted)} ({type(wanted).__name__}) is no class: give a name or an index")
+    index = model.class_index(wanted if number is None else number, classes)
+    if index >= 2**63:
+        raise UnknownClassError(f"there is no class {index}")
+    return index
+
+
+def _is_function(wanted: Any) -> TypeGuard[TargetFunction]:
+    return callable(wanted) and not isinstance(wanted, type)
+
+
+def _integer(wanted: Any) -> int | None:
+    if isinstance(wanted, bool | str) or not hasattr(type(wanted), "__index__"):
+        return None
+    try:
+        return wanted.__index__()
+    except Exception:  # arrays and tensors have the method, and refuse it
+        return None
+
+
+def _picked(function: TargetFunction, classes: int) -> int | None:
+    """The class that a function picks, where it does nothing else: its value and its gradient say so at four outputs.
+
+    The outputs are two and their negatives, so that no largest or smallest class is taken for a fixed one.
+    """
+    probes = torch.randn(2, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = set()
+    for probe in (*probes, *-probes):
+        leaf = probe.clone().requires_grad_()
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                value = ask_function(function, leaf)
+                (slope,) = torch.autograd.grad(value, leaf)
+        except Exception:  # what it makes of the real output will tell
+            return None
+        at = slope.nonzero()[:, 0].tolist()
+        if len(at) != 1 or slope[at[0]] != 1 or value.item() != probe[at[0]]:
+            return None
+        found.add(at[0])
+    return found.pop() if len(found) == 1 and classes > 1 else None
+
+
+def as_lists(wanted: Any, name: str, classes: int | None, depth: int = 0) -> Any:
+    """Lists of whatever kind as lists, at most two deep, and what is no list as it is."""
+    if isinstance(wanted, str | bytes | bytearray) or (callable(wanted) and not hasattr(wanted, "tolist")):
+        return wanted
+    if isinstance(wanted, Mapping | Set):
+        raise TargetError(f"{name} is a {type(wanted).__name__}, which has no order: give a list, one class per image")
+    if hasattr(wanted, "tolist"):  # tensors, arrays and their scalars, Series
+        wanted = _array(wanted, name, classes, depth)
+    elif not isinstance(wanted, Iterable):
+        return wanted
+    else:
+        wanted = _listed(wanted, name)
+    if not isinstance(wanted, list):
+        return wanted
+    if depth == 2:
+        raise TargetError(f"{name} is nested more than twice: give a list of one class per image, or a list of lists")
+    return [as_lists(item, name, classes, depth + 1) for item in wanted]
+
+
+def _array(wanted: Any, name: str, classes: int | None, depth: int) -> Any:
+    """An array as a list of whole numbers; one-hot rows as the index of their one."""
+    floats = isinstance(wanted, Tensor) and (wanted.is_floating_point() or wanted.is_complex())
+    try:
+        array = np.asarray(0.0 if floats else wanted.cpu() if isinstance(wanted, Tensor) else wanted)
+        kind, listed = array.dtype.kind, array.tolist()
+    except Exception as error:  # of whatever has a tolist
+        raise TargetError(f"{name} ({type(wanted).__name__}) cannot be read: {error}") from error
+    if kind in "fc":
+        raise TargetError(
+            f"{name} holds {getattr(wanted, 'dtype', type(wanted).__name__)} numbers, and classes are whole numbers: "
+            f"give indices (for instance {name}.long() of a tensor, .astype(int) of an array)"
+        )
+    rows = depth == 0 and array.ndim == 2 and array.shape[1] == classes != 1 and kind in "iub"
+    if not rows or not array.size or (kind != "b" and not np.isin(array, (0, 1)).all()):
+        if kind == "b":
+            raise TargetError(f"{name} holds truth values, which are no classes: give indices")
+        return listed
+    if not (array.sum(axis=1) == 1).all():
+        raise TargetError(
+            f"{name} of shape {array.shape} has rows of zeros and ones with other than a single one: one-hot rows have "
+            f"one; for several classes of an image give their indices, {name}=[[…], …]"
+        )
+    if kind != "b" and classes == 2:
+        raise TargetError(
+            f"{name} of shape {array.shape} could be one-hot rows or two classes for each image: give "
+            f"{name}.argmax(1) for the first, {name}.tolist() for the second"
+        )
+    return array.argmax(axis=1).tolist()
+
+
+def _short(wanted: Any) -> str:
+    try:
+        said = repr(wanted)
+    except Exception:  # of the user's own type
+        said = type(wanted).__name__
+    return said if len(said) <= 60 else f"{said[:57]}…"

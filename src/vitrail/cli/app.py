@@ -26,6 +26,7 @@ def app_command(
         str, typer.Option("--model", "-m", help="The model that visitors meet: a name that `vitrail models` lists.")
     ] = "bestiary",
     checkpoint: shared.Checkpoint = None,
+    output_kind: shared.OutputKind = None,
     host: Annotated[str, typer.Option("--host", help="Address to serve at; one that others reach needs --auth.")] = (
         "127.0.0.1"
     ),
@@ -82,7 +83,9 @@ def app_command(
 
             shelf = Shelf(
                 model,
-                load=lambda name, weights: load_named(name, weights, device=device),
+                load=lambda name, weights: load_named(
+                    name, weights, device=device, output=output_kind and output_kind.value if name == model else None
+                ),
                 checkpoint=checkpoint,
                 allowed=tuple(allow_models or ()),
             )

@@ -37,6 +37,7 @@ def compare_command(
         list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
     ] = None,
     checkpoint: shared.Checkpoint = None,
+    output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: Annotated[
         list[shared.Format] | None,
@@ -90,7 +91,7 @@ def compare_command(
             "seed": seed,
         },
         options=words,
-        load=shared.how_to_load(device, dtype, size),
+        load=shared.how_to_load(device, dtype, size, output_kind),
         batch_size=1,
         output=output,
         formats=shared.kinds(format_),

@@ -15,7 +15,7 @@ from vitrail.cli.detail import DetailRequest
 from vitrail.cli.explaining import load_model
 from vitrail.cli.inputs import Found, OutputNames, find_images, slug
 from vitrail.errors import NotAnImageError, SameClassError
-from vitrail.explanation import percent
+from vitrail.explanation import verdict_of
 from vitrail.files import writable_folder
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _result(
     answer: "Detail", pair: tuple[int, int], typical: "dict[int, TypicalPictures]", path: Path
 ) -> dict[str, Any]:
     ex = next(iter(answer.maps.values()))
-    row: dict[str, Any] = {"image": str(path)}
+    row: dict[str, Any] = {"image": str(path), **ex.output.record()}
     for role, index in zip(("target", "against"), pair, strict=True):
         row |= {
             role: ex.class_name(index),
@@ -183,6 +183,8 @@ def _result(
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    sides = [value for role in ("target", "against") for value in (row[role], percent(row[f"{role}_probability"]))]
+    sides = []
+    for role in ("target", "against"):
+        sides += [row[role], verdict_of(row[f"{role}_probability"], row[f"{role}_logit"])]
     loss = "normalized_difference" if "normalized_difference" in row["losses"] else next(iter(row["losses"]))
     return row["image"], *sides, f"{row['losses'][loss]['correlation']:+.2f}".replace("-", "−"), ", ".join(row["files"])

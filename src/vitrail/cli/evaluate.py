@@ -27,6 +27,7 @@ def evaluate_command(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A name that `vitrail models` lists.")] = None,
     checkpoint: shared.Checkpoint = None,
+    output_kind: shared.OutputKind = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,7 +116,7 @@ def evaluate_command(
             data,
             model,
             checkpoint,
-            load=shared.how_to_load(device, dtype, size),
+            load=shared.how_to_load(device, dtype, size, output_kind),
             words=words,
             as_json=as_json,
             question={

@@ -51,6 +51,7 @@ def explain_command(
     ] = None,
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
+    output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: shared.FolderFormats = None,
     objective: Annotated[
@@ -119,7 +120,7 @@ def explain_command(
             "readout": None if readout is None else _readout(readout),
         },
         options=options,
-        load={**shared.how_to_load(device, dtype, size), "texts": texts or None},
+        load={**shared.how_to_load(device, dtype, size, output_kind), "texts": texts or None},
         batch_size=shared.parse_batch(batch_size),
         output=output,
         formats=shared.kinds(format_) if format_ else (),

@@ -16,7 +16,7 @@ from vitrail.cli.explain import Request
 from vitrail.cli.inputs import Found, OutputNames, find_images, slug
 from vitrail.cli.loading import load_named
 from vitrail.errors import OptionError, SameClassError, VitrailError
-from vitrail.explanation import Explanation, percent
+from vitrail.explanation import Explanation, verdict_of
 from vitrail.files import writable_folder
 from vitrail.render import save_light, save_picture
 from vitrail.render.lettering import number
@@ -224,11 +224,13 @@ def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict
                     role: ex.class_name(index),
                     f"{role}_index": index,
                     f"{role}_probability": ex.probability(index),
+                    f"{role}_logit": ex.logits[0, index].item(),
                 }
         scores = ex.map(target=j)
         row |= {
             "method": ex.method,
             "gradient": ex.gradient_mode(),
+            **ex.output.record(),
             "lowest": scores.min().item(),
             "highest": scores.max().item(),
             "files": [str(path) for path in files],
@@ -240,5 +242,6 @@ def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     sides = []
     for role in ("target", "against"):
-        sides += [row[role], percent(row[f"{role}_probability"])] if role in row else ["", ""]
+        said = verdict_of(row[f"{role}_probability"], row[f"{role}_logit"]) if role in row else ""
+        sides += [row.get(role, ""), said]
     return row["image"], *sides, number(row["lowest"]), number(row["highest"]), ", ".join(row["files"])

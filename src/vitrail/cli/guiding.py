@@ -139,6 +139,7 @@ def _fields(ex: Explanation, image: Found, files: Sequence[Path]) -> dict[str, A
         "target": ex.class_name(index),
         "target_index": index,
         "target_probability": ex.probability(index),
+        **ex.output.record(),
         "guides": ex.metadata["guides"][0],
         "beside_the_guide": [part.probability(index) for part in ex.guided],
         "stitched": [part.metadata["stitch"] for part in ex.guided],

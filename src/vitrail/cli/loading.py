@@ -28,12 +28,13 @@ def load_named(
     size: tuple[int, int] | None = None,
     resize: int | None = None,
     texts: list[str] | None = None,
+    output: str | None = None,
 ) -> "VisionModel":
     """What `vitrail.load` gives for the command's words; device "auto" is the best that this machine has.
 
-    `texts` are what a CLIP model shall hold images against; `resize` is the shorter side in pixels before the crop, in
-    the place of the model's own. Raises the errors of `vitrail.load`, and `ModelError` where `resize` meets a model
-    without preprocessing.
+    `texts` are what a CLIP model shall hold images against, `output` is the kind of its output; `resize` is the shorter
+    side in pixels before the crop, in the place of the model's own. Raises the errors of `vitrail.load`, and
+    `ModelError` where `resize` meets a model without preprocessing.
     """
     import torch
 
@@ -41,7 +42,13 @@ def load_named(
     from vitrail.models import load
 
     model = load(
-        name, checkpoint=checkpoint, device=named_device(device), dtype=getattr(torch, dtype), size=size, texts=texts
+        name,
+        checkpoint=checkpoint,
+        device=named_device(device),
+        dtype=getattr(torch, dtype),
+        size=size,
+        texts=texts,
+        output=output,
     )
     if resize is None:
         return model

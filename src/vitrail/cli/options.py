@@ -28,6 +28,7 @@ __all__ = [
     "Method",
     "ModelName",
     "Output",
+    "OutputKind",
     "Precision",
     "StartLayer",
     "Target",
@@ -77,6 +78,17 @@ class Precision(StrEnum):
     float16 = "float16"
 
 
+class Kind(StrEnum):
+    """What the model's numbers are, as `vitrail.outputs` has it."""
+
+    logits = "logits"
+    multilabel = "multilabel"
+    probabilities = "probabilities"
+    log_probabilities = "log_probabilities"
+    scores = "scores"
+    embedding = "embedding"
+
+
 DEFAULT_OUTPUT = Path("out")
 
 Images: TypeAlias = Annotated[
@@ -109,6 +121,9 @@ InputSize: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
 Dtype: TypeAlias = Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")]
+OutputKind: TypeAlias = Annotated[
+    Kind | None, typer.Option("--output-kind", help="What the model's numbers are. Default: recognised, else logits.")
+]
 FolderFormats: TypeAlias = Annotated[
     list[FolderFormat] | None,
     typer.Option(
@@ -135,9 +150,10 @@ def kinds(formats: Sequence[Format] | Sequence[FolderFormat] | None) -> tuple[st
     return tuple(dict.fromkeys(kind.value for kind in formats or [Format.png]))
 
 
-def how_to_load(device: str, dtype: Precision, size: str | None) -> dict[str, Any]:
+def how_to_load(device: str, dtype: Precision, size: str | None, output: Kind | None = None) -> dict[str, Any]:
     """The keyword arguments of `cli.loading.load_named`; `BadParameter` for a size that is none."""
-    return {"device": device, "dtype": dtype.value, "size": None if size is None else parse_size(size)}
+    pixels = None if size is None else parse_size(size)
+    return {"device": device, "dtype": dtype.value, "size": pixels, "output": output and output.value}
 
 
 def parse_batch(text: str) -> int:

@@ -80,6 +80,7 @@ def rewrite_command(
         typer.Option("--resize", min=1, help="Shorter side in pixels before the crop, if not the model's own."),
     ] = None,
     checkpoint: shared.Checkpoint = None,
+    output_kind: shared.OutputKind = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The picture, .png or .webp. Default: out/<stem>.<target>.png")
     ] = None,
@@ -103,7 +104,7 @@ def rewrite_command(
     from vitrail.cli.inputs import slug
     from vitrail.cli.loading import load_named
     from vitrail.errors import VitrailError
-    from vitrail.experiments.rewrite import classify, rewrite, unresized
+    from vitrail.experiments.rewrite import rewrite, takes_for, unresized
     from vitrail.experiments.rewritten import lossless_format
     from vitrail.render.sheet import save_figure, suffix_of
 
@@ -111,7 +112,7 @@ def rewrite_command(
         for path, check in ((output, lossless_format), (figure, suffix_of)):
             if path is not None:
                 check(path)  # before the search, which takes longer than a refusal should
-        loaded = load_named(model, checkpoint, device=device, resize=resize)
+        loaded = load_named(model, checkpoint, device=device, resize=resize, output=output_kind and output_kind.value)
         with _bar(until, hidden=as_json) as progress:
             result = rewrite(
                 loaded,
@@ -132,11 +133,11 @@ def rewrite_command(
             )
         saved = result.save(output or Path("out") / f"{image.stem}.{slug(result.names[1])}.png")
         drawn = save_figure(result.plot(), figure or saved.with_name(f"{saved.stem}.figure.png"))
-        answer = classify(unresized(loaded) if at is Place.input else loaded, saved).softmax(dim=0)
+        asked = unresized(loaded) if at is Place.input else loaded
+        held, probability = takes_for(asked, saved, result.target, until)
     except VitrailError as error:
         stop(error, as_json=as_json)
-    probability = float(answer[result.target])
-    reached = result.reached and int(answer.argmax()) == result.target and probability >= until
+    reached = result.reached and held
     if as_json:
         read_back = {"file": str(saved), "figure": str(drawn), "probability_of_file": probability}
         typer.echo(json.dumps(result.record() | {"reached": reached} | read_back, indent=2))

@@ -61,6 +61,7 @@ class TransferRequest:
     device: str
     dtype: str
     resize: int | None
+    output_kind: str | None
     output: Path
     pictures: tuple[str, ...]
     film: str
@@ -95,6 +96,7 @@ def transfer_command(
         int | None, typer.Option("--every", min=1, help="Steps from one frame of the film to the next.")
     ] = None,
     checkpoint: shared.Checkpoint = None,
+    output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: Annotated[
         list[Picture] | None, typer.Option("--format", "-f", help="Kind of figure; several: repeat. Default: png.")
@@ -131,6 +133,7 @@ def transfer_command(
         device=device,
         dtype=dtype.value,
         resize=resize,
+        output_kind=output_kind and output_kind.value,
         output=output,
         pictures=tuple(dict.fromkeys(kind.value for kind in format_ or [Picture.png])),
         film=film.value,

@@ -37,7 +37,12 @@ def run(request: TransferRequest) -> int:
         check_film(f"film.{request.film}")  # before the work: there may be no ffmpeg
     names = OutputNames(writable_folder(request.output), [Found(request.image, Path(request.image.stem))])
     model = load_named(
-        request.model, request.checkpoint, device=request.device, dtype=request.dtype, resize=request.resize
+        request.model,
+        request.checkpoint,
+        device=request.device,
+        dtype=request.dtype,
+        resize=request.resize,
+        output=request.output_kind,
     )
     target, opposing, *also = (
         None if name is None else model.class_index(name) for name in (request.target, request.opposing, *request.also)
@@ -124,14 +129,13 @@ def _write(
 def _report(
     request: TransferRequest, found: Transfer, columns: Sequence[int], files: Sequence[Path], reporter: Reporter
 ) -> None:
-    probabilities = found.logits.double().softmax(dim=-1)
     if request.as_json:
         classes = [
             {
                 "class": found.class_name(index),
                 "index": index,
                 "logits": found.curve(index).tolist(),
-                "probabilities": probabilities[:, index].tolist(),
+                "probabilities": [found.probability(index, step) for step in range(found.steps + 1)],
             }
             for index in found.classes
         ]
@@ -148,12 +152,13 @@ def _report(
         return
     header = ["step"]
     for index in found.classes:
-        header += [found.class_name(index), "its probability"]
+        header += [found.class_name(index), "its probability" if found.output.link else ""]
     rows = []
     for step in columns:
         row = [str(step)]
         for index in found.classes:
-            row += [number(float(found.logits[step, index])), percent(float(probabilities[step, index]))]
+            share = found.probability(index, step)
+            row += [number(float(found.logits[step, index])), "" if share is None else percent(share)]
         rows.append(row)
     show_table(header, rows)
     for path in files:

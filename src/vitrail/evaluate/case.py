@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..outputs import LOGITS, Output
+
 __all__ = ["Case"]
 
 
@@ -18,7 +20,8 @@ class Case:
     the maps are of, `label` the true one. `boxes` (the labelled object's boxes together), `mask` (the object's
     silhouette) and `regions` (one region for each class that the picture is known to hold) lie on the pixels of
     `image`. What is not known is None, or empty. `grid` holds the rows and columns of the model's patches, `prefix` the
-    number of tokens before them; `black` and `white` are the normalised values of black and white in each channel.
+    number of tokens before them; `black` and `white` are the normalised values of black and white in each channel;
+    `output` is the kind of the model's output, which says what `logits` are.
     `seed` is the image's own, from the run's seed and its place in the data.
     """
 
@@ -36,6 +39,7 @@ class Case:
     boxes: Bool[Tensor, "height width"] | None = None
     mask: Bool[Tensor, "height width"] | None = None
     regions: Mapping[int, Bool[Tensor, "height width"]] = field(default_factory=dict)
+    output: Output = LOGITS
 
     @property
     def size(self) -> tuple[int, int]:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..outputs import LOGITS, Output
+
 __all__ = [
     "ConfidenceChange",
     "area_over_curve",
@@ -26,16 +28,19 @@ __all__ = [
 
 
 def probability_drops(
-    before: Float[Tensor, " classes"], after: Float[Tensor, "steps classes"], asked: int
+    before: Float[Tensor, " classes"], after: Float[Tensor, "steps classes"], asked: int, output: Output = LOGITS
 ) -> Float[Tensor, " steps"]:
     """By how much the probability of a class is lower than it was: p(x) − p(x_k).
+
+    Raises:
+        OutputKindError: for a model that gives none.
 
     Example:
         >>> drops = probability_drops(torch.zeros(2), torch.tensor([[0.0, 0.0], [-9.0, 9.0]]), 0)
         >>> [round(drop, 3) for drop in drops.tolist()]
         [0.0, 0.5]
     """
-    return before.double().softmax(-1)[asked] - after.double().softmax(-1)[:, asked]
+    return output.probabilities(before.double())[asked] - output.probabilities(after.double())[:, asked]
 
 
 def area_over_curve(drops: Float[Tensor, "*batch steps"]) -> Float[Tensor, "*batch"]:
@@ -49,15 +54,18 @@ def area_over_curve(drops: Float[Tensor, "*batch steps"]) -> Float[Tensor, "*bat
 
 
 def log_odds(
-    before: Float[Tensor, " classes"], after: Float[Tensor, "steps classes"], asked: int
+    before: Float[Tensor, " classes"], after: Float[Tensor, "steps classes"], asked: int, output: Output = LOGITS
 ) -> Float[Tensor, " steps"]:
     """log( p(x_k) / p(x) ), natural, below zero where the class has lost (Shrikumar et al. 2017; Chen et al. 2019).
+
+    Raises:
+        OutputKindError: for a model that gives no probabilities.
 
     Example:
         >>> round(float(log_odds(torch.zeros(2), torch.tensor([[-50.0, 50.0]]), 0)), 3)
         -99.307
     """
-    return after.double().log_softmax(-1)[:, asked] - before.double().log_softmax(-1)[asked]
+    return output.log_probabilities(after.double())[:, asked] - output.log_probabilities(before.double())[asked]
 
 
 def veiled(

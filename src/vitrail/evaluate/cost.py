@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import NoSignalError
+from ..outputs import LOGITS, Output
 from .case import Case
 from .plan import Plan
 from .protocols import find_protocol
@@ -40,11 +41,14 @@ def cost_of(
     options: Mapping[str, Any] | None = None,
     size: tuple[int, int] = (224, 224),
     grid: tuple[int, int] = (14, 14),
+    output: Output = LOGITS,
+    classes: int = 2,
 ) -> Cost:
     """What one map costs in a protocol: it is run on an image of two classes, side by side, and its questions counted.
 
     Raises:
         UnknownProtocolError, OptionError: as `find_protocol`, and as the protocol itself.
+        OutputKindError: for a protocol that means nothing to the kind of output.
 
     Example:
         >>> cost_of("insertion"), cost_of("perturbation", {"unit": "token"})
@@ -52,7 +56,9 @@ def cost_of(
     """
     rows, maps = 0.0, 0
     given = dict(options or {})
-    evaluation = find_protocol(protocol, given).function(_any_case(size, grid), _any_map(grid), **given)
+    evaluation = find_protocol(protocol, given).function(
+        _any_case(size, grid, output, classes), _any_map(grid), **given
+    )
     answer: Any = None
     while True:
         try:
@@ -61,10 +67,10 @@ def cost_of(
             return Cost(round(rows, 2), maps)
         if isinstance(question, Images):
             rows += question.count
-            answer = torch.rand(question.count, 2)
+            answer = torch.rand(question.count, classes)
         elif isinstance(question, Tokens):
             rows += question.patches.numel() / (grid[0] * grid[1])
-            answer = torch.rand(len(question.patches), 2)
+            answer = torch.rand(len(question.patches), classes)
         else:
             maps += len(question.targets)
             answer = _any_map(grid).expand(len(question.targets), -1, -1)
@@ -76,7 +82,7 @@ def _any_map(grid: tuple[int, int]) -> torch.Tensor:
     return torch.linspace(-1, 1, grid[0] * grid[1]).view(grid)
 
 
-def _any_case(size: tuple[int, int], grid: tuple[int, int]) -> Case:
+def _any_case(size: tuple[int, int], grid: tuple[int, int], output: Output, classes: int) -> Case:
     """An image of which everything is known."""
     left = torch.zeros(size, dtype=torch.bool)
     left[:, : size[1] // 2] = True
@@ -84,7 +90,7 @@ def _any_case(size: tuple[int, int], grid: tuple[int, int]) -> Case:
         index=0,
         source="any",
         image=torch.zeros(3, *size),
-        logits=torch.tensor([1.0, 0.0]),
+        logits=torch.arange(classes).flip(0).float(),
         target=0,
         grid=grid,
         prefix=1,
@@ -94,4 +100,5 @@ def _any_case(size: tuple[int, int], grid: tuple[int, int]) -> Case:
         boxes=left,
         mask=left,
         regions={0: left, 1: ~left},
+        output=output,
     )

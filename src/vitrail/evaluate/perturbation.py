@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import OptionError
+from ..outputs import LOGITS, Output
 from .bilinear import bilinear
 
 __all__ = [
@@ -154,7 +155,7 @@ def enlarged(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -
 class Outcome(NamedTuple):
     """What the released script keeps of a perturbed image, one number each.
 
-    `hit`: 1 where the label has the highest logit. `dissimilarity`: log of the label's probability over the second
+    `hit`: 1 where the label wins (see `Output.wins`). `dissimilarity`: log of the label's probability over the second
     highest. `logit_change`, `probability_change`: of the highest logit and probability, less those of the original.
     """
 
@@ -168,19 +169,25 @@ def outcome(
     logits: Float[Tensor, "*batch classes"],
     label: Int[Tensor, "*batch"],
     original: Float[Tensor, "*batch classes"],
+    output: Output = LOGITS,
 ) -> Outcome:
     """What became of the answers, from the logits of the perturbed images and of the originals.
+
+    Where labels do not exclude each other, a hit is a probability of the label above one half.
+
+    Raises:
+        OutputKindError: for a model whose numbers are no classes.
 
     Example:
         >>> outcome(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.tensor([[0.0, 3.0]])).logit_change.tolist()
         [-1.0]
     """
     # Logarithms are subtracted, not probabilities divided: these round to 0 where a class has lost by a hundred.
-    logs, before = logits.log_softmax(-1), original.softmax(-1)
+    logs, before = output.log_probabilities(logits), output.probabilities(original)
     best, _ = logs.topk(2, dim=-1)
     own = logs.gather(-1, label[..., None])[..., 0]
     return Outcome(
-        hit=(logits.argmax(dim=-1) == label).to(logits.dtype),
+        hit=output.wins(logits, label).to(logits.dtype),
         dissimilarity=own - best[..., 1],
         logit_change=logits.amax(dim=-1) - original.amax(dim=-1),
         probability_change=best[..., 0].exp() - before.amax(dim=-1),

@@ -17,6 +17,7 @@ from ..errors import DataError, OptionError
 from ..models import VisionModel, wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
+from ..targets import refuse_unpredicted
 from ..threads import thread_count
 from .cost import cost_of
 from .data import Dataset, open_data
@@ -177,6 +178,7 @@ def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]
         "model": {
             "name": model.name,
             **model.metadata,
+            "output": model.kind_for(torch.zeros(1, 3, *fitted(model, plan).size)).kind,
             "class_names": None if model.class_names is None else list(model.class_names),
             "weights": digest_of(model.module),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -223,8 +225,12 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
         )
     size = fitted(model, plan).size
     layout = layout_of(model, torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype))
+    output = model.kind_for(torch.zeros(1, 3, *size))
+    if plan.target == "predicted":
+        refuse_unpredicted(output, layout.classes)
     for name, options in plan.protocols.items():
-        cost_of(name, options, size, (layout.rows, layout.cols))  # whose questions refuse what cannot be asked
+        # Its questions refuse what cannot be asked of this model.
+        cost_of(name, options, size, (layout.rows, layout.cols), output, layout.classes)
 
 
 def _refuse_nothing(run: EvaluationRun) -> None:

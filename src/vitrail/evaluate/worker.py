@@ -106,6 +106,7 @@ class Worker:
         if self._layout is None:
             self._layout = layout_of(self.model, batch[:1])
         logits = torch.cat([self._answerer.logits(some) for some in batch.split(self._answerer.batch)])
+        output = self.model.kind_for(batch)
         mean, std = self.preprocess.mean, self.preprocess.std
         cases = []
         for (image, found), pixels, answer in zip(good, batch, logits, strict=True):
@@ -113,8 +114,12 @@ class Worker:
                 reason = f"the logits of {image.source} hold NaN or infinity"
                 part.failures.append(Failure(image.index, image.source, None, None, reason))
                 continue
-            predicted = int(answer.argmax())
-            explained = image.label if self.plan.target == "label" and image.label is not None else predicted
+            label = image.label if len(answer) > 1 else None  # one number answers no question of which class
+            if label is not None and label >= len(answer):
+                reason = f"the label {label} is none of the model's {len(answer)} classes"
+                part.failures.append(Failure(image.index, image.source, None, None, reason))
+                continue
+            explained = int(answer.argmax()) if self.plan.target != "label" or label is None else label
             cases.append(
                 Case(
                     index=image.index,
@@ -127,10 +132,11 @@ class Worker:
                     black=tuple((0 - m) / s for m, s in zip(mean, std, strict=True)),
                     white=tuple((1 - m) / s for m, s in zip(mean, std, strict=True)),
                     seed=self.plan.seed * 1_000_003 + image.index,
-                    label=image.label,
+                    label=label,
                     boxes=found.boxes,
                     mask=found.mask,
                     regions=found.regions,
+                    output=output,
                 )
             )
         return cases

@@ -35,13 +35,15 @@ from ..images import read_image
 from ..models import wrap
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
+from ..objectives import evaluate_objective
+from ..outputs import Output
 from .budget import project, to_levels
 from .resample import linear_view
 from .rewritten import Rewrite, encode
 from .similarity import similarity
 from .tactics import Tactics, tactics
 
-__all__ = ["PLACES", "Progress", "classify", "rewrite", "unresized"]
+__all__ = ["PLACES", "Progress", "classify", "rewrite", "takes_for", "unresized"]
 
 PLACES = ("photograph", "input")
 
@@ -107,6 +109,7 @@ def rewrite(
         OptionError: for numbers out of range.
         ModelError: for a model without preprocessing or in training mode.
         ImageError: for what is no picture.
+        OutputKindError: for a model that gives scores or an embedding.
 
     Example:
         >>> import vitrail
@@ -132,14 +135,16 @@ def rewrite(
     opened = read_image(image)
     photograph = np.array(model.preprocess.view(opened) if at == "input" else opened)
     model = unresized(model) if at == "input" else model
-    first = classify(model, photograph)
+    first, output = classify(model, photograph), _output(model)
+    if output.link is None:
+        raise output.refusal("rewriting, which goes on until a probability is reached,")
     goal = _class(model, target, len(first))
     start = int(first.argmax()) if source is None else _class(model, source, len(first))
     if start == goal:
         why = "which the model predicts already" if source is None else "which is the source as well"
         raise TargetError(f"target {goal} is {model.class_name(goal)}, {why}; name another class")
 
-    search = _Search(model, photograph, start, goal, how, budget, norm)
+    search = _Search(model, photograph, start, goal, how, budget, norm, output)
     curves: list[tuple[float, float]] = []
     best, picture, reason = 0, photograph, f"{steps} steps taken"
     for number in range(steps + 1):
@@ -157,8 +162,7 @@ def rewrite(
             break
 
     # The proof: a file's bytes, read and classified as any other file.
-    answer = classify(model, encode(picture)).softmax(dim=0)
-    reached = bool(answer[goal] >= until) and int(answer.argmax()) == goal
+    reached = takes_for(model, encode(picture), goal, until)[0]
     names = (model.class_name(start), model.class_name(goal))
     return Rewrite(
         original=photograph,
@@ -177,6 +181,7 @@ def rewrite(
         metadata={
             "model": model.name,
             **model.metadata,
+            **output.record(),
             "at": at,
             "objective": how.objective,
             "variant": how.variant,
@@ -214,6 +219,23 @@ def classify(model: VisionModel, image: Any) -> Float[Tensor, " classes"]:
     return _finite(logits.detach().cpu().double())
 
 
+def takes_for(model: VisionModel, image: Any, index: int, until: float | int) -> tuple[bool, float]:
+    """Whether the model takes a picture for a class with a probability of at least `until`, and that probability.
+
+    Raises:
+        OutputKindError: for a model whose numbers are no classes.
+        ModelError, NonFiniteError: as `classify`.
+    """
+    logits, output = classify(model, image), _output(model)
+    share = output.probabilities(logits)[index]
+    return bool(share >= until) and bool(output.wins(logits, index)), float(share)
+
+
+def _output(model: VisionModel) -> Output:
+    assert model.preprocess is not None
+    return model.kind_for(torch.zeros(1, 3, *model.preprocess.size))
+
+
 class _Search:
     """The unrounded pixels on their way, and the picture of 8 bits that they stand for."""
 
@@ -226,10 +248,11 @@ class _Search:
         how: Tactics,
         budget: float | int | None,
         norm: str,
+        output: Output,
     ) -> None:
         assert model.preprocess is not None
         self.model, self.preprocess, self.classes = model, model.preprocess, (source, target)
-        self.how, self.budget, self.norm = how, budget, norm
+        self.how, self.budget, self.norm, self.output = how, budget, norm, output
         self.levels = torch.from_numpy(photograph).permute(2, 0, 1).contiguous()
         self.original = self.levels.float() / 255
         self.pixels = self.original.clone()
@@ -244,15 +267,18 @@ class _Search:
         source, target = self.classes
         rounded = to_levels(self.pixels, self.levels, self.budget, self.norm)
         self.picture = rounded.permute(1, 2, 0).contiguous().numpy()
-        probabilities = classify(self.model, self.picture).softmax(dim=0)
+        answer = classify(self.model, self.picture)
+        probabilities = self.output.probabilities(answer)
         view = ((self.view(self.pixels) - self.mean) / self.std).requires_grad_()
         with torch.enable_grad():
             logits = self.model.logits(view[None])[0].cpu()
-            by_difference = self.how.objective == "difference"
-            loss = logits[source] - logits[target] if by_difference else logits.logsumexp(dim=0) - logits[target]
+            loss = logits[source] - logits[target]
+            if self.how.objective == "log_probability":
+                goal = torch.tensor([target])
+                loss = -evaluate_objective("log_probability", logits[None], goal, None, output=self.output)[0][0]
             (slope,) = torch.autograd.grad(loss, view)
         self.gradient = self.view.back(slope.float().cpu() / self.std)
-        self.is_target = int(probabilities.argmax()) == target
+        self.is_target = bool(self.output.wins(answer, target))
         return probabilities[source].item(), probabilities[target].item()
 
     def advance(self) -> bool:

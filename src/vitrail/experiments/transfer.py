@@ -19,7 +19,7 @@ from ..models import wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
-from ..targets import parse_targets
+from ..targets import parse_targets, refuse_unpredicted
 from .attention_parameters import find_constraint
 from .descent import Course, Descent
 from .optimisers import find_optimiser
@@ -104,6 +104,9 @@ def transfer(
     begun = [layer.probabilities() for layer in run.record()]
     plain = run.logits[0].cpu()
     _check_finite(plain)
+    output = model.kind_for(inputs.batch)
+    if target is None or opposing is None:
+        refuse_unpredicted(output, len(plain))
     classes = _classes(model, plain, target, opposing, also)
     descent = Descent(model, inputs.batch, layout, run.readout_row(), classes, rule, step, float(lr), frozenset(drawn))
     asked = {"classes": list(classes), "lr": float(lr), "optimiser": optimiser, "constraint": rule.name}
@@ -132,6 +135,7 @@ def transfer(
             "model": model.name,
             **model.metadata,
             "sources": list(inputs.sources),
+            **output.record(),
             "readout": layout.reads,
             "grid": [layout.rows, layout.cols],
             "attention": _moved(begun, descent.attention(course)),

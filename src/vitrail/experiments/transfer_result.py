@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..explanation import Explanation
+from ..outputs import Output
 from .tensor_file import TransferFileError, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -92,6 +93,17 @@ class Transfer:
         """The logit of any class of the model after 0, 1, …, `steps` steps."""
         return self.logits[:, index]
 
+    @property
+    def output(self) -> Output:
+        """The kind of the model's output."""
+        return self.after(self.snapshots[0]).output
+
+    def probability(self, index: int, step: int) -> float | None:
+        """The probability of a class after a step; None for a model that gives none."""
+        if self.output.link is None:
+            return None
+        return self.output.probabilities(self.logits[step].double())[index].item()
+
     def class_name(self, index: int) -> str:
         """A short name for a class, as in `Explanation.class_name`."""
         return self.after(self.snapshots[0]).class_name(index)
@@ -113,7 +125,11 @@ class Transfer:
             class_names=self.class_names,
             images=None if self.image is None else self.image[None],
             metadata={
-                **{key: self.metadata[key] for key in ("model", "sources") if key in self.metadata},
+                **{
+                    key: self.metadata[key]
+                    for key in ("model", "sources", "output", "probability")
+                    if key in self.metadata
+                },
                 "gradient": "leaf",
                 "notes": [f"Attention after {step} of {self.steps} steps down the logit of the first class."],
             },

@@ -19,8 +19,9 @@ from ..inputs import prepare
 from ..models import wrap
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
-from ..objectives import OBJECTIVES, evaluate_objective
-from ..targets import Wanted
+from ..objectives import OBJECTIVES, check_objective, evaluate_objective
+from ..outputs import Output
+from ..targets import Wanted, as_lists, predicted
 
 __all__ = ["LOSSES", "Detail", "detail", "ordered", "top_pairs"]
 
@@ -50,6 +51,11 @@ class Detail:
     def logits(self) -> Float[Tensor, " classes"]:
         """What the model says of the image."""
         return next(iter(self.maps.values())).logits[0]
+
+    @property
+    def output(self) -> Output:
+        """The kind of the model's output."""
+        return next(iter(self.maps.values())).output
 
     def view(self, loss: str, target: int, against: int) -> Explanation:
         """One map: an explanation of one image and one question, its notes those of this question alone.
@@ -81,7 +87,7 @@ class Detail:
     def value(self, loss: str, target: int, against: int) -> float:
         """The scalar that was differentiated: the loss, or the plain difference where that stood in."""
         other = torch.tensor([against]) if OBJECTIVES[loss].compares else None
-        values, _ = evaluate_objective(loss, self.logits[None], torch.tensor([target]), other)
+        values, _ = evaluate_objective(loss, self.logits[None], torch.tensor([target]), other, output=self.output)
         return float(values[0])
 
     def reversal(self, loss: str, target: int, against: int) -> float:
@@ -100,7 +106,7 @@ def detail(
     against: Wanted = None,
     *,
     top: int = 3,
-    losses: Sequence[str] = LOSSES,
+    losses: Sequence[str] | None = None,
     **options: Any,
 ) -> Detail:
     """Compare classes on one image: every pair both ways, under each loss, one backward pass a map.
@@ -112,7 +118,8 @@ def detail(
         against: one class or several to compare it with, one pair each; None for the model's own: with a target its
             `top` − 1 strongest rivals, without one all pairs among the `top` classes.
         top: how many of the model's best classes take part where `against` is None; 2 or more.
-        losses: names of `LOSSES`, in the order in which they are shown.
+        losses: names of `LOSSES`, in the order in which they are shown; default: all that mean something to the
+            model's kind of output (for scores and embeddings the number itself and the difference).
         **options: those of `vitrail.explain`: `method`, `gradient`, `centred`, …
 
     Raises:
@@ -129,15 +136,22 @@ def detail(
     """
     if not isinstance(model, VisionModel):
         model = wrap(model)
-    unknown = [loss for loss in losses if loss not in LOSSES]
-    if unknown or not losses:
-        raise OptionError(f"losses={list(losses)} must be some of {', '.join(LOSSES)}")
+    unknown = [loss for loss in losses or () if loss not in LOSSES]
+    if unknown or (losses is not None and not losses):
+        raise OptionError(f"losses={list(losses or ())} must be some of {', '.join(LOSSES)}")
     refuse_training(model.module)
     inputs = prepare(model, image)
     if len(inputs.batch) != 1:
         raise OptionError(f"detail looks at one image, but {len(inputs.batch)} are given: call it for each")
     with torch.no_grad():
         logits = model.logits(inputs.batch)[0].float().cpu()
+    output = model.kind_for(inputs.batch)
+    if losses is None:
+        losses = [loss for loss in LOSSES if output.link is not None or not OBJECTIVES[loss].positive_only]
+    for loss in losses:
+        check_objective(OBJECTIVES[loss], output)
+    if target is None:
+        predicted(logits[None], output)
     pairs = _pairs(model, logits, target, against, top)
     classes = list(dict.fromkeys(index for pair in pairs for index in pair))
     both_ways = ordered(pairs)
@@ -182,7 +196,8 @@ def _pairs(
     if against is None:
         rivals = [index for index in logits.argsort(descending=True).tolist() if index != own]
         return [(own, rival) for rival in rivals[: top - 1]]
-    others: list[Any] = list(against) if isinstance(against, list | tuple) else [against]
+    plain = as_lists(against, "against", count)
+    others: list[Any] = plain if isinstance(plain, list) else [plain]
     if not others:
         raise TargetError("against=[] names no class: give at least one, or None for the model's own choice")
     indices = list(dict.fromkeys(_one(model, other, count) for other in others))

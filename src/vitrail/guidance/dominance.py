@@ -39,6 +39,7 @@ INSTEAD = (
     "No class stands against the target here, and then the full gradient may paint the object blue: "
     "the libra gradient was taken instead."
 )
+SCORED = "The model's numbers are scores, which no class stands against: the libra gradient was taken."
 
 
 def rivals(
@@ -108,9 +109,15 @@ def explain_by_rule(ask: Callable[..., Explanation], model: VisionModel, images:
     inputs = prepare(model, images)
     # First libra, which most photographs keep: its forward pass shows at once which of them have rivals.
     libra = ask(model, inputs.batch, target, gradient="libra")
+    if bool((libra.target < 0).any()):  # a function of the output has no rival class: the common gradient
+        full = ask(model, inputs.batch, target, gradient="full")
+        metadata = {**full.metadata, "sources": list(inputs.sources), "gradient_asked": "auto"}
+        return replace(full, images=inputs.pictures, metadata=metadata)
     index = libra.target if libra.target.ndim == 2 else libra.target[:, None]
     nested, count = libra.target.ndim == 2, index.shape[1]
     found, near = rivals(libra.logits, index, class_rows(model, libra.logits.shape[1]))
+    scored = libra.output.link is None
+    near &= not scored  # free numbers do not compete
     doubtful = near.any(dim=2).all(dim=1).nonzero()[:, 0].tolist()
     chosen: dict[int, Explanation] = {}
     if doubtful:
@@ -129,9 +136,9 @@ def explain_by_rule(ask: Callable[..., Explanation], model: VisionModel, images:
         }
     ex = _in_order([chosen.get(i, one) for i, one in enumerate(libra)]) if chosen else libra
     modes = ["full" if i in chosen else "libra" for i in range(len(libra))]
-    notes = [
-        [INSTEAD, *one] if mode == "libra" else one for one, mode in zip(ex.metadata["image_notes"], modes, strict=True)
-    ]
+    told = SCORED if scored else INSTEAD
+    image_notes = zip(ex.metadata["image_notes"], modes, strict=True)
+    notes = [[told, *one] if mode == "libra" else one for one, mode in image_notes]
     gradient = modes[0] if len(set(modes)) == 1 else "auto"
     metadata = {**ex.metadata, "sources": list(inputs.sources), "image_notes": notes}
     metadata |= {"gradient": gradient, "gradients": modes, "gradient_asked": "auto"}

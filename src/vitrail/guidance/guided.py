@@ -84,6 +84,9 @@ def explain_guided(
     step = step or len(inputs.batch)
     layout = layout_of(model, inputs.batch)
     alone = logits_of(model, inputs.batch, step)
+    output = model.kind_for(inputs.batch)
+    if output.link is None:
+        raise output.refusal("a guide, whose class takes what does not argue for the target,")
     wanted = parse_targets(model, target, len(alone), layout.classes) or predicted(alone)
     question = wanted.index.tolist() if wanted.nested else wanted.index[:, 0].tolist()
     patch = _patch(inputs, layout)
@@ -189,7 +192,7 @@ def _shown(
 ) -> Shown:
     top = int(logits.argmax())
     index = top if index is None else index
-    probability = float(logits.double().softmax(0)[index])
+    probability = float(model.kind_for(picture[None]).probabilities(logits.double())[index])
     return Shown(picture, source, drawn, index, model.class_name(index), float(logits[index]), probability)
 
 
@@ -285,9 +288,9 @@ def _notes(number: int, parts: list[Explanation], told: list[list[Shown]], alone
         sides.setdefault(WORDS[one["layout"]], {})[one["side"]] = None
     places = "; ".join(f"{words}, original {' and '.join(where)}" for words, where in sides.items())
     index = int(first.target.reshape(len(first), -1)[number, 0])
-    beside = sorted(part.probability(index, number) for part in parts)
+    beside = sorted(part.probability(index, number) or 0.0 for part in parts)
     spread = " to ".join(dict.fromkeys((percent(beside[0]), percent(beside[-1]))))
-    before = percent(float(alone[number].double().softmax(0)[index]))
+    before = percent(float(first.output.probabilities(alone[number].double())[index]))
     notes = [
         f"Beside {'; '.join(guides)}: {places}{f' (mean of {len(parts)} maps)' if len(parts) > 1 else ''}. "
         f"Alone the model gives {first.class_name(index)} {before}, beside the guide {spread}."

@@ -127,23 +127,11 @@ def _class_of(model: VisionModel, name: str) -> int | None:
     identifier = re.match(r"n\d{8}", name)
     if identifier is not None:
         rest = name[identifier.end() :].strip("_- ")
-        if not rest:
-            return _by_identifier(model, name)
-        name = rest
+        name = rest or name
     try:
         return model.class_index(name)
     except VitrailError:
         return None
-
-
-def _by_identifier(model: VisionModel, identifier: str) -> int | None:
-    from timm.data.imagenet_info import ImageNetInfo
-
-    known = ImageNetInfo("imagenet-1k")
-    names = known.label_names()
-    if model.class_names is None or len(model.class_names) != len(names) or identifier not in names:
-        return None  # not a model of ImageNet's thousand classes
-    return names.index(identifier)
 
 
 def _classified(model: VisionModel, label: int, folder: Path, paths: list[Path]) -> TypicalPictures:
@@ -159,8 +147,9 @@ def _classified(model: VisionModel, label: int, folder: Path, paths: list[Path])
         if not ready:
             continue
         with torch.no_grad():
-            logits = model.logits(torch.cat([inputs.batch for _, inputs in ready]))
-        for (path, inputs), row in zip(ready, logits.float().softmax(dim=1).cpu(), strict=True):
+            batch = torch.cat([inputs.batch for _, inputs in ready])
+            shares = model.kind_for(batch).probabilities(model.logits(batch).float()).cpu()
+        for (path, inputs), row in zip(ready, shares, strict=True):
             assert inputs.pictures is not None  # a file always has one
             found.append(Typical(path, inputs.pictures[0], row))
     if not found:

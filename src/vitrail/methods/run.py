@@ -21,7 +21,8 @@ from ..errors import LayoutError, OptionError
 from ..models.layout import TokenLayout
 from ..models.vision_model import VisionModel
 from ..objectives import Objective, evaluate_objective
-from ..targets import Targets, predicted
+from ..outputs import LOGITS, Output
+from ..targets import Targets, ask_function, predicted
 
 __all__ = ["Progress", "Run"]
 
@@ -51,6 +52,7 @@ class Run:
     kernel: Kernel = "auto"
     progress: Progress | None = None
     by_difference: Bool[Tensor, "images targets"] | None = None
+    output: Output = LOGITS
     logits: Tensor = field(init=False)
     replaced: list[Tensor] = field(init=False, default_factory=list)
 
@@ -89,7 +91,7 @@ class Run:
         """
 
         def rows(targets: Targets | None) -> Targets | None:
-            return None if targets is None else Targets(targets.index[index.cpu()], targets.nested)
+            return None if targets is None else targets.rows(index.cpu())
 
         difference = None if self.by_difference is None else self.by_difference[index]
         return replace(
@@ -134,7 +136,12 @@ class Run:
             target = self.targets.index[image, number].to(logits.device).expand(len(logits))
             against = None if self.against is None else self.against.index[image, number].to(logits.device)
             against = None if against is None else against.expand(len(logits))
-            value, instead = evaluate_objective(self.objective, logits, target, against)
+            function = self.targets.function(image, number)
+            value, instead = evaluate_objective(
+                self.objective, logits, target.clamp(min=0), against, output=self.output
+            )
+            if function is not None:
+                value = torch.stack([ask_function(function, row) for row in self.output.numbers(logits)])
             values.append(value)
             replaced.append(instead.any())
         self._note_replaced(image, torch.stack(replaced))
@@ -273,7 +280,13 @@ class Run:
         target = self.targets.index[:, number].to(logits.device)
         against = None if self.against is None else self.against.index[:, number].to(logits.device)
         by_difference = None if self.by_difference is None else self.by_difference[:, number].to(logits.device)
-        return evaluate_objective(self.objective, logits, target, against, by_difference)
+        if self.targets.functions is None:
+            return evaluate_objective(self.objective, logits, target, against, by_difference, self.output)
+        values, nowhere = evaluate_objective(self.objective, logits, target.clamp(min=0), None, output=self.output)
+        asked = [(row, self.targets.function(row, number)) for row in range(len(logits))]
+        numbers = self.output.numbers(logits)
+        rows = [values[row] if f is None else ask_function(f, numbers[row]).to(values) for row, f in asked]
+        return torch.stack(rows), nowhere
 
     def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
         """The objective of target `number`, summed over the images; where the difference stood in, is noted."""

@@ -5,13 +5,26 @@ import difflib
 import json
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import AmbiguousClassError, ModelError, UnknownClassError
 
-__all__ = ["ClassNames", "class_index", "named", "normal", "read_class_names", "short_name"]
+__all__ = [
+    "ClassNames",
+    "class_index",
+    "named",
+    "normal",
+    "read_class_names",
+    "same_classes",
+    "short_name",
+    "wordnet_ids",
+]
+
+WORDNET = re.compile(r"n\d{8}")
 
 # In the order of the classes, by index or the other way round; or a file of them. Also arrays and pandas Series.
 ClassNames: TypeAlias = Iterable[Any] | Mapping[Any, Any] | str | os.PathLike[str]
@@ -30,7 +43,8 @@ def class_index(
     without regard to case, with underscores read as spaces. The whole name and each of its synonyms (separated by
     commas) match exactly; failing that, whole words of a name match when they occur in one class only. `count` is the
     number of classes, where it is known from elsewhere than `names`. With `whole`, names are sentences, and match only
-    as a whole.
+    as a whole. A WordNet id (n02391049) is a class of a model that has the classes of ImageNet, or of one of its larger
+    lists.
 
     Raises:
         AmbiguousClassError: when several classes go by that name, listing them.
@@ -60,7 +74,10 @@ def class_index(
                 f"{wanted!r} is the name of {len(found)} classes: {_listed(found, names)}; "
                 "give the index, or more of the name"
             )
-    if wanted.strip().lstrip("+-").isdecimal():
+    synset = WORDNET.fullmatch(wanted.strip())
+    if synset is not None and (index := _synsets(None if names is None else tuple(names)).get(synset[0])) is not None:
+        return index
+    if re.fullmatch(r"[+-]?\d{1,18}", wanted.strip()):
         return _in_range(int(wanted), count)
     if names is None:
         span = f"0 to {count - 1}" if count else "counted from 0"
@@ -151,6 +168,42 @@ def short_name(index: int, names: Sequence[str] | None) -> str:
     if names is None or not 0 <= index < len(names):
         return f"class {index}"
     return names[index].split(",")[0].strip() or f"class {index}"
+
+
+@lru_cache(maxsize=8)
+def wordnet_ids(count: int | None, names: tuple[str, ...] | None) -> Sequence[str]:
+    """The WordNet ids of a model's classes in their order, as timm lists them; none where they are not ImageNet's.
+
+    Example:
+        >>> len(wordnet_ids(1000, None)), len(wordnet_ids(2, ("horse", "zebra")))
+        (1000, 0)
+    """
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": count}) if count else None
+    if subset is None:
+        return ()
+    info = ImageNetInfo(subset)
+    return info.label_names() if names is None or same_classes([*info.label_descriptions()], names) else ()
+
+
+def same_classes(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists, equally long, name the same classes in the same order, most of them alike.
+
+    Example:
+        >>> same_classes(["crane", "zebra"], ["Crane, a bird", "zebra"])
+        True
+    """
+    first = [({normal(part) for part in one.split(",")}, two) for one, two in zip(some, others, strict=True)]
+    alike = sum(any(normal(part) in one for part in two.split(",")) for one, two in first)
+    return alike >= 0.8 * len(first)
+
+
+@lru_cache(maxsize=8)
+def _synsets(names: tuple[str, ...] | None) -> Mapping[str, int]:
+    """WordNet ids to indices; none without names, for a thousand classes need not be ImageNet's."""
+    known = () if names is None else wordnet_ids(len(names), names)
+    return {synset: index for index, synset in enumerate(known)}
 
 
 def _is_file(path: str) -> bool:

@@ -28,6 +28,7 @@ __all__ = [
     "load_hugging_face",
     "load_whole",
     "names_in_config",
+    "output_in_config",
     "quietly",
     "recognise_hugging_face",
     "told",
@@ -41,7 +42,9 @@ def recognise_hugging_face(module: nn.Module) -> Known | None:
         return None
     origin = getattr(module, "name_or_path", "")
     preprocess = _preprocess(origin, None, local=True) if origin else None
-    return Known(preprocess, _class_names(module), _forward_options(module, preprocess))
+    return Known(
+        preprocess, _class_names(module), _forward_options(module, preprocess), output_in_config(config, module)
+    )
 
 
 @source("hf", recognise=recognise_hugging_face, texts=True)
@@ -95,11 +98,19 @@ def load_hugging_face(request: Request) -> VisionModel:
         module = loaded.module
         preprocess = _preprocess(request.name, request.size, local)
         class_names, forward_options = _class_names(module), _forward_options(module, preprocess)
+        output = output_in_config(module.config, module)
         if request.texts is not None:
             class_names, metadata["class_names"] = request.texts, "texts"
             module = _with_texts(module.eval(), request.name, request.texts, local)
+            output = module.output
     return VisionModel(
-        module, f"hf/{request.name}", preprocess, class_names, forward_options=forward_options, metadata=metadata
+        module,
+        f"hf/{request.name}",
+        preprocess,
+        class_names,
+        forward_options=forward_options,
+        metadata=metadata,
+        output=output,
     )
 
 
@@ -221,6 +232,20 @@ def _preprocess(name: str, size: tuple[int, int] | None, local: bool) -> Preproc
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, ModelError):
         return None  # a model without processor, or one that prepares other inputs than pictures
     return preprocess.with_size(size) if preprocess is not None and size is not None else preprocess
+
+
+def output_in_config(config: Any, module: nn.Module) -> str | None:
+    """The kind of output that the config declares for training; "embedding" for a bare encoder.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> output_in_config(SimpleNamespace(problem_type="multi_label_classification"), nn.Identity())
+        'multilabel'
+    """
+    if isinstance(getattr(module, "classifier", None), nn.Identity):
+        return "embedding"
+    problem = getattr(config, "problem_type", None)
+    return {"regression": "scores", "multi_label_classification": "multilabel"}.get(problem or "")
 
 
 def names_in_config(config: Any) -> tuple[str, ...] | None:

@@ -95,11 +95,12 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
     observer = ShapeObserver()
     again = ShapeObserver()
     with eager(), torch.no_grad(), Tap(again, images=1):
-        model.logits(torch.randn(noise.shape, generator=generator).to(noise))
+        before = model.answer(torch.randn(noise.shape, generator=generator).to(noise))
     with torch.enable_grad():
         tap = Tap(observer, images=1)
         with eager(), tap:
-            logits = model.logits(noise)
+            numbers = model.answer(noise)
+            logits = model.learn_kind(numbers, before).logits(numbers)
         if not observer.shapes:
             raise NoAttentionError(_no_attention(model))
         seen = observer.observation(logits, tuple(tap.patch_grids))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
+from ..outputs import check_kind
 from .class_names import ClassNames, named
 from .recipes import adapt
 from .similarity import check_texts, refuse_texts
@@ -30,6 +31,7 @@ def load(
     preprocess: Any = None,
     class_names: ClassNames | None = None,
     texts: Sequence[str] | None = None,
+    output: str | None = None,
     **options: Any,
 ) -> VisionModel:
     """Load a model by its full name: `timm/…`, `hf/…` (an id or a folder), `torchvision/…`, `open_clip/…`.
@@ -38,8 +40,8 @@ def load(
     with it they are read from that file, or from a folder as Hugging Face's libraries write it. The number of classes
     is that of the checkpoint's head, unless `num_classes` says otherwise (0: no head, the embedding). `size` is the
     input size in pixels, one side or (height, width), where it is to differ from the model's own; `img_size` is the
-    same. `pretrained=False` keeps random weights; other options go to the library. `preprocess` and `class_names`
-    replace the model's own, as in `wrap`. The model comes in evaluation mode, in float32 unless `dtype`
+    same. `pretrained=False` keeps random weights; other options go to the library. `preprocess`, `class_names` and
+    `output` replace the model's own, as in `wrap`. The model comes in evaluation mode, in float32 unless `dtype`
     (`torch.bfloat16` or "bfloat16") says otherwise, on the CPU unless `device` does.
 
     With `texts`, a CLIP model (`open_clip/…`, or `hf/` and a folder of a CLIP or SigLIP model) is asked how well an
@@ -50,6 +52,7 @@ def load(
         UnknownModelError: for a source or a model that is not there.
         CheckpointError: for a file that cannot be read, with kinds of its own for pickles and weights that do not fit.
         NoTextTowerError: for texts given to a model that reads none.
+        OptionError: for an unknown kind of output.
         TextError, SameClassError: for an empty or overlong text, and for one that is there twice.
         ModelError: where the library fails, or an argument makes no sense.
 
@@ -58,6 +61,7 @@ def load(
         >>> model.preprocess.size, model.class_name(340)
         ((224, 224), 'zebra')
     """
+    check_kind(output)
     source, name = find(spec)
     if "img_size" in options:
         if size is not None:
@@ -82,6 +86,8 @@ def load(
         model = replace(model, preprocess=adapt(preprocess))
     if names is not None:
         model = replace(model, class_names=names, guessed=model.guessed - {"class_names"})
+    if output is not None:
+        model = replace(model, output=output)
     return model
 
 

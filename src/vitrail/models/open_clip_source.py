@@ -45,7 +45,11 @@ def open_clip_names() -> list[str]:
 def recognise_open_clip(module: nn.Module) -> Known | None:
     """The preprocessing that open_clip's factory writes on its visual towers; None for other modules."""
     config = getattr(module, "preprocess_cfg", None)
-    return Known(_preprocess(module, None)) if isinstance(config, Mapping) and "resize_mode" in config else None
+    return (
+        Known(_preprocess(module, None), output="embedding")
+        if isinstance(config, Mapping) and "resize_mode" in config
+        else None
+    )
 
 
 @source("open_clip", names=open_clip_names, recognise=recognise_open_clip, texts=True)
@@ -94,11 +98,13 @@ def load_open_clip(request: Request) -> VisionModel:
     else:
         metadata["weights"] = (tag or "pretrained") if load_weights else "random"
     module: nn.Module = tower
+    output: str | None = "embedding"
     if request.texts is not None:
         module = _with_texts(whole, name, request.texts)
+        output = module.output
         metadata["class_names"] = "texts"
     preprocess = _preprocess(tower, request.size)
-    return VisionModel(module, f"open_clip/{request.name}", preprocess, request.texts, metadata=metadata)
+    return VisionModel(module, f"open_clip/{request.name}", preprocess, request.texts, metadata=metadata, output=output)
 
 
 @contextmanager

@@ -44,6 +44,11 @@ class ImageTextSimilarity(nn.Module):
             if bias:
                 self.texts.bias.fill_(bias)
 
+    @property
+    def output(self) -> str | None:
+        """With a bias, as SigLIP has it, every text is a yes-or-no question of its own; without, texts compete."""
+        return None if self.texts.bias is None else "multilabel"
+
     def forward(
         self, images: Float[Tensor, "images channels height width"], **options: Any
     ) -> Float[Tensor, "rows texts"]:

@@ -42,6 +42,7 @@ class Known:
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
     forward_options: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
 
 
 @runtime_checkable

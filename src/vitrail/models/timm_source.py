@@ -38,7 +38,7 @@ def recognise_timm(module: nn.Module) -> Known | None:
     """Preprocessing and class names that a timm module carries with it; None for other modules."""
     if not defined_in(module, "timm"):
         return None
-    return Known(preprocess=_preprocess(module), class_names=_class_names(module))
+    return Known(preprocess=_preprocess(module), class_names=_class_names(module), output=_output(module))
 
 
 @source("timm", names=timm_names, recognise=recognise_timm)
@@ -77,7 +77,14 @@ def load_timm(request: Request) -> VisionModel:
         if pretrained and request.classes != 0:
             refuse_random_head(request, config.get("num_classes"))
         metadata["weights"] = (config.get("tag") or "pretrained") if pretrained else "random"
-    return VisionModel(module, f"timm/{request.name}", _preprocess(module), _class_names(module), metadata=metadata)
+    return VisionModel(
+        module,
+        f"timm/{request.name}",
+        _preprocess(module),
+        _class_names(module),
+        metadata=metadata,
+        output=_output(module),
+    )
 
 
 def _unknown(name: str) -> str:
@@ -118,6 +125,12 @@ def _preprocess(module: nn.Module) -> Preprocess | None:
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     options = {} if size is None else {"input_size": (3, *size)}
     return from_timm(resolve_data_config(options, pretrained_cfg=dict(config)))
+
+
+def _output(module: nn.Module) -> str | None:
+    """An embedding where there is no classifier (`num_classes=0`); else what its numbers show."""
+    classifier: Any = getattr(module, "get_classifier", lambda: None)
+    return "embedding" if isinstance(classifier(), nn.Identity) else None
 
 
 def _class_names(module: nn.Module) -> tuple[str, ...] | None:

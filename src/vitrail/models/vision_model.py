@@ -4,12 +4,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import ModelError, OutputError
+from ..outputs import Output, check_kind, recognise
 from .class_names import class_index, short_name
 from .preprocess import Preprocess
 from .readiness import model_errors
@@ -26,8 +28,9 @@ class VisionModel:
     `preprocess` turns pictures into the model's input; without it only tensors can be explained. Index i of
     `class_names` is class i; synonyms are separated by commas. `readout`, `prefix` and `grid` say from which tokens
     the head reads, how many tokens stand before the patches, and how many rows and columns of patches there are; None
-    means worked out from the model at work. `logits_from` finds the logits in an unusual output, `forward_options` go
-    along with each call, and `metadata` says where the weights came from. `guessed` names the fields that Vitrail
+    means worked out from the model at work. `logits_from` finds the logits in an unusual output, `output` is their kind
+    (`vitrail.outputs.KINDS`; None: recognised where it is evident, else "logits"), `forward_options` go along with each
+    call, and `metadata` says where the weights came from. `guessed` names the fields that Vitrail
     filled in and nobody vouched for: guessed class names are dropped when the module has another number of classes.
 
     Example:
@@ -48,6 +51,10 @@ class VisionModel:
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     guessed: frozenset[str] = frozenset()
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        check_kind(self.output)
 
     def __repr__(self) -> str:
         names = f"{len(self.class_names)} named classes" if self.class_names is not None else "classes without names"
@@ -67,20 +74,49 @@ class VisionModel:
     def logits(
         self, images: Float[Tensor, "batch channels height width"], *, rows: int | None = None
     ) -> Float[Tensor, "rows classes"]:
-        """Run the model on normalised images, brought to its device and type, and find the logits in its output.
+        """Run the model on normalised images, brought to its device and type; the logits that its answer stands for.
 
-        A module that answers one number per image has one class. Gradients flow. `rows` is the number of rows of logits
-        to expect where it is not that of the images.
+        A model that ends in a softmax or in sigmoids has its logits found again (see `vitrail.outputs`); scores and
+        embeddings are taken as they are. A module that answers one number per image has one class. Gradients flow.
+        `rows` is the number of rows of logits to expect where it is not that of the images.
 
         Raises:
-            OutputError: when the output holds no tensor of batch x classes.
+            OutputError: when the output holds no tensor of batch x classes, or is not of the kind declared.
             ModelError: when there are not as many class names as classes.
         """
+        return self.kind_for(images).logits(self.answer(images, rows=rows))
+
+    def answer(
+        self, images: Float[Tensor, "batch channels height width"], *, rows: int | None = None
+    ) -> Float[Tensor, "rows classes"]:
+        """The model's numbers as they are, before anything is made of them; errors as `logits`."""
         with model_errors(self.name, self.module):
             output = self.module(images.to(self.device, self.dtype), **self.forward_options)
         batch = images.shape[0] if rows is None else rows
         self._doubt_names(output, batch)
         return logits_of(output, batch, self.name, self.class_names, self.logits_from)
+
+    def kind_for(self, images: Float[Tensor, "batch channels height width"]) -> Output:
+        """What kind of output the model gives: once, from its answers to two images of noise of that size."""
+        if self not in _OUTPUTS:
+            generator = torch.Generator().manual_seed(0)
+            one, other = (torch.randn(1, *images.shape[1:], generator=generator) for _ in range(2))
+            with torch.inference_mode(False):
+                with torch.no_grad():
+                    more = self.answer(other)
+                with torch.enable_grad():
+                    self.learn_kind(self.answer(one), more)
+        return _OUTPUTS[self]
+
+    def learn_kind(
+        self, numbers: Float[Tensor, "rows classes"], more: Float[Tensor, "rows classes"] | None = None
+    ) -> Output:
+        """The kind of output that these numbers, their graph attached, and `more` of them show; it is kept.
+
+        Raises:
+            OutputError: when they are not of the kind declared.
+        """
+        return _OUTPUTS.setdefault(self, recognise(numbers, self.output, self.name, more))
 
     def _doubt_names(self, output: Any, batch: int) -> None:
         """Drop guessed names when the module has another number of classes: they were never the user's."""
@@ -137,6 +173,9 @@ class VisionModel:
             return layout_of(self, torch.empty(1, 3, rows, cols, device=self.device, dtype=self.dtype)).describe()
         except ModelError as error:
             return f"not to be explained: {error}"
+
+
+_OUTPUTS: WeakKeyDictionary[VisionModel, Output] = WeakKeyDictionary()
 
 
 def _tensors(module: nn.Module):

@@ -26,6 +26,7 @@ def wrap(
     grid: tuple[int, int] | None = None,
     logits_from: Callable[[Any], Tensor] | None = None,
     forward_options: Mapping[str, Any] | None = None,
+    output: str | None = None,
 ) -> VisionModel:
     """Make any module that takes images and returns logits explainable, without touching it.
 
@@ -34,9 +35,13 @@ def wrap(
     the fields of `VisionModel`; what is left out is worked out.
 
     `preprocess` may also be a torchvision transform (as timm's `create_transform` makes them) or a Hugging Face image
-    processor, and `class_names` a mapping from index to name.
+    processor, and `class_names` a mapping from index to name. `output` says what the model's numbers are: "logits",
+    "multilabel" (logits or sigmoids of labels that do not exclude each other), "probabilities", "log_probabilities",
+    "scores" (free numbers) or "embedding". Probabilities and single numbers are recognised, all else is taken for
+    logits.
 
     Raises:
+        OptionError: for another word as `output`.
         ModelError: for TorchScript, whose attention is hidden, for what is no module, and for what cannot be read as
             preprocessing.
 
@@ -61,6 +66,7 @@ def wrap(
         grid=grid,
         logits_from=logits_from,
         forward_options=dict(forward_options if forward_options is not None else known.forward_options),
+        output=output or (known.output if logits_from is None else None),
         metadata={"source": "wrap", "module": f"{type(module).__module__}.{type(module).__qualname__}"},
     )
 

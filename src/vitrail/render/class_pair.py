@@ -79,10 +79,6 @@ def _width(ex: Explanation) -> float:
     return float(np.clip(PANEL * cols / rows, 1.6, 4.0))
 
 
-def _verdict(ex: Explanation, index: int) -> str:
-    return percent(ex.probability(index))
-
-
 Line = tuple[float, float, float]  # left, base, width in inches
 
 
@@ -90,7 +86,7 @@ def _title(figure: "Figure", ex: Explanation, target: int, against: int, place: 
     x, y, width = place
     for index, word, colour in ((target, "", FOR), (against, "against ", AGAINST)):
         text = write(
-            figure, x, y, word + ex.class_name(index), ending=f" {_verdict(ex, index)}", width=width * 0.45, size=14.0,
+            figure, x, y, word + ex.class_name(index), ending=f" {ex.verdict(index)}", width=width * 0.45, size=14.0,
             weight="bold", color=colour,
         )  # fmt: skip
         x += _inches(figure, text) + 0.12
@@ -131,11 +127,12 @@ def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box
         colour = FOR if index == target else AGAINST if index == against else PALE
         write(
             figure, x, base + 0.17, ex.class_name(index), width=wide, size=8.0, color=colour,
-            ending=f"  {_verdict(ex, index)}  logit {number(float(ex.logits[0, index]))}",
+            ending=f"  {ex.verdict(index)}  logit {number(float(ex.logits[0, index]))}",
         )  # fmt: skip
-        axes = axes_at(figure, (x, base + 0.05, wide, 0.08))
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.barh(0.5, ex.probability(index), height=1.0, color=colour)
+        if (probability := ex.probability(index)) is not None:
+            axes = axes_at(figure, (x, base + 0.05, wide, 0.08))
+            axes.set(xlim=(0, 1), ylim=(0, 1))
+            axes.barh(0.5, probability, height=1.0, color=colour)
 
 
 def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:

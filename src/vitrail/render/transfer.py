@@ -18,7 +18,7 @@ from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "course", "draw_frame", "draw_transfer"]
+__all__ = ["COLOURS", "course", "draw_frame", "draw_transfer", "standing"]
 
 MARGIN, GAP, SIDE = 0.22, 0.14, 1.75  # inches: around the picture, between panels, the height of a panel
 TOP, HEAD, FOOT = 0.26, 0.42, 0.42  # the line over all, the two over each panel, the bar and the range below it
@@ -144,8 +144,7 @@ def _map(
     image = None if result.image is None else result.image.numpy(force=True)
     signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, limit=limit or None)
     index = result.classes[place]
-    logits = result.logits[step].double()
-    said = f"logit {number(logits[index].item())} · {percent(logits.softmax(-1)[index].item())}"
+    said = standing(result, index, step)
     style: dict[str, Any] = {"weight": "bold", "color": _colour(place)}
     write(figure, x, y + high + 0.22, result.class_name(index), width=wide, size=9.5, **style)
     write(figure, x, y + high + 0.07, said, width=wide, size=8.0, color=PALE)
@@ -171,7 +170,9 @@ def _curves(figure: "Figure", result: Transfer, box: Box, marked: Sequence[int],
     for spine in ("top", "right"):
         axes.spines[spine].set_visible(False)
     x, y, wide, tall = box
-    write(figure, x - AXIS, y + tall + 0.05, "logit", width=1.0, size=8.0, color=PALE)
+    write(
+        figure, x - AXIS, y + tall + 0.05, "logit" if result.output.link else "score", width=1.0, size=8.0, color=PALE
+    )
     write(figure, x + wide, y - 0.33, "steps", width=1.0, size=8.0, color=PALE, ha="right")
     _name_ends(figure, result, [curve[last] for curve in curves], box, axes.get_ylim())
 
@@ -194,6 +195,12 @@ def _name_ends(
         write(figure, x + wide + 0.1, height - over, name, ending=end, width=NAMES - 0.1, size=8.5, **style)
 
 
+def standing(result: Transfer, index: int, step: int) -> str:
+    """What the model says of a class after a step, in words: "logit 3.41 · 82.1 %", or "score 3.41"."""
+    share, value = result.probability(index, step), number(result.logits[step, index].item())
+    return f"score {value}" if share is None else f"logit {value} · {percent(share)}"
+
+
 def course(result: Transfer, index: int) -> str:
     """Returns what became of a class's logit, in words: "tavel falls from 6.01 to 0.28"."""
     curve = result.curve(index).double()
@@ -205,7 +212,8 @@ def course(result: Transfer, index: int) -> str:
 
 def _foot(figure: "Figure", result: Transfer, width: float) -> None:
     """What happened to the logits, and how it was done, in two lines."""
-    told = f"Logits: {'; '.join(course(result, index) for index in result.classes)}."
+    what = "Logits" if result.output.link else "Scores"
+    told = f"{what}: {'; '.join(course(result, index) for index in result.classes)}."
     style: dict[str, Any] = {"width": width - 2 * MARGIN, "size": 7.5, "smallest": 5.0}
     write(figure, MARGIN, MARGIN / 2 + LINE, told, color=INK, **style)
     write(figure, MARGIN, MARGIN / 2, _how(result), color=PALE, **style)
@@ -216,9 +224,10 @@ def _how(result: Transfer) -> str:
     optimiser = {"sgd": "plain SGD", "adam": "Adam"}.get(result.optimiser, result.optimiser)
     kept = {"none": "unconstrained", "clamp": "kept from below zero", "softmax": "kept distributions by a softmax"}
     held = kept.get(result.constraint, result.constraint)
+    what = "logit" if result.output.link else "score"
     return printable(
         f"All attention maps as the only parameters, {held}; {result.steps} steps of {optimiser}, step size "
-        f"{result.lr:g}, down the logit of {result.class_name(result.target)}. Maps: complete gradient (Eq. 5)."
+        f"{result.lr:g}, down the {what} of {result.class_name(result.target)}. Maps: complete gradient (Eq. 5)."
     )
 
 

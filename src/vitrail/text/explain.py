@@ -247,7 +247,7 @@ def _groups(encoded: Sequence[Encoded], reading: Reading, model: TextModel, size
 
 
 def _of(targets: Targets | None, some: list[int]) -> Targets | None:
-    return None if targets is None else Targets(targets.index[some], targets.nested)
+    return None if targets is None else targets.rows(some)
 
 
 def _wide(model: TextModel) -> torch.dtype:

@@ -12,6 +12,7 @@ from ...explain import explain
 from ...explanation import Explanation
 from ...methods.registry import METHODS, MethodInfo, find_method
 from ...models import VisionModel
+from ...outputs import Output
 from ..fragments import data_address
 from ..pictures import Picture, Seen
 from ..question import Question
@@ -37,10 +38,20 @@ class Asked:
         with torch.no_grad():
             return self.model.logits(self.seen.tensor[None])[0].float().cpu()
 
+    @cached_property
+    def output(self) -> Output:
+        """The kind of the model's output."""
+        return self.model.kind_for(self.seen.tensor[None])
+
     @property
     def target(self) -> int:
-        """The class that is explained. Raises `UnknownClassError` for one that the model does not have."""
+        """The class that is explained: of free numbers the first unless one is asked for, for none is predicted.
+
+        Raises `UnknownClassError` for one that the model does not have.
+        """
         wanted = self.question.target
+        if wanted is None and self.output.link is None:
+            return 0
         return int(self.logits.argmax()) if wanted is None else self.model.class_index(wanted, len(self.logits))
 
     @property

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from ...explanation import percent
+from ...explanation import verdict_of
 from .asking import Asked
 
 __all__ = ["best_classes", "draw_classes"]
@@ -19,7 +19,8 @@ def best_classes(asked: Asked, count: int = COUNT) -> list[int]:
 
 def draw_classes(asked: Asked) -> str:
     """The classes as buttons with bars: pressed in red the one explained, in blue the one it is held against."""
-    shares = asked.logits.double().softmax(-1)
+    logits = asked.logits.double()
+    shares = None if asked.output.link is None else asked.output.probabilities(logits)
     rows = []
     for index in best_classes(asked):
         role, word = "", "explain"
@@ -27,11 +28,12 @@ def draw_classes(asked: Asked) -> str:
             role, word = " vt-is-for", "explained"
         elif index == asked.against:
             role, word = " vt-is-against", "held against it"
-        name, share = escape(asked.class_name(index)), float(shares[index])
+        name, share = escape(asked.class_name(index)), None if shares is None else float(shares[index])
+        said = verdict_of(share, float(logits[index]))
+        track = "" if share is None else f'<span class="vt-track"><i style="width:{100 * share:.1f}%"></i></span>'
         rows.append(
             f'<button type="button" class="vt-class{role}" data-class="{index}" '
-            f'aria-pressed="{"true" if role else "false"}" aria-label="{name}, {percent(share)}, {word}">'
-            f'<span class="vt-name">{name}</span><span class="vt-share">{percent(share)}</span>'
-            f'<span class="vt-track"><i style="width:{100 * share:.1f}%"></i></span></button>'
+            f'aria-pressed="{"true" if role else "false"}" aria-label="{name}, {said}, {word}">'
+            f'<span class="vt-name">{name}</span><span class="vt-share">{said}</span>{track}</button>'
         )
     return f'<div class="vt-classes" role="group" aria-label="Classes">{"".join(rows)}</div>'

@@ -9,9 +9,8 @@ import torch
 
 from ...experiments import transfer
 from ...experiments.transfer_result import Transfer
-from ...explanation import percent
 from ...render.film import save_film
-from ...render.transfer import COLOURS, course
+from ...render.transfer import COLOURS, course, standing
 from ..answer import Answer, file_of, files_of_figure
 from ..fragments import curves, film, section
 from ..pictures import Picture
@@ -72,10 +71,7 @@ def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int
 def _pane(asked: Asked, found: Transfer, place: int) -> str:
     index = found.classes[place]
     maps = found.maps[:, place].numpy(force=True).astype(np.float64)
-    words = []
-    for step in found.snapshots:
-        share = float(found.logits[step].double().softmax(-1)[index])
-        words.append(f"logit {float(found.logits[step, index]):.2f} · {percent(share)}")
+    words = [standing(found, index, step) for step in found.snapshots]
     side = ("vt-for", "vt-against")[place]
     title = f'<b class="{side}">{escape(found.class_name(index))}</b>'
     return film(

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from vitrail.models.class_names import normal, short_name
+from vitrail.models.class_names import normal, same_classes, short_name, wordnet_ids
 from vitrail.models.vision_model import VisionModel
 
 __all__ = ["Classes"]
@@ -69,7 +69,7 @@ class Classes:
             >>> Classes(("crane", "zebra", "crane")).match(["zebra", "crane"])
             [1, None]
         """
-        if self.names is not None and len(names) == len(self.names) and _agree(names, self.names):
+        if self.names is not None and len(names) == len(self.names) and same_classes(names, self.names):
             return list(range(len(names)))
         return [self.find(name) for name in names]
 
@@ -86,15 +86,7 @@ class Classes:
     @cached_property
     def _synsets(self) -> Mapping[str, int]:
         """WordNet ids in the order of the classes, for the classes of ImageNet or one of its larger lists."""
-        from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-
-        subset = infer_imagenet_subset({"num_classes": self.count}) if self.count else None
-        if subset is None:
-            return {}
-        info = ImageNetInfo(subset)
-        if self.names is not None and not _agree([*info.label_descriptions()], self.names):
-            return {}
-        return {synset: index for index, synset in enumerate(info.label_names())}
+        return {synset: index for index, synset in enumerate(wordnet_ids(self.count, self.names))}
 
     def _of_synset(self, wordnet: str) -> list[int]:
         if wordnet in self._synsets:
@@ -102,13 +94,6 @@ class Classes:
         if self._synsets or self.names is None:
             return []
         return next((found for name in _lemmas(wordnet) if (found := self._named.get(normal(name)))), [])
-
-
-def _agree(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists name the same classes in the same order, most of them alike."""
-    first = [({normal(part) for part in one.split(",")}, two) for one, two in zip(some, others, strict=True)]
-    alike = sum(any(normal(part) in one for part in two.split(",")) for one, two in first)
-    return alike >= 0.8 * len(first)
 
 
 def _lemmas(wordnet: str) -> list[str]:

@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d
 
 from ...errors import OptionError
 from ..case import Case
-from ..confidence import area_over_curve, confidence_change, log_odds, probability_drops, veiled
+from ..confidence import area_over_curve, confidence_change, log_odds, veiled
 from ..perturbation import enlarged
 from ..questions import Evaluation, Images, Measured
 from ..removal import Removal, several, turns
@@ -40,13 +40,14 @@ def region_perturbation(
     order: str = "morf",
     fill: str = "lowest",
     target: str = "explained",
+    score: str = "probability",
 ) -> Evaluation:
     """The drop of the probability while regions go one by one, the most relevant first ("morf") or the least ("lerf").
 
     `unit`: "region", squares of `size` pixels ranked by the sum of the enlarged map within, as Quantus'
     `RegionPerturbation` has it; or "patch", the model's own patches by their own scores. At most `regions` of them go,
-    one a step. `fill="lowest"` and "highest" are Quantus' black and white. AOPC is the sum of the drops over one more
-    than their number.
+    one a step. `score` is what drops, as of `insertion`. `fill="lowest"` and "highest" are Quantus' black and white.
+    AOPC is the sum of the drops over one more than their number.
 
     Raises:
         OptionError: for a word that is not known, or a size that does not divide the image.
@@ -69,7 +70,8 @@ def region_perturbation(
     turn = turns(places, case.size, highest=order == "morf")
     until = range(1, min(regions, places.numel()) + 1)
     logits = yield several(Removal(case.image, filling(case, fill), turn, until))
-    drops = probability_drops(case.logits, logits.to(case.logits), asked).tolist()
+    watched = answers(case, torch.cat([case.logits[None], logits.to(case.logits)]), asked, score)
+    drops = (watched[0] - watched[1:]).tolist()
     return [Measured(f"{order}.drop", float(step), drop) for step, drop in zip(until, drops, strict=True)]
 
 
@@ -106,7 +108,7 @@ def log_odds_of_removal(
     turn = turns(places, case.size, highest=order == "morf")
     until = [int(places.numel() * share) for share in shares]
     logits = yield several(Removal(case.image, filling(case, fill), turn, until))
-    odds = log_odds(case.logits, logits.to(case.logits), asked).tolist()
+    odds = log_odds(case.logits, logits.to(case.logits), asked, case.output).tolist()
     return [Measured(f"{order}.log_odds", float(share), value) for share, value in zip(shares, odds, strict=True)]
 
 
@@ -149,6 +151,6 @@ def average_drop(
         weights = (turns(weights, case.size) < int(weights.numel() * share)).to(weights.dtype)
     logits = yield Images(1, lambda _: veiled(case.image, weights, ground)[None])
     both = torch.stack([case.logits, logits[0].to(case.logits)])
-    before, after = answers(both, asked, "probability")
+    before, after = answers(case, both, asked, "probability")
     change = confidence_change(before, after)
     return [Measured(name, None, float(value)) for name, value in zip(change._fields, change, strict=True)]

@@ -31,9 +31,11 @@ def summarise_deletion(curves: Curves, *, score: str = "probability", **_: objec
     return {"deletion AUC": _area(curves, f"deletion.{score}", -1)}
 
 
-def summarise_flipping(curves: Curves, *, order: str = "morf", **_: object) -> dict[str, Statistic]:
+def summarise_flipping(
+    curves: Curves, *, order: str = "morf", score: str = "probability", **_: object
+) -> dict[str, Statistic]:
     """The area under pixel flipping: better low where the most relevant go first, else better high."""
-    return {f"pixel flipping AUC, {order}": _area(curves, f"{order}.probability", -1 if order == "morf" else 1)}
+    return {f"pixel flipping AUC, {order}": _area(curves, f"{order}.{score}", -1 if order == "morf" else 1)}
 
 
 @register_protocol("insertion", summarise=summarise_insertion, reference="Petsiuk, Das, Saenko 2018 (RISE)")
@@ -50,8 +52,9 @@ def insertion(
     """How soon the answer comes while the pixels of the highest scores appear on an empty ground.
 
     `step`: pixels of the bilinearly enlarged map that appear between two scores (224: RISE; 1792: TAM). `fill`: the
-    ground (see `filling`). `score`: "probability" or "hit" (the class has the highest logit). `target`: the class
-    watched, "predicted", "explained" or "label". `skip`: scores left out at the beginning (1: Englebert et al. 2023).
+    ground (see `filling`). `score`: "probability", "hit" (the class wins) or "output" (the model's own number, as for a
+    regression). `target`: the class watched, "predicted", "explained" or "label". `skip`: scores left out at the
+    beginning (1: Englebert et al. 2023).
 
     Raises:
         OptionError: for a word that is not known, or steps that leave fewer than two scores.
@@ -93,9 +96,11 @@ def pixel_flipping(
     order: str = "morf",
     fill: str = "lowest",
     target: str = "explained",
+    score: str = "probability",
 ) -> Evaluation:
     """The probability while pixels flip to one value, the most relevant first ("morf") or the least ("lerf").
 
+    `score` is what is watched, as of `insertion`.
     As Quantus' `PixelFlipping` has it on the enlarged map: the first score is that after the first step, and `step`
     pixels are 3 · `step` of its `features_in_step`. `fill="lowest"` and "highest" are its black and white.
 
@@ -105,7 +110,7 @@ def pixel_flipping(
     check_one_of("order", order, ORDERS)
     turn, until = _steps(case, scores, step, 1, highest=order == "morf")
     flipping = Removal(case.image, filling(case, fill), turn, until)
-    return (yield from _watched(case, flipping, order, "probability", target))
+    return (yield from _watched(case, flipping, order, score, target))
 
 
 def _steps(
@@ -123,6 +128,6 @@ def _watched(case: Case, removal: Removal, name: str, score: str, target: str) -
     """One class's answers to the images of a removal, each at its share of the pixels."""
     asked = class_asked(case, target)
     check_one_of("score", score, SCORES)
-    values = answers((yield several(removal)), asked, score).tolist()
+    values = answers(case, (yield several(removal)), asked, score).tolist()
     pixels = removal.turns.numel()
     return [Measured(f"{name}.{score}", end / pixels, value) for end, value in zip(removal.until, values, strict=True)]

@@ -46,7 +46,8 @@ def mif_lif(
     """Whether the class still wins when the most (MIF) or the least influential places (LIF) go, and the gap (SRG).
 
     MIF is published as the share of lost answers too, which is one less what is told here. `unit`: whole patches,
-    pixels of the enlarged map, or tokens left out. `score`: "hit" or "probability".
+    pixels of the enlarged map, or tokens left out. `score`: "hit", "probability" or "output" (the
+    model's own number).
 
     Raises:
         OptionError: for a word that is not known, or shares that are not ascending between 0 and 1.
@@ -54,7 +55,7 @@ def mif_lif(
     check_one_of("score", score, SCORES)
     asked = class_asked(case, target)
     logits = yield from both_ways(case, scores, unit, fill, shares)
-    values = answers(logits.flatten(0, 1), asked, score).view(len(FIRST), -1).tolist()
+    values = answers(case, logits.flatten(0, 1), asked, score).view(len(FIRST), -1).tolist()
     return [
         Measured(f"{first}.{score}", float(share), value)
         for first, row in zip(FIRST, values, strict=True)

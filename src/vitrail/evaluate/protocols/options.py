@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ...errors import OptionError
+from ...errors import OptionError, OutputKindError
+from ...targets import refuse_unpredicted
 from ..case import Case
 from ..perturbation import enlarged
 
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 TARGETS = ("explained", "predicted", "label")
-SCORES = ("probability", "hit")
+SCORES = ("probability", "hit", "output")
 ORDERS = ("morf", "lerf")  # the most relevant first, or the least
 
 
@@ -56,21 +57,39 @@ def class_asked(case: Case, target: str) -> int:
 
     Raises:
         OptionError: for another word, or the label of an image that has none.
+        TargetError: for the predicted one of several free numbers.
     """
     check_one_of("target", target, TARGETS)
     if target == "label":
         if case.label is None:
             raise OptionError(f"target='label' needs the true class of {case.source}, which is not known")
         return case.label
+    if target == "predicted":
+        refuse_unpredicted(case.output, len(case.logits))
     return case.target if target == "explained" else case.predicted
 
 
-def answers(logits: Float[Tensor, "rows classes"], asked: int, score: str) -> Float[Tensor, " rows"]:
-    """The probability of a class, or 1 where it has the highest logit, in float64 for the first."""
+def answers(case: Case, logits: Float[Tensor, "rows classes"], asked: int, score: str) -> Float[Tensor, " rows"]:
+    """What is watched of a class, in float64: its probability, 1 where it wins, or the model's own number ("output").
+
+    Raises:
+        OptionError: for another word.
+        OutputKindError: for a probability or a winner of what has none; the message names the score that there is.
+    """
     check_one_of("score", score, SCORES)
-    if score == "hit":
-        return (logits.argmax(dim=-1) == asked).double()
-    return logits.double().softmax(dim=-1)[:, asked]
+    if score == "output":
+        return case.output.numbers(logits.double())[:, asked]
+    try:
+        return (
+            case.output.wins(logits, asked).double()
+            if score == "hit"
+            else case.output.probabilities(logits.double())[:, asked]
+        )
+    except OutputKindError as error:
+        raise OutputKindError(
+            f"score={score!r} is watched, and {error}; protocols with an option score also watch the number itself, "
+            'score="output" (--protocol-option NAME.score=output)'
+        ) from None
 
 
 def places_of(case: Case, scores: Float[Tensor, "rows cols"], unit: str) -> Float[Tensor, "high wide"]:

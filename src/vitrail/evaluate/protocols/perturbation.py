@@ -57,7 +57,7 @@ def perturbation(
     original = case.logits.expand(len(WAYS), 1, -1)
     curves = torch.cat([original, logits], dim=1)
     label = torch.full(curves.shape[:2], case.label, device=curves.device)
-    results = outcome(curves, label, original.expand_as(curves))
+    results = outcome(curves, label, original.expand_as(curves), case.output)
     measured = []
     for measure, values in zip(results._fields, torch.stack(results).tolist(), strict=True):
         for way, row in zip(WAYS, values, strict=True):

@@ -7,14 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..case import Case
-from ..confidence import probability_drops
 from ..perturbation import enlarged
 from ..questions import Evaluation, Measured
 from ..removal import Removal, several, turns
 from ..saco import group_ends, salience_consistency
 from ..statistics import Curves, Statistic
 from .fills import filling
-from .options import check_count, class_asked
+from .options import answers, check_count, class_asked
 from .registry import check_map, register_protocol
 
 __all__ = ["saco"]
@@ -33,11 +32,12 @@ def saco(
     groups: int = 10,
     fill: str = "mean",
     target: str = "predicted",
+    score: str = "probability",
 ) -> Evaluation:
     """Whether pixels of higher salience matter more, and by as much: the salience-guided coefficient, from −1 to 1.
 
     The pixels of the enlarged map fall into `groups` equal groups by rank; each is filled by itself, and its effect is
-    what the probability loses.
+    what the probability loses, or another `score` as of `insertion`.
 
     Raises:
         OptionError: for a word that is not known, or groups that cannot be compared.
@@ -50,7 +50,8 @@ def saco(
     ends = group_ends(large.numel(), groups)
     starts = [0, *ends[:-1]]
     logits = yield several(Removal(case.image, filling(case, fill), turn, ends, starts))
-    drops = probability_drops(case.logits, logits.to(case.logits), asked)
+    watched = answers(case, torch.cat([case.logits[None], logits.to(case.logits)]), asked, score)
+    drops = watched[0] - watched[1:]
     ranked = large.flatten().sort(descending=True).values
     salience = torch.stack([ranked[start:end].sum() for start, end in pairwise([0, *ends])])
     return [Measured("saco", None, float(salience_consistency(salience.to(drops), drops)))]

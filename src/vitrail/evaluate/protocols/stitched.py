@@ -16,7 +16,7 @@ from ..removal import Removal, several
 from ..statistics import Curves, Statistic
 from ..stitched import REGIONS, WAYS, stitched_removal, without
 from .fills import check_fill, filling
-from .options import check_one_of, check_shares, places_of
+from .options import answers, check_one_of, check_shares, places_of
 from .registry import check_map, register_protocol
 
 __all__ = ["stitched_perturbation"]
@@ -79,7 +79,8 @@ def stitched_perturbation(
         for one, way, region in product(maps, WAYS, REGIONS)
     ]
     logits = yield several(plain, alone, *asked)
-    hits = (logits.argmax(dim=-1) == case.label).double().tolist()
+    assert case.label is not None
+    hits = answers(case, logits, case.label, "hit").tolist()
     first = {region: hits[1] if region == REGIONS[2] else hits[0] for region in REGIONS}
     measured = []
     for number, (name, way, region) in enumerate(product(MAPS, WAYS, REGIONS)):
