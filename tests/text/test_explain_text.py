@@ -281,3 +281,44 @@ def test_models_that_cannot_be_explained():
         vitrail.explain_text(texts.lively(Middle()), tokenizer, "a good film")
     with pytest.raises(UnsupportedAttentionError, match="attention 2 of 3 lets 1 queries see 6 keys"):
         vitrail.explain_text(texts.lively(Pooled()), tokenizer, "a good film")
+
+
+class TestOutputsThatAreNoLogits:
+    """A classifier of text gives what its config says, or what its numbers show."""
+
+    def ask(self, end: nn.Module | None = None, **more: Any):
+        module = texts.FAMILIES["bert"].build().double().eval()
+        for name, value in more.pop("config", {}).items():
+            setattr(module.config, name, value)
+        if end is not None:
+            module.classifier = nn.Sequential(module.classifier, end).double()
+        return vitrail.explain_text(module, texts.tokenizer(), "A good film", more.pop("target", 1), **more)
+
+    def test_a_regression_is_a_number(self):
+        ex = self.ask(nn.Linear(3, 1), target=None, config={"id2label": {}}).answer
+        assert ex.metadata["output"] == "scores"
+        assert ex.question() == f"class 0 = {ex.logits.item():.3g}"
+
+    def test_labels_that_do_not_exclude_each_other_are_sigmoids(self):
+        plain = self.ask()
+        found = self.ask(config={"problem_type": "multi_label_classification"}).answer
+        assert found.probability(1) == pytest.approx(torch.sigmoid(plain.answer.logits[0, 1]).item())
+        assert found.metadata["output"] == "multilabel"
+        declared = self.ask(output="multilabel", objective="log_probability").answer
+        assert declared.metadata["output"] == "multilabel"
+
+    def test_a_softmax_is_taken_off_again(self):
+        plain, found = (
+            self.ask(objective="log_probability").answer,
+            self.ask(nn.Softmax(-1), objective="log_probability").answer,
+        )
+        torch.testing.assert_close(found.scores, plain.scores)
+        assert found.question() == plain.question()
+        assert found.metadata["output"] == "probabilities"
+
+    def test_scores_have_no_probability(self):
+        from vitrail.errors import OutputKindError
+
+        with pytest.raises(OutputKindError):
+            self.ask(output="scores", objective="probability")
+        assert self.ask(output="scores", against=0).answer.objective == "difference"

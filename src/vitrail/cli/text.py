@@ -184,6 +184,7 @@ def _row(ex: "TextExplanation", text: int, target: int, special: bool) -> dict[s
                 f"{role}_index": index,
                 f"{role}_probability": ex.answer.probability(index, text),
                 f"{role}_logit": ex.answer.logits[text, index].item(),
+                **ex.answer.output.record(),
             }
     row["tokens"] = [{"token": token, "score": score} for token, score in _tokens(ex, text, target, special)]
     row["notes"] = list(ex.answer.metadata["image_notes"][text])

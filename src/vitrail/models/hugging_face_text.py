@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError, UnknownModelError
-from .hugging_face import load_whole, names_in_config, quietly, told
+from .hugging_face import load_whole, names_in_config, output_in_config, quietly, told
 from .sources import missing_package
 from .text_model import TextModel
 
@@ -52,9 +52,17 @@ def load_text(
     return loaded.module.to(device, dtype).eval(), tokenizer
 
 
-def text_model(module: nn.Module, tokenizer: Any, name: str | None = None, logits_from: Any = None) -> TextModel:
-    """A module and its tokenizer as one model, with the class names of the module's config."""
+def text_model(
+    module: nn.Module,
+    tokenizer: Any,
+    name: str | None = None,
+    logits_from: Any = None,
+    output: str | None = None,
+) -> TextModel:
+    """A module and its tokenizer as one model, with the class names and the kind of output of the module's config."""
     config = getattr(module, "config", None)
     origin = getattr(module, "name_or_path", "")
     known = names_in_config(config) if config is not None else None
-    return TextModel(module, tokenizer, name or origin or type(module).__name__, known, logits_from)
+    if output is None and logits_from is None:
+        output = output_in_config(config, module)
+    return TextModel(module, tokenizer, name or origin or type(module).__name__, known, logits_from, output)

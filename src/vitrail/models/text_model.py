@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import TextError
+from ..outputs import check_kind
 from .class_names import class_index, short_name
 from .vision_model import logits_of
 
@@ -58,7 +59,8 @@ class TokenBatch:
 class TextModel:
     """A module that takes `input_ids` and `attention_mask` and answers with logits, and a Hugging Face tokenizer.
 
-    `logits_from` finds the logits in an unusual output. The module is never changed.
+    `logits_from` finds the logits in an unusual output, `output` is their kind (`vitrail.outputs.KINDS`; None:
+    recognised). The module is never changed.
     """
 
     module: nn.Module
@@ -66,6 +68,10 @@ class TextModel:
     name: str
     class_names: tuple[str, ...] | None = None
     logits_from: Callable[[Any], Tensor] | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        check_kind(self.output)
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +129,7 @@ class TextModel:
         return TokenBatch(inputs, real.to(self.device), self.dtype)
 
     def logits(self, batch: TokenBatch) -> Float[Tensor, "texts classes"]:
-        """Run the model on a batch and find the logits in its output. Gradients flow.
+        """Run the model on a batch and find its numbers, of whatever kind, in its output. Gradients flow.
 
         Raises:
             OutputError: when the output holds no tensor of texts x classes.

@@ -15,7 +15,8 @@ from ..errors import NoAttentionError, NonFiniteError, NoSignalError, OptionErro
 from ..models.class_names import class_index, short_name
 from ..models.readiness import refuse_training
 from ..models.vision_model import find_logits, logits_of
-from ..objectives import Objective, evaluate_objective, objective_name
+from ..objectives import Objective, default_objective, evaluate_objective, objective_name
+from ..outputs import Output, check_kind, recognise
 from ..targets import Wanted, pair_up, parse_targets, predicted
 from .dependence import depends_on
 from .propagate import Asked, Maps, propagate
@@ -42,6 +43,7 @@ def explain_pair(
     query: int | None = None,
     logits_from: Callable[[Any], Tensor] | None = None,
     class_names: Sequence[str] | None = None,
+    output: str | None = None,
 ) -> PairExplanation:
     """Ask which tokens of two streams argue for a class, and which against it (Chefer, Gur, Wolf, ICCV 2021).
 
@@ -62,6 +64,7 @@ def explain_pair(
         query: the decoder's query whose logits are explained, where there are logits for each (DETR).
         logits_from: finds the logits in an unusual output.
         class_names: index i is class i.
+        output: the kind of the model's output, as in `vitrail.wrap`.
 
     Raises:
         VitrailError: one subtype per cause, see `vitrail.errors`.
@@ -76,11 +79,14 @@ def explain_pair(
     """
     if method not in RULES:
         raise OptionError(f"method={method!r} has no rules for two streams; there are gae, complete and absolute")
-    label = objective_name(objective, against)
+    objective_name(objective, against)
     refuse_training(module)
     batch = _batch(inputs)
     with torch.enable_grad():
-        logits, recorder = _forward(module, inputs, batch, query, logits_from, class_names)
+        numbers, recorder = _forward(module, inputs, batch, query, logits_from, class_names)
+        kind = recognise(numbers, check_kind(output), type(module).__name__)
+        logits = kind.logits(numbers)
+        objective = objective or default_objective(against is not None, kind)
         if not recorder.maps:
             raise NoAttentionError(
                 f"{type(module).__name__} ran, but no attention reached PyTorch's functions: use its plain PyTorch form"
@@ -92,14 +98,15 @@ def explain_pair(
             parse_targets(known, target, batch, logits.shape[1]),
             parse_targets(known, against, batch, logits.shape[1], "against"),
         )
-        wanted = predicted(logits.detach().cpu()) if wanted is None else wanted
+        wanted = predicted(logits.detach().cpu(), kind) if wanted is None else wanted
         rows: dict[str, list[Tensor]] = {name: [] for name in sizes}
         read: set[str] = set()
         for number in range(wanted.index.shape[1]):
             gradients = recorder.gradients(
                 _scalar(
                     logits,
-                    objective or label,
+                    objective,
+                    kind,
                     wanted.index[:, number],
                     None if other is None else other.index[:, number],
                 ),
@@ -122,7 +129,8 @@ def explain_pair(
         target=wanted.index if nested else wanted.index[:, 0],
         against=None if other is None else (other.index if nested else other.index[:, 0]),
         method="gae" if method == "positive" else method,
-        objective=label,
+        objective=objective_name(objective, against),
+        output=kind,
         signed=method == "complete",
         read=tuple(name for name in sizes if name in read),
     )
@@ -173,9 +181,11 @@ def _forward(
     return logits, recorder
 
 
-def _scalar(logits: Tensor, objective: Objective, target: Tensor, against: Tensor | None) -> Float[Tensor, ""]:
+def _scalar(
+    logits: Tensor, objective: Objective, kind: Output, target: Tensor, against: Tensor | None
+) -> Float[Tensor, ""]:
     on_device = None if against is None else against.to(logits.device)
-    values, _ = evaluate_objective(objective, logits, target.to(logits.device), on_device)
+    values, _ = evaluate_objective(objective, logits, target.to(logits.device), on_device, output=kind)
     return values.sum()
 
 

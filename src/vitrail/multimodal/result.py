@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..outputs import LOGITS, Output
+
 __all__ = ["PairExplanation"]
 
 
@@ -15,6 +17,7 @@ class PairExplanation:
 
     `scores[name]` is (batch, tokens), or (batch, targets, tokens) for nested targets: raw, signed where the method is,
     not normalised. `read` names the streams that the logits are read from; their tokens' own identity is left out.
+    `output` is the kind of the model's output, which says what `logits` are.
     """
 
     scores: Mapping[str, Float[Tensor, "batch tokens"] | Float[Tensor, "batch targets tokens"]]
@@ -25,3 +28,4 @@ class PairExplanation:
     objective: str
     signed: bool
     read: tuple[str, ...]
+    output: Output = LOGITS

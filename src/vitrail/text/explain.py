@@ -16,9 +16,9 @@ from ..methods import MethodInfo, find_method, list_methods
 from ..models.hugging_face_text import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
-from ..objectives import Objective, objective_name
+from ..objectives import Objective, default_objective, objective_name
 from ..on_error import OnError, check_on_error, failure_records, only, skipping
-from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same
+from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same, refuse_unpredicted
 from .explanation import TextExplanation
 from .reading import NAMES, Reading, reading_of, readout_rows
 from .run import TextRun
@@ -46,6 +46,7 @@ def explain_text(
     on_error: OnError | str = "raise",
     name: str | None = None,
     logits_from: Callable[[Any], Tensor] | None = None,
+    output: str | None = None,
     **options: Any,
 ) -> TextExplanation:
     """Ask which tokens of a text argue for a class, and which against it.
@@ -71,6 +72,8 @@ def explain_text(
             others, and lists those in `failures` of the result and in its notes.
         name: what results call the model.
         logits_from: finds the logits in an unusual output.
+        output: the kind of the model's output, as in `vitrail.wrap`; default: what its config declares or its numbers
+            show, else logits.
         **options: the method's own, see `list_methods()`.
 
     Raises:
@@ -92,16 +95,16 @@ def explain_text(
     if on_error == "skip":
         question = {"method": method, "objective": objective, "gradient": gradient, "centred": centred}
         question |= {"start_layer": start_layer, "readout": readout, "batch_size": batch_size, "name": name}
-        ask = partial(explain_text, module, tokenizer, **question, logits_from=logits_from, **options)
+        ask = partial(explain_text, module, tokenizer, **question, logits_from=logits_from, output=output, **options)
         return _without_failures(ask, texts, target, against)
     info = _method(method, options)
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
-    label = objective_name(objective, against)
+    objective_name(objective, against)
     mode = check_gradient_mode(gradient)
     _check_options(info, mode, centred, start_layer, batch_size)
     refuse_training(module)
-    model = text_model(module, tokenizer, name, logits_from)
+    model = text_model(module, tokenizer, name, logits_from, output)
     asked = _as_list(texts)
     encoded = [_encode(model, text, number) for number, text in enumerate(asked)]
     reading = reading_of(model, readout)
@@ -110,6 +113,10 @@ def explain_text(
         parse_targets(model, against, len(asked), reading.classes, "against"),
     )
     refuse_same(model, wanted, other)
+    if wanted is None and info.class_specific:
+        refuse_unpredicted(reading.output, reading.classes)
+    objective = objective or default_objective(other is not None, reading.output)
+    label = objective_name(objective, against)
     first = info.first_layer(reading.layers) if start_layer is None else start_layer
     columns = 1 if wanted is None else wanted.index.shape[1]
     scores = torch.zeros(len(asked), columns, max(len(text) for text in encoded), dtype=_wide(model))
@@ -123,11 +130,12 @@ def explain_text(
             layout=reading.layout(batch.real.shape[1]),
             target=_of(wanted, some),
             against=_of(other, some),
-            objective=objective or label,
+            objective=objective,
             readout=readout_rows(reading.reads, batch.real),
             gradient=mode,
             start_layer=first,
             centred=centred,
+            output=reading.output,
         )
         found = info.function(run, **options).detach().cpu()
         scores[some, :, : found.shape[2]] = found.to(scores.dtype).expand(-1, columns, -1)
@@ -158,6 +166,7 @@ def explain_text(
             "options": {option: options.get(option, default) for option, default in info.options.items()},
             "versions": {package: version(package) for package in ("vitrail", "torch", "transformers")},
             "class_specific": info.class_specific,
+            **reading.output.record(),
             "image_notes": [_notes(text, row.tolist(), label) for text, row in zip(encoded, replaced, strict=True)],
         },
     )

@@ -14,6 +14,7 @@ from ..attention.tap import Tap
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
 from ..models.layout import TokenLayout
 from ..models.text_model import TextModel
+from ..outputs import LOGITS, Output, recognise
 
 __all__ = ["Reading", "Reads", "reading_of", "readout_rows"]
 
@@ -24,12 +25,13 @@ PROBE = "one two three four"  # any text of a few tokens shows which of them the
 
 @dataclass(frozen=True)
 class Reading:
-    """The number of attentions and of their heads, the number of classes, and the token or tokens that are read."""
+    """The number of attentions and of their heads, the number of classes, what is read, and the kind of output."""
 
     layers: int
     heads: int
     classes: int
     reads: Reads
+    output: Output = LOGITS
 
     def layout(self, tokens: int) -> TokenLayout:
         """Texts of so many tokens as one row of patches."""
@@ -51,7 +53,7 @@ def reading_of(model: TextModel, reads: str | None = None) -> Reading:
     given = None if reads is None else _known_way(reads)
     known = _KNOWN.setdefault(model.module, {})
     # An output function may find other logits, which may hang on other tokens.
-    key = given, model.logits_from
+    key = given, model.logits_from, model.output
     if key not in known:
         known[key] = _work_out(model, given)
     return known[key]
@@ -76,13 +78,14 @@ def _work_out(model: TextModel, given: Reads | None) -> Reading:
     batch = model.batch([model.encode(PROBE)])
     with torch.enable_grad(), eager():
         with Tap(observer, images=1):
-            logits = model.logits(batch)
+            numbers = model.logits(batch)
         if not observer.shapes:
             raise NoAttentionError(
                 f"{model.name} ran, but no attention reached PyTorch's functions: use its plain PyTorch form "
                 '(attn_implementation="sdpa" or "eager")'
             )
-        seen = observer.observation(logits, ())
+        output = recognise(numbers, model.output, model.name)
+        seen = observer.observation(output.logits(numbers), ())
     if not seen.shapes:
         raise NoAttentionError(f"{model.name} calls attention, but its logits do not depend on any of it")
     tokens = batch.real.shape[1]
@@ -93,7 +96,7 @@ def _work_out(model: TextModel, given: Reads | None) -> Reading:
                 f"{shape.images} part(s), where the text has {tokens} tokens: only encoders in which all tokens attend "
                 "to all are supported; for an encoder with a decoder see vitrail.multimodal.explain_pair"
             )
-    return Reading(len(seen.shapes), seen.shapes[0].heads, seen.classes, given or _reads(seen, model))
+    return Reading(len(seen.shapes), seen.shapes[0].heads, seen.classes, given or _reads(seen, model), output)
 
 
 def _known_way(reads: str) -> Reads:

@@ -28,7 +28,7 @@ class TextRun(Run):
 
     def answer(self) -> Float[Tensor, "images classes"]:
         """The model's logits for the texts; gradients flow."""
-        return self.model.logits(self.images)
+        return self.output.logits(self.model.logits(self.images))
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
         """Not for text, whose graph begins at the first attention and not at pixels."""
