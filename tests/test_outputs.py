@@ -145,7 +145,7 @@ class TestRecognition:
     def test_a_single_sigmoid_is_a_probability_and_a_single_number_a_score(self):
         single = nn.Sequential(FAMILIES["timm_vit"].build(), nn.Linear(7, 1))
         images = FAMILIES["timm_vit"].images(batch=1)
-        raw = float(single(images))
+        raw = single(images).item()
         assert vitrail.explain(single.eval(), images).question() == f"class 0 = {raw:.3g}"
         ex = vitrail.explain(nn.Sequential(single, nn.Sigmoid()).eval(), images)
         assert ex.probability(0) == pytest.approx(1 / (1 + math.exp(-raw)), rel=1e-4)
@@ -166,7 +166,7 @@ class TestRecognition:
         ex = vitrail.explain(mean, images)
         assert ex.metadata["output"] == "probabilities"
         shares = mean(images)
-        assert ex.probability(int(ex.target[1]), 1) == pytest.approx(float(shares[1].max()), rel=1e-5)
+        assert ex.probability(int(ex.target[1]), 1) == pytest.approx(shares[1].max().item(), rel=1e-5)
 
     @pytest.mark.parametrize(
         ("end", "declared", "message"),
@@ -367,7 +367,7 @@ class TestEverywhere:
         assert found.metadata["output"] == "scores"
         found = transfer(model_of("softmax", dtype=torch.float32), images, 0, 1, steps=1)
         share = model_of("softmax", dtype=torch.float32).module(images)[0, 0]
-        assert found.probability(0, 0) == pytest.approx(float(share), rel=1e-4)
+        assert found.probability(0, 0) == pytest.approx(share.item(), rel=1e-4)
 
     def test_rewriting_goes_by_the_models_own_probability(self):
         from PIL import Image
@@ -381,7 +381,7 @@ class TestEverywhere:
         start = torch.sigmoid(model.logits(model.preprocess(picture)[None]))[0]
         goal = int(start.argmin())
         found = rewrite(model, picture, target=goal, until=0.6, method=None)
-        assert found.curves[0][1] == pytest.approx(float(start[goal]), rel=1e-4)
+        assert found.curves[0][1] == pytest.approx(start[goal].item(), rel=1e-4)
         assert found.reached
 
     def test_a_page_shows_scores_as_numbers(self):

@@ -246,7 +246,7 @@ class TestFunctions:
         module = nn.Sequential(FAMILIES["timm_vit"].build(), nn.Softmax(-1)).eval()
         ex = vitrail.explain(module, images, lambda shares: shares[1] * shares[2])
         shares = module(images)
-        assert ex.metadata["functions"][0][0][1] == pytest.approx(float(shares[0, 1] * shares[0, 2]), rel=1e-4)
+        assert ex.metadata["functions"][0][0][1] == pytest.approx((shares[0, 1] * shares[0, 2]).item(), rel=1e-4)
 
     @pytest.mark.parametrize(
         ("function", "message"),
