@@ -399,6 +399,15 @@ class TestEverywhere:
         assert "= 2.5" in html
         assert "%" not in html
 
+    def test_a_page_of_one_number_says_that_there_is_no_rival(self):
+        from vitrail.app.views.asking import Asked
+
+        class Scored(Asked):
+            output, target, against, logits = Output("scores", link=None), 0, None, torch.tensor([4.0])
+
+        with pytest.raises(TargetError, match="no other class"):
+            _ = object.__new__(Scored).rival
+
     def test_the_command_takes_the_kind(self, tmp_path):
         from PIL import Image
         from typer.testing import CliRunner
@@ -413,6 +422,10 @@ class TestEverywhere:
         assert row["target_probability"] == pytest.approx(1 / (1 + math.exp(-row["target_logit"])), rel=1e-5)
         row = json.loads(CliRunner().invoke(app, [*command, "--output-kind", "scores", "-t", "0"]).stdout)["results"][0]
         assert (row["output"], row["target_probability"]) == ("scores", None)
+        command = ["detail", *command[1:], "--output-kind", "scores", "-t", "0", "--against", "1"]
+        found = json.loads(CliRunner().invoke(app, command).stdout)
+        assert found["losses"] == ["logit", "difference"]
+        assert set(found["results"][0]["losses"]) == {"logit", "difference"}
 
 
 def test_a_method_that_asks_about_probabilities_asks_scores_themselves():

@@ -208,6 +208,22 @@ class TestFunctions:
         found = vitrail.explain(model, images, ClassifierOutputSoftmaxTarget(3), method=method, **options)
         assert torch.equal(found.scores, expected.scores)
 
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda o: o[3].clamp(max=50),
+            lambda o: o[3].relu(),
+            lambda o: o.max(),
+            lambda o: 2 * o[3],
+            lambda o: o[3] + 1,
+        ],
+    )
+    def test_what_only_looks_like_one_class_is_no_class(self, model, function):
+        found = parse_targets(model, function, 1, len(NAMES), functions=True)
+        assert found is not None
+        assert found.index.tolist() == [[-1]]
+        assert found.function(0, 0) is function
+
     def test_the_caption_says_what_was_asked(self, model, images):
         logits = model.module(images).detach()
         ex = vitrail.explain(model, images, [ClassifierOutputSoftmaxTarget(3), squares])

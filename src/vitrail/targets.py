@@ -302,11 +302,13 @@ def _integer(wanted: Any) -> int | None:
 
 
 def _picked(function: TargetFunction, classes: int) -> int | None:
-    """The class that a function picks, where it does nothing else: its value and its gradient say so at four outputs.
+    """The class that a function picks, where it does nothing else: its value and its gradient say so at six outputs.
 
-    The outputs are two and their negatives, so that no largest or smallest class is taken for a fixed one.
+    The outputs are small, common and large, and their negatives, so that neither a largest class nor one that is
+    clamped is taken for a fixed one.
     """
-    probes = torch.randn(2, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probes = torch.randn(3, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probes *= torch.tensor([[1e-3], [1.0], [1e4]])
     found = set()
     for probe in (*probes, *-probes):
         leaf = probe.clone().requires_grad_()

@@ -28,7 +28,7 @@ class DetailRequest(Request):
     """One call of the command, its words already read."""
 
     top: int
-    losses: tuple[str, ...]
+    losses: tuple[str, ...] | None
     typical: Path | None
 
 
@@ -46,7 +46,9 @@ def detail_command(
         Path | None,
         typer.Option("--typical", help="Pictures of the opposing class, or a subfolder per class: shown beside."),
     ] = None,
-    loss: Annotated[list[Loss] | None, typer.Option("--loss", help="Repeat for several. Default: all four.")] = None,
+    loss: Annotated[
+        list[Loss] | None, typer.Option("--loss", help="Repeat for several. Default: all four; for scores two.")
+    ] = None,
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
     output_kind: shared.OutputKind = None,
@@ -83,7 +85,7 @@ def detail_command(
         as_json=as_json,
         seed=None,
         top=top,
-        losses=tuple(dict.fromkeys(one.value for one in loss or Loss)),
+        losses=tuple(dict.fromkeys(one.value for one in loss)) if loss else None,
         typical=typical,
     )
     try:

@@ -51,7 +51,8 @@ def run(request: DetailRequest) -> bool:
         else:
             show_table(HEADER, map(_row, results))
     if request.as_json:
-        asked = {**request.question, "losses": request.losses}
+        losses = request.losses or list(dict.fromkeys(loss for row in results for loss in row["losses"]))
+        asked = {**request.question, "losses": losses}
         document = {"model": model.name, "metadata": dict(model.metadata), **asked, "results": results}
         typer.echo(json.dumps({**document, "failures": reporter.failures}, indent=2, default=str))
     elif at_the_end:

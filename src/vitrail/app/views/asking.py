@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...errors import TargetError
 from ...explain import explain
 from ...explanation import Explanation
 from ...methods.registry import METHODS, MethodInfo, find_method
@@ -62,11 +63,16 @@ class Asked:
 
     @property
     def rival(self) -> int:
-        """The class that it is held against, or else the strongest other one."""
+        """The class that it is held against, or else the strongest other one.
+
+        Raises `TargetError` for a model of one class, or of one number.
+        """
         if self.against is not None:
             return self.against
-        order = self.logits.argsort(descending=True).tolist()
-        return next(index for index in order if index != self.target)
+        others = [index for index in self.logits.argsort(descending=True).tolist() if index != self.target]
+        if not others:
+            raise TargetError("this model gives one number, so there is no other class to hold it against")
+        return others[0]
 
     @property
     def method(self) -> MethodInfo:

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from ...guidance.detail import LOSSES, detail
+from ...guidance.detail import detail
 from ...objectives import OBJECTIVES
 from ...render.class_pair import draw_pair
 from ...render.lettering import number
@@ -21,14 +21,14 @@ NAMES = {
 
 
 def draw_detail(asked: Asked) -> Answer:
-    """The class against its rival and the reverse, under the four losses; red argues for the first class of a row."""
+    """The class against its rival and the reverse, under each loss; red argues for the first class of a row."""
     one, other = asked.target, asked.rival
     gradient = "full" if asked.question.gradient == "auto" else asked.question.gradient
-    found = detail(asked.model, asked.seen.tensor, one, other, losses=LOSSES, gradient=gradient)
+    found = detail(asked.model, asked.seen.tensor, one, other, gradient=gradient)
     parts = []
     for first, second in ((one, other), (other, one)):
         panels = []
-        for loss in LOSSES:
+        for loss in found.losses:
             ex = asked.named(found.view(loss, first, second))
             name, formula = NAMES[loss]
             instead = OBJECTIVES[loss].compares and ex.metadata["difference_instead"][0][0]
