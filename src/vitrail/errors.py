@@ -1,5 +1,8 @@
 """Every way in which Vitrail refuses, one type per cause, so that a caller can tell them apart."""
 
+import re
+from collections.abc import Callable
+
 __all__ = [
     "AmbiguousClassError",
     "CheckpointError",
@@ -40,7 +43,76 @@ __all__ = [
     "UnsupportedAttentionError",
     "VitrailError",
     "escaped",
+    "how_to_install",
+    "reworded",
 ]
+
+# Messages name arguments as Python does, `start_layer=3` or `against=`, and each surface says them in its own words.
+_ARGUMENT = re.compile(
+    r"""(?<![\w.=/?&'"-])(?P<name>[a-z][a-z0-9_]*)=(?!=)(?P<value>"[^"]*"|'[^']*'|\[[^]]*\]|\([^)]*\)|[^\s,;:()]*[^\s,;:().])?"""
+)
+_CALL = re.compile(r"(?:\bvitrail\.)?\b[a-z_]+\([^()]*(?:\([^()]*\)[^()]*)*\)")
+
+
+def how_to_install(extra: str) -> str:
+    """The command that adds an optional part to Vitrail as it is installed: from an index, a clone or an address.
+
+    >>> how_to_install("app").startswith("pip install ")
+    True
+    """
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        told = json.loads(distribution("vitrail").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        told = {}
+    url = str(told.get("url", ""))
+    if told.get("dir_info", {}).get("editable"):
+        return f'pip install -e "{unquote(urlsplit(url).path)}[{extra}]"'
+    if not url:
+        return f'pip install "vitrail[{extra}]"'
+    kind = told.get("vcs_info", {}).get("vcs")
+    return f'pip install "vitrail[{extra}] @ {kind + "+" if kind else ""}{url}"'
+
+
+def reworded(message: str, argument: Callable[[str, str], str | None], lacking: str) -> str:
+    """An error's message in the words of a surface other than Python.
+
+    `argument` says there what Python writes as `name=value` (the value may be empty), or None where the surface has no
+    such thing. Names that it lacks, and calls of Python's functions, stay; `lacking` is then added, a sentence with
+    `{names}` in it.
+
+    >>> options = {"target": "--target"}
+    >>> say = lambda name, value: options.get(name) and f"{options[name]} {value}".strip()
+    >>> reworded("target=7 is no class; give target=", say, "")
+    '--target 7 is no class; give --target'
+    >>> reworded("25 tokens fit no grid: give grid=", say, "({names} is for Python.)")
+    '25 tokens fit no grid: give grid= (grid= is for Python.)'
+    """
+    foreign: dict[str, None] = {}
+
+    def said(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"] or ""
+        if value == "None":
+            value = "none"
+        words = argument(name, value.strip("'\"[]()").replace("', '", " ").replace(", ", ",") if value else "")
+        if words is None:
+            foreign[f"{name}="] = None
+        return found[0] if words is None else words
+
+    calls: dict[str, None] = {}
+    parts, last = [], 0
+    for call in _CALL.finditer(message):
+        if "=" not in call[0]:
+            continue
+        parts += [_ARGUMENT.sub(said, message[last : call.start()]), call[0]]
+        calls[call[0].partition("(")[0] + "()"] = None
+        last = call.end()
+    parts.append(_ARGUMENT.sub(said, message[last:]))
+    names = " and ".join([*calls, *foreign])
+    return "".join(parts) + (f" {lacking.format(names=names)}" if names else "")
 
 
 def escaped(text: str) -> str:

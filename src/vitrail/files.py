@@ -132,4 +132,6 @@ def _refusal(path: str | os.PathLike[str], error: OSError, preposition: str = ""
     reason = error.strerror or type(error).__name__
     where = f" ({error.filename})" if error.errno in (errno.ENOTDIR, errno.EEXIST) and error.filename else ""
     name = os.fspath(path).replace("\0", "\\0")
-    return f"cannot write {preposition}{name}: {reason}{where}; choose another path, or make it writable"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space, or choose another path" if full else "choose another path, or make it writable"
+    return f"cannot write {preposition}{name}: {reason}{where}; {remedy}"

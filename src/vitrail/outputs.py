@@ -118,7 +118,7 @@ class Output:
         return OutputKindError(
             f"the model's output is of the kind {self.kind}, for which {wanted} means nothing: ask about the number "
             'itself (objective="logit", or "difference" of two); if the numbers are logits after all, declare '
-            'output="logits" (classes exclude each other) or output="multilabel" (--output-kind on the command line)'
+            'output="logits" (classes exclude each other) or output="multilabel"'
         )
 
 
@@ -171,7 +171,7 @@ def recognise(
         fits = f'output="{seen.kind}"' if seen is not None else "another kind, or none"
         raise OutputError(
             f'{name} is declared to give output="{declared}", but {wrong} (numbers seen: {low:.4g} to {high:.4g}): '
-            f"declare {fits} (--output-kind on the command line)"
+            f"declare {fits}"
         )
     if declared == "probabilities":
         return seen if seen is not None and seen.kind == declared else SIGMOID

@@ -208,7 +208,7 @@ def refuse_unpredicted(output: Output, classes: int) -> None:
     if output.link is None and classes > 1:
         raise TargetError(
             f"the model gives {classes} numbers of the kind {output.kind}, none of which is a predicted class: say "
-            f"which one is meant, target= (--target), from 0 to {classes - 1}"
+            f"which one is meant, target=, from 0 to {classes - 1}"
         )
 
 

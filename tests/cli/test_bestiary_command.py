@@ -36,8 +36,8 @@ def test_draw_writes_the_scenes_of_the_seed(tmp_path) -> None:
         (["accuracy", "--model", "timm/vit_tiny_patch16_224"], "knows no creatures"),
         (["accuracy", "--checkpoint", "missing.safetensors"], "missing.safetensors is no readable safetensors file"),
         (["score", "--methods", "gea"], "no method is called 'gea'"),
-        (["score", "--methods", "gae", "--gradient", "half"], "gradient='half' is not a gradient mode"),
-        (["label-errors", "--gradient", "half"], "gradient='half' is not a gradient mode"),
+        (["score", "--methods", "gae", "--gradient", "half"], "--gradient half is not a gradient mode"),
+        (["label-errors", "--gradient", "half"], "--gradient half is not a gradient mode"),
         (["label-errors", "--method", "gea"], "no method is called 'gea'"),
     ],
 )

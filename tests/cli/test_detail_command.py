@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import Result
 
 import vitrail
-from vitrail.cli.many_values import one_by_one
+from vitrail.cli.words import one_by_one
 from vitrail.explanation import Explanation
 
 MODEL = "timm/test_vit"

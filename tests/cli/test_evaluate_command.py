@@ -39,7 +39,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def test_from_words_to_rows_and_to_the_report(run, tmp_path):
-    words = (SCENES, "--methods", "raw", "complete", "--protocols", "pointing", "energy", "--block", "2")
+    words = (SCENES, "--methods", "raw", "complete", "--protocols", "pointing", "energy", "--block-size", "2")
     result = run(*words, "--output", "out")
     assert result.exit_code == 0, result.stderr
     found = read_run(tmp_path / "out")
@@ -68,7 +68,7 @@ def test_options_of_methods_and_protocols_are_values(run, tmp_path):
         *("--methods", "rollout,complete:libra"),
         *("--protocols", "perturbation", "--preset", "chefer", "--limit", 1),
         *("--option", "rollout.row_normalise=false", "--option", "perturbation.unit=patch", "--seed", 7),
-        *("--target", "label", "--fit", "model", "--batch-size", 5, "--keep", 0, "--output", "out"),
+        *("--target", "label", "--resize-mode", "model", "--batch-size", 5, "--num-previews", 0, "--output", "out"),
     )
     assert result.exit_code == 0, result.stderr
     found = manifest(tmp_path / "out")
@@ -129,12 +129,12 @@ def test_what_fails_is_told_and_the_exit_code_is_1(command, broken, tmp_path):
         (("--protocols", "nonsense"), "no protocol is called 'nonsense'; there are "),
         (("--preset", "nonsense"), "no preset is called 'nonsense'"),
         (("--option", "pointing.speed=2", "--protocols", "pointing"), "pointing has no option 'speed'"),
-        (("--option", "perturbation.fill=red"), "fill='red' is unknown"),
+        (("--option", "perturbation.fill=red"), "--option NAME.fill=red is unknown"),
         (("--option", "nonsense.speed=2"), "nonsense is neither a method nor a protocol"),
         (("--option", "tis.masks=16"), "options are given for tis, but the methods are complete"),
-        (("--engine", "steam"), "engine='steam' is unknown; choose one of local, ray"),
+        (("--engine", "steam"), "--engine steam is unknown; choose one of local, ray"),
         (("--engine", "local", "--workers", "2"), "--workers is for --engine ray"),
-        (("--target", "best"), "target='best' is unknown; choose one of label, predicted"),
+        (("--target", "best"), "--target best is unknown; choose one of label, predicted"),
         (("--protocols", "signs"), "signs needs regions of an image"),
     ],
 )
@@ -163,7 +163,9 @@ def test_without_data_or_model_it_says_so():
     for words in ([], [SCENES], ["--model", "bestiary"]):
         result = CliRunner().invoke(app, ["evaluate", *words])
         assert result.exit_code == 2
-        assert "give DATA and --model, or --list" in " ".join(result.stderr.replace("│", " ").split())
+        assert "give DATA and --model (or VITRAIL_MODEL), or --list" in " ".join(
+            result.stderr.replace("│", " ").split()
+        )
 
 
 def test_a_folder_in_use_or_of_another_run_is_refused(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -172,8 +173,8 @@ def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, checkpoint: Path, 
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=60)
-    assert running.returncode not in (0, None)
-    assert "Traceback" not in stderr
+    assert running.returncode == 130
+    assert re.fullmatch(r"interrupted after \d+ of 400 images: every file in .*out is whole\n", stderr)
     files = list((tmp_path / "out").iterdir())
     assert 5 <= len(files) < 400
     assert all(path.suffix == ".safetensors" for path in files)
@@ -189,19 +190,19 @@ def test_the_plan_explains_nothing(run: Run, tmp_path: Path, two_threads: None) 
     assert rows["images per pass"] == "3 (auto)"
     assert rows["question"] == "complete, auto gradient, 1 target an image"
     assert rows["peak memory"].endswith("for each more")
-    assert rows["time"].startswith("at most ")
+    assert " s an image with drawing and writing, " in rows["time"]
     assert not (tmp_path / "out").exists()
     words = ("-t", "zebra", "-t", "kite", "--against", "tench", "--method", "gae", "-b", "2", "--json")
     document = json.loads(run(photos, "*.gif", "--plan", *words).stdout)
     assert (document["batch"], document["targets"], document["images"], document["gradient"]) == (2, 2, 3, "full")
     assert document["peak"] == document["first"] + document["each"]
-    assert document["seconds_in_all"] == pytest.approx(1.5 * document["seconds"])
+    assert document["seconds_in_all"] > document["seconds_before"] > 0
+    assert not document["seconds_at_most"]
     assert [failure["image"] for failure in document["failures"]] == ["*.gif"]
     assert document["passes_at_once"] == 2
     assert "passes side by side" not in rows  # all three are one batch
     rows = dict(line.split("\t") for line in run(photos, "--plan", *words[:-1]).stdout.splitlines())
     assert rows["passes side by side"].startswith("2 after the first, the processor's threads shared out: ")
-    assert rows["time"].startswith("at most ")
     refused = run(photos, "--plan", "--method", "nope")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "no method is called 'nope'" in refused.stderr

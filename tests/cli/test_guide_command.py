@@ -76,7 +76,7 @@ def test_questions_at_fault(run: Run, photos: Path, tmp_path: Path) -> None:
         (("--guide", tmp_path / "empty"), "holds no image that could be a guide"),
         (("--guide", "nowhere.png"), "nowhere.png does not exist"),
         (("--method", "rollout"), "rollout is the same for every class, so a guide cannot steer it"),
-        (("--side", "top"), "side='top' is no place for the original in layout='side'"),
+        (("--side", "top"), "--side top is no place for the original in --layout side"),
         (("--guide-class", "unicorn"), "unicorn"),
     ):
         result = run("guide", photos / "a.png", "-t", "zebra", *words)
@@ -94,7 +94,7 @@ def test_a_guide_of_the_targets_class_fails_that_image_alone(run: Run, photos: P
     assert "a guide must show another class" in document["failures"][0]["message"]
     drawn = run("guide", photos / "a.png", "-t", "zebra", "--guide-class", "zebra")
     assert drawn.exit_code == 1
-    assert "a.png: guide_class=zebra is the target itself" in drawn.stderr
+    assert "a.png: --guide-class zebra is the target itself" in drawn.stderr
 
 
 def test_a_folder_without_images(run: Run, tmp_path: Path) -> None:

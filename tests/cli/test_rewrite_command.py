@@ -42,10 +42,10 @@ def test_picture_figure_and_lines(tmp_path, monkeypatch):
     assert (result.exit_code, result.stderr) == (0, "")
     assert "→ borrin" in result.stdout
     assert "read back, borrin" in result.stdout
-    saved = tmp_path / "out" / "creature.borrin.png"
+    saved = tmp_path / "out" / "creature.rewritten.borrin.png"
     model = vitrail.load("bestiary")
     assert int(classify(model, saved).argmax()) == model.class_index("borrin")
-    assert (tmp_path / "out" / "creature.borrin.figure.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "creature.rewritten.borrin.figure.png").stat().st_size > 10_000
     with Image.open(saved) as picture:
         assert picture.size == (180, 180)
 
@@ -69,17 +69,20 @@ def test_not_reached_is_exit_code_1(run, photo):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--target", "zebra", "-o", "new.jpg"), "cannot save a rewritten picture to new.jpg"),
-        (("--target", "zebra", "--figure", "new.jpg"), "cannot tell the format of new.jpg"),
+        (
+            ("--target", "zebra", "-o", "new.jpg"),
+            "--output new.jpg cannot be a single .jpg file; name a folder, or a file that ends in .png, .webp",
+        ),
+        (("--target", "zebra", "--figure", "new.gif"), "--figure new.gif cannot be a single .gif file"),
         (("--target", "zebrra"), "no class of the model's 1000 is called 'zebrra'"),
         (("--target", "zebra", "--source", 340), "which is the source as well"),
-        (("--target", "zebra", "--budget", "0"), "budget=0 allows no change"),
-        (("--target", "zebra", "--budget", "0/255", "--norm", "l2"), "budget=0 allows no change"),
-        (("--target", "zebra", "--budget", "0.5/255"), "budget=0.00196078 is below one level of 8 bits"),
+        (("--target", "zebra", "--budget", "0"), "--budget 0 allows no change"),
+        (("--target", "zebra", "--budget", "0/255", "--norm", "l2"), "--budget 0 allows no change"),
+        (("--target", "zebra", "--budget", "0.5/255"), "--budget 0.00196078 is below one level of 8 bits"),
         (("--target", "zebra", "--budget", "1/0"), "'1/0' is no number; write 0.03 or 8/255"),
         (("--target", "zebra", "--budget", "inf"), "'inf' is no number; write 0.03 or 8/255"),
-        (("--target", "zebra", "--step", "nan"), "'nan' is no number; write 0.03 or 8/255"),
-        (("--target", "zebra", "--until", "1.5"), "until=1.5 is no probability"),
+        (("--target", "zebra", "--step-size", "nan"), "'nan' is no number; write 0.03 or 8/255"),
+        (("--target", "zebra", "--until", "1.5"), "--until 1.5 is no probability"),
         (("--target", "zebra", "--budget", "much"), "write 0.03 or 8/255"),
     ],
 )
@@ -92,7 +95,7 @@ def test_questions_at_fault_are_exit_code_2(run, photo, tmp_path, words, message
 
 @pytest.mark.slow
 def test_at_the_input_with_another_resize(run, photo):
-    words = ("--target", "zebra", "--steps", 1, "--json", "--at", "input")
+    words = ("--target", "zebra", "--steps", 1, "--json", "--resolution", "input")
     told = json.loads(run(photo, *words, "--resize", 161).stdout)
     assert told["at"] == "input"
     assert told["probability_of_file"] == max(told["curves"]["target"])

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,21 @@ def test_help_imports_nothing_heavy():
     assert python(code).stdout.splitlines()[-1] == "heavy: []"
 
 
+def cpu(run: Callable[[], object]) -> float:
+    """Seconds of CPU that a child process takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 @pytest.mark.parametrize(("words", "environment"), [(["--help"], {}), (["explain", "--help"], {}), ([], COMPLETE)])
 def test_help_and_completion_take_less_than_half_a_second(words: list[str], environment: dict[str, str]):
+    libraries = cpu(lambda: python("import typer.main, typer.rich_utils, rich.progress"))
     taken = []
     for _ in range(3):  # the least of three: other work on the machine slows the caches down
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command(*words, **environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if taken[-1] < 0.5:
+        taken.append(cpu(lambda: command(*words, **environment)))
+        if taken[-1] < max(0.5, 3 * libraries):  # a machine at full load takes thrice as long for anything
             return
     raise AssertionError(f"{min(taken):.2f} s of CPU")
 

@@ -90,7 +90,10 @@ def test_questions_at_fault(run: Run, tmp_path: Path):
         (("--target", "happy"), "no class of the model's 3 is called 'happy'"),
         (("--method", "tamm"), "no method is called 'tamm'"),
         (("--method", "gmar_l2", "--option", "alpha=-1.0"), "alpha=-1.0"),
-        (("--output", "a.txt"), "name it .html, .png"),
+        (
+            ("--output", "a.txt"),
+            "--output a.txt cannot be a single .txt file; name a folder, or a file that ends in .html",
+        ),
         (("--device", "cudda"), "device 'cudda' cannot be used"),
         (("--model", "no/such/model"), "is no folder, nor an id"),
         (("--model", tmp_path), "cannot be loaded as a text classifier|is not a folder with a model"),

@@ -36,8 +36,8 @@ def files(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_record_figure_film_and_lines(run: Run, photo: Path, tmp_path: Path):
-    asked = ("--target", "zebra", "--opposing", "African elephant", "--also", "kite", "--steps", 3, "--lr", 0.01)
-    result = run(photo, *asked, "--at", 0, "--at", 3)
+    asked = ("--target", "zebra", "--against", "African elephant", "--also", "kite", "--steps", 3, "--lr", 0.01)
+    result = run(photo, *asked, "--figure-step", 0, "--figure-step", 3)
     assert result.exit_code == 0
     stem = "zoo.transfer.zebra-to-african-elephant"
     assert files(tmp_path / "out") == [f"{stem}.gif", f"{stem}.png", f"{stem}.safetensors"]
@@ -68,7 +68,7 @@ def test_one_json_document(run: Run, photo: Path):
 def test_an_interrupt_leaves_a_state_and_the_same_command_goes_on(
     run: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    words = (photo, *QUICK, "--target", "zebra", "--opposing", "kite", "--steps", 4, "--lr", 0.01)
+    words = (photo, *QUICK, "--target", "zebra", "--against", "kite", "--steps", 4, "--lr", 0.01)
     assert run(*words, "--output", "whole").exit_code == 0
     steps: list[int] = []
 
@@ -99,7 +99,7 @@ def test_a_restart_forgets_the_state(run: Run, photo: Path, tmp_path: Path):
     state = tmp_path / "out" / "zoo.transfer.zebra-to-kite.sgd-0.0004-none.state.safetensors"
     state.parent.mkdir()
     state.write_bytes(b"half a file")
-    words = (photo, *QUICK, "--target", "zebra", "--opposing", "kite", "--steps", 1)
+    words = (photo, *QUICK, "--target", "zebra", "--against", "kite", "--steps", 1)
     refused = run(*words)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "cannot read out/zoo.transfer" in refused.stderr
@@ -113,14 +113,14 @@ def test_questions_that_cannot_be_asked(run: Run, photo: Path, tmp_path: Path):
         assert (result.exit_code, result.stdout) == (2, "")
         assert match in result.stderr
 
-    refused("steps=0 moves nothing", "--steps", 0)
-    refused("lr=-1 does not lower the logit", "--lr", -1)
-    refused("both class 340 (zebra)", "--target", "zebra", "--opposing", 340)
+    refused("--steps 0 moves nothing", "--steps", 0)
+    refused("--lr -1 does not lower the logit", "--lr", -1)
+    refused("both class 340 (zebra)", "--target", "zebra", "--against", 340)
     refused("unicorn", "--target", "unicorn")
-    refused("unicorn", "--opposing", "unicorn")
+    refused("unicorn", "--against", "unicorn")
     refused("there is no class 1000", "--also", 1000)
-    refused("maps can be drawn after steps 0 to 4", "--steps", 4, "--at", 9)
-    refused("--every 2 sets the frames of a film", "--every", 2)
+    refused("maps can be drawn after steps 0 to 4", "--steps", 4, "--figure-step", 9)
+    refused("--frame-interval 2 is for a film", "--frame-interval", 2)
     result = run("nothing.png", *QUICK, "--steps", 1)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("nothing.png: ")

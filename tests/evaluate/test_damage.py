@@ -135,7 +135,7 @@ def test_a_run_of_an_older_version_is_reported_with_a_warning_and_not_resumed(mo
     assert list(found.pictures) == [0, 1, 2, 3, 4, 5]
     said = warnings([found], build_board([found], resamples=100))
     assert "run was written by an older Vitrail, without digests: damage to its files would go unnoticed." in said
-    with pytest.raises(RunFolderError, match="of format 1, which has no digests .* choose another --output"):
+    with pytest.raises(RunFolderError, match="of format 1, which has no digests .* choose another output="):
         ask(model, pictures, run)
 
 

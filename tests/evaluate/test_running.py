@@ -139,7 +139,7 @@ def test_a_second_process_is_refused(model, pictures, tmp_path):
     folder = RunFolder(tmp_path)
     with (
         folder.writing({"format": 2, "images": 1, "methods": [], "protocols": {}}),
-        pytest.raises(RunFolderInUseError, match="another process is writing to .*choose another --output"),
+        pytest.raises(RunFolderInUseError, match="another process is writing to .*choose another output="),
     ):
         evaluate(model, pictures, output=tmp_path, **QUESTION)
 
@@ -260,7 +260,7 @@ def test_maps_and_pictures_are_kept_of_the_first(model, pictures, tmp_path):
         ({"methods": "nonsense"}, UnknownMethodError, "nonsense"),
         ({"protocols": ["nonsense"]}, UnknownProtocolError, "'nonsense'; there are"),
         ({"preset": "nonsense"}, OptionError, "no preset is called 'nonsense'"),
-        ({"protocols": ["pointing"]}, DataError, "pointing needs boxes .* is known: label; give --boxes"),
+        ({"protocols": ["pointing"]}, DataError, "pointing needs boxes .* is known: label; give boxes="),
         (
             {"method_options": {"tam": {"samples": 2}}},
             OptionError,

@@ -24,7 +24,7 @@ from vitrail.evaluate.running import evaluate
 pytestmark = pytest.mark.slow
 
 MODEL = "timm/test_vit"
-WORDS = ("--methods", "raw", "complete", "--preset", "bi", "--block", "1", "--batch-size", "8", "--seed", "3")
+WORDS = ("--methods", "raw", "complete", "--preset", "bi", "--block-size", "1", "--batch-size", "8", "--seed", "3")
 
 
 @pytest.fixture(scope="module")

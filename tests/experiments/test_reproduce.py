@@ -158,7 +158,7 @@ def test_perturbation_ranks_the_guide_as_it_says(model, tmp_path):
         picture = Image.fromarray(generator.integers(0, 256, (50, 60, 3), dtype=np.uint8))
         picture.save(tmp_path / "set" / name)
     images = tuple(sorted((tmp_path / "set").rglob("*.png")))
-    given = {"guide": images[-1], "against": (2,), "count": 2}
+    given = {"guide": images[-1], "against": (2,), "limit": 2}
     (result,) = ask("fig12", model, images, tmp_path / "out", **given)
     assert result["labels"] == "by folder or file name"
     assert [Path(path).parent.name for path in result["images"]] == ["kite", "snail"]  # one of each, no zebra
@@ -219,14 +219,14 @@ def test_labels_come_from_a_table_of_names_or_indices(model, photos, tmp_path):
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("rewriting", {}, "name it with --target"),
-        ("perturbation", {}, "give a file with --guide"),
+        ("rewriting", {}, "name it with targets="),
+        ("perturbation", {}, "give a file with guide="),
         ("transfer", {"targets": (1, 2)}, "transfer lowers one class"),
         ("guide", {"targets": (1, 2, 3)}, "3 targets for 1 images"),
         ("gradients", {"targets": (3,)}, "name two or more, or none"),
         ("gradients", {"targets": (3, 4, 3)}, "one is named twice: name each once"),
-        ("typical", {"targets": (1,)}, "name the opposing one with --against"),
-        ("typical", {"targets": (1,), "against": (0,)}, "give their folder with --typical"),
+        ("typical", {"targets": (1,)}, "name the opposing one with against="),
+        ("typical", {"targets": (1,), "against": (0,)}, "give their folder with typical="),
     ],
 )
 def test_what_an_experiment_lacks_is_named(model, photos, tmp_path, name, given, message):
@@ -296,8 +296,11 @@ def test_pictures_and_numbers_in_the_folder(photos, tmp_path):
         (("fig4", "a.png", "--model", "timm/test_vit"), "no experiment is known to be figure 4"),
         (("pairs", "a.png", "--model", "timm/test_vit", "--guide", "b.png"), "--guide means nothing to pairs"),
         (("fig12", "a.png", "--model", "timm/test_vit", "--guide", "none.png"), "none.png"),
-        (("typical", "--model", "timm/test_vit", "-t", 1), "give NAME, IMAGE... and --model"),
-        (("pairs", "a.png", "--model", "timm/test_vit", "-f", "safetensors"), "drawn as png, pdf or svg"),
+        (
+            ("typical", "--model", "timm/test_vit", "-t", 1),
+            "typical needs one image; --target, --against, --typical FOLDER; and --model, or VITRAIL_MODEL",
+        ),
+        (("pairs", "a.png", "--model", "timm/test_vit", "-f", "safetensors"), "'safetensors' is not one of"),
         (("pairs", "a.png", "--model", "timm/nope"), "timm has no model 'nope'"),
         (("pairs", "a.png", "--model", "bestiary", "-t", "unicorn"), "no class of the model's 20 is called 'unicorn'"),
         (("pairs", "a.png", "--model", "bestiary", "-t", 3, "--against", 3), "is held against itself"),

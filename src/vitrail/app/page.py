@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from importlib.resources import files
 from typing import Any
 
-from ..errors import OptionError, VitrailError
+from ..errors import OptionError, VitrailError, how_to_install
 from ..methods import list_methods
 from ..render.palette import AGAINST, FOR
 from .fragments import css, nothing
@@ -24,7 +24,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 try:
     import gradio as gr
 except ImportError as error:  # pragma: no cover  (the command checks before)
-    raise OptionError('the page needs Gradio; install it with: pip install "vitrail[app]"') from error
+    raise OptionError(f"the page needs Gradio; install it with: {how_to_install('app')}") from error
 
 __all__ = ["HEAD", "STYLE", "build", "theme"]
 

@@ -82,8 +82,7 @@ def as_command(question: Question, model: VisionModel, checkpoint: str | None, f
         case "guide":
             told = ["guide", file, *words, *name, *against, *mode, "--guide", "auto", "--layout", question.layout]
         case "transfer":
-            opposing = [] if question.against is None else ["--opposing", _word(model, question.against)]
-            told = ["transfer", file, *words, *name, *opposing, "--steps", str(question.steps)]
+            told = ["transfer", file, *words, *name, *against, "--steps", str(question.steps)]
         case "rewrite":
             goal = "CLASS" if question.against is None else _word(model, question.against)
             source = ["--source", _word(model, target)]

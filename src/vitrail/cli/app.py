@@ -59,12 +59,12 @@ def app_command(
     The built-in model is ready at once; --model and --checkpoint name another. Nothing is fetched but the weights of
     models that are named here without a checkpoint. Ctrl-C ends it.
     """
-    from vitrail.errors import OptionError, VitrailError
+    from vitrail.errors import OptionError, VitrailError, how_to_install
 
     try:
         for package in ("gradio", "uvicorn"):
             if importlib.util.find_spec(package) is None:
-                raise OptionError(f'the page needs {package}; install it with: pip install "vitrail[app]"')
+                raise OptionError(f"the page needs {package}; install it with: {how_to_install('app')}")
         from vitrail.app.admission import Admission, check_host, check_root_path, parse_auth
 
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whichever library loads a model: no pickle runs code

@@ -10,55 +10,71 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import stages, stop
-from vitrail.cli.many_values import ManyValues
 
-__all__ = ["ManyNumbers", "bench_command"]
-
-
-class ManyNumbers(ManyValues):
-    """A command whose lists of models and numbers take all words up to the next option."""
-
-    options = ("--model", "-m", "--sizes", "--batch", "--targets", "--along", "--methods")
+__all__ = ["bench_command"]
 
 
 def bench_command(
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Plain ViTs of timm: vit_base_patch16_224, or tiny, small, base, large."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Plain ViTs of timm, as vit_base_patch16_224, or tiny, small, base, large. Default: base.",
+        ),
     ] = None,
-    sizes: Annotated[list[int] | None, typer.Option("--sizes", min=1, help="Sides of the images, in pixels.")] = None,
-    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Images in a pass.")] = None,
-    targets: Annotated[list[int] | None, typer.Option("--targets", min=1, help="Targets of one image.")] = None,
+    sizes: Annotated[
+        list[int] | None, typer.Option("--sizes", min=1, help="Sides of the images in pixels. Default: 224.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option("--batch-size", "-b", min=1, help="Images per pass.")] = None,
+    targets: Annotated[
+        list[int] | None, typer.Option("--targets", min=1, help="Numbers of targets of one image.")
+    ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option("--methods", help="As for `vitrail compare`. Default: all of one forward and one backward pass."),
+        typer.Option(
+            "--methods",
+            help="Names or groups, as for `vitrail compare`. Default: all of one forward and one backward pass.",
+        ),
     ] = None,
     along: Annotated[
-        list[int] | None, typer.Option("--along", min=1, help="Sizes of time and memory against the tokens.")
+        list[int] | None,
+        typer.Option("--along", min=1, help="Image sizes at which time and memory are measured against tokens."),
     ] = None,
     along_model: Annotated[
-        str | None, typer.Option("--along-model", help="The model of time and memory against the tokens.")
+        str | None, typer.Option("--along-model", help="Model whose time and memory are measured against tokens.")
     ] = None,
     longest: Annotated[
-        int | None, typer.Option("--longest", min=1, help="A size at which only memory is measured, of few methods.")
+        int | None,
+        typer.Option("--longest", min=1, help="Image size at which only memory is measured, of few methods."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small model and image, one round: does it run?")] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Four models, four sizes, three batches: hours on a CPU.")
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure a small model and image once, to see that it runs.")
     ] = False,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Each times every row once.")] = None,
-    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Peaks of memory.")] = True,
+    full: Annotated[
+        bool, typer.Option("--full", help="Measure four models, four sizes, three batches: hours on a CPU.")
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Number of rounds, each of which times every row once.")
+    ] = None,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure the peaks of memory.")] = True,
     clock: Annotated[
         str,
-        typer.Option("--clock", help="wall; or processor: the time given to the process, where others run."),
+        typer.Option("--clock", help="Time that is measured: wall, or processor where other work runs beside."),
     ] = "wall",
-    checkpoint: shared.Checkpoint = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-c", help="File of the model's weights. Default: random weights.")
+    ] = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random images and weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of images and weights.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A page (.md) whose measured part is replaced; the plot lies beside it."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Page (.md) whose measured part is replaced, or a folder for bench.md and its plot. Default: none.",
+        ),
     ] = None,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -71,20 +87,19 @@ def bench_command(
 
     from vitrail.benchmark import PRESETS, Results, bench
     from vitrail.benchmark.page import markdown, write_page
+    from vitrail.cli.inputs import destination
     from vitrail.cli.loading import named_device
     from vitrail.errors import VitrailError
 
     if quick and full:
         raise typer.BadParameter("give --quick or --full, not both", param_hint="--quick")
-    if output is not None and output.suffix != ".md":
-        raise typer.BadParameter(f"{output} is no page: name a file that ends in .md", param_hint="--output")
     preset = PRESETS["quick" if quick else "full" if full else "default"]
     if along and longest is None:
         preset = replace(preset, longest=None)
     given: dict[str, Any] = {
         "models": model and tuple(_full_name(name) for name in model),
         "sizes": sizes and tuple(sizes),
-        "batches": batch and tuple(batch),
+        "batches": batch_size and tuple(batch_size),
         "targets": targets and tuple(targets),
         "methods": methods and tuple(methods),
         "along": along and tuple(along),
@@ -96,10 +111,12 @@ def bench_command(
     }
 
     def keep(results: Results) -> None:
-        if output is not None:
-            write_page(results, output)
+        if page is not None:
+            write_page(results, page)
 
     try:
+        place = None if output is None else destination(output, ("md",))
+        page = None if place is None else place.file or place.folder / "bench.md"
         plan = replace(
             preset,
             memory=memory,

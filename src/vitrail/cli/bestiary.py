@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli.console import show_table, stages, stop
-from vitrail.cli.options import AsJson
+from vitrail.cli.options import DEFAULT_OUTPUT, AsJson, FolderOutput
+from vitrail.cli.words import spelled
 
 if TYPE_CHECKING:
     from vitrail.models import VisionModel
@@ -21,9 +22,10 @@ group = typer.Typer(
 )
 
 Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", "-c", help="Weights that `vitrail bestiary train` wrote.")
+    Path | None,
+    typer.Option("--checkpoint", "-c", help="Weights that `vitrail bestiary train` wrote. Default: the built-in ones."),
 ]
-ModelName = Annotated[str, typer.Option("--model", "-m", help="bestiary, or bestiary/label-errors.")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in model: bestiary, or bestiary/label-errors.")]
 PERCENT = "{:.1f} %"
 
 
@@ -36,28 +38,33 @@ class Kind(StrEnum):
     intervention = "intervention"
 
 
-@group.command("draw")
+@group.command("draw", cls=spelled())
 def draw_command(
-    kind: Annotated[Kind, typer.Argument(help="One creature, two, one that is half each, or one with a part changed.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures; created if missing.")] = Path(
-        "out"
-    ),
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 10,
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            help="What a scene shows: one creature, two, one that is half each, or one with a part changed."
+        ),
+    ],
+    output: FolderOutput = DEFAULT_OUTPUT,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of scenes.")] = 10,
     species: Annotated[
-        list[str] | None, typer.Option("--species", "-s", help="The class; for pairs and chimeras, twice.")
+        list[str] | None,
+        typer.Option("--species", "-s", help="Class of the creature; for pairs and chimeras, twice. Default: drawn."),
     ] = None,
-    size: Annotated[int, typer.Option("--size", min=16, help="Pixels of a side.")] = 384,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same pictures.")] = 0,
+    size: Annotated[int, typer.Option("--size", min=16, help="Side of the picture in pixels.")] = 384,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the scenes.")] = 0,
 ) -> None:
     """Draw scenes as PNG files, named by number and classes."""
     from PIL import Image
 
     from vitrail.bestiary import render, sample_scene
+    from vitrail.cli.inputs import destination
     from vitrail.errors import VitrailError
-    from vitrail.files import atomic_write, writable_folder
+    from vitrail.files import atomic_write
 
     try:
-        folder = writable_folder(output)
+        folder = destination(output).folder
         for index in range(count):
             scene = sample_scene(kind.value, (seed, index), species=tuple(species) if species else None)
             path = folder / f"{kind.value}-{index:04d}-{'-'.join(scene.labels)}.png"
@@ -68,19 +75,25 @@ def draw_command(
         stop(error)
 
 
-@group.command("train")
+@group.command("train", cls=spelled(python={"resume": "--restart"}))
 def train_command(
     output: Annotated[Path, typer.Argument(help="Folder for the drawn scenes, the checkpoints and the weights.")],
     label_errors: Annotated[
-        bool, typer.Option("--label-errors", help="Plant label errors, as for bestiary/label-errors.")
+        bool, typer.Option("--label-errors", help="Plant label errors, as in bestiary/label-errors.")
     ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Fewer than the recipe's, for a trial.")] = None,
-    scenes: Annotated[int | None, typer.Option("--scenes", min=1, help="Fewer than the recipe's, likewise.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the scenes and of the training.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps of training. Default: the recipe's.")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option("--scenes", min=1, help="Number of training scenes. Default: the recipe's.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of scenes and training.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Processor cores to use.")] = 2,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever checkpoint is there.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of resuming from the last checkpoint.")
+    ] = False,
 ) -> None:
-    """Train the bestiary's model from scratch; stopped and started again, it goes on where it was."""
+    """Train the bestiary's model from scratch; the same command resumes an interrupted training."""
     from vitrail.bestiary import LabelErrors
     from vitrail.bestiary.train import Progress, Recipe, train
     from vitrail.errors import VitrailError
@@ -106,19 +119,19 @@ def train_command(
     except VitrailError as error:
         stop(error)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; the same command goes on from the last checkpoint in {output}", err=True)
+        typer.echo(f"stopped; the same command resumes from the last checkpoint in {output}", err=True)
         raise typer.Exit(130) from None
     typer.echo(weights)
 
 
-@group.command("accuracy")
+@group.command("accuracy", cls=spelled())
 def accuracy_command(
     model: ModelName = "bestiary",
     checkpoint: Checkpoint = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Held-out scenes of each kind.")] = 1000,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of held-out scenes of each kind.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """How often the model is right on held-out scenes: the class of singles, both classes of pairs."""
+    """Measure the model's accuracy on held-out scenes: the class of singles, both classes of pairs."""
     from vitrail.bestiary.accuracy import evaluate
     from vitrail.errors import VitrailError
 
@@ -136,22 +149,25 @@ def accuracy_command(
     )
 
 
-@group.command("score")
+@group.command("score", cls=spelled(("--methods",)))
 def score_command(
     methods: Annotated[
         list[str] | None,
         typer.Option(
             "--methods",
-            help="Names, or groups as for `vitrail compare`; several: repeat, or with commas. Default: the paper's.",
+            help="Names or groups, as for `vitrail compare`. Default: the paper's.",
         ),
     ] = None,
     model: ModelName = "bestiary",
     checkpoint: Checkpoint = None,
     gradient: Annotated[
-        list[str] | None, typer.Option("--gradient", help="full, leaf, libra or auto; several: repeat. Default: all.")
+        list[str] | None,
+        typer.Option("--gradient", help="Gradient mode: full, leaf, libra or auto; several: repeat. Default: all."),
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Scenes of each kind.")] = 200,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the scenes.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Number of scenes of each kind.")] = 200,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Random seed of the scenes. Default: that of the published scores.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score methods where the true answer is known: mean [95 % bootstrap interval] of every measure."""
@@ -189,11 +205,13 @@ def score_command(
     show_table(("method", *MEASURES), [(line.label, *map(str, line.measures.values())) for line in lines])
 
 
-@group.command("label-errors")
+@group.command("label-errors", cls=spelled(("--methods",), method="--methods"))
 def label_errors_command(
-    method: Annotated[list[str] | None, typer.Option("--method", help="Several: repeat. Default: complete.")] = None,
-    gradient: Annotated[str, typer.Option("--gradient", help="full, leaf or libra.")] = "full",
-    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Pictures.")] = 100,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help="Names of methods to compare. Default: complete.")
+    ] = None,
+    gradient: Annotated[str, typer.Option("--gradient", help="Gradient mode: full, leaf or libra.")] = "full",
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Number of pictures.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Compare the clean model with the one that learned label errors: on which side is the iconic part put?
@@ -208,7 +226,7 @@ def label_errors_command(
         found = [
             line
             for name in ("bestiary", "bestiary/label-errors")
-            for line in planted_errors(_load(name, None), method or ["complete"], gradient=gradient, count=count)
+            for line in planted_errors(_load(name, None), methods or ["complete"], gradient=gradient, count=count)
         ]
     except VitrailError as error:
         stop(error, as_json=as_json)

@@ -7,15 +7,8 @@ import typer
 from vitrail.cli import options as shared
 from vitrail.cli.console import stop
 from vitrail.cli.explain import Request, split_option
-from vitrail.cli.many_values import ManyValues
 
-__all__ = ["ManyMethods", "compare_command"]
-
-
-class ManyMethods(ManyValues):
-    """A command whose `--methods` and `--against` take all words up to the next option."""
-
-    options = ("--methods", "--against")
+__all__ = ["compare_command"]
 
 
 def compare_command(
@@ -31,33 +24,50 @@ def compare_command(
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", "-t", help="Class by name or index; several (repeat) are rows of the sheet."),
+        typer.Option(
+            "--target",
+            "-t",
+            help="Class by name or index; several (repeat) are rows of the sheet. Default: the predicted class.",
+        ),
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
+        list[str] | None,
+        typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
     ] = None,
     checkpoint: shared.Checkpoint = None,
     output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: Annotated[
         list[shared.Format] | None,
-        typer.Option("--format", "-f", help="Kind of result; several: repeat. safetensors: a file per method."),
+        typer.Option(
+            "--format", "-f", help="Kind of file; several: repeat; safetensors is one per method. Default: png."
+        ),
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8."),
+        typer.Option(
+            "--objective", help="What is differentiated. Default: logit; with --against normalized_difference."
+        ),
     ] = None,
     gradient: Annotated[
-        shared.Gradient, typer.Option("--gradient", help="Of the methods that use gradients: full, leaf or libra.")
+        shared.Gradient,
+        typer.Option("--gradient", help="Gradient mode of the methods that use gradients: full, leaf or libra."),
     ] = shared.Gradient.full,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="METHOD.NAME=VALUE", help="An option of one method; several: repeat."),
+        typer.Option(
+            "--option",
+            metavar="METHOD.NAME=VALUE",
+            help="An option of one method, as in tam.samples=10; several: repeat.",
+        ),
     ] = None,
     size: shared.InputSize = None,
-    device: shared.Device = "cpu",
+    device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
-    seed: Annotated[int | None, typer.Option("--seed", help="Given to every method that takes a seed.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Random seed of every method that takes one. Default: each method's own."),
+    ] = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Draw what each method says of the same question, with the time and the passes that it took.

@@ -11,10 +11,9 @@ import typer
 
 from vitrail.cli.console import Reporter, one_line, show_table, stages
 from vitrail.cli.explain import Request
-from vitrail.cli.explaining import load_model
-from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.cli.explaining import FILES, load_model
+from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
 from vitrail.errors import ImageError, OptionError
-from vitrail.files import writable_folder
 
 if TYPE_CHECKING:
     from vitrail.comparison import Comparison
@@ -36,13 +35,15 @@ def run(request: Request) -> bool:
     choose_methods(request.question["methods"])
     options = typed_by_method(request.options)
     objective_name(request.question["objective"], request.against or None)
-    output = writable_folder(request.output)
-    found, missing = find_images(request.images, leave_out=output)
+    place = destination(request.output, FILES, request.formats)
+    found, missing = find_images(request.images, leave_out=place.leave_out)
+    names = OutputNames(place.folder, found, place.file)
     reporter = Reporter(as_json=request.as_json)
     model = load_model(request)
     for argument, error in missing:
         reporter.fail(argument, error)
-    results: Iterable[dict[str, Any]] = _results(request, model, options, found, reporter)
+    formats = place.formats or ("png",)
+    results: Iterable[dict[str, Any]] = _results(request, model, options, found, names, formats, reporter)
     if request.as_json:
         asked = {key: value for key, value in request.question.items() if key != "objective"}
         document = {"model": model.name, "metadata": dict(model.metadata), **asked, "options": options}
@@ -53,6 +54,7 @@ def run(request: Request) -> bool:
         show_table(HEADER, (row for result in kept for row in _table(result)))
     else:
         show_table(HEADER, (row for result in results for row in _table(result)))
+    reporter.say_notes()
     return bool(reporter.failures)
 
 
@@ -86,6 +88,8 @@ def _results(
     model: "VisionModel",
     options: Mapping[str, Mapping[str, Any]],
     found: Sequence[Found],
+    names: OutputNames,
+    formats: Sequence[str],
     reporter: Reporter,
 ) -> Iterator[dict[str, Any]]:
     from vitrail.compare import compare
@@ -93,7 +97,6 @@ def _results(
 
     targets = [model.class_index(name) for name in request.targets] or None
     against = [model.class_index(name) for name in request.against] or None
-    names = OutputNames(request.output, found)
     for image in found:
         try:
             picture = read_image(image.path)
@@ -116,10 +119,9 @@ def _results(
         for label, why in answer.failures.items():
             reporter.fail(f"{image.path}: {label}", why)
         answer = replace(answer, metadata={**answer.metadata, "sources": [image.path.name]})
-        if not request.as_json:
-            for note in answer.notes():
-                reporter.say(f"{one_line(str(image.path))}: {note}")
-        files = _write(answer, image, names, request.formats)
+        for note in answer.notes():
+            reporter.note(str(image.path), note)
+        files = _write(answer, image, names, formats)
         yield {"image": str(image.path), **answer.record(), "files": [str(path) for path in files]}
 
 
@@ -139,11 +141,11 @@ def _write(answer: "Comparison", image: Found, names: OutputNames, formats: Sequ
         for one in answer.answers:
             if one.explanation is not None:
                 label = one.label.replace(":", "-")
-                files.append(one.explanation.save(names.path(image, f"{what}.{label}", "safetensors")))
+                files.append(one.explanation.save(names.path(image, what, "safetensors", label)))
     return files
 
 
-def _table(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _table(result: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     from vitrail.render.lettering import number
 
     for one in result["methods"]:
@@ -151,5 +153,5 @@ def _table(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         lowest, highest = [each["lowest"] for each in maps], [each["highest"] for each in maps]
         said = (number(min(lowest)), number(max(highest))) if maps else ("failed", "")
         signed = "yes" if one["signed"] else "no"
-        file = result["files"][0] if result["files"] else ""
-        yield result["image"], one["label"], one["passes"], f"{one['seconds']:.3g}", signed, *said, file
+        file = Path(result["files"][0]) if result["files"] else ""
+        yield Path(result["image"]), one["label"], one["passes"], f"{one['seconds']:.3g}", signed, *said, file

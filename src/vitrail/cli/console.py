@@ -2,18 +2,34 @@
 
 import json
 import logging
+import os
+import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "one_line", "show_table", "stages", "stop"]
+__all__ = ["STARTED", "Reporter", "in_own_words", "message_of", "one_line", "show_table", "stages", "stop"]
+
+
+STARTED = time.perf_counter()  # of the command, as near as can be told
+_LACKING = "[{names}: in Python; this command has no option for it]"
+_argument: Callable[[str, str], str | None] | None = None  # how the command at hand writes an argument of Python
+
+
+def in_own_words(argument: Callable[[str, str], str | None]) -> None:
+    """Let messages name arguments as the command at hand does; see `vitrail.errors.reworded`."""
+    global _argument
+    _argument = argument
 
 
 class Reporter:
@@ -25,17 +41,36 @@ class Reporter:
         self._console = console or Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._parts: dict[int, TaskID] = {}
+        self.done = 0  # images or steps
+        self._notes: dict[str, tuple[str, list[str]]] = {}
 
     def fail(self, image: str, error: BaseException) -> None:
         """Report an image that could not be explained: `FILE: message`, or one JSON object, on a line of stderr."""
-        failure = {"image": image, "error": type(error).__name__, "message": _message(error)}
+        failure = {"image": image, "error": type(error).__name__, "message": message_of(error)}
         self.failures.append(failure)
         # Most messages begin with the file's name, which the line has already.
         reason = failure["message"].removeprefix(" ".join(image.split())).lstrip(" :")
         self.say(json.dumps(failure) if self.as_json else f"{one_line(image)}: {reason}")
 
+    def note(self, image: str, text: str) -> None:
+        """Keep what the reader should know of an image for the end of the run, where each note is said once.
+
+        Notes that differ in their numbers alone are one, in the words of the first.
+        """
+        key = re.sub(r"[\d.,]*\d", "#", text)
+        self._notes.setdefault(key, (text, []))[1].append(image)
+
+    def say_notes(self) -> None:
+        """Say each note that was kept, with how many images it is about."""
+        if not self.as_json:  # whose reader expects no other lines on stderr than failures
+            for text, images in self._notes.values():
+                more = f" and {len(images) - 1} more" * (len(images) > 1)
+                self.say(f"{images[0]}{more}: {message_of(text)}")
+        self._notes.clear()
+
     def say(self, line: str) -> None:
         """Print a line on stderr, above the progress bar where there is one."""
+        line = one_line(line)
         if self._progress is None:
             typer.echo(line, err=True)
         else:
@@ -43,6 +78,7 @@ class Reporter:
 
     def advance(self, images: int = 1) -> None:
         """Move the progress bar by so many images."""
+        self.done += images
         if self._progress is not None:
             self._progress.advance(self._progress.task_ids[0], images)
 
@@ -83,6 +119,7 @@ class Reporter:
             self._progress = None
             self._parts.clear()
             logger.removeHandler(handler)
+            self.say_notes()
 
 
 class _Handler(logging.Handler):
@@ -91,7 +128,7 @@ class _Handler(logging.Handler):
         self.reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.reporter.say(f"{record.levelname.lower()}: {one_line(record.getMessage())}")
+        self.reporter.say(f"{record.levelname.lower()}: {message_of(record.getMessage())}")
 
 
 @contextmanager
@@ -121,17 +158,22 @@ def stages(console: Console | None = None) -> Iterator[Callable[[str, int, int],
 
 def stop(error: BaseException, *, as_json: bool = False) -> NoReturn:
     """End the run with exit code 2: the question itself cannot be asked, whatever the image."""
-    message = _message(error)
+    message = message_of(error)
     typer.echo(
         json.dumps({"error": type(error).__name__, "message": message}) if as_json else f"Error: {message}", err=True
     )
     raise typer.Exit(2)
 
 
-def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table for eyes on a terminal; elsewhere lines of tab-separated fields, each as soon as it is known."""
-    lines = ([one_line(str(field)) for field in row] for row in rows)
-    if not sys.stdout.isatty():
+def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: bool = False) -> None:
+    """Print aligned columns on a terminal; elsewhere lines of tab-separated fields, each as soon as it is known.
+
+    On a terminal a row is one line, however long, and paths are relative to the working folder, so that they can be
+    copied; `fold` breaks fields instead, where they are prose. A field of several paths is a tuple.
+    """
+    watched = sys.stdout.isatty()
+    lines = ([one_line(_field(field, watched)) for field in row] for row in rows)
+    if not watched:
         for number, line in enumerate(lines):
             if number == 0:  # not before: there may be nothing below it
                 typer.echo("\t".join(header))
@@ -142,12 +184,27 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     if not kept:
         return
     used = [column for column in range(len(header)) if any(line[column] for line in kept)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in used:
-        table.add_column(header[column], overflow="fold")
-    for line in kept:
-        table.add_row(*(line[column] for column in used))
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if fold:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in used:
+            table.add_column(header[column], overflow="fold")
+        for line in kept:
+            table.add_row(*(line[column] for column in used))
+        console.print(table)
+        return
+    widths = {column: max(cell_len(line[column]) for line in (header, *kept)) for column in used}
+    for number, line in enumerate((header, *kept)):
+        padded = (line[column] + " " * (widths[column] - cell_len(line[column])) for column in used)
+        console.print("  ".join(padded).rstrip(), style="bold" if number == 0 else None, soft_wrap=True)
+
+
+def _field(value: Any, watched: bool) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_field(one, watched) for one in value)
+    if watched and isinstance(value, Path) and value.is_absolute() and value.is_relative_to(Path.cwd()):
+        return os.path.relpath(value)
+    return str(value)
 
 
 def one_line(text: str) -> str:
@@ -159,8 +216,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _message(error: BaseException) -> str:
-    from vitrail.errors import VitrailError
+def message_of(error: BaseException | str) -> str:
+    """An error in one line, in the words of the command at hand; the type stands before errors of other libraries."""
+    from vitrail.errors import VitrailError, reworded
 
-    text = " ".join(str(error).split())
-    return text if isinstance(error, VitrailError) else f"{type(error).__name__}: {text}"
+    text = one_line(error if isinstance(error, str) else " ".join(str(error).split()))
+    if not isinstance(error, VitrailError | str):
+        return f"{type(error).__name__}: {text}"
+    return text if _argument is None else reworded(text, _argument, _LACKING)

@@ -37,17 +37,25 @@ def detail_command(
     model: shared.ModelName,
     target: shared.Target = None,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="Classes to compare with: one pair, one sheet each.")
+        list[str] | None,
+        typer.Option("--against", help="Classes to compare with, one sheet each. Default: the model's best classes."),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", min=2, help="Without --against: how many of the model's best classes take part.")
+        int,
+        typer.Option("--top", min=2, help="Without --against: number of the model's best classes that are compared."),
     ] = 3,
     typical: Annotated[
         Path | None,
-        typer.Option("--typical", help="Pictures of the opposing class, or a subfolder per class: shown beside."),
+        typer.Option(
+            "--typical",
+            help="Folder of typical pictures of the opposing class, or one per class, drawn beside. Default: none.",
+        ),
     ] = None,
     loss: Annotated[
-        list[Loss] | None, typer.Option("--loss", help="Repeat for several. Default: all four; for scores two.")
+        list[Loss] | None,
+        typer.Option(
+            "--loss", help="Objective that is differentiated; several: repeat. Default: all four; for scores two."
+        ),
     ] = None,
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
@@ -58,7 +66,7 @@ def detail_command(
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
     size: shared.InputSize = None,
-    device: shared.Device = "cpu",
+    device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     as_json: shared.AsJson = False,
 ) -> None:

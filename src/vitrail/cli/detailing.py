@@ -12,11 +12,10 @@ import typer
 from vitrail.cli.batches import QUESTION_ERRORS
 from vitrail.cli.console import Reporter, show_table
 from vitrail.cli.detail import DetailRequest
-from vitrail.cli.explaining import load_model
-from vitrail.cli.inputs import Found, OutputNames, find_images, slug
-from vitrail.errors import NotAnImageError, SameClassError
+from vitrail.cli.explaining import FILES, load_model
+from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
+from vitrail.errors import NotAnImageError, OptionError, SameClassError
 from vitrail.explanation import verdict_of
-from vitrail.files import writable_folder
 
 if TYPE_CHECKING:
     from vitrail.guidance import Detail, TypicalPictures
@@ -35,9 +34,15 @@ def run(request: DetailRequest) -> bool:
     from vitrail.methods import find_method
 
     find_method(request.question["method"], request.options)
-    output = writable_folder(request.output)
+    place = destination(request.output, FILES, request.formats)
+    if place.file is not None and (len(request.against) > 1 or (not request.against and request.top > 2)):
+        raise OptionError(
+            f"--output {place.file} is one file, and every pair of classes gets a sheet: name a folder, or one pair by "
+            "--target and --against"
+        )
     reporter = Reporter(as_json=request.as_json)
-    found, missing = find_images(request.images, leave_out=output)
+    found, missing = find_images(request.images, leave_out=place.leave_out)
+    names = OutputNames(place.folder, found, place.file)
     if request.typical is not None:
         _refuse_empty(request.typical)
     model = load_model(request)
@@ -45,7 +50,7 @@ def run(request: DetailRequest) -> bool:
         reporter.fail(argument, error)
     at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
     with reporter.working(len(found)):
-        results: Iterable[dict[str, Any]] = _results(request, model, found, reporter)
+        results: Iterable[dict[str, Any]] = _results(request, model, found, names, place.formats or ("png",), reporter)
         if at_the_end:
             results = list(results)
         else:
@@ -71,14 +76,18 @@ def _refuse_empty(folder: Path) -> None:
 
 
 def _results(
-    request: DetailRequest, model: "VisionModel", found: Sequence[Found], reporter: Reporter
+    request: DetailRequest,
+    model: "VisionModel",
+    found: Sequence[Found],
+    names: OutputNames,
+    formats: Sequence[str],
+    reporter: Reporter,
 ) -> Iterator[dict[str, Any]]:
     from vitrail.guidance import detail
     from vitrail.images import read_image
 
     target = model.class_index(request.targets[0]) if request.targets else None
     against = [model.class_index(name) for name in request.against] or None
-    names = OutputNames(request.output, found)
     known: "dict[tuple[int, ...], dict[int, TypicalPictures]]" = {}
     for image in found:
         try:
@@ -92,7 +101,7 @@ def _results(
             }
             answer = replace(answer, maps=maps)
             typical = _typical(request, model, answer, known, reporter)
-            yield from _written(request, answer, typical, image, names)
+            yield from _written(answer, typical, image, names, formats)
         except Exception as error:
             # What a prediction is held against may be itself on one image only; other faults are the question's.
             if isinstance(error, QUESTION_ERRORS) and not (target is None and isinstance(error, SameClassError)):
@@ -127,16 +136,20 @@ def _typical(
 
 
 def _written(
-    request: DetailRequest, answer: "Detail", typical: "dict[int, TypicalPictures]", image: Found, names: OutputNames
+    answer: "Detail",
+    typical: "dict[int, TypicalPictures]",
+    image: Found,
+    names: OutputNames,
+    formats: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     from vitrail.render import save_figure
     from vitrail.render.class_pair import draw_pair
 
-    pictures = [kind for kind in request.formats if kind != "safetensors"]
+    pictures = [kind for kind in formats if kind != "safetensors"]
     maps = []
-    if "safetensors" in request.formats:
+    if "safetensors" in formats:
         for loss, ex in answer.maps.items():
-            maps.append(str(ex.save(names.path(image, f"detail.{loss}", "safetensors"))))
+            maps.append(str(ex.save(names.path(image, "detail", "safetensors", loss))))
     for pair in answer.pairs:
         ex = next(iter(answer.maps.values()))
         what = f"detail.{slug(ex.class_name(pair[0]))}-and-{slug(ex.class_name(pair[1]))}"
@@ -183,9 +196,10 @@ def _result(
     return row
 
 
-def _row(row: dict[str, Any]) -> tuple[str, ...]:
+def _row(row: dict[str, Any]) -> tuple[Any, ...]:
     sides = []
     for role in ("target", "against"):
         sides += [row[role], verdict_of(row[f"{role}_probability"], row[f"{role}_logit"])]
     loss = "normalized_difference" if "normalized_difference" in row["losses"] else next(iter(row["losses"]))
-    return row["image"], *sides, f"{row['losses'][loss]['correlation']:+.2f}".replace("-", "−"), ", ".join(row["files"])
+    both_ways = f"{row['losses'][loss]['correlation']:+.2f}".replace("-", "−")
+    return Path(row["image"]), *sides, both_ways, tuple(map(Path, row["files"]))

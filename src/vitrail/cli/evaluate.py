@@ -1,4 +1,4 @@
-"""`vitrail evaluate`: methods measured by protocols on a data set, into a folder that can be gone on with."""
+"""`vitrail evaluate`: methods measured by protocols on a data set, into a folder that a later run completes."""
 
 import json
 from pathlib import Path
@@ -9,23 +9,16 @@ import typer
 from vitrail.cli import options as shared
 from vitrail.cli.console import show_table, stop
 from vitrail.cli.explain import split_option
-from vitrail.cli.many_values import ManyValues
 
-__all__ = ["ManyNames", "evaluate_command"]
-
-
-class ManyNames(ManyValues):
-    """A command whose `--methods` and `--protocols` take all words up to the next option."""
-
-    options = ("--methods", "--protocols")
+__all__ = ["evaluate_command"]
 
 
 def evaluate_command(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help="A folder, a list file, hf:NAME, mosaic:DATA, stitched:DATA, or bestiary."),
+        typer.Argument(metavar="DATA", help="Folder, list file, hf:NAME, mosaic:DATA, stitched:DATA, or bestiary."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A name that `vitrail models` lists.")] = None,
+    model: shared.OptionalModelName = None,
     checkpoint: shared.Checkpoint = None,
     output_kind: shared.OutputKind = None,
     methods: Annotated[
@@ -37,48 +30,74 @@ def evaluate_command(
         ),
     ] = None,
     protocols: Annotated[
-        list[str] | None, typer.Option("--protocols", help="What --list shows. Default: those of the preset.")
+        list[str] | None, typer.Option("--protocols", help="Names that --list shows. Default: those of the preset.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="A paper's way of measuring: bi (default), chefer, rise, tis, seed.")
+        str | None,
+        typer.Option("--preset", help="Protocols and options of a paper: bi, chefer, rise, tis, seed. Default: bi."),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", metavar="NAME.OPTION=VALUE", help="An option of a method or a protocol; several: repeat."
+            "--option",
+            metavar="NAME.OPTION=VALUE",
+            help="An option of a method or protocol, as in tis.masks=256; several: repeat.",
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", "-t", help="The class explained: label or predicted. Default: the preset's."),
+        typer.Option("--target", "-t", help="Class to explain: label or predicted. Default: the preset's."),
     ] = None,
-    fit: Annotated[
-        str | None, typer.Option("--fit", help="model: the model's own preprocessing; squash: whole, without a crop.")
+    resize_mode: Annotated[
+        str | None,
+        typer.Option(
+            "--resize-mode",
+            help="model: the model's own preprocessing; squash: whole, without a crop. Default: the preset's.",
+        ),
     ] = None,
-    boxes: Annotated[Path | None, typer.Option("--boxes", help="A table of boxes, or a folder of XML files.")] = None,
-    labels: Annotated[Path | None, typer.Option("--labels", help="A table of files and classes.")] = None,
-    masks: Annotated[Path | None, typer.Option("--masks", help="A folder of masks.")] = None,
+    boxes: Annotated[
+        Path | None, typer.Option("--boxes", help="Table of boxes, or folder of XML files. Default: the data's own.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Table of files and classes. Default: the data's own.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", help="Folder of masks. Default: the data's own.")] = None,
     category: Annotated[
-        int | None, typer.Option("--category", help="The value of a mask that is the object. Default: all but 0.")
+        int | None, typer.Option("--category", help="Mask value of the object. Default: all but 0.")
     ] = None,
-    guide: Annotated[str | None, typer.Option("--guide", help="The picture beside which stitched: lays each.")] = None,
+    guide: Annotated[
+        str | None, typer.Option("--guide", help="Picture to which stitched: joins each image. Default: none.")
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="So many images at most, evenly over the classes.")
+        int | None,
+        typer.Option("--limit", min=1, help="Largest number of images, taken evenly over the classes. Default: all."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the whole run.")] = 0,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The run's folder; a part of the run is gone on with.")
+        Path,
+        typer.Option("--output", "-o", help="Folder of the run, created if missing; an unfinished run is resumed."),
     ] = Path("run"),
-    block: Annotated[int, typer.Option("--block", min=1, help="Images that are measured and written together.")] = 16,
+    block_size: Annotated[
+        int, typer.Option("--block-size", min=1, help="Images that are measured and written together.")
+    ] = 16,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", min=1, help="Rows in one pass. Default: by the device.")
+        int | None, typer.Option("--batch-size", "-b", min=1, help="Images per pass. Default: by the device.")
     ] = None,
-    keep: Annotated[int, typer.Option("--keep", min=0, help="Of so many images the report gets pictures.")] = 500,
-    engine: Annotated[str, typer.Option("--engine", help="local (torchrun shares it out) or ray.")] = "local",
-    address: Annotated[str | None, typer.Option("--address", help="Of the Ray cluster; auto finds it.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Ray's actors at most.")] = None,
+    num_previews: Annotated[
+        int, typer.Option("--num-previews", min=0, help="Number of images whose maps are stored for the report.")
+    ] = 500,
+    engine: Annotated[
+        str, typer.Option("--engine", help="What runs it: local, on which torchrun may share it out, or ray.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Address of the Ray cluster; auto finds it. Default: one on this machine."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Largest number of Ray actors. Default: as many as fit.")
+    ] = None,
     gpus: Annotated[
-        float | None, typer.Option("--gpus", help="Of each actor; 0.5 lets two share one. Default: 1 on CUDA.")
+        float | None, typer.Option("--gpus", help="GPUs per Ray actor; 0.5 lets two share one. Default: 1 on CUDA.")
     ] = None,
     size: shared.InputSize = None,
     device: shared.Device = "auto",
@@ -86,9 +105,9 @@ def evaluate_command(
     list_: Annotated[bool, typer.Option("--list", help="List the protocols and presets, and stop.")] = False,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Measure how far methods can be trusted: every protocol, one row a number, in Parquet files.
+    """Measure methods by faithfulness, localisation, robustness and randomisation protocols, into Parquet files.
 
-    Interrupt it whenever you like, and start it again: it goes on where it was. `vitrail report OUTPUT` draws the rest.
+    It can be interrupted at any time: the same command resumes it. `vitrail report OUTPUT` makes tables and figures.
     """
     from vitrail.cli.evaluating import run
     from vitrail.errors import OptionError, VitrailError
@@ -97,7 +116,7 @@ def evaluate_command(
         _list(as_json)
         return
     if not data or not model:
-        raise typer.BadParameter("give DATA and --model, or --list", param_hint="DATA")
+        raise typer.BadParameter("give DATA and --model (or VITRAIL_MODEL), or --list", param_hint="DATA")
     words: dict[str, dict[str, str]] = {}
     for text in option or []:
         name, value = split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
@@ -124,14 +143,14 @@ def evaluate_command(
                 "protocols": asked,
                 "preset": preset,
                 "target": target,
-                "fit": fit,
+                "fit": resize_mode,
                 "data_options": {key: value for key, value in known.items() if value is not None},
                 "limit": limit,
                 "seed": seed,
                 "output": output,
-                "block": block,
+                "block": block_size,
                 "batch_size": batch_size,
-                "keep": keep,
+                "keep": num_previews,
                 "engine": engine,
                 "engine_options": cluster,
             },
@@ -168,4 +187,4 @@ def _list(as_json: bool) -> None:
         )
         for one in found
     ]
-    show_table(("protocol", "needs", "presets", "options", "measures"), rows)
+    show_table(("protocol", "needs", "presets", "options", "measures"), rows, fold=True)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vitrail.cli.console import one_line
+from vitrail.cli.console import message_of, one_line
 from vitrail.cli.loading import load_named
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run(
         # Most reasons begin with the file's path, of which the line has what matters.
         folder, found_it, rest = failure.reason.partition(failure.source)
         reason = rest.lstrip(" :") if found_it and " " not in folder else failure.reason
-        typer.echo(f"{one_line(where)}: {one_line(reason)}", err=True)
+        typer.echo(f"{one_line(where)}: {message_of(reason)}", err=True)
     if len(failures) > 10:
         typer.echo(f"… and {len(failures) - 10} failures more, all of them in the report", err=True)
     already = outcome.images - outcome.measured

@@ -37,17 +37,21 @@ def explain_command(
     model: shared.ModelName,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", "-t", help="Class by name or index; several: repeat. Default: the predicted class."),
+        typer.Option(
+            "--target", "-t", help="Class to explain, by name or index; several: repeat. Default: the predicted class."
+        ),
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
+        list[str] | None,
+        typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="For CLIP: a text to hold the image against, as a target; several: repeat."),
+        typer.Option("--text", help="For CLIP models: a text as the target; several: repeat."),
     ] = None,
     against_text: Annotated[
-        list[str] | None, typer.Option("--against-text", help="For CLIP: a text to compare with; one, or one per text.")
+        list[str] | None,
+        typer.Option("--against-text", help="For CLIP models: a text to compare with; one, or one for each --text."),
     ] = None,
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
@@ -56,41 +60,46 @@ def explain_command(
     format_: shared.FolderFormats = None,
     objective: Annotated[
         str | None,
-        typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8."),
+        typer.Option(
+            "--objective", help="What is differentiated. Default: logit; with --against normalized_difference."
+        ),
     ] = None,
     gradient: Annotated[
         shared.Gradient,
         typer.Option(
             "--gradient",
-            help="Leaf: attention held constant backward; libra: norms, gates too; auto: full where a "
-            "class stands against the target, else libra.",
+            help="What the backward pass holds constant: full nothing; leaf attention; libra norms and gates too; "
+            "auto: full where a class stands against the target, else libra.",
         ),
     ] = shared.Gradient.auto,
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
     readout: Annotated[
         str | None,
-        typer.Option("--readout", help="Token to read: class, mean, all, an index, or ROW,COLUMN of a patch."),
+        typer.Option(
+            "--readout",
+            help="Token to read: class, mean, all, an index, or ROW,COLUMN of a patch. Default: the model's own.",
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; several: repeat."),
+        typer.Option(
+            "--option", metavar="NAME=VALUE", help="An option of the method, as in variant=released; several: repeat."
+        ),
     ] = None,
     size: shared.InputSize = None,
-    device: shared.Device = "cpu",
+    device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     batch_size: shared.AutoBatchSize = "auto",
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of whatever is random in the method.")] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it would take, in memory and time, and explain nothing.")
-    ] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the method. Default: none.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Estimate memory and time instead of explaining.")] = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Draw which patches argue for a class (red) and which against it (blue).
 
     Each image becomes OUTPUT/<stem>.<target>.png, a figure. More than 100 images become small overlays (.jpg) and maps
-    (.safetensors) instead, unless --format says otherwise. One that fails gets a line on stderr, the others are still
-    done, and the exit code is 1; it is 2 when the question itself cannot be asked.
+    (.safetensors) instead, unless --format says otherwise. A failed image is reported on stderr and sets exit code 1;
+    the others continue. Exit code 2: the question itself cannot be asked.
     """
     from vitrail.cli.explaining import run
     from vitrail.cli.planning import show_plan
@@ -123,7 +132,7 @@ def explain_command(
         load={**shared.how_to_load(device, dtype, size, output_kind), "texts": texts or None},
         batch_size=shared.parse_batch(batch_size),
         output=output,
-        formats=shared.kinds(format_) if format_ else (),
+        formats=shared.kinds(format_),
         as_json=as_json,
         seed=seed,
     )

@@ -11,13 +11,12 @@ import typer
 
 from vitrail.cli.ahead import in_threads
 from vitrail.cli.batches import in_batches
-from vitrail.cli.console import Reporter, one_line, show_table
+from vitrail.cli.console import Reporter, show_table
 from vitrail.cli.explain import Request
-from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.cli.inputs import OVERLAY, Found, OutputNames, destination, find_images, slug
 from vitrail.cli.loading import load_named
 from vitrail.errors import OptionError, SameClassError, VitrailError
 from vitrail.explanation import Explanation, verdict_of
-from vitrail.files import writable_folder
 from vitrail.render import save_light, save_picture
 from vitrail.render.lettering import number
 
@@ -25,14 +24,24 @@ if TYPE_CHECKING:
     from vitrail.inputs import Prepared
     from vitrail.models import VisionModel
 
-__all__ = ["classes_of", "images_at_once", "passes_at_once", "run"]
+__all__ = [
+    "FILES",
+    "check_question",
+    "classes_of",
+    "formats_of",
+    "images_at_once",
+    "load_model",
+    "passes_at_once",
+    "results",
+    "run",
+]
 
 MANY = 100  # images, from which on a figure of each would take longer and more room than anybody wants
 AT_ONCE = {"cpu": 8}  # images; a CPU is quickest while the activations stay in its cache
 AT_ONCE_ELSEWHERE = 64
 
-SUFFIXES = {"overlay": "jpg"}  # of the kinds that are not called by theirs
-SAVERS: dict[str, Any] = {"safetensors": Explanation.save, "overlay": save_light}
+FILES = ("png", "jpg", "pdf", "svg", "safetensors")  # what a single result can be
+SAVERS: dict[str, Any] = {"safetensors": Explanation.save, OVERLAY: save_light}
 
 HEADER = ("image", "target", "its probability", "against", "and its", "lowest", "highest", "files")
 
@@ -40,29 +49,37 @@ HEADER = ("image", "target", "its probability", "against", "and its", "lowest", 
 def run(request: Request) -> bool:
     """Explain every image of the request; say whether any failed. Raises `VitrailError` for a question at fault."""
     objective = check_question(request)
-    output = writable_folder(request.output)
+    place = destination(request.output, FILES, request.formats)
     reporter = Reporter(as_json=request.as_json)
-    found, missing = find_images(request.images, leave_out=output)
+    found, missing = find_images(request.images, leave_out=place.leave_out)
+    names = OutputNames(place.folder, found, place.file)
     model = load_model(request)
     classes = classes_of(request, model)
-    formats = _formats(request, len(found), reporter)
+    formats = formats_of(place.formats, len(found))
+    if not place.formats and len(found) > MANY:
+        kinds = "small overlays (.jpg) and maps (.safetensors)"
+        reporter.say(f"{len(found)} images: {kinds} are written; --format png draws each a figure")
     for argument, error in missing:
         reporter.fail(argument, error)
     at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
-    each = _results(request, model, classes, found, formats, reporter)
-    with reporter.working(len(found)), closing(each):
-        results: Iterable[dict[str, Any]] = each
-        if at_the_end:
-            results = list(results)
-        else:
-            show_table(HEADER, map(_row, results))
+    each = results(request, model, classes, found, names, formats, reporter)
+    rows: Iterable[dict[str, Any]] = each
+    try:
+        with reporter.working(len(found)), closing(each):
+            if at_the_end:
+                rows = list(rows)
+            else:
+                show_table(HEADER, map(_row, rows))
+    except KeyboardInterrupt:
+        reporter.say(f"interrupted after {reporter.done} of {len(found)} images: every file in {place.folder} is whole")
+        raise typer.Exit(130) from None
     if request.as_json:
         asked = {**request.question, "objective": objective, "options": request.options}
-        answers = {"results": results, "failures": reporter.failures}
+        answers = {"results": rows, "failures": reporter.failures}
         document = {"model": model.name, "metadata": dict(model.metadata), **asked, **answers}
         typer.echo(json.dumps(document, indent=2, default=str))
     elif at_the_end:
-        show_table(HEADER, map(_row, results))
+        show_table(HEADER, map(_row, rows))
     return bool(reporter.failures)
 
 
@@ -118,22 +135,17 @@ def passes_at_once(request: Request, model: "VisionModel", image: "Prepared", si
     return lanes_for(model, image.tensor, size) if request.seed is None else 1
 
 
-def _formats(request: Request, images: int, reporter: Reporter) -> tuple[str, ...]:
-    if request.formats:
-        return request.formats
-    if images <= MANY:
-        return ("png",)
-    reporter.say(
-        f"{images} images: small overlays (.jpg) and maps (.safetensors) are written; --format png draws each a figure"
-    )
-    return "overlay", "safetensors"
+def formats_of(asked: tuple[str, ...], images: int) -> tuple[str, ...]:
+    """The kinds of file that are written: those asked for, else by the number of images."""
+    return asked or (("png",) if images <= MANY else (OVERLAY, "safetensors"))
 
 
-def _results(
+def results(
     request: Request,
     model: "VisionModel",
     classes: tuple[list[int], list[int]],
     found: Sequence[Found],
+    names: OutputNames,
     formats: Sequence[str],
     reporter: Reporter,
 ) -> Generator[dict[str, Any], None, None]:
@@ -165,8 +177,6 @@ def _results(
         reporter.fail(str(image.path), error)
         reporter.advance()
 
-    names = OutputNames(request.output, found)
-
     def write(done: tuple[Found, Explanation]) -> list[Path]:
         image, ex = done
         return _write(ex, image, names, formats)
@@ -181,9 +191,8 @@ def _results(
             except VitrailError as error:
                 failed(image, error)
                 continue
-            if not request.as_json:
-                for note in ex.notes():
-                    reporter.say(f"{one_line(str(image.path))}: {note}")
+            for note in ex.notes():
+                reporter.note(str(image.path), note)
             yield from rows
             reporter.advance()
 
@@ -202,7 +211,8 @@ def _write(ex: Explanation, image: Found, names: OutputNames, formats: Sequence[
         what += ".against-" + _joined([slug(side[1][0]) for side in sides])
     files = []
     for kind in formats:
-        path = names.path(image, what, SUFFIXES.get(kind, kind))
+        part = OVERLAY if kind == OVERLAY and "jpg" in formats else ""
+        path = names.path(image, what, "jpg" if kind == OVERLAY else kind, part)
         files.append(SAVERS.get(kind, save_picture)(ex, path))
     return files
 
@@ -239,9 +249,10 @@ def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict
         yield row
 
 
-def _row(row: dict[str, Any]) -> tuple[str, ...]:
+def _row(row: dict[str, Any]) -> tuple[Any, ...]:
     sides = []
     for role in ("target", "against"):
         said = verdict_of(row[f"{role}_probability"], row[f"{role}_logit"]) if role in row else ""
         sides += [row.get(role, ""), said]
-    return row["image"], *sides, number(row["lowest"]), number(row["highest"]), ", ".join(row["files"])
+    files = tuple(map(Path, row["files"]))
+    return Path(row["image"]), *sides, number(row["lowest"]), number(row["highest"]), files

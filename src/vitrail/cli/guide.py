@@ -32,7 +32,7 @@ class Side(StrEnum):
     both = "both"
 
 
-class Fit(StrEnum):
+class ResizeMode(StrEnum):
     """How a picture is brought into its half."""
 
     squash = "squash"
@@ -52,21 +52,35 @@ def guide_command(
     model: shared.ModelName,
     guide: Annotated[
         list[str] | None,
-        typer.Option("--guide", "-g", help="A picture of another class, or a folder; several: repeat. Default: auto."),
+        typer.Option(
+            "--guide",
+            "-g",
+            help="Picture of another class, or a folder; several: repeat. Default: auto, which the model draws.",
+        ),
     ] = None,
     target: shared.Target = None,
     layout: Annotated[
         list[Layout] | None,
-        typer.Option("--layout", help="Side, stack; wide, tall: at full resolution. Several: mean. Default: side."),
+        typer.Option(
+            "--layout",
+            help="Side by side or stacked; wide, tall: at full resolution. Several: their mean. Default: side.",
+        ),
     ] = None,
     side: Annotated[
-        Side | None, typer.Option("--side", help="Where the original lies; both: mean. Default: left or top.")
+        Side | None, typer.Option("--side", help="Where the original lies; both: the mean. Default: left or top.")
     ] = None,
-    fit: Annotated[Fit, typer.Option("--fit", help="How each picture is brought into its half.")] = Fit.squash,
+    resize_mode: Annotated[
+        ResizeMode, typer.Option("--resize-mode", help="How each picture is brought into its half.")
+    ] = ResizeMode.squash,
     guide_class: Annotated[
-        str | None, typer.Option("--guide-class", help="The class that auto draws. Default: one far from the target.")
+        str | None,
+        typer.Option(
+            "--guide-class", help="Class that auto draws, by name or index. Default: one far from the target."
+        ),
     ] = None,
-    most: Annotated[int, typer.Option("--most", min=1, help="So many pictures of a folder at most.")] = 8,
+    guide_limit: Annotated[
+        int, typer.Option("--guide-limit", min=1, help="Largest number of pictures taken from a folder of guides.")
+    ] = 8,
     method: shared.Method = "complete",
     gradient: shared.GradientMode = shared.Gradient.full,
     checkpoint: shared.Checkpoint = None,
@@ -76,10 +90,10 @@ def guide_command(
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
     size: shared.InputSize = None,
-    device: shared.Device = "cpu",
+    device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     batch_size: shared.BatchSize = 8,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the guide that the model draws.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the guide that the model draws.")] = 0,
     as_json: shared.AsJson = False,
 ) -> None:
     """Explain a photograph beside a guide, a picture of another class, which takes the evidence against the target.
@@ -116,8 +130,8 @@ def guide_command(
             "pictures": pictures[0] if len(pictures) == 1 else pictures,
             "layout": tuple(one.value for one in layout or [Layout.side]),
             "side": None if side is None else side.value,
-            "fit": fit.value,
-            "most": most,
+            "fit": resize_mode.value,
+            "most": guide_limit,
             "guide_class": guide_class,
             "seed": seed,
         },

@@ -11,12 +11,11 @@ import typer
 
 from vitrail.cli.batches import in_batches
 from vitrail.cli.console import Reporter, show_table
-from vitrail.cli.explaining import check_question, load_model
+from vitrail.cli.explaining import FILES, check_question, load_model
 from vitrail.cli.guide import GuideRequest
-from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
 from vitrail.errors import OptionError, VitrailError
 from vitrail.explanation import Explanation, percent
-from vitrail.files import writable_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,9 +43,10 @@ def run(request: GuideRequest) -> bool:
     guide = Guide(**request.guide)
     if not guide.drawn:
         guide = replace(guide, pictures=_opened(guide))  # a folder without pictures is told before a model is loaded
-    output = writable_folder(request.output)
+    place = destination(request.output, FILES, request.formats)
     reporter = Reporter(as_json=request.as_json)
-    found, missing = find_images(request.images, leave_out=output)
+    found, missing = find_images(request.images, leave_out=place.leave_out)
+    names = OutputNames(place.folder, found, place.file)
     model = load_model(request)
     targets = [model.class_index(name) for name in request.targets]
     if guide.guide_class is not None:
@@ -55,7 +55,9 @@ def run(request: GuideRequest) -> bool:
         reporter.fail(argument, error)
     at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
     with reporter.working(len(found)):
-        results: Iterable[dict[str, Any]] = _results(request, model, targets, guide, found, reporter)
+        results: Iterable[dict[str, Any]] = _results(
+            request, model, targets, guide, found, names, place.formats or ("png",), reporter
+        )
         if at_the_end:
             results = list(results)
         else:
@@ -86,6 +88,8 @@ def _results(
     targets: list[int],
     guide: "Guide",
     found: Sequence[Found],
+    names: OutputNames,
+    formats: Sequence[str],
     reporter: Reporter,
 ) -> Iterator[dict[str, Any]]:
     from vitrail.explain import explain
@@ -106,10 +110,9 @@ def _results(
         reporter.fail(str(image.path), error)
         reporter.advance()
 
-    names = OutputNames(request.output, found)
     for image, (guided, unguided) in in_batches(found, load, ask, size=request.batch_size, failed=failed):
         try:
-            files = _write(guided, unguided, image, names, request.formats)
+            files = _write(guided, unguided, image, names, formats)
         except VitrailError as error:
             failed(image, error)
             continue
@@ -148,9 +151,9 @@ def _fields(ex: Explanation, image: Found, files: Sequence[Path]) -> dict[str, A
     }
 
 
-def _row(row: dict[str, Any]) -> tuple[str, ...]:
+def _row(row: dict[str, Any]) -> tuple[Any, ...]:
     guides = dict.fromkeys(f"{guide['class_name']}{' (drawn)' if guide['drawn'] else ''}" for guide in row["guides"])
     beside = sorted(row["beside_the_guide"])
     spread = "…".join(dict.fromkeys((percent(beside[0]), percent(beside[-1]))))
     own = percent(row["target_probability"])
-    return row["image"], row["target"], own, ", ".join(guides), spread, ", ".join(row["files"])
+    return Path(row["image"]), row["target"], own, ", ".join(guides), spread, tuple(map(Path, row["files"]))

@@ -8,10 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail.errors import NotAnImageError
+from vitrail.errors import NotAnImageError, OptionError
+from vitrail.files import writable_folder
 from vitrail.images import READABLE, SUFFIXES
 
-__all__ = ["Found", "OutputNames", "find_images", "slug"]
+__all__ = ["Destination", "Found", "OutputNames", "destination", "find_images", "slug"]
+
+# What ends in one of these is meant as a file, whether or not the command at hand writes such.
+FILES = SUFFIXES | {
+    f".{kind}" for kind in ("pdf", "svg", "html", "md", "tex", "csv", "json", "safetensors", "mp4", "txt")
+}
+OVERLAY = "overlay"  # the kind of result that is a .jpg, too
 
 LONGEST = 100  # bytes of a stem or of a class in a file name, of which most systems allow 255
 
@@ -67,27 +74,79 @@ def _walk(folder: Path, leave_out: Path | None, failures: list[tuple[str, Except
                 yield Path(parent, name)
 
 
-class OutputNames:
-    """Names of results: `<folder>/<stem>.<what>.<suffix>`, none for two images, none that is itself an image's."""
+@dataclass(frozen=True)
+class Destination:
+    """Where results go: a folder, or one file, whose stem results of other kinds share; and the kinds asked for."""
 
-    def __init__(self, folder: Path, images: Sequence[Found]) -> None:
+    folder: Path
+    file: Path | None = None
+    formats: tuple[str, ...] = ()
+
+    @property
+    def leave_out(self) -> Path | None:
+        """The folder in which no images are searched: that of the results, unless a single file is written."""
+        return self.folder if self.file is None else None
+
+
+def destination(
+    output: Path, writes: Sequence[str] = (), asked: Sequence[str] = (), option: str = "--output"
+) -> Destination:
+    """Read `--output` (or `option`): a file where it ends as files do, else a folder, created and tried at once.
+
+    `writes` are the endings that the command can give one file, none where it always writes several; `asked` are the
+    kinds named by `--format`.
+
+    Raises `OptionError` for a file that cannot be meant, `OutputFileError` where nothing can be written.
+    """
+    kind = output.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
+    if output.is_dir() or output.suffix.lower() not in FILES:
+        return Destination(writable_folder(output), None, tuple(asked))
+    if kind not in writes:
+        endings = ", ".join(f".{one}" for one in writes)
+        instead = f", or a file that ends in {endings}" if writes else ": several files are written"
+        raise OptionError(f"{option} {output} cannot be a single .{kind} file; name a folder{instead}")
+    if asked and kind not in [one.replace(OVERLAY, "jpg") for one in asked]:
+        raise OptionError(f"{option} {output} ends in .{kind}, and --format asks for {', '.join(asked)}: leave one out")
+    if output.exists() and not output.is_file():
+        raise OptionError(f"{option} {output} is not a regular file: name another")
+    return Destination(writable_folder(output.parent), output, tuple(asked) or (kind,))
+
+
+class OutputNames:
+    """Names of results: `<folder>/<stem>.<what>.<suffix>`, none for two images, none that is itself an image's.
+
+    With `file` the one image's results go there, those of other kinds beside it. Raises `OptionError` for more images.
+    """
+
+    def __init__(self, folder: Path, images: Sequence[Found], file: Path | None = None) -> None:
+        if file is not None and len(images) > 1:
+            raise OptionError(f"--output {file} is one file, and there are {len(images)} images: name a folder")
         self.folder = folder
+        self.file = file
         self._images = {_key(image.path) for image in images}
         self._stems: dict[Path, Path] = {}
         taken: set[str] = set()
         # Images whose stem is theirs alone keep it, whatever comes before them in the list.
         namesakes = Counter(_fold(image.place) for image in images)
         for image in sorted(images, key=lambda one: namesakes[_fold(one.place)] > 1):
-            stem = image.place.with_name(_cut(image.place.name))
+            first = stem = Path(*map(_cut, image.place.parts))
             number = 1
             while _fold(stem) in taken:
                 number += 1
-                stem = image.place.with_name(f"{_cut(image.place.name)}-{number}")
+                stem = first.with_name(f"{first.name}-{number}")
             taken.add(_fold(stem))
             self._stems[image.path] = stem
 
-    def path(self, image: Found, what: str, suffix: str) -> Path:
-        """Where the result called `what` of this image goes."""
+    def path(self, image: Found, what: str, suffix: str, part: str = "") -> Path:
+        """Where the result called `what` of this image goes; `part` tells several of a kind apart."""
+        end = f".{part}" if part else ""
+        if self.file is not None:
+            same = self.file.suffix.lower().removeprefix(".").replace("jpeg", "jpg") == suffix and not part
+            path = self.file if same else self.file.with_name(f"{self.file.stem}{end}.{suffix}")
+            if _key(path) in self._images:
+                raise OptionError(f"--output {path} is the image itself: name another file")
+            return path
+        what += end
         stem = self.folder / self._stems[image.path]
         path, number = stem.with_name(f"{stem.name}.{what}.{suffix}"), 1
         while _key(path) in self._images:
@@ -106,6 +165,8 @@ def slug(name: str) -> str:
 
 
 def _cut(name: str) -> str:
+    """A name that can be shown and copied: no line breaks, escape codes or bytes that are no letter; not too long."""
+    name = "".join(c if c.isprintable() else "_" for c in name)
     return os.fsencode(name)[:LONGEST].decode(errors="ignore") if len(os.fsencode(name)) > LONGEST else name
 
 

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
 __all__ = ["load_named", "named_device"]
 
 
-def named_device(device: str) -> str:
-    """The device of that name; "auto" is the best that this machine has."""
+def named_device(device: str, dtype: str = "float32") -> str:
+    """The device of that name; "auto" is the best that this machine has for the floating point type."""
     import torch
 
     if device != "auto":
         return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and dtype != "float64" else "cpu"  # which mps lacks
 
 
 def load_named(
@@ -44,7 +46,7 @@ def load_named(
     model = load(
         name,
         checkpoint=checkpoint,
-        device=named_device(device),
+        device=named_device(device, dtype),
         dtype=getattr(torch, dtype),
         size=size,
         texts=texts,

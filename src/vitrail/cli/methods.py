@@ -11,7 +11,7 @@ __all__ = ["methods_command"]
 
 
 def methods_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
     """List the methods: signed or not, specific to a class or not, their cost and their source."""
     from vitrail.methods import list_methods
@@ -38,4 +38,5 @@ def methods_command(
             )
             for info in infos
         ],
+        fold=True,
     )

@@ -9,8 +9,8 @@ __all__ = ["models_command"]
 
 
 def models_command(
-    pattern: Annotated[str, typer.Argument(help='Wildcards, as in "timm/vit_*" or "*dinov2*".')] = "*",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    pattern: Annotated[str, typer.Argument(help='Wildcard pattern, as in "timm/vit_*" or "*dinov2*".')] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
     """List the models that can be loaded by name (Hugging Face models, hf/…, cannot be listed)."""
     from vitrail.models import list_models

@@ -16,8 +16,11 @@ __all__ = [
     "Checkpoint",
     "Device",
     "Dtype",
+    "Figure",
+    "Figures",
     "FolderFormat",
     "FolderFormats",
+    "FolderOutput",
     "Format",
     "Formats",
     "Gradient",
@@ -27,9 +30,11 @@ __all__ = [
     "InputSize",
     "Method",
     "ModelName",
+    "OptionalModelName",
     "Output",
     "OutputKind",
     "Precision",
+    "Resize",
     "StartLayer",
     "Target",
     "how_to_load",
@@ -39,10 +44,20 @@ __all__ = [
 ]
 
 
+class Figure(StrEnum):
+    """The kind of file that a figure becomes."""
+
+    png = "png"
+    jpg = "jpg"
+    pdf = "pdf"
+    svg = "svg"
+
+
 class Format(StrEnum):
     """What is written for each image."""
 
     png = "png"
+    jpg = "jpg"
     pdf = "pdf"
     svg = "svg"
     safetensors = "safetensors"
@@ -53,6 +68,7 @@ class FolderFormat(StrEnum):
     """What `vitrail explain` writes for each image."""
 
     png = "png"
+    jpg = "jpg"
     pdf = "pdf"
     svg = "svg"
     safetensors = "safetensors"
@@ -90,37 +106,60 @@ class Kind(StrEnum):
 
 
 DEFAULT_OUTPUT = Path("out")
+MODEL_HELP = "Model name: one that `vitrail models` lists, or hf/ and an id or a folder."
 
 Images: TypeAlias = Annotated[
     list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")
 ]
 ImageFile: TypeAlias = Annotated[Path, typer.Argument(metavar="IMAGE", help="The image file.")]
-ModelName: TypeAlias = Annotated[
-    str, typer.Option("--model", "-m", help="A name that `vitrail models` lists, or hf/….")
+ModelName: TypeAlias = Annotated[str, typer.Option("--model", "-m", envvar="VITRAIL_MODEL", help=MODEL_HELP)]
+OptionalModelName: TypeAlias = Annotated[
+    str | None, typer.Option("--model", "-m", envvar="VITRAIL_MODEL", help=MODEL_HELP)
 ]
 Checkpoint: TypeAlias = Annotated[
-    Path | None, typer.Option("--checkpoint", "-c", help="Weights: .safetensors, or .pth without code in it.")
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        "-c",
+        envvar="VITRAIL_CHECKPOINT",
+        help="File of the model's weights: .safetensors, or .pth without code in it. Default: the published weights.",
+    ),
 ]
 Target: TypeAlias = Annotated[
-    str | None, typer.Option("--target", "-t", help="Class by name or index. Default: the predicted class.")
+    str | None, typer.Option("--target", "-t", help="Class to explain, by name or index. Default: the predicted class.")
 ]
-Method: TypeAlias = Annotated[str, typer.Option("--method", help="A name that `vitrail methods` lists.")]
+Method: TypeAlias = Annotated[
+    str, typer.Option("--method", help="Attribution method: a name that `vitrail methods` lists.")
+]
 GradientMode: TypeAlias = Annotated[
-    Gradient, typer.Option("--gradient", help="Leaf: attention held constant backward; libra: norms, gates too.")
+    Gradient,
+    typer.Option(
+        "--gradient",
+        help="What the backward pass holds constant: full nothing; leaf attention; libra norms and gates too.",
+    ),
 ]
 StartLayer: TypeAlias = Annotated[
-    int | None, typer.Option("--start-layer", help="First block that takes part, from 0.")
+    int | None,
+    typer.Option("--start-layer", help="First block whose attention counts, from 0. Default: the method's own."),
 ]
-Centred: TypeAlias = Annotated[bool, typer.Option("--centred", help="Take the row mean out of the gradient.")]
-Output: TypeAlias = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; created if missing.")]
+Centred: TypeAlias = Annotated[
+    bool, typer.Option("--centred", help="Subtract from each row of the attention's gradient its mean.")
+]
+Output: TypeAlias = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Folder for the results, created if missing; or a file, by an ending such as .png."
+    ),
+]
+FolderOutput: TypeAlias = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the results, created if missing.")
+]
 Formats: TypeAlias = Annotated[
-    list[Format] | None, typer.Option("--format", "-f", help="Kind of result; several: repeat. Default: png.")
+    list[Format] | None, typer.Option("--format", "-f", help="Kind of file; several: repeat. Default: png.")
 ]
-InputSize: TypeAlias = Annotated[
-    str | None, typer.Option("--size", metavar="HxW", help="Input size, if not the model's own.")
+Figures: TypeAlias = Annotated[
+    list[Figure] | None, typer.Option("--format", "-f", help="Kind of figure; several: repeat. Default: png.")
 ]
-Device: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto.")]
-Dtype: TypeAlias = Annotated[Precision, typer.Option("--dtype", help="Precision of the model.")]
 OutputKind: TypeAlias = Annotated[
     Kind | None, typer.Option("--output-kind", help="What the model's numbers are. Default: recognised, else logits.")
 ]
@@ -129,25 +168,38 @@ FolderFormats: TypeAlias = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="Kind of result; several: repeat. Default: png; overlay and safetensors for more than 100 images.",
+        help="Kind of file; several: repeat. Default: png; overlay and safetensors for more than 100 images.",
     ),
 ]
+InputSize: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--size", metavar="HxW", help="Input size in pixels, as in 224x336. Default: the model's own."),
+]
+Resize: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--resize", min=1, help="Shorter side in pixels before the crop. Default: the model's own."),
+]
+Device: TypeAlias = Annotated[
+    str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps; auto: the best there is.")
+]
+Dtype: TypeAlias = Annotated[Precision, typer.Option("--dtype", help="Floating point type in which the model runs.")]
 AutoBatchSize: TypeAlias = Annotated[
-    str, typer.Option("--batch-size", "--batch", "-b", help="Images per pass; auto: as many as fit and gain.")
+    str,
+    typer.Option("--batch-size", "-b", help="Images per pass; auto: as many as memory holds and speed gains by."),
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per pass.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-def kinds(formats: Sequence[Format] | Sequence[FolderFormat] | None) -> tuple[str, ...]:
-    """The kinds of file that are asked for, each once, with "all" written out.
+def kinds(formats: Sequence[StrEnum] | None) -> tuple[str, ...]:
+    """The kinds of file that are asked for, each once; "all" is every kind but jpg, the same figure as png.
 
-    >>> kinds([Format.svg, Format.png, Format.svg]), kinds(None)
-    (('svg', 'png'), ('png',))
+    >>> kinds([Format.svg, Format.png, Format.svg]), kinds([Format.all]), kinds(None)
+    (('svg', 'png'), ('png', 'pdf', 'svg', 'safetensors'), ())
     """
     if formats and "all" in formats:
-        return tuple(kind.value for kind in type(formats[0]) if kind.value != "all")
-    return tuple(dict.fromkeys(kind.value for kind in formats or [Format.png]))
+        return tuple(kind.value for kind in type(formats[0]) if kind.value not in ("all", "jpg"))
+    return tuple(dict.fromkeys(kind.value for kind in formats or []))
 
 
 def how_to_load(device: str, dtype: Precision, size: str | None, output: Kind | None = None) -> dict[str, Any]:

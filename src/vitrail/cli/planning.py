@@ -1,19 +1,34 @@
 """The work behind `vitrail explain --plan`: what the same words without it would take, in memory and time."""
 
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import typer
 
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import STARTED, Reporter, show_table
 from vitrail.cli.explain import Request
-from vitrail.cli.explaining import check_question, classes_of, images_at_once, load_model, passes_at_once
-from vitrail.cli.inputs import Found, find_images
+from vitrail.cli.explaining import (
+    FILES,
+    check_question,
+    classes_of,
+    formats_of,
+    images_at_once,
+    load_model,
+    passes_at_once,
+    results,
+)
+from vitrail.cli.inputs import Found, OutputNames, find_images
 from vitrail.inputs import Prepared, prepare_one
 from vitrail.models import VisionModel
 from vitrail.plan import Plan, in_words, plan
 
 __all__ = ["show_plan"]
+
+SAMPLE = 6.0  # seconds, about, of explaining and drawing for a plan
 
 
 def show_plan(request: Request) -> bool:
@@ -22,6 +37,7 @@ def show_plan(request: Request) -> bool:
     reporter = Reporter(as_json=request.as_json)
     found, missing = find_images(request.images, leave_out=request.output)
     model = load_model(request)
+    before = time.perf_counter() - STARTED
     targets, against = classes_of(request, model)
     for argument, error in missing:
         reporter.fail(argument, error)
@@ -40,14 +56,64 @@ def show_plan(request: Request) -> bool:
         **request.options,
     )
     lanes = passes_at_once(request, model, example[0], made.batch) if example and len(found) > made.batch else 1
-    seconds = made.seconds_per_image * len(found)
+    each, most = _pace(request, model, (targets, against), found, made)
+    seconds = before + sum(each[: len(found)]) + each[-1] * max(0, len(found) - len(each))
     if request.as_json:
         more = {"peak": made.peak, "fits": made.fits, "seconds_per_image": made.seconds_per_image}
-        document = {**asdict(made), **more, "images": len(found), "passes_at_once": lanes, "seconds_in_all": seconds}
+        document = {**asdict(made), **more, "images": len(found), "passes_at_once": lanes}
+        document |= {"seconds_before": before, "seconds_in_all": seconds, "seconds_at_most": most}
         typer.echo(json.dumps({**document, "failures": reporter.failures}, indent=2))
     else:
-        show_table(("what", "how much"), _lines(made, request, len(found), lanes, seconds))
+        show_table(
+            ("what", "how much"),
+            _lines(made, request, lanes, _times(each[-1], before, seconds, len(found), most)),
+        )
     return bool(missing)
+
+
+def _pace(
+    request: Request,
+    model: VisionModel,
+    classes: tuple[list[int], list[int]],
+    found: Sequence[Found],
+    made: Plan,
+) -> tuple[list[float], bool]:
+    """Seconds of the first images and, last, of each further one; whether they are a bound.
+
+    Some of the images are really explained, drawn and written, into a folder that goes at once: drawing often takes
+    longer than explaining. Where explaining alone takes seconds, those of `made` are all.
+    """
+    sample = list(found)
+    if not sample or made.seconds_per_image > SAMPLE / 2:
+        return [made.seconds_per_image], made.at_most
+    formats = formats_of(request.formats or _by_ending(request.output), len(found))
+    with TemporaryDirectory() as folder:
+        names = OutputNames(Path(folder), sample)
+
+        def taken(images: Sequence[Found]) -> float:
+            start = time.perf_counter()
+            list(results(request, model, classes, images, names, formats, _Silent(as_json=True)))
+            return (time.perf_counter() - start) / len(images)
+
+        each = [taken(sample[:1])]  # with what only the first one takes, such as Matplotlib's fonts
+        if len(sample) > 1:
+            each.append(taken(sample[1:2]))
+        count = min(len(sample) - 2, 3 * (request.batch_size or images_at_once(model)), int(SAMPLE / each[-1]))
+        if count > 0:
+            each.append(taken(sample[2 : 2 + count]))
+    return each, False
+
+
+def _by_ending(output: Path) -> tuple[str, ...]:
+    kind = output.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
+    return (kind,) if kind in FILES and not output.is_dir() else ()
+
+
+class _Silent(Reporter):
+    """Images that fail are told by the run, not by its plan."""
+
+    def say(self, line: str) -> None:
+        del line
 
 
 def _example(model: VisionModel, found: list[Found]) -> list[Prepared] | None:
@@ -60,10 +126,9 @@ def _example(model: VisionModel, found: list[Found]) -> list[Prepared] | None:
     return None
 
 
-def _lines(made: Plan, request: Request, images: int, lanes: int, seconds: float) -> list[tuple[str, str]]:
+def _lines(made: Plan, request: Request, lanes: int, times: str) -> list[tuple[str, str]]:
     gradient = f", {made.gradient} gradient" if made.gradient != "full" else ""
     chosen = "as asked" if request.batch_size else "auto"
-    most = "at most " * (made.at_most or lanes > 1)
     beside = f"{lanes} after the first, the processor's threads shared out: {in_words(lanes * made.peak)} together"
     return [
         ("model", f"{made.model}, {made.dtype}, {made.device}, weights {in_words(made.weights)}"),
@@ -77,8 +142,14 @@ def _lines(made: Plan, request: Request, images: int, lanes: int, seconds: float
         ),
         *[("passes side by side", beside)] * (lanes > 1),
         ("free memory", f"{in_words(made.free)}{'' if made.fits else ': too little, passes will be halved'}"),
-        ("time", f"{most}{made.seconds_per_image:.3g} s an image, {most}{_duration(seconds)} for {images} of them"),
+        ("time", times),
     ]
+
+
+def _times(each: float, before: float, seconds: float, images: int, most: bool) -> str:
+    bound = "at most " * most
+    whole = f"{bound}{_duration(seconds)} for {images}, {_duration(before)} of it before the first"
+    return f"{bound}{each:.3g} s an image with drawing and writing, {whole}"
 
 
 def _duration(seconds: float) -> str:

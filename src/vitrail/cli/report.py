@@ -14,18 +14,18 @@ __all__ = ["report_command"]
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `vitrail evaluate --output` wrote.", metavar="RUN…")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report; created if missing.")] = Path(
-        "report"
-    ),
+    output: shared.FolderOutput = Path("report"),
     pictures: Annotated[
-        int, typer.Option("--pictures", min=0, help="Images that show where a method is best, and as many the worst.")
+        int, typer.Option("--pictures", min=0, help="Number of best images shown for a method, and of worst.")
     ] = 3,
     by: Annotated[
         str | None,
-        typer.Option("--by", help='The number that says so, as in "perturbation: positive AUC". Default: the first.'),
+        typer.Option(
+            "--by", help='Number that ranks the images, as in "perturbation: positive AUC". Default: the first.'
+        ),
     ] = None,
-    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of the bootstrap.")] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Number of bootstrap resamples.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the bootstrap.")] = 0,
     as_json: shared.AsJson = False,
 ) -> None:
     """Write a page with leaderboard, curves, paired differences, best and worst images, failures and the protocol.
@@ -33,11 +33,13 @@ def report_command(
     OUTPUT/index.html needs nothing from elsewhere; figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) lie beside it.
     Several runs stand side by side, with a warning where they differ in more than their methods.
     """
+    from vitrail.cli.inputs import destination
     from vitrail.errors import VitrailError
     from vitrail.evaluate.report import write_report
     from vitrail.evaluate.report.tables import ARROWS, ordered, summary
 
     try:
+        destination(output)
         with stages() as progress:
             written = write_report(
                 runs, output, pictures=pictures, by=by, resamples=resamples, seed=seed, progress=progress

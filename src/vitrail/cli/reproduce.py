@@ -20,34 +20,46 @@ def reproduce_command(
     images: Annotated[
         list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A name that `vitrail models` lists.")] = None,
-    target: Annotated[list[str] | None, typer.Option("--target", "-t", help="Class by name or index; repeat.")] = None,
-    against: Annotated[list[str] | None, typer.Option("--against", help="Opposing classes.")] = None,
+    model: shared.OptionalModelName = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", help="Class by name or index; several: repeat. Default: the predicted class."),
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="Classes to compare with. Default: the model's next best.")
+    ] = None,
     typical: Annotated[
-        Path | None, typer.Option("--typical", help="Pictures of the opposing class, or a subfolder per class.")
+        Path | None,
+        typer.Option("--typical", help="Folder of typical pictures of the opposing class, or one per class."),
     ] = None,
     guide: Annotated[
-        str | None, typer.Option("--guide", help="A picture of another class, or auto: the model draws one.")
+        str | None, typer.Option("--guide", help="Picture of another class. Default: auto, which the model draws.")
     ] = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--methods", help="Names or groups, as for `vitrail compare`.")
+        list[str] | None,
+        typer.Option("--methods", help="Names or groups, as for `vitrail compare`. Default: see --list."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="A CSV table of files and classes; else by folder or file name.")
+        Path | None, typer.Option("--labels", help="CSV table of files and classes. Default: by folder or file name.")
     ] = None,
-    count: Annotated[
-        int | None, typer.Option("--count", min=1, help="So many images at most, evenly over the classes.")
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Largest number of images, taken evenly over the classes. Default: all."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of the attention transfer.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="The length of these steps.")] = None,
-    until: Annotated[float | None, typer.Option("--until", help="The probability that rewriting shall reach.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps of the attention transfer. Default: 50.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate of the transfer. Default: 0.0004.")] = None,
+    until: Annotated[
+        float | None, typer.Option("--until", help="Probability at which rewriting stops. Default: 0.938.")
+    ] = None,
     checkpoint: shared.Checkpoint = None,
     output_kind: shared.OutputKind = None,
-    output: shared.Output = shared.DEFAULT_OUTPUT,
-    format_: Annotated[shared.Format, typer.Option("--format", "-f", help="png, pdf or svg.")] = shared.Format.png,
+    output: shared.FolderOutput = shared.DEFAULT_OUTPUT,
+    format_: Annotated[shared.Figure, typer.Option("--format", "-f", help="Kind of figure.")] = shared.Figure.png,
     gradient: shared.GradientMode = shared.Gradient.full,
     size: shared.InputSize = None,
-    device: shared.Device = "cpu",
+    device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments and what they need, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -61,10 +73,10 @@ def reproduce_command(
     if list_:
         _list(as_json)
         return
-    if not name or not images or not model:
-        raise typer.BadParameter("give NAME, IMAGE... and --model, or --list", param_hint="NAME")
-    if format_ in (shared.Format.safetensors, shared.Format.all):
-        raise typer.BadParameter("an experiment is drawn as png, pdf or svg", param_hint="--format")
+    try:
+        name, images, model = _complete(name, images, model)
+    except VitrailError as error:
+        stop(error, as_json=as_json)
     request = Request(
         images=images,
         model=model,
@@ -81,12 +93,27 @@ def reproduce_command(
         seed=None,
     )
     try:
-        extras = {"guide": guide, "methods": tuple(methods or ()), "labels": labels, "count": count}
+        extras = {"guide": guide, "methods": tuple(methods or ()), "labels": labels, "limit": limit}
         extras |= {"steps": steps, "lr": lr, "until": until, "typical": typical}
         failed = _run(name, request, {key: value for key, value in extras.items() if value not in (None, ())})
     except VitrailError as error:
         stop(error, as_json=as_json)
     raise typer.Exit(1 if failed else 0)
+
+
+def _complete(name: str | None, images: list[str] | None, model: str | None) -> tuple[str, list[str], str]:
+    """The three that no experiment can do without. Raises `ExperimentError`, saying what this one needs."""
+    from vitrail.errors import ExperimentError
+    from vitrail.experiments.reproduce import find_experiment
+
+    if name is None:
+        raise ExperimentError("say which experiment, as in `vitrail reproduce fig9`; --list shows all of them")
+    experiment = find_experiment(name)
+    if images and model:
+        return name, images, model
+    called = experiment.name if experiment.name == name else f"{name} ({experiment.name})"
+    lacking = " and ".join(word for word, given in (("IMAGE...", images), ("--model", model)) if not given)
+    raise ExperimentError(f"{called} needs {experiment.wants}; and --model, or VITRAIL_MODEL. Not given: {lacking}")
 
 
 def _list(as_json: bool) -> None:
@@ -102,15 +129,15 @@ def _list(as_json: bool) -> None:
     rows = [
         (one["name"], f"Fig. {one['figure']}" if one["figure"] else "", one["needs"], one["shows"]) for one in found
     ]
-    show_table(("name", "in the paper", "needs", "shows"), rows)
+    show_table(("name", "in the paper", "needs", "shows"), rows, fold=True)
 
 
 def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
     from vitrail.cli.explaining import load_model
-    from vitrail.cli.inputs import find_images
+    from vitrail.cli.inputs import destination, find_images
     from vitrail.errors import OptionError
     from vitrail.experiments.reproduce import Question, find_experiment
-    from vitrail.files import atomic_write, writable_folder
+    from vitrail.files import atomic_write
 
     experiment = find_experiment(name)
     foreign = [f"--{key}" for key in extras if key not in experiment.takes]
@@ -119,7 +146,7 @@ def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
         raise OptionError(f"{', '.join(foreign)} means nothing to {experiment.name}; its own options: {takes}")
     if extras.get("guide", "auto") != "auto":
         _read_guide(extras["guide"])
-    output = writable_folder(request.output)
+    output = destination(request.output).folder
     found, missing = find_images(request.images, leave_out=output)
     reporter = Reporter(as_json=request.as_json)
     for argument, error in missing:
@@ -148,7 +175,7 @@ def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
     if request.as_json:
         typer.echo(text)
     else:
-        show_table(("file",), [(result["file"],) for result in results])
+        show_table(("file",), [(Path(result["file"]),) for result in results])
     return bool(reporter.failures)
 
 

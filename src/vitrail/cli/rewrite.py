@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -35,7 +35,7 @@ class Slope(StrEnum):
     log_probability = "log_probability"
 
 
-class Place(StrEnum):
+class Resolution(StrEnum):
     """Which pixels are changed."""
 
     photograph = "photograph"
@@ -54,64 +54,77 @@ def rewrite_command(
     model: shared.ModelName,
     target: Annotated[str, typer.Option("--target", "-t", help="The class to reach, by name or index.")],
     source: Annotated[
-        str | None, typer.Option("--source", "-s", help="The class to leave. Default: the predicted class.")
+        str | None,
+        typer.Option("--source", "-s", help="The class to leave, by name or index. Default: the predicted class."),
     ] = None,
-    until: Annotated[float, typer.Option("--until", help="Stop at this probability of the target.")] = 0.9,
+    until: Annotated[float, typer.Option("--until", help="Probability of the target at which to stop.")] = 0.9,
     objective: Annotated[
         Slope | None,
-        typer.Option("--objective", help="What goes down. Default: difference; within a budget log_probability."),
+        typer.Option(
+            "--objective", help="What the descent lowers. Default: difference; within a budget log_probability."
+        ),
     ] = None,
     variant: Annotated[
-        Variant | None, typer.Option("--variant", help="What a step follows. Default: gradient; within L∞ sign.")
+        Variant | None,
+        typer.Option("--variant", help="What a step follows. Default: gradient; within an L∞ budget sign."),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Largest change in all, pixels counted from 0 to 1: 0.03 or 8/255.")
+        str | None,
+        typer.Option(
+            "--budget", help="Largest total change, pixels counted from 0 to 1: 0.03 or 8/255. Default: none."
+        ),
     ] = None,
     norm: Annotated[Norm, typer.Option("--norm", help="The norm of the budget.")] = Norm.linf,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps at most.")] = 500,
-    step: Annotated[
-        str | None, typer.Option("--step", help="Largest change of a pixel in one step. Default: by the variant.")
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Largest number of steps.")] = 500,
+    step_size: Annotated[
+        str | None,
+        typer.Option(
+            "--step-size", help="Largest change of a pixel in one step, as for --budget. Default: by variant."
+        ),
     ] = None,
-    at: Annotated[
-        Place, typer.Option("--at", help="The photograph's own resolution, or the model's input size.")
-    ] = Place.photograph,
-    resize: Annotated[
-        int | None,
-        typer.Option("--resize", min=1, help="Shorter side in pixels before the crop, if not the model's own."),
-    ] = None,
+    resolution: Annotated[
+        Resolution,
+        typer.Option("--resolution", help="Where pixels change: the photograph's own resolution, or the input's."),
+    ] = Resolution.photograph,
+    resize: shared.Resize = None,
     checkpoint: shared.Checkpoint = None,
     output_kind: shared.OutputKind = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The picture, .png or .webp. Default: out/<stem>.<target>.png")
-    ] = None,
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder for the results, created if missing; or the picture, .png or .webp."
+        ),
+    ] = shared.DEFAULT_OUTPUT,
     figure: Annotated[
         Path | None,
-        typer.Option("--figure", help="Drawing of it all, .png, .pdf or .svg. Default: beside the picture."),
+        typer.Option("--figure", help="File of the figure: .png, .jpg, .pdf or .svg. Default: beside the picture."),
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="Of the signed maps before and after.")] = "complete",
-    gradient: Annotated[shared.Gradient, typer.Option("--gradient", help="Of the signed maps.")] = shared.Gradient.full,
-    device: shared.Device = "cpu",
+    method: shared.Method = "complete",
+    gradient: shared.GradientMode = shared.Gradient.full,
+    device: shared.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
     """Change a photograph as little as it takes until the model names another class; for auditing one's own model.
 
-    The picture is saved without loss at its own resolution, read again and classified. The exit code is 0 when that
-    file is the target class with the probability asked for, 1 when not (the best found is saved all the same), and 2
-    when the question cannot be asked.
+    The picture, OUTPUT/<stem>.rewritten.<target>.png, is saved without loss at its own resolution, read again and
+    classified. The exit code is 0 when that file is the target class with the probability asked for, 1 when not (the
+    best found is saved all the same), and 2 when the question cannot be asked.
     """
-    limit, size = _number(budget, "--budget"), _number(step, "--step")
+    limit, size = _number(budget, "--budget"), _number(step_size, "--step-size")
 
-    from vitrail.cli.inputs import slug
+    from vitrail.cli.inputs import Found, OutputNames, destination, slug
     from vitrail.cli.loading import load_named
     from vitrail.errors import VitrailError
     from vitrail.experiments.rewrite import rewrite, takes_for, unresized
-    from vitrail.experiments.rewritten import lossless_format
-    from vitrail.render.sheet import save_figure, suffix_of
+    from vitrail.render.sheet import save_figure
 
+    fresh = not output.exists()
     try:
-        for path, check in ((output, lossless_format), (figure, suffix_of)):
-            if path is not None:
-                check(path)  # before the search, which takes longer than a refusal should
+        place = destination(output, ("png", "webp"))
+        if figure is not None:
+            destination(figure, ("png", "jpg", "pdf", "svg"), option="--figure")
+        original = Found(image, Path(image.stem))
+        names = OutputNames(place.folder, [original], place.file)
         loaded = load_named(model, checkpoint, device=device, resize=resize, output=output_kind and output_kind.value)
         with _bar(until, hidden=as_json) as progress:
             result = rewrite(
@@ -126,16 +139,20 @@ def rewrite_command(
                 norm=norm.value,
                 steps=steps,
                 step=size,
-                at=at.value,
+                at=resolution.value,
                 method=method,
                 gradient=gradient.value,
                 progress=progress,
             )
-        saved = result.save(output or Path("out") / f"{image.stem}.{slug(result.names[1])}.png")
+        kind = "png" if place.file is None else place.formats[0]
+        saved = result.save(names.path(original, f"rewritten.{slug(result.names[1])}", kind))
         drawn = save_figure(result.plot(), figure or saved.with_name(f"{saved.stem}.figure.png"))
-        asked = unresized(loaded) if at is Place.input else loaded
+        asked = unresized(loaded) if resolution is Resolution.input else loaded
         held, probability = takes_for(asked, saved, result.target, until)
     except VitrailError as error:
+        if fresh:
+            with suppress(OSError):  # other results are in it by now
+                output.rmdir()
         stop(error, as_json=as_json)
     reached = result.reached and held
     if as_json:

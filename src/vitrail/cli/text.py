@@ -20,38 +20,49 @@ def text_command(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, each in quotation marks.")],
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="A folder with a text classifier and its tokenizer, or an id of the hub."),
+        typer.Option("--model", "-m", help="Folder of a text classifier and its tokenizer, or an id of the hub."),
     ],
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", "-t", help="Class by name or index; several: repeat. Default: the predicted class."),
+        typer.Option(
+            "--target", "-t", help="Class to explain, by name or index; several: repeat. Default: the predicted class."
+        ),
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="Class to compare with; one, or one for each target.")
+        list[str] | None,
+        typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
     ] = None,
     pair: Annotated[
-        str | None, typer.Option("--pair", help="The second text, for models of two (a premise and a hypothesis).")
+        str | None, typer.Option("--pair", help="Second text, for models of two (premise and hypothesis).")
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="raw, rollout, gae, complete, absolute, gmar_l1 or gmar_l2.")
+        str, typer.Option("--method", help="Method: raw, rollout, gae, complete, absolute, gmar_l1 or gmar_l2.")
     ] = "complete",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file: .html, .png, .pdf, .svg or .safetensors.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File: .html, .png, .jpg, .pdf, .svg or .safetensors; or a folder for text.html. Default: none.",
+        ),
     ] = None,
     special: Annotated[bool, typer.Option("--special", help="Show tokens such as [CLS] and [SEP] too.")] = False,
     objective: Annotated[
-        str | None, typer.Option("--objective", help="What is differentiated. Default: logit; with --against, Eq. 8.")
+        str | None,
+        typer.Option(
+            "--objective", help="What is differentiated. Default: logit; with --against normalized_difference."
+        ),
     ] = None,
-    gradient: Annotated[
-        str, typer.Option("--gradient", help="full; leaf: attention held constant backward; libra: norms, gates too.")
-    ] = "full",
+    gradient: shared.GradientMode = shared.Gradient.full,
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; several: repeat."),
+        typer.Option(
+            "--option", metavar="NAME=VALUE", help="An option of the method, as in variant=released; several: repeat."
+        ),
     ] = None,
-    device: shared.Device = "cpu",
+    device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
 ) -> None:
@@ -61,6 +72,7 @@ def text_command(
     one line for each token. --output writes a picture, a page or all numbers besides. A text that fails costs a line on
     stderr and exit code 1; a question that cannot be asked is exit code 2.
     """
+    from vitrail.cli.inputs import destination
     from vitrail.errors import VitrailError
     from vitrail.methods import find_method
     from vitrail.methods.option_values import typed_options
@@ -68,7 +80,7 @@ def text_command(
     question = {
         "method": method,
         "objective": objective,
-        "gradient": gradient,
+        "gradient": gradient.value,
         "start_layer": start_layer,
         "centred": centred,
     }
@@ -76,11 +88,13 @@ def text_command(
     asked = [text if pair is None else (text, pair) for text in texts]
     reporter = Reporter(as_json=as_json)
     try:
+        place = None if output is None else destination(output, ("html", "png", "jpg", "pdf", "svg", "safetensors"))
+        file = None if place is None else place.file or place.folder / "text.html"
         question |= typed_options(find_method(method, words), words)
         load = {"device": device, "dtype": dtype.value}
         found = _explain(asked, model, target or [], against or [], question, load, reporter)
         if found is not None:
-            written = None if output is None else str(found.save(output, special=special))
+            written = None if file is None else str(found.save(file, special=special))
             _print(found, special, as_json, written, reporter)
     except VitrailError as error:
         stop(error, as_json=as_json)

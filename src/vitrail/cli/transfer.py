@@ -28,14 +28,6 @@ class Constraint(StrEnum):
     softmax = "softmax"
 
 
-class Picture(StrEnum):
-    """The kind of file that the figure becomes."""
-
-    png = "png"
-    pdf = "pdf"
-    svg = "svg"
-
-
 class Film(StrEnum):
     """The kind of file that the film becomes."""
 
@@ -53,17 +45,17 @@ class TransferRequest:
     model: str
     checkpoint: Path | None
     target: str | None
-    opposing: str | None
+    against: str | None
     also: list[str]
     question: dict[str, Any]  # steps, lr, optimiser, constraint: keyword arguments of `transfer`
-    at: list[int]
-    every: int | None
+    figure_steps: list[int]
+    frame_interval: int | None
     device: str
     dtype: str
     resize: int | None
     output_kind: str | None
     output: Path
-    pictures: tuple[str, ...]
+    pictures: tuple[str, ...]  # none: png
     film: str
     restart: bool
     as_json: bool
@@ -73,42 +65,46 @@ def transfer_command(
     image: shared.ImageFile,
     model: shared.ModelName,
     target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Class whose logit is lowered. Default: the predicted class.")
+        str | None,
+        typer.Option("--target", "-t", help="Class whose logit is lowered, by name or index. Default: the predicted."),
     ] = None,
-    opposing: Annotated[
-        str | None, typer.Option("--opposing", help="Class that is watched. Default: the strongest other class.")
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="Class to watch beside it, by name or index. Default: the strongest other."),
     ] = None,
-    also: Annotated[list[str] | None, typer.Option("--also", help="Another class to watch; several: repeat.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option("--also", help="One more class to watch; several: repeat. Default: none.")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Steps of gradient descent.")] = 50,
-    lr: Annotated[float, typer.Option("--lr", help="Length of a step.")] = 4e-4,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate of the descent.")] = 4e-4,
     optimiser: Annotated[Optimiser, typer.Option("--optimiser", help="Plain gradient descent, or Adam.")] = (
         Optimiser.sgd
     ),
     constraint: Annotated[
         Constraint,
-        typer.Option("--constraint", help="None; clamp: no negative attention; softmax: rows stay distributions."),
+        typer.Option("--constraint", help="clamp: no negative attention; softmax: rows stay distributions."),
     ] = Constraint.none,
-    at: Annotated[
+    figure_step: Annotated[
         list[int] | None,
-        typer.Option("--at", help="Step drawn in the figure; several: repeat. Default: 0, 5, 10, 20, 50, the last."),
+        typer.Option(
+            "--figure-step", help="Step drawn in the figure; several: repeat. Default: 0, 5, 10, 20, 50, last."
+        ),
     ] = None,
-    every: Annotated[
-        int | None, typer.Option("--every", min=1, help="Steps from one frame of the film to the next.")
+    frame_interval: Annotated[
+        int | None,
+        typer.Option("--frame-interval", min=1, help="Steps between frames of the film. Default: about 60 frames."),
     ] = None,
     checkpoint: shared.Checkpoint = None,
     output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
-    format_: Annotated[
-        list[Picture] | None, typer.Option("--format", "-f", help="Kind of figure; several: repeat. Default: png.")
-    ] = None,
+    format_: shared.Figures = None,
     film: Annotated[Film, typer.Option("--film", help="Kind of film; mp4 needs ffmpeg.")] = Film.gif,
-    resize: Annotated[
-        int | None,
-        typer.Option("--resize", min=1, help="Shorter side in pixels before the crop, if not the model's own."),
-    ] = None,
-    device: shared.Device = "cpu",
+    resize: shared.Resize = None,
+    device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an interrupt has left.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of resuming an interrupted run.")
+    ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Lower a class's logit by gradient descent on all attention maps, and draw where its reasons go.
@@ -125,17 +121,17 @@ def transfer_command(
         model=model,
         checkpoint=checkpoint,
         target=target,
-        opposing=opposing,
+        against=against,
         also=also or [],
         question={"steps": steps, "lr": lr, "optimiser": optimiser.value, "constraint": constraint.value},
-        at=at or [],
-        every=every,
+        figure_steps=figure_step or [],
+        frame_interval=frame_interval,
         device=device,
         dtype=dtype.value,
         resize=resize,
         output_kind=output_kind and output_kind.value,
         output=output,
-        pictures=tuple(dict.fromkeys(kind.value for kind in format_ or [Picture.png])),
+        pictures=shared.kinds(format_),
         film=film.value,
         restart=restart,
         as_json=as_json,

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vitrail.cli.console import Reporter, show_table
-from vitrail.cli.inputs import Found, OutputNames, slug
+from vitrail.cli.inputs import Found, OutputNames, destination, slug
 from vitrail.cli.loading import load_named
 from vitrail.cli.transfer import TransferRequest
 from vitrail.errors import ImageError, OptionError, VitrailError
 from vitrail.experiments.transfer_result import Transfer, usual_snapshots
 from vitrail.explanation import percent
-from vitrail.files import writable_folder
 from vitrail.render import save_figure, save_film
 from vitrail.render.film import check_film
 from vitrail.render.lettering import number
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-FRAMES = 60  # about as many as a film gets unless `--every` says otherwise
+FIGURES = ("png", "jpg", "pdf", "svg")
+FILMS = ("gif", "mp4")
+FRAMES = 60  # about as many as a film gets unless `--frame-interval` says otherwise
 
 
 def run(request: TransferRequest) -> int:
@@ -32,10 +34,12 @@ def run(request: TransferRequest) -> int:
     from vitrail.experiments import transfer
 
     reporter = Reporter(as_json=request.as_json)
+    place = destination(request.output, (*FIGURES, *FILMS, "safetensors"))
+    request = _by_ending(request, place.file)
     columns, snapshots = _snapshots(request)
     if request.film != "none":
         check_film(f"film.{request.film}")  # before the work: there may be no ffmpeg
-    names = OutputNames(writable_folder(request.output), [Found(request.image, Path(request.image.stem))])
+    names = OutputNames(place.folder, [Found(request.image, Path(request.image.stem))], place.file)
     model = load_named(
         request.model,
         request.checkpoint,
@@ -45,7 +49,7 @@ def run(request: TransferRequest) -> int:
         output=request.output_kind,
     )
     target, opposing, *also = (
-        None if name is None else model.class_index(name) for name in (request.target, request.opposing, *request.also)
+        None if name is None else model.class_index(name) for name in (request.target, request.against, *request.also)
     )
     state = _state(request, names, model, target, opposing)
     if request.restart:
@@ -83,15 +87,27 @@ def run(request: TransferRequest) -> int:
     return 1 if reporter.failures else 0
 
 
+def _by_ending(request: TransferRequest, file: Path | None) -> TransferRequest:
+    """The request, with the kind of figure or film that the ending of `--output` names."""
+    kind = "" if file is None else file.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
+    if kind in FIGURES:
+        if request.pictures and kind not in request.pictures:
+            raise OptionError(f"--output {file} ends in .{kind}, and --format asks for another kind: leave one out")
+        return replace(request, pictures=request.pictures or (kind,))
+    return replace(request, pictures=request.pictures or ("png",), film=kind if kind in FILMS else request.film)
+
+
 def _snapshots(request: TransferRequest) -> tuple[list[int], list[int]]:
     """The steps that the figure shows, and all at which maps are drawn."""
     steps = request.question["steps"]
-    columns = sorted(set(request.at or usual_snapshots(max(steps, 1))))
+    columns = sorted(set(request.figure_steps or usual_snapshots(max(steps, 1))))
     if request.film == "none":
-        if request.every is not None:
-            raise OptionError(f"--every {request.every} sets the frames of a film, and --film none asks for no film")
+        if request.frame_interval is not None:
+            raise OptionError(
+                f"--frame-interval {request.frame_interval} is for a film, and --film none asks for none: leave one out"
+            )
         return columns, columns
-    every = request.every or max(1, -(-steps // FRAMES))
+    every = request.frame_interval or max(1, -(-steps // FRAMES))
     return columns, sorted({*columns, *range(0, steps + 1, every), max(steps, 0)})
 
 
@@ -103,7 +119,7 @@ def _state(
     second = "strongest" if opposing is None else slug(model.class_name(opposing))
     how = "-".join(f"{request.question[key]}" for key in ("optimiser", "lr", "constraint"))
     return names.path(
-        Found(request.image, Path(request.image.stem)), f"transfer.{first}-to-{second}.{how}.state", "safetensors"
+        Found(request.image, Path(request.image.stem)), f"transfer.{first}-to-{second}", "safetensors", f"{how}.state"
     )
 
 

@@ -147,19 +147,19 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} holds a run of format {there['format']}, which has no digests of pictures and blocks, so "
                 f"that nothing tells whether they are still the same; this Vitrail writes format {FORMAT}: choose "
-                "another --output (`vitrail report` still reads the old one)"
+                "another output= (`vitrail report` still reads the old one)"
             )
-        compare_runs(there, here, f"{self.path} holds another run", remedy=". Choose another --output or ask the same")
+        compare_runs(there, here, f"{self.path} holds another run", remedy=". Choose another output= or ask the same")
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
         path = self.path / LOCK
         if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise OutputFileError(f"{path} is not a regular file: remove it, or choose another --output")
+            raise OutputFileError(f"{path} is not a regular file: remove it, or choose another output=")
         with path.open("a+b") as file:
             if not _hold(file):
                 raise RunFolderInUseError(
-                    f"another process is writing to {self.path}: wait for it, or choose another --output"
+                    f"another process is writing to {self.path}: wait for it, or choose another output="
                 )
             # Held by the open file, so it ends with the process, however that ends.
             yield
@@ -215,7 +215,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise RunFolderError(
             f"{folder} is not the folder of a run: cannot read {path} ({error.strerror or error}); name the folder "
-            "that `vitrail evaluate --output` wrote"
+            "that `vitrail evaluate` wrote"
         ) from error
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged: {error}; run the evaluation again in an empty folder") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import OptionError, RunFolderError
+from ..errors import OptionError, RunFolderError, how_to_install
 from ..files import open_regular
 from .questions import Measured
 
@@ -191,5 +191,5 @@ def _arrow() -> Any:
         import pyarrow as pa
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise OptionError('evaluation writes Parquet files: pip install "vitrail[evaluate]"') from error
+        raise OptionError(f"evaluation writes Parquet files with pyarrow: {how_to_install('evaluate')}") from error
     return pa, parquet

@@ -215,13 +215,13 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
         if missing:
             known = ", ".join(sorted(data.knows)) or "nothing but the pictures"
             raise DataError(
-                f"{name} needs {' and '.join(missing)} of an image, and of these data is known: {known}; give --boxes, "
-                f"--masks or --labels, or leave {name} out"
+                f"{name} needs {' and '.join(missing)} of an image, and of these data is known: {known}; give boxes=, "
+                f"masks= or labels= with the data, or leave {name} out"
             )
     if plan.target == "label" and "label" not in data.knows:
         raise DataError(
-            "target=label explains the true class, and of no picture is it known: give labels, or target=predicted "
-            "(--labels, --target predicted)"
+            'target="label" explains the true class, and of no picture is it known: give labels= with the data, or '
+            'target="predicted"'
         )
     size = fitted(model, plan).size
     layout = layout_of(model, torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import OptionError, how_to_install
 
 __all__ = ["THRESHOLDS", "Counts", "average_precision", "counts", "f1", "foreground"]
 
@@ -90,7 +90,7 @@ def average_precision(pixels: Float[Tensor, "height width"], mask: Bool[Tensor, 
     try:
         from sklearn.metrics import average_precision_score
     except ImportError as error:
-        raise OptionError('mAP needs scikit-learn: pip install "vitrail[evaluate]"') from error
+        raise OptionError(f"mAP needs scikit-learn: {how_to_install('evaluate')}") from error
     scores = torch.stack([1 - pixels, pixels]).flatten()
     truth = torch.stack([~mask, mask]).flatten()
     return float(average_precision_score(truth.numpy(force=True), scores.numpy(force=True)))

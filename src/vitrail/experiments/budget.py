@@ -28,9 +28,9 @@ def check_budget(budget: float | int | None, norm: str) -> None:
     if budget is None:
         return
     if not budget > 0:
-        raise OptionError(f"budget={budget:g} allows no change; give a number above 0, or None for no budget")
+        raise OptionError(f"budget={budget:g} allows no change; give a number above 0, or leave it out")
     if math.isinf(budget):
-        raise OptionError("budget=inf limits nothing; give a finite number, or None for no budget")
+        raise OptionError("budget=inf limits nothing; give a finite number, or leave it out")
     if budget * 255 + _SLACK < 1:
         raise OptionError(
             f"budget={budget:g} is below one level of 8 bits (1/255 = {1 / 255:.4f}), which is the least that a saved "

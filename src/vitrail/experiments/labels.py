@@ -28,13 +28,13 @@ def labels_in_table(model: VisionModel, table: Path) -> dict[str, int]:
         with table.open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ExperimentError(f"--labels {table} cannot be read: {error}") from error
+        raise ExperimentError(f"labels={table} cannot be read: {error}") from error
     header = list(rows[0]) if rows else []
     file = next((name for name in FILES if name in header), None)
     kind = next((name for name in CLASSES if name in header), None)
     if file is None or kind is None:
         raise ExperimentError(
-            f"--labels {table} needs a column for the file ({', '.join(FILES)}) and one for the class "
+            f"labels={table} needs a column for the file ({', '.join(FILES)}) and one for the class "
             f"({', '.join(CLASSES)}); it has {', '.join(map(str, header)) or 'no row'}"
         )
     found: dict[str, int] = {}

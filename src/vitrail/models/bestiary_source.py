@@ -40,8 +40,7 @@ def load_bestiary(request: Request) -> VisionModel:
         raise ModelError(f"the bestiary's model has no option {', '.join(options)}; it takes pretrained=False only")
     if request.classes not in (None, len(CLASS_NAMES)):
         raise ModelError(
-            f"the bestiary's model has {len(CLASS_NAMES)} classes, and not {request.classes}: leave num_classes= "
-            "(--num-classes) out"
+            f"the bestiary's model has {len(CLASS_NAMES)} classes, and not {request.classes}: leave num_classes= out"
         )
     path = Path(__file__).parents[1] / "bestiary" / "weights" / _FILES[request.name]
     path = path if request.checkpoint is None else Path(request.checkpoint)

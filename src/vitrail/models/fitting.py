@@ -66,9 +66,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], label: str, *, repair
     nearest = _nearest(wanted, tensors, repairs, label)
     if reason := _disagreements(wanted, nearest):
         classes = _only_the_head(wanted, nearest)
-        remedy = (
-            f"the file was made for {classes} classes, so load the model with num_classes={classes} (--num-classes)"
-        )
+        remedy = f"the file was made for {classes} classes, so load the model with num_classes={classes}"
         raise mismatch(label, reason, remedy if classes else _replaced_head(wanted, nearest))
     module.load_state_dict(dict(nearest))
     if len(nearest) < len(tensors):
@@ -220,5 +218,5 @@ def _replaced_head(wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tenso
     if unexpected and all(re.search(r"head|classifier|(^|\.)fc", name) for name in unexpected):
         return "its head is another than the model's: build the module as you trained it, and give it to vitrail.wrap"
     if not unexpected:
-        return "it holds no classifier: for its embedding's numbers ask for 0 classes (num_classes=0, --num-classes 0)"
+        return "it holds no classifier: for its embedding's numbers ask for 0 classes, num_classes=0"
     return ""

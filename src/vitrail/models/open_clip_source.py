@@ -60,10 +60,7 @@ def load_open_clip(request: Request) -> VisionModel:
     except ImportError as error:
         raise missing_package("open_clip", "clip") from error
     if request.classes is not None:
-        raise ModelError(
-            f"open_clip/{request.name} has no classes of its own: leave num_classes= (--num-classes) out, give "
-            "texts (texts=, --text)"
-        )
+        raise ModelError(f"open_clip/{request.name} has no classes of its own: leave num_classes= out, give texts=")
     options = dict(request.options)
     name, tag = _name_and_tag(request.name)
     tag = options.pop("pretrained", tag)

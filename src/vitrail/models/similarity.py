@@ -102,6 +102,6 @@ def refuse_too_long(text: str, tokens: int, limit: int) -> None:
 def refuse_texts(name: str, why: str) -> NoTextTowerError:
     """The error for texts given to a model that reads none."""
     return NoTextTowerError(
-        f"{name} {why}, so no text can be held against an image (--text, texts=): take a CLIP model with both towers, "
-        "as open_clip/ViT-B-32 with a checkpoint of the whole model; for a classifier give --target, a class"
+        f"{name} {why}, so no text can be held against an image (texts=): take a CLIP model with both towers, "
+        "as open_clip/ViT-B-32 with a checkpoint of the whole model; for a classifier give target=, a class"
     )

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from ..errors import ModelError, UnknownModelError
+from ..errors import ModelError, UnknownModelError, how_to_install
 from .preprocess import Preprocess
 from .vision_model import VisionModel
 
@@ -143,10 +143,10 @@ def refuse_random_head(request: Request, own: int | None) -> None:
     if request.classes is not None and request.classes != own:
         raise ModelError(
             f"the published weights of {request.name} have {own} classes, and a head for {request.classes} would be "
-            "random: give trained weights with checkpoint= (--checkpoint); in Python pretrained=False takes random ones"
+            "random: give trained weights with checkpoint=, or take random ones with pretrained=False"
         )
 
 
 def missing_package(package: str, extra: str) -> ModelError:
     """The error for an optional library that is not installed."""
-    return ModelError(f"{package} is not installed; install it with: pip install 'vitrail[{extra}]'")
+    return ModelError(f"{package} is not installed; install it with: {how_to_install(extra)}")

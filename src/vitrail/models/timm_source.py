@@ -63,7 +63,7 @@ def load_timm(request: Request) -> VisionModel:
         except Exception as error:  # timm raises what its libraries raise: network, hub, arguments
             if "Invalid pretrained tag" in str(error):
                 raise UnknownModelError(_unknown(request.name)) from error
-            remedy = "; give the weights with checkpoint= (--checkpoint)" if pretrained else ""
+            remedy = "; give the weights with checkpoint=" if pretrained else ""
             raise ModelError(f"timm could not build {request.name}: {error}{remedy}") from error
 
     metadata = {"source": "timm", "timm": timm.__version__}

@@ -75,9 +75,7 @@ def load_torchvision(request: Request) -> VisionModel:
         try:
             tensors = weights.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
-            reason = (
-                f"could not fetch the weights of {request.name}: {error}; give them with checkpoint= (--checkpoint)"
-            )
+            reason = f"could not fetch the weights of {request.name}: {error}; give them with checkpoint="
             raise ModelError(reason) from error
         fill(module, tensors, f"{weights.name} of {request.name}", repairs=repairs(module))
     else:

@@ -126,8 +126,7 @@ class VisionModel:
         if classes == len(self.class_names):
             return
         log.warning(
-            "%s has %d classes, so the %d names that its library gives were dropped; give your own with class_names= "
-            "(--class-names)",
+            "%s has %d classes, so the %d names that its library gives were dropped; give your own with class_names=",
             *(self.name, classes, len(self.class_names)),
         )
         object.__setattr__(self, "class_names", None)  # of this description, never of the user's module

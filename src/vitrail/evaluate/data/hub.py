@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.errors import DataError, ImageError
+from vitrail.errors import DataError, ImageError, how_to_install
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.dataset import Sample
 from vitrail.evaluate.data.pictures import Content, check_mask, file_digest
@@ -95,7 +95,7 @@ def _load(name: str, split: str | None, notes: list[str]) -> tuple[Any, str]:
     try:
         import datasets as package
     except ImportError as error:
-        raise DataError(f'hf:{name} is read with the package datasets: pip install "vitrail[data]"') from error
+        raise DataError(f"hf:{name} is read with the package datasets: {how_to_install('data')}") from error
     datasets: Any = package  # its annotations ask for more than it does
     path = Path(name)
     file = {"data_files": name} if path.is_file() else {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, how_to_install
 
 __all__ = ["SUFFIXES", "Row", "read_table", "refuse_fractions"]
 
@@ -92,7 +92,7 @@ def _parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         import pyarrow as pa
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise DataError(f'{path} needs pyarrow to be read: pip install "vitrail[evaluate]"') from error
+        raise DataError(f"{path} needs pyarrow to be read: {how_to_install('evaluate')}") from error
     if not path.exists():
         raise DataError(f"{path} does not exist")
     try:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...errors import ModelError, OptionError, VitrailError
+from ...errors import ModelError, OptionError, VitrailError, how_to_install
 from ..rows import Done
 from ..worker import Worker
 
@@ -50,7 +50,7 @@ def run_ray(
         import ray.data
         from ray.exceptions import ActorDiedError
     except ImportError as error:
-        raise OptionError('engine="ray" needs Ray: pip install "vitrail[ray]"') from error
+        raise OptionError(f'engine="ray" needs Ray: {how_to_install("ray")}') from error
     device = worker.model.device.type
     if device not in ("cpu", "cuda"):
         raise OptionError(f'engine="ray" computes on processors and CUDA devices, and the model is on {device}')
@@ -184,7 +184,7 @@ def _room(nodes: Sequence[Mapping[str, float | int]], threads: int, gpus: float 
     # More threads than a node has processors are slower and no less right; an actor that waits for them never starts.
     cpus = 1 if gpus else min(threads, most)
     if cpus < 1 or most < 1:
-        raise OptionError("the Ray cluster has no processor to work on: start its nodes with --num-cpus 1 or more")
+        raise OptionError("the Ray cluster has no processor: start its nodes with `ray start --num-cpus 1` or more")
     room = 0
     for node in nodes:
         here = int(node.get("CPU", 0)) // cpus
@@ -193,6 +193,6 @@ def _room(nodes: Sequence[Mapping[str, float | int]], threads: int, gpus: float 
         have = max((node.get("GPU", 0) for node in nodes), default=0)
         raise OptionError(
             f"each worker takes {gpus:g} GPU, and no node of the Ray cluster has more than {have:g}: start its nodes "
-            "with --num-gpus, or load the model with --device cpu"
+            'with `ray start --num-gpus`, or load the model with device="cpu"'
         )
     return cpus, room

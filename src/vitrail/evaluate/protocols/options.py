@@ -88,7 +88,7 @@ def answers(case: Case, logits: Float[Tensor, "rows classes"], asked: int, score
     except OutputKindError as error:
         raise OutputKindError(
             f"score={score!r} is watched, and {error}; protocols with an option score also watch the number itself, "
-            'score="output" (--protocol-option NAME.score=output)'
+            'score="output"'
         ) from None
 
 

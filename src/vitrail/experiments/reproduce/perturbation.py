@@ -22,20 +22,20 @@ __all__ = ["perturbation"]
 @register_experiment(
     "perturbation",
     figure=12,
-    wants="a folder of images; --guide PICTURE; --labels TABLE (else by folder or file name); --count",
-    takes=("guide", "labels", "count"),
+    wants="a folder of images; --guide PICTURE; --labels TABLE (else by folder or file name); --limit",
+    takes=("guide", "labels", "limit"),
 )
 def perturbation(question: Question) -> list[dict[str, Any]]:
     """Positive and negative perturbation of photographs stitched to a guide: complete against GAE, and controls."""
     guide = question.guide
     if guide is None or guide == "auto":
-        needs(False, "perturbation stitches photographs to a guide picture: give a file with --guide")
+        needs(False, "perturbation stitches photographs to a guide picture: give a file with guide=")
         return []
     model, beside = question.model, read_image(guide)
     guide_class = question.against[0] if question.against else _predicted(question, guide)
     labelled, how = _labelled(question)
     chosen = [(path, label) for path, label in labelled if label != guide_class]
-    order = evenly([label for _, label in chosen])[: question.count]
+    order = evenly([label for _, label in chosen])[: question.limit]
     needs(bool(order), f"no image is left of a class other than the guide's, {model.class_name(guide_class)}")
     generator = torch.Generator().manual_seed(0)
     curves: dict[Curve, list[torch.Tensor]] = defaultdict(list)
@@ -95,7 +95,7 @@ def _labelled(question: Question) -> tuple[list[tuple[Any, int]], str]:
     if question.labels is not None:
         table = labels_in_table(model, question.labels)
         found = [(path, table[path.name]) for path in paths if path.name in table]
-        needs(bool(found), f"--labels {question.labels} names none of the {len(paths)} images")
+        needs(bool(found), f"labels={question.labels} names none of the {len(paths)} images")
         return found, f"from {question.labels.name}"
     named = labels_by_name(model, paths)
     if named:

@@ -27,7 +27,7 @@ class Question:
     options: dict[str, Any] = field(default_factory=dict)  # of vitrail.explain: gradient, …
     guide: Any = None  # a picture, or "auto"
     labels: Path | None = None  # a table of files and classes
-    count: int | None = None  # how many images at most
+    limit: int | None = None  # how many images at most
     methods: tuple[str, ...] = ()
     steps: int | None = None
     lr: float | None = None

@@ -20,7 +20,7 @@ def rewriting(question: Question) -> list[dict[str, Any]]:
     """Before, after, the difference amplified, both probabilities by step, and the signed maps of both pictures."""
     target = question.target
     if target is None or len(question.targets) > 1:
-        needs(False, "rewriting needs the one class that shall be reached: name it with --target")
+        needs(False, "rewriting needs the one class that shall be reached: name it with targets=")
         return []
     results = []
     for path in question.images:

@@ -16,7 +16,7 @@ SHOWN = (0, 5, 10, 20, 50)
 )
 def transfer(question: Question) -> list[dict[str, Any]]:
     """The maps of target and opposing class while attention alone takes the target's logit down, and both curves."""
-    needs(len(question.targets) < 2, "transfer lowers one class: name it with --target, others with --against")
+    needs(len(question.targets) < 2, "transfer lowers one class: name it with targets=, others with against=")
     steps = 50 if question.steps is None else question.steps
     lr = 4e-4 if question.lr is None else question.lr
     results = []

@@ -16,9 +16,9 @@ EQ_8 = "normalized_difference"
 def typical(question: Question) -> list[dict[str, Any]]:
     """Two classes against each other under Eq. 8, and what the pictures of the opposing class look like (Fig. 9)."""
     folder = question.typical
-    needs(bool(question.against), "typical compares two classes: name the opposing one with --against")
+    needs(bool(question.against), "typical compares two classes: name the opposing one with against=")
     if folder is None:
-        needs(False, "typical shows pictures of the opposing class: give their folder with --typical")
+        needs(False, "typical shows pictures of the opposing class: give their folder with typical=")
         return []
     results = []
     for path in question.images:

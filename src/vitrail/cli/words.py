@@ -1,0 +1,128 @@
+"""How the words of a command line are read: options of several values in a row, options by their former names."""
+
+import os
+import re
+import shlex
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from vitrail.cli.console import in_own_words, one_line
+
+__all__ = ["Command", "one_by_one", "spelled"]
+
+
+class Command(TyperCommand):
+    """A command with options of several values in a row (`many`), or of former names (`renamed`: now, by then).
+
+    `python` are the options whose name is not that of the argument in Python, by the argument.
+    """
+
+    many: tuple[str, ...] = ()
+    renamed: dict[str, str] = {}
+    python: dict[str, str] = {}
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # A paragraph is one line, for the terminal to break: the source breaks it for its own readers.
+        self.help = self.help and re.sub(r"(?<!\n)\n(?!\n)", " ", self.help)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give options their present names, and repeat those of several values before each, as the parser has it."""
+        args = self._present_names(args)
+        for option in self.many:
+            args = one_by_one(args, option)
+        rest = super().parse_args(ctx, args)
+        _keep_weights_with_their_model(ctx)
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command: what it loads is said at once where a person watches, and Ctrl-C ends it in a sentence."""
+        model = ctx.params.get("model")
+        if isinstance(model, str) and not ctx.params.get("list_") and sys.stderr.isatty():
+            typer.echo(f"loading {one_line(model)} …", err=True)  # before PyTorch is imported, which takes seconds
+        in_own_words(self.argument)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted: every file that was written is whole", err=True)
+            raise typer.Exit(130) from None
+
+    def argument(self, name: str, value: str) -> str | None:
+        """What the command has for Python's `name=value`; None where it has nothing."""
+        option = self.python.get(name, f"--{name.replace('_', '-')}")
+        if name == "output" and value:  # what the model gives; bare it is where results go
+            option = "--output-kind"
+        for one in self.params:
+            if option in one.opts:
+                return option if getattr(one, "is_flag", False) or not value else f"{option} {shlex.quote(value)}"
+        if not any("--option" in one.opts for one in self.params):
+            return None
+        from vitrail.methods import METHODS
+
+        infos: list[Any] = list(METHODS.values())
+        if any("--protocols" in one.opts for one in self.params):
+            from vitrail.evaluate.protocols import PROTOCOLS
+
+            infos += PROTOCOLS.values()
+        owners = [info.name for info in infos if name in info.options]
+        form = str(next(one.metavar for one in self.params if "--option" in one.opts))
+        owner = (owners[0] if len(owners) == 1 else "NAME") + "." if "." in form else ""
+        return f"--option {owner}{name}={shlex.quote(value) if value else '…'}" if owners else None
+
+    def _present_names(self, words: list[str]) -> list[str]:
+        written, options = [], True
+        for word in words:
+            options = options and word != "--"
+            name, equals, value = word.partition("=")
+            if options and name in self.renamed:
+                if "--json" not in words:  # whose reader expects nothing but failures on stderr
+                    typer.echo(f"note: {name} is now called {self.renamed[name]}", err=True)
+                word = self.renamed[name] + equals + value
+            written.append(word)
+        return written
+
+
+def _keep_weights_with_their_model(ctx: Any) -> None:
+    """Drop the weights that `VITRAIL_CHECKPOINT` names where another model than `VITRAIL_MODEL` is asked for."""
+    sources = {name: getattr(ctx.get_parameter_source(name), "name", "") for name in ("model", "checkpoint")}
+    if (sources["model"], sources["checkpoint"]) != ("COMMANDLINE", "ENVIRONMENT"):
+        return
+    usual, model = os.environ.get("VITRAIL_MODEL"), ctx.params["model"]
+    if usual and usual != model:
+        ctx.params["checkpoint"] = None
+        note = f"VITRAIL_CHECKPOINT holds weights of VITRAIL_MODEL, {one_line(usual)}: {one_line(model)} goes without"
+        typer.echo(f"note: {note}", err=True)
+
+
+def spelled(many: tuple[str, ...] = (), *, python: dict[str, str] | None = None, **renamed: str) -> type[Command]:
+    """A class of `Command`: `renamed` gives present names by former ones.
+
+    >>> spelled(("--against",), opposing="--against").renamed
+    {'--opposing': '--against'}
+    """
+    now = {f"--{old}": new for old, new in renamed.items()}
+    # Most arguments of Python have kept the names that the options had.
+    return type("Spelled", (Command,), {"many": many, "renamed": now, "python": renamed | (python or {})})
+
+
+def one_by_one(words: list[str], option: str) -> list[str]:
+    """The words with `option` repeated before each value that follows its first, up to the next option.
+
+    >>> one_by_one(["a.jpg", "--against", "conch", "slug", "--json"], "--against")
+    ['a.jpg', '--against', 'conch', '--against', 'slug', '--json']
+    """
+    written: list[str] = []
+    values = None  # how many values have followed the option, None outside of it
+    for place, word in enumerate(words):
+        if word == "--":
+            return written + words[place:]
+        if word.startswith("-") and len(word) > 1:
+            values = 0 if word == option else None
+        elif values is not None:
+            written += [option] if values else []
+            values += 1
+        written.append(word)
+    return written
