@@ -74,7 +74,7 @@ class Running:
         assert self.address, line + self.process.stdout.read()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240  # on a busy machine
         while not self._answers():
             assert time.monotonic() < until, "the page did not start"
             time.sleep(0.1)
@@ -87,7 +87,7 @@ class Running:
         import httpx
 
         try:
-            return httpx.get(self.address, timeout=5).status_code in (200, 401)
+            return httpx.get(self.address + "/", timeout=5).status_code in (200, 401)
         except httpx.TransportError:
             return False
 

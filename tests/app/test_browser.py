@@ -291,3 +291,39 @@ def test_first_map_after_an_upload_on_the_real_model(chromium, shared):
     visitor.leave()
     running.stop()
     assert min(took) < 2, f"first map after the upload: {took} s"
+
+
+@slow
+def test_a_refusal_is_said_in_a_sentence_and_the_page_goes_on(visitor):
+    """The server was started anew, say, and does not know the visitor's cookie."""
+    page = visitor.come("?view=map&example=pair")
+    visitor.linked("example=pair")
+    visitor.context.clear_cookies()
+    page.locator(".vt-class", has_text="murlo").click()
+    page.get_by_text("the page does not know you (any more): load it again").wait_for()
+    page.wait_for_function("!('busy' in document.body.dataset)")
+    page.reload()
+    page.locator(".vt-class", has_text="murlo").click()
+    visitor.linked("target=8")
+
+
+@slow
+def test_a_script_in_a_name_does_not_run(visitor, creature):
+    """Neither from the name of a guide of one's own, nor where a view were to forget to escape one."""
+    page = visitor.come("?view=map&example=pair")
+    visitor.linked("example=pair")
+    page.get_by_role("tab", name="Guide").click()
+    visitor.linked("view=guide")
+    name = "<img src=x onerror='window.ran=1'>.png"
+    file = {"name": name, "mimeType": "image/png", "buffer": creature}
+    page.locator("input[aria-label='Choose a guide']").set_input_files(file)
+    page.get_by_text("The guide will be your picture").wait_for()
+    page.evaluate("document.querySelector('#vt-view-guide').insertAdjacentHTML('beforeend', "
+                  "'<img src=x onerror=\"window.ran=2\"><a href=\"javascript:window.ran=3\">x</a>')")  # fmt: skip
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.ran") is None
+    for text in ("return 1", "alert(1)"):
+        assert page.evaluate(
+            f"(() => {{ try {{ return Function('{text}')(); }} catch (e) {{ return e.name; }} }})()"
+        ) == ("EvalError")
+    visitor.errors.clear()  # the policy's own words about the handler

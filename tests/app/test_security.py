@@ -5,7 +5,10 @@ import html.parser
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -115,6 +118,8 @@ def test_a_token_opens_the_page_and_leaves_the_address():
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
     assert client.get("/?view=heads").status_code == 200
+    assert client.get("/?my_token=1").status_code == 200
+    assert client.get("/?" + "token=t0ken&" * 99).headers["location"] == "/"
     other = client_of(gate)
     assert other.get("/?token=no").status_code == 401
     assert other.post("/login?view=heads", data={"token": "t0ken"}).headers["location"] == "/?view=heads"
@@ -434,7 +439,7 @@ def test_no_file_of_the_server_is_opened_or_copied(page_server, tmp_path):
     pipe, secret = tmp_path / "pipe", tmp_path / "secret.txt"
     os.mkfifo(pipe)
     secret.write_text("do not tell")
-    before = _temporary(page_server)
+    before = temporary_files(page_server)
     for path in (str(pipe), str(secret), "http://169.254.169.254/x.png", f"http://127.0.0.1:{_free_port()}/x"):
         file = {"path": path, "meta": FILE}
         with come(page_server) as client:
@@ -448,7 +453,7 @@ def test_no_file_of_the_server_is_opened_or_copied(page_server, tmp_path):
     began = time.monotonic()
     assert httpx.get(page_server.address, timeout=5).status_code == 200
     assert time.monotonic() - began < 2
-    assert _temporary(page_server) == before
+    assert temporary_files(page_server) == before
 
 
 def _free_port() -> int:
@@ -457,12 +462,26 @@ def _free_port() -> int:
         return place.getsockname()[1]
 
 
-def _temporary(running: Running) -> list[str]:
+def temporary_files(running: Running) -> list[str]:
     import tempfile
 
     folders = list(Path(tempfile.gettempdir()).glob(f"vitrail-app-{running.process.pid}-*"))
     folders.append(Path(tempfile.gettempdir(), "gradio"))
     return sorted(str(path) for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_gradio_itself_refuses_what_would_slip_past_the_gate(tmp_path):
+    """Mounted, it did not check paths at all."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("do not tell")
+    gate = server.application(Service(Shelf("bestiary", load=_bestiary), LIMITS))
+    with testclient.TestClient(gate.inner) as client:
+        body = {"data": [{"path": str(secret), "meta": FILE}, ""], "session_hash": "a", "fn_index": 1}
+        assert client.post(JOIN, json=body).status_code == 200
+        answer = _answer(client, "a")
+    assert '"success":false' in answer
+    assert "secret" not in answer
 
 
 def _crowd(eve) -> list[int]:
@@ -600,3 +619,64 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
     asyncio.run(asyncio.wait_for(gate(scope, silent, send), 5))
     assert sent[0]["status"] == 408
     assert len(echo.asked) == 1
+
+
+# -- what is left behind -----------------------------------------------------------------------------------------------
+
+
+def test_temporary_files_go_at_the_end_and_those_of_killed_servers_at_the_next_start(tmp_path, monkeypatch):
+    import tempfile
+
+    from vitrail.cli.app import _own_folder
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"vitrail-app-{ended.pid}-a", f"vitrail-app-{os.getpid()}-b", "vitrail-app-notes", "vitrail-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    with _own_folder():
+        own = Path(tempfile.gettempdir())
+        assert own.parent == tmp_path
+        assert own.stat().st_mode & 0o777 == 0o700
+        assert os.environ["GRADIO_TEMP_DIR"] == str(own)
+        Path(tempfile.mkdtemp(), "left").write_text("x")
+    assert tempfile.gettempdir() == str(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"vitrail-app-notes", f"vitrail-app-{os.getpid()}-b", "vitrail-x"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_at_once_with_work_under_way(how, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    running = Running()
+    with come(running) as client:
+        assert join(client, "transfer", ["view=transfer&example=single", 100], "a").status_code == 200
+        with client.stream("GET", "/gradio_api/queue/data?session_hash=a") as answer:
+            next(line for line in answer.iter_lines() if "moving attention" in line)
+            began = time.monotonic()
+            running.process.send_signal(how)
+            running.process.wait(20)
+    assert time.monotonic() - began < 6
+    assert running.process.returncode == (143 if how == signal.SIGTERM else 0)
+    running.stop()
+    assert "Traceback" not in "".join(running.said)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.slow
+def test_the_printed_address_opens_the_page_and_no_other_does():
+    running = Running(token=True)
+    try:
+        assert "?token=" in running.printed
+        assert httpx.get(running.address).status_code == 401
+        assert httpx.get(running.address + "/config").status_code == 401
+        with httpx.Client(follow_redirects=True) as client:
+            answer = client.get(running.printed)
+            assert answer.status_code == 200
+            assert "token" not in str(answer.url)
+            assert client.get(running.address + "/config").status_code == 200
+    finally:
+        running.stop()
+    assert [line.split()[0] for line in running.said[:3]] == ["Vitrail", "loading", "ready"]

@@ -188,7 +188,7 @@ def without_token(query: str) -> tuple[dict[str, str], str]:
     >>> without_token("token=abc&view=heads")
     ({'token': 'abc'}, 'view=heads')
     """
-    pairs = parse_qsl(query, max_num_fields=50)
+    pairs = parse_qsl(query)
     given = {name: value for name, value in pairs if name == "token"}
     return given, urlencode([pair for pair in pairs if pair[0] != "token"])
 

@@ -44,7 +44,7 @@ FILE_KEYS = frozenset({"path", "url", "meta", "_type", "orig_name", "mime_type",
 
 HEADERS = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with none at all, browsers say origin "null" when the password is posted
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
@@ -261,8 +261,14 @@ class Gate:
         name = f"{self.admission.NAME}-{(scope.get('server') or ('', 0))[1]}"  # browsers share cookies among ports
         address = _address(scope)
         visitor = self.admission.visitor(headers.get("cookie", ""), name)
-        if path == LOGIN or (path == "/" and "token=" in query):
-            await self._log_in(scope, headers, receive, send, visitor, name, address, method)
+        given, rest = without_token(query)
+        if path == LOGIN or (path == "/" and given):
+            if method == "POST" and self.admission.closed:
+                given = await self._typed(headers, receive)
+            elif not self.admission.closed or visitor is not None:
+                await self._redirect(send, rest)
+                return
+            await self._log_in(scope, send, given, rest, name, address)
             return
         fresh = None
         if visitor is None:
@@ -312,28 +318,18 @@ class Gate:
         secure = "; Secure" if scope.get("scheme") == "https" else ""
         return (f"{name}={self.admission.cookie()}; Path={self.root_path}/; HttpOnly; SameSite=Lax{secure}").encode()
 
+    async def _typed(self, headers: dict[str, str], receive: Receive) -> dict[str, str]:
+        """What was typed where the page asks who comes."""
+        raw = await self._body(headers, receive, 10_000)
+        try:
+            return dict(parse_qsl(raw.decode(), max_num_fields=5))
+        except ValueError:
+            raise Refused(400, "what was typed did not arrive whole: load the page and try again") from None
+
     async def _log_in(
-        self,
-        scope: Message,
-        headers: dict[str, str],
-        receive: Receive,
-        send: Send,
-        visitor: str | None,
-        name: str,
-        address: str,
-        method: str,
+        self, scope: Message, send: Send, given: dict[str, str], rest: str, name: str, address: str
     ) -> None:
-        """Takes a token from the link, or what was typed, and sends the visitor on to the page."""
-        given, rest = without_token(scope["query_string"].decode("latin-1"))
-        if not self.admission.closed or (visitor is not None and method != "POST"):
-            await self._redirect(send, rest)
-            return
-        if method == "POST":
-            raw = await self._body(headers, receive, 10_000)
-            try:
-                given = dict(parse_qsl(raw.decode(), max_num_fields=5))
-            except ValueError:
-                raise Refused(400, "what was typed did not arrive whole: load the page and try again") from None
+        """Sends who has the token or the password on to the page, with a cookie; others are asked again."""
         if not given:
             await self._ask_for_login(send, 401, "", rest)
         elif wait := self.admission.wrong.wait(address, take=False):

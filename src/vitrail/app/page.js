@@ -8,6 +8,16 @@
   page.opacity = value => root.style.setProperty("--vt-opacity", value);
   page.busy = on => { if (on) document.body.dataset.busy = ""; else delete document.body.dataset.busy; };
 
+  // What is refused, or does not arrive, is no longer waited for; Gradio says why.
+  const fetching = window.fetch;
+  window.fetch = async (...given) => {
+    try {
+      const answer = await fetching(...given);
+      if (!answer.ok) page.busy(false);
+      return answer;
+    } catch (error) { page.busy(false); throw error; }
+  };
+
   // The address always shows the link to what is seen.
   page.link = query => {
     page.busy(false);

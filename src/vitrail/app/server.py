@@ -79,7 +79,7 @@ def application(
 
     def page(html: str) -> tuple[str, str]:
         """Gradio's page with our scripts, and the policy that lets these run and no others."""
-        html = MANIFEST.sub("", html, count=1)
+        html = MANIFEST.sub('<link rel="icon" href="data:,">', html, count=1)
         html = html.replace("<head>", f"<head><script>{strict}</script>", 1)
         before, end, after = html.rpartition("</body>")
         html = f"{before}{HEAD}{end}{after}"
@@ -146,7 +146,7 @@ def serve(server: Gate, listening: socket.socket, *, proxied: bool = False) -> N
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    unheard: dict[Connection, None] = {}
+    unheard: dict[Any, None] = {}  # connections that have not asked yet, the longest first
 
     class Connection(H11Protocol):
         late: asyncio.TimerHandle | None = None

@@ -94,10 +94,20 @@ def app_command(
             typer.echo("ready")
             if not no_browser:
                 _open(f"{address}?token={admission.invitation()}" if admission.token else address)
-            serve(server, listening, proxied=bool(prefix or names))
+            try:
+                serve(server, listening, proxied=bool(prefix or names))
+                status = 0
+            except KeyboardInterrupt:
+                typer.echo("\nended")
+                status = 0
+            except SystemExit as end:
+                status = end.code
+        # Work under way ends with the process. Python's own way out would wait for it, or abort in PyTorch's threads.
+        sys.stdout.flush()
+        os._exit(status if isinstance(status, int) else 1)
     except VitrailError as error:
         stop(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while the model was loading
         typer.echo("\nended")
 
 
