@@ -1,5 +1,6 @@
 """The methods by name: what each is, what it costs, which options it takes."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -157,4 +158,8 @@ def find_method(name: str, options: dict[str, Any]) -> MethodInfo:
                 takes = ", ".join(info.options) or "no options of its own"
                 raise OptionError(f"method {name!r} does not know {', '.join(unknown)}; it takes {takes}")
             return info.with_options(options)
-    raise UnknownMethodError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
+    # Hyphens, capitals and letters that were mistaken: attn-gradcam, GradCAM, complet.
+    known = {word: info.name for info in METHODS.values() for word in (info.name, *info.aliases)}
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=2, cutoff=0.6)
+    meant = f"did you mean {' or '.join(dict.fromkeys(known[one] for one in near))}? " if near else ""
+    raise UnknownMethodError(f"no method is called {name!r}; {meant}there are {', '.join(METHODS)}")
