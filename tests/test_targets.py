@@ -185,7 +185,7 @@ def squares(output):
 class TestFunctions:
     @pytest.mark.parametrize("method", ["complete", "gae", "attn_gradcam", "lrp", "tis"])
     def test_one_class_is_that_class(self, model, images, method):
-        options = {"masks": 8} if method == "tis" else {}
+        options = {"masks": 2} if method == "tis" else {}
         expected = vitrail.explain(model, images, [1, 3], method=method, **options)
         targets = [ClassifierOutputTarget(1), ClassifierOutputTarget(3)]
         found = vitrail.explain(model, images, targets, method=method, **options)
