@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DataError, OptionError
+from ..errors import DataError, OptionError, OutputKindError
 from ..models import VisionModel, wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
@@ -229,8 +229,15 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
     if plan.target == "predicted":
         refuse_unpredicted(output, layout.classes)
     for name, options in plan.protocols.items():
-        # Its questions refuse what cannot be asked of this model.
-        cost_of(name, options, size, (layout.rows, layout.cols), output, layout.classes)
+        try:  # its questions refuse what cannot be asked of this model
+            cost_of(name, options, size, (layout.rows, layout.cols), output, layout.classes)
+        except OutputKindError as error:
+            remedy = f'measure the number itself, {name} with score="output" (--option {name}.score=output)'
+            remedy = remedy if "score" in options else "leave it out"
+            raise OutputKindError(
+                f"{name} watches a probability or a winning class, which an output of kind {output.kind} does not "
+                f"have: {remedy}, or declare another with output= (--output-kind)"
+            ) from error
 
 
 def _refuse_nothing(run: EvaluationRun) -> None:

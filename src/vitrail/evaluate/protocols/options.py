@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ...errors import OptionError, OutputKindError
+from ...errors import OptionError
 from ...targets import refuse_unpredicted
 from ..case import Case
 from ..perturbation import enlarged
@@ -74,11 +74,12 @@ def answers(case: Case, logits: Float[Tensor, "rows classes"], asked: int, score
 
     Raises:
         OptionError: for another word.
-        OutputKindError: for a probability or a winner of what has none; the message names the score that there is.
+        OutputKindError: for a probability or a winner of what has none.
     """
     check_one_of("score", score, SCORES)
     if score == "output":
         return case.output.numbers(logits.double())[:, asked]
+<<<<<<< HEAD
     try:
         return (
             case.output.wins(logits, asked).double()
@@ -90,6 +91,11 @@ def answers(case: Case, logits: Float[Tensor, "rows classes"], asked: int, score
             f"score={score!r} is watched, and {error}; protocols with an option score also watch the number itself, "
             'score="output"'
         ) from None
+=======
+    if score == "hit":
+        return case.output.wins(logits, asked).double()
+    return case.output.probabilities(logits.double())[:, asked]
+>>>>>>> db7ad10 (evaluate: one remedy for protocols that mean nothing to a kind of output)
 
 
 def places_of(case: Case, scores: Float[Tensor, "rows cols"], unit: str) -> Float[Tensor, "high wide"]:
