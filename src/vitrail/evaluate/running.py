@@ -232,11 +232,11 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
         try:  # its questions refuse what cannot be asked of this model
             cost_of(name, options, size, (layout.rows, layout.cols), output, layout.classes)
         except OutputKindError as error:
-            remedy = f'measure the number itself, {name} with score="output" (--option {name}.score=output)'
+            remedy = f'measure the number itself, {name} with score="output"'
             remedy = remedy if "score" in options else "leave it out"
             raise OutputKindError(
                 f"{name} watches a probability or a winning class, which an output of kind {output.kind} does not "
-                f"have: {remedy}, or declare another with output= (--output-kind)"
+                f'have: {remedy}, or declare what the numbers are, as in output="multilabel"'
             ) from error
 
 

@@ -79,23 +79,9 @@ def answers(case: Case, logits: Float[Tensor, "rows classes"], asked: int, score
     check_one_of("score", score, SCORES)
     if score == "output":
         return case.output.numbers(logits.double())[:, asked]
-<<<<<<< HEAD
-    try:
-        return (
-            case.output.wins(logits, asked).double()
-            if score == "hit"
-            else case.output.probabilities(logits.double())[:, asked]
-        )
-    except OutputKindError as error:
-        raise OutputKindError(
-            f"score={score!r} is watched, and {error}; protocols with an option score also watch the number itself, "
-            'score="output"'
-        ) from None
-=======
     if score == "hit":
         return case.output.wins(logits, asked).double()
     return case.output.probabilities(logits.double())[:, asked]
->>>>>>> db7ad10 (evaluate: one remedy for protocols that mean nothing to a kind of output)
 
 
 def places_of(case: Case, scores: Float[Tensor, "rows cols"], unit: str) -> Float[Tensor, "high wide"]:
