@@ -195,10 +195,14 @@ WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS)
-def test_commands_are_understood(page: str):
+def test_commands_are_understood(page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for exported in re.findall(r"^export (.+)$", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.MULTILINE):
+        for name, _, value in (word.partition("=") for word in shlex.split(exported)):
+            monkeypatch.setenv(name, value)
     for line in commands(page):
         for one in alternatives(line):
             parse(one)
+    assert "is now called" not in capsys.readouterr().err  # an option by its former name
 
 
 def alternatives(line: str) -> list[str]:
