@@ -127,7 +127,7 @@ class Visitor:
     """Somebody at the page. Whatever it asks of another machine is refused, and held against it."""
 
     def __init__(self, browser: Any, server: Running, **look: Any) -> None:
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **look)
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | look)
         self.context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)

@@ -1,6 +1,7 @@
 """The page in a real browser, the system's Chromium, with every other machine out of reach."""
 
 import io
+import re
 import time
 
 import numpy as np
@@ -40,26 +41,95 @@ def test_a_system_in_dark_mode_gets_a_dark_page_that_answers(chromium, page_serv
     visitor = Visitor(chromium, page_server, color_scheme="dark")
     page = visitor.come("?view=map&example=pair&target=0")
     page.locator("#vt-view-map .vt-map").first.wait_for()
+    assert luminance(page, "body", "background-color") < 0.05
     page.locator(".vt-class", has_text="murlo").click()
     visitor.linked("against=8")
+    page.locator("#vt-view-map figcaption", has_text="against murlo").wait_for()
+    for word in (
+        ".vt-is-for .vt-name",
+        ".vt-is-against .vt-name",
+        ".vt-class:not([class*=vt-is]) .vt-name",
+        ".vt-below",
+    ):
+        ground = luminance(page, ".vt-class" if "class" in word or "is-" in word else "body", "background-color")
+        assert (luminance(page, word, "color") + 0.05) / (ground + 0.05) >= 4.5, word
+    page.get_by_role("button", name="Dark or light").click()
+    assert luminance(page, "body", "background-color") > 0.8
+    page.reload()
+    page.locator("#vt-view-map .vt-map").first.wait_for()
+    assert luminance(page, "body", "background-color") > 0.8
     visitor.leave()
+
+
+def luminance(page, selector, property_name):
+    """The relative luminance of a colour as it is computed, from 0 to 1."""
+    text = page.locator(selector).first.evaluate(f"one => getComputedStyle(one)['{property_name}']")
+    red, green, blue = (
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (int(part) / 255 for part in re.findall(r"\d+", text)[:3])
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 @slow
 def test_class_against_class_by_mouse_and_by_keyboard(visitor):
     page = visitor.come("?view=map&example=pair")
-    page.locator(".vt-class", has_text="tavel").click()
-    visitor.linked("target=0")
-    page.locator("#vt-view-map figcaption", has_text="tavel").wait_for()
+    visitor.linked("example=pair")
     alone = scores(visitor)
-    page.locator(".vt-class", has_text="murlo").press("Enter")
-    visitor.linked("target=0", "against=8")
-    page.locator("#vt-view-map figcaption", has_text="against murlo").wait_for()
+    page.locator(".vt-class", has_text="tavel").press("Enter")  # murlo is predicted, and stays what is explained
+    visitor.linked("target=8", "against=0")
+    page.locator("#vt-view-map figcaption", has_text="against tavel").wait_for()
     assert scores(visitor) != alone
     assert page.locator(".vt-is-against").get_attribute("aria-pressed") == "true"
-    assert page.locator("#vt-against input").input_value() == "murlo"
-    page.locator(".vt-class", has_text="murlo").click()
+    assert page.locator("#vt-against input").input_value() == "tavel"
+    assert page.evaluate("document.activeElement.dataset.class") == "0"  # the focus stays where it was
+    page.get_by_role("button", name="Swap the two").click()
+    visitor.linked("target=0", "against=8")
+    page.locator("#vt-view-map figcaption", has_text="against murlo").wait_for()
+    page.get_by_role("button", name="Only tavel").click()
     page.wait_for_function("!location.search.includes('against')")
+
+
+@slow
+def test_back_and_reload_keep_picture_and_view(visitor, creature):
+    """One entry of the history for each question, and the visitor's own picture outlives a reload."""
+    page = visitor.come()
+    visitor.linked("example=pair", "against=8")
+    entries = page.evaluate("history.length")
+    visitor.upload(creature, "tavel.png")
+    visitor.linked("picture=")
+    page.get_by_role("tab", name="Heads").click()
+    visitor.linked("view=heads", "picture=")
+    page.locator("#vt-view-heads [data-pick='1 2']").click()
+    visitor.linked("layer=1", "head=2")
+    assert page.evaluate("history.length") == entries + 3
+    page.go_back()
+    page.go_back()
+    page.locator("#vt-view-map", has_text="tavel.png").wait_for()
+    assert page.get_by_role("tab", name="Map").get_attribute("aria-selected") == "true"
+    page.go_back()
+    page.locator("#vt-view-map", has_text="pair.png").wait_for()
+    visitor.linked("example=pair", "against=8")
+    page.go_forward()
+    page.locator("#vt-view-map", has_text="tavel.png").wait_for()
+    before = scores(visitor)
+    page.reload()
+    page.locator("#vt-view-map", has_text="tavel.png").wait_for()
+    assert scores(visitor) == before
+    assert page.evaluate("history.length") == entries + 3
+
+
+@slow
+def test_while_a_picture_is_read_the_old_map_is_grey_and_it_is_said(visitor, creature):
+    page = visitor.come()
+    page.route("**/gradio_api/queue/join*", lambda route: (time.sleep(1.5), route.continue_()))
+    visitor.upload(creature, "mine.png")
+    page.locator(".vt-reading", has_text="Reading mine.png").wait_for()
+    shown = page.locator("#vt-view-map .vt-panels").first
+    page.wait_for_function("+getComputedStyle(document.querySelector('#vt-view-map .vt-panels')).opacity < 0.5")
+    assert "grayscale" in shown.evaluate("one => getComputedStyle(one).filter")
+    page.locator("#vt-view-map", has_text="mine.png").wait_for()
+    page.locator(".vt-reading").wait_for(state="detached")
 
 
 @slow
@@ -86,12 +156,49 @@ def test_any_class_and_method_from_the_lists(visitor):
 
 
 @slow
+def test_a_class_is_found_by_its_name_exact_ones_first(visitor):
+    page = visitor.come("?view=map&example=pair")
+    names = ["tiger cat", "cathedral", "Egyptian cat, fine", "polecat", "cat", "dog"]
+    ranked = page.evaluate("names => window.vitrail.rank(names, 'cat').map(one => one.name)", names)
+    assert ranked == ["cat", "cathedral", "tiger cat", "Egyptian cat, fine", "polecat"]
+    field = page.locator("#vt-target input")
+    field.click()
+    field.fill("dro")
+    assert page.get_by_role("option").first.inner_text() == "drola"
+    field.press("Escape")
+    assert page.get_by_role("option").count() == 0
+    assert field.input_value() == "murlo"
+    field.press("Tab")  # the lists are passed by one key each
+    assert page.evaluate("document.activeElement.id") == "vt-in-against"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent.includes('How it is asked')")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.type("konk")
+    page.keyboard.press("Enter")
+    visitor.linked("target=8" if "target" in page.url else "against=9", "against=9")
+
+
+@slow
+def test_wide_screens_are_filled_from_the_middle(chromium, page_server):
+    visitor = Visitor(chromium, page_server, viewport={"width": 1920, "height": 1080})
+    page = visitor.come("?view=map&example=pair&target=0&against=8&row=3&col=3")
+    page.locator("#vt-view-map .vt-panel").nth(2).wait_for()
+    box = page.locator("#vt-page").bounding_box()
+    assert abs(box["x"] - (1920 - box["x"] - box["width"])) < 3
+    assert box["width"] > 1400
+    tops = {page.locator("#vt-view-map .vt-glass").nth(n).bounding_box()["y"] for n in range(3)}
+    assert len(tops) == 1  # whatever the titles above them wrap to
+    visitor.leave()
+
+
+@slow
 def test_pointing_at_a_patch_by_mouse_and_by_keyboard(visitor):
     page = visitor.come("?view=map&example=pair&target=8")
     glass = page.locator("#vt-view-map .vt-glass[tabindex]")
     box = glass.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.62, box["y"] + box["height"] * 0.71)
     said = page.locator("#vt-view-map .vt-tip").inner_text()
+    assert page.locator("#vt-view-map .vt-invite .vt-mouse").text_content() == "Click"
     assert said.startswith("row 9, column 8: ")
     assert said.rpartition(" ")[2] == scores(visitor).split()[8 * 12 + 7]
     page.mouse.click(box["x"] + box["width"] * 0.62, box["y"] + box["height"] * 0.71)
@@ -100,18 +207,24 @@ def test_pointing_at_a_patch_by_mouse_and_by_keyboard(visitor):
     glass.focus()
     for key in ("ArrowUp", "ArrowLeft", "Enter"):
         glass.press(key)
-    visitor.linked("row=5", "col=5")
+    visitor.linked("row=7", "col=6")
+    page.locator("#vt-view-map figcaption", has_text="row 8, column 7 attends to").wait_for()
     assert page.locator("#vt-view-map .vt-cell.vt-kept").count() == 2
+    page.keyboard.press("Escape")
+    page.wait_for_function("!location.search.includes('row')")
+    page.locator("#vt-view-map figcaption", has_text="attends to").wait_for(state="detached")
 
 
 @slow
 def test_opacity_and_links_and_recipes(visitor):
     page = visitor.come("?view=map&example=pair&target=0&against=8")
-    page.locator("input[aria-label*='Opacity']").first.wait_for()
-    number = page.locator("input[type=number][aria-label*='Opacity']")
-    number.fill("0.25")
-    number.press("Enter")
+    page.locator("#vt-view-map [data-opacity]").fill("0.25")
     page.wait_for_function("getComputedStyle(document.querySelector('#vt-view-map .vt-map')).opacity == 0.25")
+    map_, slider = (
+        page.locator(f"#vt-view-map {one}").bounding_box() for one in (".vt-glass[tabindex]", ".vt-opacity")
+    )
+    assert slider["y"] > map_["y"] + map_["height"]  # under its own picture
+    assert abs(slider["x"] - map_["x"]) < 8
     page.get_by_role("button", name="Copy as Python").click()
     page.locator(".vt-said.vt-on", has_text="Python copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
@@ -140,10 +253,10 @@ def test_downloads(visitor):
 @slow
 def test_layers_and_heads(visitor):
     page = visitor.come("?view=layers&example=pair&target=0")
-    slider = page.locator("#vt-view-layers input[type=range]")
+    slider = page.locator("#vt-view-layers .vt-player input")
     slider.wait_for()
     slider.fill("0")
-    assert page.locator("#vt-view-layers output").inner_text() == "block 6 alone"
+    assert page.locator("#vt-view-layers .vt-player output").inner_text() == "block 6 alone"
     assert page.locator("#vt-view-layers .vt-map:not([hidden])").count() == 1
     page.get_by_role("tab", name="Heads").click()
     cell = page.locator("#vt-view-heads [data-pick='1 2']")
@@ -178,11 +291,13 @@ def test_long_work_shows_progress_and_stops(visitor):
     page.get_by_role("tab", name="Transfer").click()
     page.locator("#vt-view-transfer .vt-wait").wait_for()
     page.locator("#vt-view-transfer").wait_for()
+    assert not page.locator("#vt-stop-transfer").is_visible()  # nothing runs
     page.locator("input[type=number][aria-label*='Steps']").fill("100")
     page.locator("#vt-draw-transfer").click()
     page.locator("#vt-view-transfer [role=progressbar]").wait_for()
     page.locator("#vt-stop-transfer").click()
     page.locator("#vt-view-transfer", has_text="Stopped").wait_for()
+    page.locator("#vt-stop-transfer").wait_for(state="hidden")
 
 
 @slow
@@ -210,6 +325,8 @@ def test_broken_uploads_are_told_kindly(visitor, data, words):
     alert.wait_for()
     assert words in alert.inner_text()
     assert "Traceback" not in page.content()
+    assert "b'" not in alert.inner_text()
+    assert "\\x" not in alert.inner_text()
     assert scores(visitor) == before
     page.locator(".vt-class").nth(1).click()
     alert.wait_for(state="detached")
@@ -237,19 +354,26 @@ def test_two_visitors_at_once_see_their_own(chromium, page_server):
 
 @slow
 def test_phone_width(chromium, page_server):
-    visitor = Visitor(chromium, page_server)
+    visitor = Visitor(chromium, page_server, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = visitor.page
-    page.set_viewport_size({"width": 390, "height": 844})
     visitor.come("?view=map&example=pair&target=0")
     page.locator("#vt-view-map .vt-map").first.wait_for()
-    for view in ("Map", "Layers", "Heads", "Detail"):
+    words = [one.inner_text() for one in page.locator(".vt-touch:visible").all()]
+    assert {"Tap", "Choose or take a photograph"} <= set(words)
+    assert page.locator(".vt-mouse:visible").count() == 0
+    tops = [page.locator(one).bounding_box()["y"] for one in ("#vt-offer", "#vt-view-map .vt-glass:visible", "#vt-ask")]
+    assert tops == sorted(tops)  # the map right under the picker, then the classes
+    assert tops[1] < 600
+    for view in ("Map", "Layers", "Heads", "Detail", "Methods", "Guide", "Transfer", "Rewrite"):
         tab = page.get_by_role("tab", name=view)
-        if not tab.is_visible():
-            page.locator(".tab-wrapper .overflow-menu > button").first.click()
-            tab = page.locator(".overflow-dropdown button", has_text=view)
-        tab.click()
-        page.locator(f"#vt-view-{view.lower()} .vt-map:not([hidden])").first.wait_for()
+        assert tab.bounding_box()["height"] >= 40
+        tab.tap()
+        shown = ".vt-map:not([hidden])" if view in ("Map", "Layers", "Heads", "Detail") else ".vt-wait"
+        page.locator(f"#vt-view-{view.lower()} {shown}").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, view
+        if view == "Guide":
+            assert page.locator("#vt-tab-guide .vt-drop").bounding_box()["width"] > 300
+    page.get_by_role("tab", name="Map").tap()
     for one in page.locator(".vt-class:visible").all():
         box = one.bounding_box()
         assert box["height"] >= 44  # large enough for a finger

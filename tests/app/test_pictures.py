@@ -54,5 +54,7 @@ def test_the_page_shows_more_pixels_of_the_same_view():
 def test_examples_show_what_their_names_say():
     model = load("bestiary")
     for key, example in EXAMPLES.items():
+        if not example.kind:
+            continue
         best = model.logits(look(model, example_picture(key)).tensor[None])[0].topk(len(example.species)).indices
         assert {model.class_name(int(index)) for index in best} == set(example.species), key

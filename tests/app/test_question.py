@@ -10,8 +10,8 @@ from vitrail.app.question import VIEWS, Question
 from vitrail.app.service import read
 
 WHOLE = Question(
-    view="rewrite", model="bestiary/label-errors", example="pair", target=3, against=0, method="gae", gradient="libra",
-    row=0, col=5, layer=2, head=1, methods="signed", layout="stack", steps=35, until=0.7, budget=0.5,
+    view="rewrite", model="bestiary/label-errors", example="pair", picture="1f", target=3, against=0, method="gae",
+    gradient="libra", row=0, col=5, layer=2, head=1, methods="signed", layout="stack", steps=35, until=0.7, budget=0.5,
 )  # fmt: skip
 
 
@@ -45,10 +45,19 @@ def test_another_picture_or_model_forgets_the_patch_but_not_what_was_chosen_with
 
 
 def test_clicks_on_classes():
-    one = Question().choose(4)
-    assert (one.target, one.against) == (4, None)
-    both = one.choose(7)
+    """A second class is held against the one that is explained, be that chosen or predicted; never in its place."""
+    both = Question().choose(7, explained=4)
     assert (both.target, both.against) == (4, 7)
-    assert both.choose(4) == both.choose(7) == one
-    assert both.choose(9) == Question(target=9)
-    assert one.choose(4) == one
+    assert both.choose(9, explained=4) == Question(target=4, against=9)
+    assert both.choose(4, explained=4) == both.choose(7, explained=4) == Question(target=4)
+    assert Question().choose(4, explained=4) == Question(target=4)
+    assert both.swapped(explained=4) == Question(target=7, against=4)
+    assert Question().swapped(explained=4) == Question()
+
+
+def test_a_drawing_is_of_its_picture_classes_and_options_and_of_nothing_else():
+    for view, change in (("transfer", {"steps": 5}), ("guide", {"layout": "side"}), ("methods", {"methods": "all"})):
+        asked = WHOLE.changed(view=view)
+        assert asked.changed(row=3, col=3).essence() == asked.essence()
+        for other in (change, {"target": 1}, {"against": None}, {"example": "single"}, {"picture": "abc"}):
+            assert asked.changed(**other).essence() != asked.essence(), (view, other)

@@ -1,15 +1,16 @@
 """What visitors can do, without a browser: views, errors in kind words, downloads, two visitors apart."""
 
 import io
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from app.conftest import base64_of, encoded, new_service
+from app.conftest import LIMITS, base64_of, encoded, new_service
 from PIL import Image
 
 from vitrail.app.desk import Desks
+from vitrail.app.question import LONG
 from vitrail.app.service import SORRY, Service, Shown, read
 from vitrail.app.shelf import Shelf
 from vitrail.errors import ImageError, OptionError, UnknownModelError
@@ -31,16 +32,124 @@ def test_a_new_visitor_sees_a_map_at_once(service):
     assert shown.files == ("png", "svg", "safetensors")
 
 
-def test_clicking_classes_asks_for_one_and_for_one_against_another(service):
-    query = service.arrive("ada", "").question.query()
-    tavel, murlo = 0, 8
-    one = service.choose("ada", query, tavel)
-    assert "tavel <em>" in one.views["map"]
-    assert "against murlo" not in one.views["map"]
-    two = service.choose("ada", one.question.query(), murlo)
-    assert "against murlo" in two.views["map"]
+def test_the_page_opens_on_two_things_the_one_against_the_other(service):
+    shown = service.arrive("ada", "")
+    assert (shown.question.target, shown.question.against) == (0, 8)
+    assert "against murlo" in shown.views["map"]
+    assert shown.examples == ("pair", "single", "sibling", "chimera", "meeting")
+
+
+def test_clicking_a_second_class_compares_and_never_replaces(service):
+    query = service.arrive("ada", "example=pair").question.query()
+    murlo, tavel = 8, 0  # murlo is predicted, and nobody has chosen it
+    two = service.choose("ada", query, tavel)
+    assert (two.question.target, two.question.against) == (murlo, tavel)
+    assert "against tavel" in two.views["map"]
     assert "vt-is-against" in two.classes
     assert "normalized difference" in two.views["map"]
+    swapped = service.choose("ada", two.question.query(), None)
+    assert (swapped.question.target, swapped.question.against) == (tavel, murlo)
+    one = service.choose("ada", swapped.question.query(), tavel)
+    assert (one.question.target, one.question.against) == (tavel, None)
+    assert "against" not in one.views["map"].partition("<figcaption><b")[2].partition("</figcaption>")[0]
+
+
+def test_the_caption_says_the_gradient_and_that_it_was_chosen(service):
+    shown = service.arrive("ada", "example=single")
+    assert "libra gradient, chosen automatically" in shown.views["map"]
+    asked = service.change("ada", shown.question.query(), {"gradient": "leaf"})
+    assert "leaf gradient" in asked.views["map"]
+    assert "chosen automatically" not in asked.views["map"]
+    full = service.change("ada", shown.question.query(), {"gradient": "full"})
+    assert "full gradient" in full.views["map"]
+    assert " gradient" not in service.change("ada", shown.question.query(), {"method": "rollout"}).views["map"]
+
+
+def test_examples_are_of_the_model(monkeypatch):
+    """A model of photographs is not asked about creatures: ImageNet's classes have cats and coffee, and no tavel."""
+    from vitrail.app.pictures import CAT, COFFEE, EXAMPLES, offered
+
+    creatures = load("bestiary")
+    named = [*CAT, *COFFEE, "zebra, striped horse"] + [f"thing {n}" for n in range(13)]
+    photographs = replace(creatures, name="photographs", class_names=tuple(named[:20]))
+    unknown = replace(creatures, name="unknown", class_names=None)
+    assert offered(photographs) == ("cat-and-coffee", "cat", "coffee") == offered(unknown)
+    models = {"first": photographs, "bestiary": creatures, "other": unknown}
+    service = Service(Shelf("first", load=lambda name, checkpoint: models[name], allowed=("other",)), LIMITS)
+    shown = service.arrive("ada", "")
+    assert shown.question.example == "cat-and-coffee"
+    assert named[shown.question.target] in CAT
+    assert named[shown.question.against] in COFFEE
+    other = service.change("ada", shown.question.query(), {"model": "bestiary"})
+    assert (other.question.example, other.question.target, other.question.against) == ("pair", 0, 8)
+    alone = service.change("ada", shown.question.query(), {"model": "other"})
+    assert (alone.question.example, alone.question.target) == ("cat-and-coffee", None)
+    for key, example in EXAMPLES.items():
+        assert service.example("ada", "", key).status == "", key
+        assert example.known([word for words in example.objects for word in words[:1]])
+
+
+def test_back_finds_the_pictures_that_lay_there_before(service, creature):
+    first = service.arrive("ada", "").question.query()
+    mine = service.upload("ada", first, "mine.png", base64_of(creature)).question.query()
+    other = encoded(np.full((40, 40, 3), 90, dtype=np.uint8))
+    again = service.upload("ada", mine, "flat.png", base64_of(other)).question.query()
+    assert len({first, mine, again}) == 3
+    for query, name in ((mine, "mine.png"), (first, "pair.png"), (again, "flat.png"), (mine, "mine.png")):
+        shown = service.arrive("ada", query, back=True)
+        assert shown.status == ""
+        assert name in shown.views["map"]
+        assert shown.question.query() == query
+
+
+def test_a_page_that_is_loaded_again_has_its_picture_and_others_have_not(service, creature):
+    query = service.upload("ada.tab1", "", "mine.png", base64_of(creature)).question.query()
+    service.desks.leave("ada.tab1")
+    shown = service.arrive("ada.tab2", query + "&view=heads")
+    assert shown.status == ""
+    assert "mine.png" not in service.arrive("eve.tab1", query).views.get("map", "")
+    assert "uploads are not kept" in service.arrive("eve.tab1", query).status
+    assert "not kept any more" in service.choose("eve.tab1", query, 0).status
+
+
+def test_a_drawing_that_ends_while_something_else_is_looked_at_leaves_that_alone(service):
+    """The link said "transfer" on whatever view the visitor had turned to meanwhile."""
+    query = service.arrive("ada", "example=pair&target=8&against=0").question.query()
+    steps = service.draw("ada", query, {"view": "transfer", "steps": 5})
+    begun = next(steps)
+    assert begun.question.view == "transfer"
+    service.change("ada", begun.question.query(), {"view": "map"})
+    *_, end = steps
+    assert end.question is None
+    assert end.recipes is None
+    assert "vt-film" in end.views["transfer"]
+    back = service.change("ada", begun.question.changed(view="map").query(), {"view": "transfer"})
+    assert (back.views, back.files) == ({}, ("png", "svg", "webp", "safetensors"))  # the page has it still
+    other = service.change("ada", begun.question.changed(view="map", target=3).query(), {"view": "transfer"})
+    assert "Move attention" in other.views["transfer"]  # it would be of another class
+
+
+def test_the_guided_map_is_titled_with_what_is_said_beside_the_guide(service):
+    import vitrail
+    from vitrail.app.pictures import example_picture
+    from vitrail.explanation import percent
+
+    query = service.arrive("ada", "example=single").question.query()
+    html = last(service.draw("ada", query, {"view": "guide"})).views["guide"]
+    ex = vitrail.explain(load("bestiary"), example_picture("single").open(), guide="auto")
+    beside, alone = percent(ex.guided[0].probability(int(ex.target))), percent(ex.probability(int(ex.target)))
+    assert beside != alone
+    titles = [part.partition("</figcaption>")[0] for part in html.split("<figcaption>")[1:]]
+    assert beside + " beside the guide" in titles[1]
+    assert alone in titles[2]
+
+
+def test_the_film_says_what_became_of_both_logits(service):
+    query = service.arrive("ada", "example=pair&target=8&against=0").question.query()
+    html = last(service.draw("ada", query, {"view": "transfer", "steps": 20})).views["transfer"]
+    assert "murlo falls from 6.12 to" in html
+    assert "tavel falls from 6.01 to" in html
+    assert "grow" not in html
 
 
 def test_the_map_that_can_be_saved_is_the_one_that_is_explained(service, tmp_path):
@@ -147,6 +256,7 @@ def test_broken_uploads_are_told_kindly_and_change_nothing(service):
         told = service.upload("ada", shown.question.query(), "<b>.png", content)
         assert told.status.startswith('<div class="vt-problem" role="alert">This picture cannot be used')
         assert "Traceback" not in told.status
+        assert "b&#x27;" not in told.status  # nor the bytes of the file
     assert service.choose("ada", shown.question.query(), 0).status == ""
 
 
@@ -204,24 +314,188 @@ def test_work_is_stopped(service):
         service.download("ada", read(query).changed(view="transfer").query(), "png")
 
 
-def test_recipes_run_as_they_are(service, tmp_path, monkeypatch):
-    """Copied as Python, a view is the same answer again; the commands name nothing that the commands do not take."""
+# Each view with what a visitor may have chosen in it.
+COPIED = [
+    "view=map&target=0&against=8&row=3&col=4",
+    "view=heads&target=0&against=8&layer=2&head=1&gradient=libra",
+    "view=detail&target=0&gradient=leaf",
+    *(
+        pytest.param(link, marks=pytest.mark.slow)
+        for link in (
+            "view=map&target=8&gradient=leaf&method=attn_lrp",
+            "view=methods&target=8&methods=complete,gae,raw",
+            "view=methods&target=0&against=8&gradient=leaf&methods=complete,layercam",
+            "view=layers&target=0&against=8&gradient=leaf",
+            "view=guide&target=0&against=8&layout=stack&gradient=libra",
+            "view=transfer&target=8&steps=5",
+            "view=rewrite&target=8&until=0.6&budget=0.0627450980392156854",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("link", COPIED)
+def test_what_is_copied_gives_the_maps_that_are_seen(service, tmp_path, monkeypatch, link):
+    """As Python and in the shell, to the bit: the text as it is copied, and the numbers that the page has drawn."""
+    monkeypatch.chdir(tmp_path)
+    shown, seen = drawn(service, monkeypatch, f"example=pair&{link}")
+    assert shown.status == ""
+    python, command = shown.recipes
+    found = run_python(python)
+    view = shown.question.view
+    if view in ("map", "guide"):
+        assert torch.equal(found["ex"].scores, seen[-2 if "row" in link or view == "guide" else -1].scores)
+    if "row" in link:
+        assert torch.equal(found["token"].scores, seen[-1].scores)
+    if view == "methods":
+        assert [one.method for one in found["found"].answers] == [one.method for one in seen]
+        for one, other in zip(found["found"].answers, seen, strict=True):
+            assert torch.equal(one.explanation.scores.flatten(), other.scores.flatten()), one.method
+    if view in ("layers", "heads"):
+        assert torch.equal(found["found"].explanation.scores, seen[0].explanation.scores)
+        assert torch.equal(found["found"].scores, seen[0].scores)
+    if view == "heads":
+        assert torch.equal(found["one"], seen[0].scores[2, 1])
+    if view == "detail":
+        for loss, ex in seen[0].maps.items():
+            assert torch.equal(found["found"].maps[loss].scores, ex.scores), loss
+    if view == "transfer":
+        assert torch.equal(found["found"].maps, seen[0].maps)
+        assert torch.equal(found["found"].logits, seen[0].logits)
+    if view == "rewrite":
+        assert np.array_equal(found["found"].picture, seen[0].picture)
+    compare_commands(command, view, seen, "row" in link)
+
+
+def drawn(service, monkeypatch, link):
+    """The page's answer, and what it was drawn from."""
+    import vitrail.app.views as views
+    from vitrail.app.views.asking import Asked
+
+    seen = []
+
+    def spying(function):
+        def spy(*given, **named):
+            seen.append(function(*given, **named))
+            return seen[-1]
+
+        return spy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Asked, "explain", spying(Asked.explain))
+        for module, name in (
+            (views.layers, "head_shares"),
+            (views.heads, "head_shares"),
+            (views.detail, "detail"),
+            (views.guide, "explain"),
+            (views.transfer, "transfer"),
+            (views.rewrite, "rewrite"),
+        ):
+            patch.setattr(module, name, spying(getattr(module, name)))
+        shown = service.arrive("ada", link)
+        if shown.question.view in LONG:
+            names = ("methods", "layout", "steps", "until", "budget")
+            changes = {name: getattr(shown.question, name) for name in names} | {"view": shown.question.view}
+            shown = last(service.draw("ada", shown.question.query(), changes))
+    return shown, seen
+
+
+def run_python(text):
+    namespace = {}
+    exec(compile(text, "copied", "exec"), namespace)
+    return namespace
+
+
+def run_shell(text):
+    """The lines as a shell reads them, the commands in this process."""
     import shlex
 
     from typer.testing import CliRunner
 
     from vitrail.cli import app
 
+    for line in text.strip().splitlines():
+        words = shlex.split(line)
+        if words[0] == "python":
+            exec(words[2], {})
+            continue
+        assert words[0] == "vitrail"
+        result = CliRunner().invoke(app, words[1:])
+        assert result.exit_code in (0, 1 if "rewrite" in words else 0), (line, result.output, result.exception)
+
+
+def compare_commands(text, view, seen, patch):
+    """Run the commands as they are, then once more with the numbers asked for, and compare these."""
+    from pathlib import Path
+
+    from vitrail.experiments.transfer_result import Transfer
+
+    run_shell(text)
+    assert any(path.suffix == ".png" for path in Path("out").rglob("*.png"))
+    if view == "rewrite":
+        pixels = [np.asarray(Image.open(path)) for path in Path("out").rglob("*.png")]
+        assert any(np.array_equal(one, seen[0].picture) for one in pixels)
+        return
+    if view != "transfer":
+        run_shell(
+            "\n".join(f"{line} -f safetensors" for line in text.strip().splitlines() if line.startswith("vitrail"))
+        )
+    files = sorted(Path("out").rglob("*.safetensors"), key=lambda path: (len(path.parts), path.name))
+    if view == "transfer":
+        found = next(Transfer.load(path) for path in files if "state" not in path.name)
+        for step in seen[0].snapshots:
+            assert torch.equal(found.after(step).scores, seen[0].after(step).scores), step
+        return
+    maps = [Explanation.load(path).scores.flatten() for path in files]
+    if view == "detail":
+        wanted = [ex.scores for ex in seen[0].maps.values()]
+    elif view in ("layers", "heads"):
+        wanted = [seen[0].explanation.scores]
+    else:
+        wanted = [ex.scores for ex in seen[: 1 if view == "guide" else 1 + patch if view == "map" else None]]
+    assert len(maps) == len(wanted)
+    for one in wanted:
+        assert any(one.numel() == other.numel() and torch.equal(one.flatten(), other) for other in maps)
+
+
+@pytest.mark.slow
+def test_what_is_copied_names_the_visitors_own_files(service, creature, tmp_path, monkeypatch):
+    """Their files have other names than the page shows them by, and may begin with a hyphen or hold a quote."""
     monkeypatch.chdir(tmp_path)
-    shown = service.arrive("ada", "example=pair&target=0&against=8&row=3&col=4")
-    namespace = {}
-    exec(shown.recipes[0].replace("vitrail.render", "__import__('vitrail.render').render"), namespace)
-    assert namespace["ex"].scores.shape == (1, 12, 12)
-    draw, command = shown.recipes[1].strip().splitlines()
-    exec(shlex.split(draw)[2])
-    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--json"])
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert json.loads(result.stdout)["readout"] == [3, 4]
+    (tmp_path / "-my 'zoo'.png").write_bytes(creature)
+    (tmp_path / "a guide.png").write_bytes(creature_of("nimbo"))
+    query = service.upload("ada", "", "-my 'zoo'.png", base64_of(creature)).question.query()
+    service.guide("ada", query, "a guide.png", base64_of(creature_of("nimbo")))
+    shown, seen = drawn(service, monkeypatch, f"{query}&view=guide")
+    assert torch.equal(run_python(shown.recipes[0])["ex"].scores, seen[0].scores)
+    compare_commands(shown.recipes[1], "guide", seen, False)
+
+
+def creature_of(species):
+    from vitrail.bestiary import render, sample_scene
+
+    return encoded(render(sample_scene("single", seed=5, species=species), 180).image)
+
+
+def test_classes_are_copied_by_a_name_that_is_read_as_them():
+    """Of two cranes neither is "crane", and a name that looks like a number or an option is neither."""
+    from vitrail.app.pictures import example_picture
+    from vitrail.app.recipes import Told, as_command, as_python
+
+    names = ("crane, bird", "crane, machine", "7", "-x", "o'hara") + tuple(f"thing {n}" for n in range(15))
+    model = replace(load("bestiary"), class_names=names)
+    for target, word, option in (
+        (0, "0", "0"),
+        (1, "1", "1"),
+        (2, "'7'", "7"),
+        (3, "'-x'", "-x"),
+        (4, '"o\'hara"', ""),
+    ):
+        told = Told(question=read("example=pair"), model=model, picture=example_picture("pair"), target=target, rival=9)
+        assert f"vitrail.explain(model, image, {word}, " in as_python(told)
+        line = as_command(told).splitlines()[1]
+        assert "--target=-x" in line if target == 3 else f"--target {option}" in line
+        assert model.class_index(names[2]) == 2
 
 
 def test_mad_changes_change_nothing(service):

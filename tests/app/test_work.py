@@ -109,7 +109,14 @@ def test_desks_are_cleared_when_old_too_many_or_too_full():
     for name in "defg":
         desks.of(name)
     assert len(desks) == 3
+    stop = desks.of("g").stop = threading.Event()
+    desks.of("g").put(_picture(40))
     desks.leave("g")
+    assert stop.is_set()
+    assert desks.find("g", _picture(40).key) is not None  # whoever loads the page again goes and comes
+    now[0] += 601.0
+    desks.tidy()
+    desks.of("h")
     assert "g" not in desks
 
 

@@ -55,3 +55,21 @@ def test_beyond_the_ends(beyond: float, end: tuple[float, float, float]) -> None
 def test_grey_is_luminance() -> None:
     image = np.array([[[0, 0, 0], [255, 255, 255], [0, 255, 0]]], dtype=np.uint8)
     assert grey(image)[0] == pytest.approx([0, 1, 0.7152])
+
+
+def test_page_command_and_documentation_have_the_same_two_colours():
+    """Words in red and blue are those of the maps: in the reports, on the page and in the documentation."""
+    from importlib.resources import files
+    from pathlib import Path
+
+    red, blue = ("#" + "".join(f"{round(255 * value):02x}" for value in side) for side in (FOR, AGAINST))
+    reports = files("vitrail.render").joinpath("web.css").read_text(encoding="utf-8")
+    assert f"--for: {red}; --against: {blue};" in reports
+    documentation = Path(__file__).parents[2] / "docs" / "theme" / "vitrail.css"
+    if not documentation.is_file():
+        return
+    style = documentation.read_text(encoding="utf-8")
+    assert f"--vitrail-for: {red};" in style
+    assert f"--vitrail-against: {blue};" in style
+    pale = ["#" + "".join(f"{round(255 * value):02x}" for value in colour(np.array(side / 2))) for side in (1.0, -1.0)]
+    assert all(f"color: {tint}" in style for tint in pale)  # on a dark page

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..explanation import Explanation
 
@@ -18,11 +18,17 @@ File = Callable[[], bytes]
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The HTML of a view; the files by their suffix, each made when it is asked for; and a name for them."""
+    """The HTML of a view; the files by their suffix, each made when it is asked for; and a name for them.
+
+    `facts` are what the code that gives the same view must know: the gradient mode that was chosen, say. `essence` is
+    that of the question that was answered.
+    """
 
     html: str
     files: Mapping[str, File] = field(default_factory=dict)
     name: str = "vitrail"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    essence: tuple[Any, ...] = ()
 
 
 def file_of(write: Callable[[Path], object], suffix: str) -> bytes:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .pictures import Picture, Seen
+from .question import Question
+
+EARLIER = 4  # pictures that a desk keeps beside the one that lies on it
+AWAY = 600  # seconds for which the desk of somebody who has gone is kept: whoever loads the page again goes and comes
 
 __all__ = ["Desk", "Desks", "person_of"]
 
@@ -16,29 +20,43 @@ __all__ = ["Desk", "Desks", "person_of"]
 class Desk:
     """What one visitor has before them.
 
-    `seen` is what each model saw of the picture, `answers` what can be downloaded, by view, and `stop` is set to end
-    the work that is under way, on the view `working`.
+    `earlier` are pictures that lay on it before, so that Back finds them. `seen` is what each model saw of the picture,
+    `answers` what can be downloaded, by view, and `stop` is set to end the work that is under way, on the view
+    `working`. `latest` is the question that was asked last.
     """
 
     picture: Picture | None = None
+    earlier: list[Picture] = field(default_factory=list)
     guide: Picture | None = None
     seen: dict[str, Seen] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     stop: threading.Event | None = None
     working: str | None = None
+    latest: Question | None = None
     used: float = 0.0
     visitor: str = ""
+    left: bool = False
 
     def put(self, picture: Picture) -> None:
         """Lay another picture on the desk; what belonged to the last one goes."""
+        if self.picture is not None and self.picture.key == picture.key:
+            return
+        if self.picture is not None:
+            others = [one for one in self.earlier if one.key != picture.key]
+            self.earlier = [*others[1 - EARLIER :], self.picture]
         self.picture = picture
         self.seen.clear()
         self.answers.clear()
 
+    def find(self, key: str) -> Picture | None:
+        """The picture of that key, if it lies or lay here."""
+        here = [self.picture] if self.picture is not None else []
+        return next((one for one in here + self.earlier if one.key == key), None)
+
     @property
     def size(self) -> int:
         """Bytes of the pictures on it, as they came and as models saw them."""
-        came = sum(len(one.content) for one in (self.picture, self.guide) if one is not None)
+        came = sum(len(one.content) for one in (self.picture, self.guide, *self.earlier) if one is not None)
         return came + sum(one.tensor.nbytes + one.shown.nbytes for one in list(self.seen.values()))
 
 
@@ -74,15 +92,27 @@ class Desks:
         with self._lock:
             desk = self._desks.setdefault(visitor, Desk(visitor=visitor))
             self._desks.move_to_end(visitor)
-            desk.used = self.clock()
+            desk.used, desk.left = self.clock(), False
             self._tidy()
             self._share(person_of(visitor))
             return desk
 
-    def leave(self, visitor: str) -> None:
-        """Clear the desk of a visitor who has gone, and end what was being done for them."""
+    def find(self, visitor: str, key: str) -> Picture | None:
+        """A picture of the visitor by its key, from any tab of theirs."""
         with self._lock:
-            self._clear(visitor)
+            own = [desk for other, desk in self._desks.items() if person_of(other) == person_of(visitor)]
+            return next((found for desk in reversed(own) if (found := desk.find(key)) is not None), None)
+
+    def leave(self, visitor: str) -> None:
+        """End what was being done for a visitor who has gone; their pictures are kept for a few minutes more."""
+        with self._lock:
+            desk = self._desks.get(visitor)
+            if desk is not None:
+                desk.left, desk.used = True, self.clock()
+                desk.answers.clear()
+                desk.seen.clear()
+                if desk.stop is not None:
+                    desk.stop.set()
 
     def tidy(self) -> None:
         """Clear the desks that nobody has used for long."""
@@ -90,6 +120,9 @@ class Desks:
             self._tidy()
 
     def _tidy(self) -> None:
+        now = self.clock()
+        for visitor in [one for one, desk in self._desks.items() if desk.left and now - desk.used > AWAY]:
+            self._clear(visitor)
         # The newest is never cleared: somebody stands before it.
         while len(self._desks) > 1:
             oldest = next(iter(self._desks))

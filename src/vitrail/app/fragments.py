@@ -28,8 +28,10 @@ __all__ = [
     "grid",
     "notes",
     "nothing",
+    "opacity",
     "panel",
     "picture",
+    "player",
     "problem",
     "progress",
     "question",
@@ -66,14 +68,23 @@ def scores_of(ex: Explanation, image: int = 0, target: int = 0) -> Map:
     return scores if ex.signed else np.maximum(scores, 0)
 
 
-def glass(photo: str, scores: Map, shown: Pixels, *, limit: float | None = None, alt: str = "", grid: str = "") -> str:
+def glass(
+    photo: str,
+    scores: Map,
+    shown: Pixels,
+    *,
+    limit: float | None = None,
+    alt: str = "",
+    grid: str = "",
+    inside: str = "",
+) -> str:
     """The photograph and the map over it, whose opacity the page's slider sets. `photo` is its address."""
     height, width = shown.shape[:2]
     drawn = data_address(overlay(scores, shown, limit=limit))
     return (
         f'<div class="vt-glass" style="aspect-ratio:{width}/{height}"{grid}>'
         f'<img class="vt-photo" src="{photo}" alt="" draggable="false">'
-        f'<img class="vt-map" src="{drawn}" alt="{escape(alt)}" draggable="false"></div>'
+        f'<img class="vt-map" src="{drawn}" alt="{escape(alt)}" draggable="false">{inside}</div>'
     )
 
 
@@ -125,14 +136,18 @@ def panel(
     below: str = "",
     limit: float | None = None,
     attributes: str = "",
+    inside: str = "",
 ) -> str:
-    """One map: title, glass, bar, and a line below. The title is the question unless given, as HTML."""
+    """One map: title, glass, bar, and a line below. The title is the question unless given, as HTML.
+
+    `inside` is HTML that lies over the map.
+    """
     scores = scores_of(ex, 0, target)
     told = f"signed map, {ex.question(0, target)}" if ex.signed else f"map, {ex.question(0, target)}"
     return (
         f'<figure class="vt-panel"><figcaption>{question(ex, target) if title is None else title}</figcaption>'
-        f"{glass(photo, scores, shown, limit=limit, alt=told, grid=attributes)}"
-        f'{bar(scores, signed=ex.signed, limit=limit)}<p class="vt-below">{below}</p></figure>'
+        f"{glass(photo, scores, shown, limit=limit, alt=told, grid=attributes, inside=inside)}"
+        f'{bar(scores, signed=ex.signed, limit=limit)}<div class="vt-below">{below}</div></figure>'
     )
 
 
@@ -213,6 +228,24 @@ def curves(
         f'<figure class="vt-panel vt-curves"><figcaption>{escape(label)}</figcaption>'
         f'<svg viewBox="0 0 450 175" role="img" aria-label="{escape(label)}">{"".join(drawn)}</svg>'
         f'<p class="vt-key">{key}</p></figure>'
+    )
+
+
+def player(words: Sequence[str], *, label: str, first: int = 0) -> str:
+    """The slider of a film and the button that plays it; `words` say what each frame is."""
+    said = escape("|".join(words))
+    return (
+        '<div class="vt-player"><button type="button" class="vt-button" aria-label="Play">▶</button>'
+        f'<input type="range" min="0" max="{len(words) - 1}" value="{first}" aria-label="{escape(label)}" '
+        f'data-words="{said}"><output></output></div>'
+    )
+
+
+def opacity() -> str:
+    """The slider that sets how much of the maps lies over the photograph, in all views."""
+    return (
+        '<label class="vt-opacity"><span>Opacity of the map</span>'
+        '<input type="range" min="0" max="1" step="0.01" value="1" data-opacity><output>100 %</output></label>'
     )
 
 

@@ -1,18 +1,23 @@
 """The page itself: Gradio's components, wired to the service. Pictures travel inside the page, never as files."""
 
 import base64
+import json
 import os
 from collections.abc import Callable, Generator, Mapping
+from html import escape
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from ..errors import OptionError, VitrailError, how_to_install
 from ..methods import list_methods
-from ..render.palette import AGAINST, FOR
+from ..render.palette import AGAINST, FOR, colour
+from ..render.transfer import COLOURS
 from .fragments import css, nothing
 from .question import VIEWS
-from .service import EMPTY, WAITING, Service, Shown
-from .surroundings import masthead, own_guide, picker, taking_home
+from .service import DRAW, EMPTY, WAITING, Service, Shown, read
+from .surroundings import examples, masthead, own_guide, picker, taking_home
 from .views.gallery import GROUPS
 from .views.guide import LAYOUTS
 from .work import MOST_LONG
@@ -41,51 +46,82 @@ TITLES = {
 SERIF = "'Iowan Old Style', 'Palatino Linotype', Palatino, 'Book Antiqua', Georgia, 'DejaVu Serif', serif"
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "DejaVu Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
-NONE = "none"  # the word for no second class, as a value of the list
+# What the style sheet calls by the same names, for Gradio's own parts: on paper, and on the dark page.
+TONES = {
+    "paper": ("#faf8f4", "#16171d"),
+    "card": ("#ffffff", "#20222b"),
+    "ink": ("#1e2330", "#eceae4"),
+    "soft": ("#5d6372", "#a9adba"),
+    "line": ("#dcd8cf", "#3a3d4a"),
+    "edge": ("#bdb7a8", "#575b6b"),
+    "lead": ("#2a2e38", "#e0b04a"),
+    "lead_hover": ("#454b59", "#ecc571"),
+    "on_lead": ("#ffffff", "#16171d"),
+    "hover": ("#fffdf6", "#2a2d39"),
+    "gold": ("#96701e", "#e0b04a"),
+    "chosen": ("#f6efdd", "#3b3423"),
+    "clear": ("transparent", "transparent"),
+}
+LIGHTER = 0.5  # on a dark page words have the colours of a score of that size: as strong to the eye as on paper
 
 
 def _page_file(name: str) -> str:
     return files("vitrail.app").joinpath(name).read_text(encoding="utf-8")
 
 
-COLOURS = (
-    f":root {{ --vt-for: {css(FOR)}; --vt-against: {css(AGAINST)}; --vt-serif: {SERIF}; "
-    f"--vt-sans: {', '.join(SANS)}; --vt-mono: {', '.join(MONO)}; }}\n"
-)
-STYLE = COLOURS + _page_file("page.css")
+def _variables() -> str:
+    """The colours of the maps as variables of the style sheet, for paper and for the dark page."""
+    curves = "; ".join(f"--vt-curve-{place}: {tint}" for place, tint in enumerate(COLOURS[:2]))
+    fonts = f"--vt-serif: {SERIF}; --vt-sans: {', '.join(SANS)}; --vt-mono: {', '.join(MONO)}"
+    red, blue = (css(colour(np.array(side * LIGHTER)).tolist()) for side in (1, -1))
+    return (
+        f":root {{ --vt-for: {css(FOR)}; --vt-against: {css(AGAINST)}; {curves}; {fonts}; }}\n"
+        f"body.dark {{ --vt-for: {red}; --vt-against: {blue}; --vt-curve-0: #eceae4; }}\n"
+    )
+
+
+STYLE = _variables() + _page_file("page.css")
 HEAD = f"<meta name='referrer' content='no-referrer'><script>{_page_file('page.js')}</script>"
 
 
 def theme() -> Any:
-    """Gradio's plainest look in the house's colours, with the reader's own fonts."""
-    ink, line = "#1e2330", "#dcd8cf"
-    look: dict[str, Any] = {
-        "body_background_fill": "#faf8f4",
-        "body_text_color": ink,
-        "block_background_fill": "transparent",
-        "block_border_width": "0px",
-        "block_padding": "0px",
-        "block_label_text_color": ink,
-        "block_title_text_color": ink,
-        "block_title_text_weight": "500",
-        "input_background_fill": "#ffffff",
-        "input_border_color": line,
-        "button_primary_background_fill": "#2a2e38",
-        "button_primary_background_fill_hover": "#454b59",
-        "button_primary_text_color": "#ffffff",
-        "button_secondary_background_fill": "#ffffff",
-        "button_secondary_background_fill_hover": "#fffdf6",
-        "button_secondary_border_color": "#bdb7a8",
-        "button_secondary_text_color": ink,
-        "slider_color": "#96701e",
-        "checkbox_background_color_selected": "#96701e",
-        "checkbox_border_color_selected": "#96701e",
-        "checkbox_label_background_fill_selected": "#f6efdd",
-        "checkbox_label_text_color_selected": ink,
+    """Gradio's plainest look in the house's colours, light and dark, with the reader's own fonts."""
+    names = {
+        "body_background_fill": "paper",
+        "body_text_color": "ink",
+        "body_text_color_subdued": "soft",
+        "block_background_fill": "clear",
+        "block_border_color": "line",
+        "block_label_text_color": "ink",
+        "block_title_text_color": "ink",
+        "border_color_primary": "line",
+        "background_fill_primary": "card",
+        "background_fill_secondary": "paper",
+        "input_background_fill": "card",
+        "input_background_fill_focus": "card",
+        "input_border_color": "line",
+        "button_primary_background_fill": "lead",
+        "button_primary_background_fill_hover": "lead_hover",
+        "button_primary_text_color": "on_lead",
+        "button_secondary_background_fill": "card",
+        "button_secondary_background_fill_hover": "hover",
+        "button_secondary_border_color": "edge",
+        "button_secondary_text_color": "ink",
+        "slider_color": "gold",
+        "checkbox_background_color": "card",
+        "checkbox_background_color_selected": "gold",
+        "checkbox_border_color": "edge",
+        "checkbox_border_color_selected": "gold",
+        "checkbox_label_background_fill": "card",
+        "checkbox_label_background_fill_selected": "chosen",
+        "checkbox_label_text_color": "ink",
+        "checkbox_label_text_color_selected": "ink",
     }
     base: Any = gr.themes.Base  # pyright: ignore[reportPrivateImportUsage]
     known = base.set.__code__.co_varnames
-    look |= {f"{name}_dark": value for name, value in look.items() if f"{name}_dark" in known}
+    look: dict[str, Any] = {"block_border_width": "0px", "block_padding": "0px", "block_title_text_weight": "500"}
+    for place, ending in enumerate(("", "_dark")):
+        look |= {f"{name}{ending}": TONES[tone][place] for name, tone in names.items() if f"{name}{ending}" in known}
     return base(font=list(SANS), font_mono=list(MONO), radius_size="sm").set(**look)
 
 
@@ -104,60 +140,55 @@ class _Page:
             self.query = gr.Textbox(visible=False)
             self.sent = gr.JSON(visible=False)
             self.parcel = gr.JSON(visible=False)
-            gr.HTML(masthead(service.shelf.first), js_on_load=None)
-            with gr.Row(equal_height=False):
-                with gr.Column(scale=3, min_width=300):
+            gr.HTML(masthead(service.shelf.first), js_on_load="window.vitrail.head(element);")
+            with gr.Row(equal_height=False, elem_id="vt-page"):
+                with gr.Column(scale=3, min_width=300, elem_id="vt-left"):
                     self._left()
-                with gr.Column(scale=9, min_width=320):
+                with gr.Column(scale=9, min_width=320, elem_id="vt-right"):
                     self._right()
             self._wire()
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 
     def _left(self) -> None:
-        chosen = "window.vitrail.picker(element, trigger, 'upload'); /* 'example' */"
-        self.picker = gr.HTML(picker(self.service.limits.bytes), js_on_load=chosen)
-        gr.HTML(
-            '<h2 class="vt-step">Ask <small>one class: why? a second: why not that one?</small></h2>', js_on_load=None
-        )
-        buttons = "window.vitrail.buttons(element, trigger, 'class', d => Number(d.class));"
-        self.classes = gr.HTML("", js_on_load=buttons)
-        self.target = gr.Dropdown([], label="Why this class?", filterable=True, elem_id="vt-target")
-        self.against = gr.Dropdown([("no second class", NONE)], value=NONE, label="Rather than that one?",
-                                   filterable=True, elem_id="vt-against")  # fmt: skip
-        with gr.Accordion("How it is asked", open=False):
-            names = [info.name for info in list_methods()]
-            self.model = gr.Dropdown(list(self.service.shelf.names), value=self.service.shelf.first, label="Model")
-            self.method = gr.Dropdown(names, value="complete", label="Method", filterable=True)
-            self.gradient = gr.Radio(["auto", "full", "leaf", "libra"], value="auto", label="Gradient",
-                                     info="leaf: attention held constant; libra: norms and gates too")  # fmt: skip
+        chosen = "window.vitrail.picker(element, trigger, 'upload'); window.vitrail.history(trigger); /* 'back' */"
+        self.picker = gr.HTML(picker(self.service.limits.bytes), js_on_load=chosen, elem_id="vt-picker")
+        drawn = "watch('value', () => window.vitrail.drawn(element));"
+        offer = f"window.vitrail.examples(element, trigger); {drawn} /* 'example' */"
+        self.examples = gr.HTML("", js_on_load=offer, elem_id="vt-offer")
+        with gr.Column(elem_id="vt-ask"):
+            gr.HTML(
+                '<h2 class="vt-step">Ask <small>why this class, and why not that one?</small></h2>', js_on_load=None
+            )
+            asks = f"window.vitrail.classes(element, trigger); {drawn} /* 'class' 'named' */"
+            self.names = gr.HTML("", js_on_load=None, elem_classes="vt-hidden")
+            self.classes = gr.HTML("", js_on_load=asks)
+            with gr.Accordion("How it is asked", open=False):
+                names = [info.name for info in list_methods()]
+                self.model = gr.Dropdown(list(self.service.shelf.names), value=self.service.shelf.first, label="Model")
+                self.method = gr.Dropdown(names, value="complete", label="Method", filterable=True)
+                self.gradient = gr.Radio(["auto", "full", "leaf", "libra"], value="auto", label="Gradient",
+                                         info="leaf: attention held constant; libra: norms and gates too")  # fmt: skip
 
     def _right(self) -> None:
         self.status = gr.HTML("", js_on_load=None, elem_id="vt-status")
         self.views: dict[str, gr.HTML] = {}
         self.tab: dict[str, gr.Tab] = {}
         self.drawing: dict[str, tuple[gr.Button, gr.Button, dict[str, Any]]] = {}
-        scripts = {
-            "map": "window.vitrail.pointing(element, trigger); /* 'patch' */ "
-            "watch('value', () => window.vitrail.mark(element));",
-            "heads": "window.vitrail.buttons(element, trigger, 'pick', d => d.pick.split(' ').map(Number));",
-            "rewrite": "window.vitrail.buttons(element, trigger, 'save', d => d.save);",
-        }
-        film = "window.vitrail.films(element); watch('value', () => window.vitrail.film(element));"
-        scripts |= dict.fromkeys(("layers", "transfer"), film)
-        with gr.Tabs(selected="map") as self.tabs:
+        script = "window.vitrail.view(element, trigger); watch('value', () => window.vitrail.drawn(element)); "
+        script += "/* 'patch' 'pick' 'save' */"
+        with gr.Tabs(selected="map", elem_id="vt-views") as self.tabs:
             for view in VIEWS:
                 with gr.Tab(TITLES[view], id=view, elem_id=f"vt-tab-{view}") as self.tab[view]:
                     if view in WAITING:
                         self._tools(view)
                     waiting = nothing(WAITING[view]) if view in WAITING else EMPTY
-                    self.views[view] = gr.HTML(waiting, js_on_load=scripts.get(view), elem_id=f"vt-view-{view}")
-        self.opacity = gr.Slider(0, 1, value=1, step=0.01, label="Opacity of the glass", elem_classes="vt-quiet")
+                    self.views[view] = gr.HTML(waiting, js_on_load=script, elem_id=f"vt-view-{view}")
         taking = "window.vitrail.taking(element, trigger); /* 'download' */"
-        self.taking = gr.HTML("", js_on_load=taking)
+        self.taking = gr.HTML("", js_on_load=taking, elem_id="vt-taking")
 
     def _tools(self, view: str) -> None:
-        """What a long view is drawn with: its options, a button to begin and one to stop."""
+        """What a long view is drawn with: its options, a button to begin, and one to stop while it is under way."""
         options: dict[str, Any] = {}
         with gr.Row(elem_classes="vt-tools"):
             if view == "methods":
@@ -165,22 +196,22 @@ class _Page:
                 options["methods"] = gr.Dropdown(groups, value="fast", label="Which methods")
             elif view == "guide":
                 layouts = [(words, name) for name, words in LAYOUTS.items()]
-                options["layout"] = gr.Dropdown(layouts, value="side", label="How they are laid together")
+                options["layout"] = gr.Dropdown(layouts, value="side", label="How the two are laid together")
                 own = "window.vitrail.picker(element, trigger, 'guide'); /* 'guide' */"
                 self.own_guide = gr.HTML(own_guide(self.service.limits.bytes), js_on_load=own)
             elif view == "transfer":
                 options["steps"] = gr.Slider(5, 100, value=20, step=5, label="Steps")
             elif view == "rewrite":
-                options["until"] = gr.Slider(0.1, 0.99, value=0.9, step=0.01, label="Until it is so probable")
-                options["budget"] = gr.Slider(0, 16, value=0, step=1, label="Most levels a pixel may change (0: any)")
-            draw = gr.Button(TITLES[view], variant="primary", elem_id=f"vt-draw-{view}")
-            stop = gr.Button("Stop", elem_id=f"vt-stop-{view}")
+                options["until"] = gr.Slider(0.1, 0.99, value=0.9, step=0.01, label="Stop at this probability")
+                options["budget"] = gr.Slider(0, 16, value=0, step=1, label="Levels a pixel may change (0: any)")
+            draw = gr.Button(DRAW[view], variant="primary", elem_id=f"vt-draw-{view}")
+            stop = gr.Button("Stop", elem_id=f"vt-stop-{view}", elem_classes="vt-stop")
         self.drawing[view] = (draw, stop, options)
 
     # -- the events ----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        shown = [self.query, self.status, self.classes, self.target, self.against, self.model, self.method]
+        shown = [self.query, self.status, self.examples, self.names, self.classes, self.model, self.method]
         shown += [self.gradient, self.taking, self.tabs, *self.views.values()]
         shown += [option for _, _, options in self.drawing.values() for option in options.values()]
         take = "(sent, query) => [window.vitrail.take(), query]"
@@ -189,30 +220,38 @@ class _Page:
         long: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "long",
                                 "concurrency_limit": 2 * MOST_LONG}  # the service has them wait in line  # fmt: skip
 
-        def on(event: Any, answer: Callable, inputs: list[Any], js: str, **lane: Any) -> None:
+        def on(event: Any, answer: Callable, inputs: list[Any], js: str, then: str = "link", **lane: Any) -> None:
             done = event(answer, inputs, shown, js=js, **lane)
-            told = "arrived" if lane["api_name"] == "arrive" else "link"
-            then = f"query => {{ window.vitrail.{told}(query); }}"
-            done.then(None, [self.query], None, js=then, show_progress="hidden")
+            after = f"query => {{ window.vitrail.{then}(query); }}"
+            done.then(None, [self.query], None, js=after, show_progress="hidden")
 
-        on(self.blocks.load, self._arrive, [self.query], "query => [location.search]", **quick | {"api_name": "arrive"})
+        arrive = "query => [location.search]"
+        on(self.blocks.load, self._arrive, [self.query], arrive, "arrived", **quick | {"api_name": "arrive"})
         sent = [self.sent, self.query]
         on(self.picker.upload, self._upload, sent, take, **quick | {"api_name": "upload"})
-        on(self.picker.example, self._example, sent, take, **quick | {"api_name": "example"})
+        on(self.picker.back, self._back, sent, take, "arrived", **quick | {"api_name": "back"})
+        on(self.examples.example, self._example, sent, take, **quick | {"api_name": "example"})
         on(self.own_guide.guide, self._guide, sent, take, **quick | {"api_name": "guide"})
         on(getattr(self.classes, "class"), self._choose, sent, take, **quick | {"api_name": "choose"})
+        on(self.classes.named, self._named, sent, take, **quick | {"api_name": "named"})
         on(self.views["map"].patch, self._patch, sent, take, **quick | {"api_name": "patch"})
         on(self.views["heads"].pick, self._head, sent, take, **quick | {"api_name": "head"})
-        named = {"target": self.target, "against": self.against, "model": self.model}
-        named |= {"method": self.method, "gradient": self.gradient}
-        for name, component in named.items():
+        for name, component in {"model": self.model, "method": self.method, "gradient": self.gradient}.items():
             on(component.input, self._changed(name), [component, self.query], busy, **quick | {"api_name": name})
         for view, tab in self.tab.items():
-            on(tab.select, self._turned(view), [self.query], busy, **quick | {"api_name": False})
+            on(tab.select, self._turned(view), [self.query], busy, "turned", **quick | {"api_name": False})
         for view, (draw, stop, options) in self.drawing.items():
-            on(draw.click, self._drawn(view), [self.query, *options.values()], busy, **long | {"api_name": view})
+            begin = f"(...given) => {{ window.vitrail.begin('{view}'); return given; }}"
+            inputs = [self.query, *options.values()]
+            on(
+                draw.click,
+                self._drawn(view),
+                inputs,
+                begin,
+                f"ended('{view}'), window.vitrail.link",
+                **long | {"api_name": view},
+            )
             stop.click(self._stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
-        self.opacity.change(None, [self.opacity], None, js="value => { window.vitrail.opacity(value); }")
         for button, name in ((self.taking, "download"), (self.views["rewrite"], "save")):
             parcel = getattr(button, name)(
                 self._download, [*sent], [self.parcel], js=take, **quick | {"api_name": name}
@@ -225,9 +264,14 @@ class _Page:
     def _arrive(self, query: str, request: gr.Request) -> dict[Any, Any]:
         return self._changes(self.service.arrive(_visitor(request), _text(query).removeprefix("?")), arriving=True)
 
+    def _back(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
+        del query
+        link = _text(sent).removeprefix("?")
+        return self._changes(self.service.arrive(_visitor(request), link, back=True), arriving=True)
+
     def _upload(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
         name, content = _file(sent)
-        return self._changes(self.service.upload(_visitor(request), _text(query), name, content))
+        return self._changes(self.service.upload(_visitor(request), _text(query), name, content), named=True)
 
     def _example(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
         key = _text(sent.get("example")) if isinstance(sent, dict) else ""
@@ -238,12 +282,17 @@ class _Page:
         return self._changes(self.service.guide(_visitor(request), _text(query), name, content))
 
     def _choose(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
-        index = sent if isinstance(sent, int) and not isinstance(sent, bool) else 0
+        index = sent if isinstance(sent, int) and not isinstance(sent, bool) else None
         return self._changes(self.service.choose(_visitor(request), _text(query), index))
+
+    def _named(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
+        given: Mapping[str, Any] = sent if isinstance(sent, dict) else {}
+        changes = {name: given[name] for name in ("target", "against") if name in given}
+        return self._changes(self.service.change(_visitor(request), _text(query), changes))
 
     def _patch(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
         place = sent if isinstance(sent, dict) else {}
-        changes = {name: value if isinstance(value := place.get(name), int) else 0 for name in ("row", "col")}
+        changes = {name: value if isinstance(value := place.get(name), int) else None for name in ("row", "col")}
         return self._changes(self.service.change(_visitor(request), _text(query), changes))
 
     def _head(self, sent: Any, query: str, request: gr.Request) -> dict[Any, Any]:
@@ -253,14 +302,15 @@ class _Page:
 
     def _changed(self, name: str) -> Callable[..., dict[Any, Any]]:
         def answer(value: Any, query: str, request: gr.Request) -> dict[Any, Any]:
-            given = None if value == NONE else value
-            return self._changes(self.service.change(_visitor(request), _text(query), {name: given}))
+            shown = self.service.change(_visitor(request), _text(query), {name: value})
+            return self._changes(shown, named=name == "model")
 
         return answer
 
     def _turned(self, view: str) -> Callable[..., dict[Any, Any]]:
         def answer(query: str, request: gr.Request) -> dict[Any, Any]:
-            if not query:  # the page has only just been put together, and nobody turned to anything
+            # The page has only just been put together, or Back has turned it: nobody asked for anything.
+            if not query or read(query).view == view:
                 return {self.query: gr.skip()}
             return self._changes(self.service.change(_visitor(request), _text(query), {"view": view}))
 
@@ -299,19 +349,22 @@ class _Page:
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 
-    def _changes(self, shown: Shown, arriving: bool = False) -> dict[Any, Any]:
-        """The answer as changes of components."""
+    def _changes(self, shown: Shown, arriving: bool = False, named: bool = False) -> dict[Any, Any]:
+        """The answer as changes of components; `arriving` sets what the visitor chooses with, too.
+
+        Classes' names and examples go out where they may be others than before: with `arriving` or `named`.
+        """
         question = shown.question
-        changes: dict[Any, Any] = {self.query: question.query(), self.status: shown.status}
-        changes |= {self.views[view]: html for view, html in shown.views.items()}
+        changes: dict[Any, Any] = {self.views[view]: html for view, html in shown.views.items()}
+        if question is None:  # only how far a drawing has come
+            return changes
+        changes |= {self.query: question.query(), self.status: shown.status}
         if shown.classes is not None:
             changes[self.classes] = shown.classes
-        if shown.names is not None:
-            known = {index for _, index in shown.names}
-            target = shown.target if shown.target in known else None
-            against = question.against if question.against in known else NONE
-            changes[self.target] = gr.Dropdown(list(shown.names), value=target)
-            changes[self.against] = gr.Dropdown([("no second class", NONE), *shown.names], value=against)
+        if shown.names is not None and (arriving or named):
+            changes[self.names] = f'<div id="vt-names" data-names="{escape(json.dumps(shown.names))}"></div>'
+        if shown.examples is not None and (arriving or named):
+            changes[self.examples] = examples(shown.examples)
         if shown.recipes is not None:
             changes[self.taking] = taking_home(question.example, shown)
         if arriving:

@@ -2,24 +2,27 @@
 
 import base64
 import binascii
-import importlib.util
+import hashlib
+import io
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from functools import cache, cached_property
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import ImageTooLargeError, ModelError, NotAnImageError
 from ..images import read_image
 from ..models.vision_model import VisionModel
 
-__all__ = ["EXAMPLES", "Example", "Limits", "Picture", "Seen", "example_picture", "look", "photographs", "uploaded"]
+__all__ = ["EXAMPLES", "Example", "Limits", "Picture", "Seen", "example_picture", "look", "offered", "uploaded"]
 
 LARGE = 672  # pixels at which a scene is drawn
+BESIDE = 448  # pixels a side of photographs that are laid beside each other
 SHOWN = 480  # pixels of the longer side at which the page shows what the model saw
 
 
@@ -33,11 +36,20 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as its file's bytes, small in memory, and a name that is fit to be shown."""
+    """A picture as its file's bytes, small in memory, and a name that is fit to be shown.
+
+    `file` is the name of the visitor's own file, for the code that the page gives to copy.
+    """
 
     name: str
     content: bytes
     pixels: int
+    file: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """What stands for the picture in a link: the same file has the same key, and nothing can be read from it."""
+        return hashlib.sha256(self.content).hexdigest()[:16]
 
     def open(self) -> Image.Image:
         """The picture, upright RGB."""
@@ -54,22 +66,48 @@ class Seen:
 
 @dataclass(frozen=True)
 class Example:
-    """A scene of the bestiary that the page offers: what it is called, and how `sample_scene` draws it again."""
+    """A picture that the page offers, and how it is made again.
+
+    Each entry of `objects` is what a model may call one of the things on it; of two, one is asked against the other.
+    The picture is a scene of the bestiary (`kind` and `seed` of `sample_scene`), or photographs side by side.
+    """
 
     title: str
-    kind: str
-    seed: int
-    species: tuple[str, ...]
+    objects: tuple[tuple[str, ...], ...]
+    kind: str = ""
+    seed: int = 0
+    files: tuple[str, ...] = ()
 
+    @property
+    def species(self) -> tuple[str, ...]:
+        """The creatures of a scene."""
+        return tuple(names[0] for names in self.objects)
+
+    def known(self, names: Collection[str]) -> bool:
+        """Whether a model with classes of these names can tell all the things on the picture."""
+        return all(any(name in names for name in words) for words in self.objects)
+
+
+CAT, COFFEE = ("tabby", "Egyptian cat", "tiger cat"), ("espresso", "cup", "coffee mug")
 
 # Chosen because each shows one thing plainly; how often it is so, the score table of `vitrail demo` tells.
 EXAMPLES: dict[str, Example] = {
-    "pair": Example("a tavel and a murlo", "pair", 1, ("tavel", "murlo")),
-    "single": Example("a quillow alone", "single", 4, ("quillow",)),
-    "sibling": Example("a tavel, sibling of the borrin", "single", 23, ("tavel",)),
-    "chimera": Example("half lindle, half skarn", "chimera", 5, ("lindle", "skarn")),
-    "meeting": Example("a spindrel and a balloo", "pair", 8, ("spindrel", "balloo")),
+    "pair": Example("a tavel and a murlo", (("tavel",), ("murlo",)), "pair", 1),
+    "single": Example("a quillow alone", (("quillow",),), "single", 4),
+    "sibling": Example("a tavel, sibling of the borrin", (("tavel",),), "single", 23),
+    "chimera": Example("half lindle, half skarn", (("lindle",), ("skarn",)), "chimera", 5),
+    "meeting": Example("a spindrel and a balloo", (("spindrel",), ("balloo",)), "pair", 8),
+    "cat-and-coffee": Example("a cat and a coffee", (CAT, COFFEE), files=("chelsea", "coffee")),
+    "cat": Example("a cat", (CAT,), files=("chelsea",)),
+    "coffee": Example("a coffee", (COFFEE,), files=("coffee",)),
 }
+
+
+def offered(model: VisionModel) -> tuple[str, ...]:
+    """The examples that suit a model: those it has classes for, or else the photographs. The first opens the page."""
+    names = {model.class_name(index) for index in range(len(model.class_names or ()))}
+    known = tuple(key for key, example in EXAMPLES.items() if example.known(names))
+    return known or tuple(key for key, example in EXAMPLES.items() if example.files)
 
 
 def uploaded(name: str, content: str, limits: Limits) -> Picture:
@@ -97,7 +135,8 @@ def uploaded(name: str, content: str, limits: Limits) -> Picture:
             "scale the picture down"
         )
     read_image(data, max_pixels=limits.pixels)
-    return Picture(safe_name(name), data, limits.pixels)
+    shown = safe_name(name)
+    return Picture(shown, data, limits.pixels, "".join(c for c in name if c.isprintable())[-200:] or shown)
 
 
 def safe_name(name: str) -> str:
@@ -113,36 +152,35 @@ def safe_name(name: str) -> str:
 
 @cache
 def example_picture(key: str) -> Picture:
-    """An example by its key: a scene of the bestiary, or a photograph of scikit-image where that is installed.
+    """An example by its key: a scene of the bestiary, or photographs that the package holds.
 
     Raises:
         NotAnImageError: for a key that is not there.
-    """
-    import io
 
-    if key in EXAMPLES:
+    >>> example_picture("cat-and-coffee").open().size
+    (448, 448)
+    """
+    if key not in EXAMPLES:
+        raise NotAnImageError(f"there is no example {key!r}; there are {', '.join(EXAMPLES)}")
+    example = EXAMPLES[key]
+    if example.kind:
         from ..bestiary import render, sample_scene
 
-        example = EXAMPLES[key]
         scene = sample_scene(example.kind, seed=example.seed, species=example.species)
-        buffer = io.BytesIO()
-        Image.fromarray(render(scene, LARGE).image).save(buffer, format="png", compress_level=1)
-        return Picture(f"{key}.png", buffer.getvalue(), LARGE * LARGE)
-    if key in photographs():
-        path = photographs()[key]
-        return Picture(path.name, path.read_bytes(), 10_000_000)
-    raise NotAnImageError(f"there is no example {key!r}; there are {', '.join([*EXAMPLES, *photographs()])}")
+        image = Image.fromarray(render(scene, LARGE).image)
+    else:
+        parts = [_photograph(name) for name in example.files]
+        side, wide = BESIDE, BESIDE // len(parts)
+        image = parts[0] if len(parts) == 1 else Image.new("RGB", (side, side))
+        for place, part in enumerate(parts if len(parts) > 1 else ()):
+            image.paste(ImageOps.fit(part, (wide, side), Image.Resampling.BICUBIC), (place * wide, 0))
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", compress_level=1)
+    return Picture(f"{key}.png", buffer.getvalue(), LARGE * LARGE)
 
 
-@cache
-def photographs() -> dict[str, Path]:
-    """Two CC0 photographs, where scikit-image is installed and holds their files; nothing is fetched."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        return {}
-    folder = Path(spec.origin).parent / "data"
-    files = {"chelsea": folder / "chelsea.png", "coffee": folder / "coffee.png"}
-    return {key: path for key, path in files.items() if path.is_file()}
+def _photograph(name: str) -> Image.Image:
+    return read_image(files("vitrail.app").joinpath("examples", f"{name}.jpg").read_bytes())
 
 
 def look(model: VisionModel, picture: Picture) -> Seen:

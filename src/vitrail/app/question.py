@@ -11,6 +11,13 @@ __all__ = ["LONG", "VIEWS", "Question"]
 VIEWS = ("map", "methods", "layers", "heads", "detail", "guide", "transfer", "rewrite")
 LONG = ("methods", "guide", "transfer", "rewrite")
 
+# What the long views depend on beside picture, model and classes.
+_OWN = {
+    "methods": ("methods", "gradient"),
+    "guide": ("layout", "method", "gradient"),
+    "transfer": ("steps",),
+    "rewrite": ("until", "budget"),
+}
 OPEN = ("target", "against", "row", "col", "layer", "head")  # which need not be said
 LONGEST = 200  # characters of any word in a link
 
@@ -19,6 +26,7 @@ LONGEST = 200  # characters of any word in a link
 class Question:
     """One view and all that it depends on, but for an uploaded picture, which no link can hold.
 
+    `picture` is the key of an uploaded picture, by which the page that took it finds it again.
     `target` and `against` are class indices, None for the predicted class and for no comparison; `row` and `col` are
     the patch that was clicked on, `layer` and `head` the head. The rest belongs to the views that are named like it.
     """
@@ -26,6 +34,7 @@ class Question:
     view: str = "map"
     model: str = ""
     example: str = ""
+    picture: str = ""
     target: int | None = None
     against: int | None = None
     method: str = "complete"
@@ -65,26 +74,36 @@ class Question:
         True
         """
         other = replace(self, **changes)
-        if other.model != self.model or other.example != self.example:
+        if (other.model, other.example, other.picture) != (self.model, self.example, self.picture):
             other = replace(other, row=None, col=None, layer=None, head=None)
             kept = {"target", "against"} & changes.keys()
             if not kept:
                 other = replace(other, target=None, against=None)
         return other
 
-    def choose(self, index: int) -> "Question":
-        """A click on a class: the first is explained, a second is held against it, a third begins anew.
+    def choose(self, index: int, explained: int) -> "Question":
+        """A click on a class while `explained` is: it is held against that one; a click on either ends the comparison.
 
-        >>> Question().choose(3).target, Question(target=3).choose(5).against, Question(target=3, against=5).choose(7)
-        (3, 5, Question(view='map', target=7))
-        >>> Question(target=3, against=5).choose(5)
+        >>> Question().choose(5, explained=3), Question(target=3, against=5).choose(7, explained=3)
+        (Question(view='map', target=3, against=5), Question(view='map', target=3, against=7))
+        >>> Question(target=3, against=5).choose(3, explained=3)
         Question(view='map', target=3)
         """
-        if index in (self.target, self.against):
-            return self.changed(against=None)
-        if self.target is not None and self.against is None:
-            return self.changed(against=index)
-        return self.changed(target=index, against=None)
+        ends = index in (explained, self.against)
+        return self.changed(target=explained, against=None if ends else index)
+
+    def swapped(self, explained: int) -> "Question":
+        """The reverse question; without a comparison the same one.
+
+        >>> Question(against=5).swapped(explained=3)
+        Question(view='map', target=5, against=3)
+        """
+        return self if self.against is None else self.changed(target=self.against, against=explained)
+
+    def essence(self) -> tuple[Any, ...]:
+        """What the drawing of the view depends on: two questions with the same essence have the same drawing."""
+        names = ("view", "model", "example", "picture", "target", "against", *_OWN.get(self.view, ()))
+        return tuple(getattr(self, name) for name in names)
 
     def said(self) -> dict[str, Any]:
         """The view, and what differs from a page that was just opened."""

@@ -1,159 +1,198 @@
-"""The same view without the page: as Python, and as commands."""
+"""The same view without the page: as Python, and as commands. What is copied gives the very maps that are seen."""
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from ..errors import UnknownMethodError
+from ..errors import TargetError, UnknownMethodError
 from ..methods.registry import find_method
 from ..models import VisionModel
-from .pictures import EXAMPLES, LARGE, photographs
+from .pictures import EXAMPLES, Picture
 from .question import Question
 
-__all__ = ["as_command", "as_python"]
+__all__ = ["REWRITE_STEPS", "Told", "as_command", "as_python", "frames", "limits"]
+
+REWRITE_STEPS = 200
+MOST_STEPS, FRAMES = 100, 10  # of a transfer
+FILM = 60  # frames after which the command's film leaves steps out
 
 
-def as_python(question: Question, model: VisionModel, checkpoint: str | None, file: str, target: int) -> str:
-    """A program that draws what the view shows; `file` is the picture's name and `target` the class explained."""
-    weights = f", checkpoint={checkpoint!r}" if checkpoint else ""
-    lines = ["import vitrail", *_imports(question), "", f"model = vitrail.load({model.name!r}{weights})"]
-    lines += _image(question, file)
-    name, other = _named(model, target), _named(model, question.against)
-    against = f", against={other}" if other else ""
-    gradient = f", gradient={question.gradient!r}"
-    plain = "" if question.gradient in ("auto", "full") else gradient  # where "auto" is not known, or not used
-    asked = f"model, image, {name}{against}"
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Told:
+    """A question with all that its answer depends on: `facts` are what the view found out, as `Answer` holds them."""
+
+    question: Question
+    model: VisionModel
+    picture: Picture
+    target: int
+    rival: int
+    checkpoint: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The picture's file, as a relative path that no program takes for an option."""
+        name = self.picture.file or self.picture.name
+        return f"./{name}" if name.startswith("-") else name
+
+    @property
+    def gradient(self) -> str:
+        """The mode that the visitor chose; "full" for the views that know no "auto"."""
+        plain = self.question.view in ("methods", "detail", "guide") and self.question.gradient == "auto"
+        return "full" if plain else self.question.gradient
+
+    def uses_gradient(self) -> bool:
+        """Whether the method of the question uses a gradient."""
+        try:
+            return find_method(self.question.method, {}).uses_gradient
+        except UnknownMethodError:
+            return False
+
+    def name(self, index: int) -> str | int:
+        """The class by its name where that is read as this class, else by its number."""
+        name = self.model.class_name(index)
+        try:
+            return name if self.model.class_index(name) == index else index
+        except TargetError:
+            return index
+
+
+def limits(question: Question) -> tuple[int, float]:
+    """The steps of a transfer and the probability that a rewriting stops at, inside what the page does."""
+    return max(1, min(question.steps, MOST_STEPS)), min(max(question.until, 0.05), 0.99)
+
+
+def frames(steps: int) -> list[int]:
+    """The steps of a transfer at which the page draws maps, among those of the command's film.
+
+    >>> frames(5), frames(65)
+    ([0, 1, 2, 3, 4, 5], [0, 8, 16, 24, 32, 40, 48, 56, 64, 65])
+    """
+    film = -(-steps // FILM)
+    every = -(-max(1, -(-steps // FRAMES)) // film) * film
+    return sorted({*range(0, steps + 1, every), steps})
+
+
+def as_python(told: Told) -> str:
+    """A program that gives the maps of the view and draws them."""
+    question = told.question
+    weights = f", checkpoint={told.checkpoint!r}" if told.checkpoint else ""
+    device = str(told.model.device)
+    weights += f", device={device!r}" if device != "cpu" else ""
+    target, rival = f"{told.name(told.target)!r}", f"{told.name(told.rival)!r}"
+    against = "" if question.against is None else f", against={told.name(question.against)!r}"
+    gradient = f", gradient={told.gradient!r}"
+    method = f", method={question.method!r}" + (gradient if told.uses_gradient() else "")
+    asked = f"model, image, {target}{against}"
+    steps, until = limits(question)
+    imports: list[str] = []
     match question.view:
         case "methods":
-            lines.append(f"found = vitrail.compare({asked}, methods={question.methods!r}{plain})")
-            lines.append('found.save_picture("methods.png")')
+            own = _own_mode(told)
+            options = f", options={{'complete': {{'gradient': {own!r}}}}}" if own else ""
+            lines = [f"found = vitrail.compare({asked}, methods={question.methods!r}{gradient}{options})"]
+            lines += ['found.save_picture("methods.png")']
         case "layers":
-            lines.append(f"found = head_shares({asked}{gradient})")
-            lines.append("growth = found.growth()  # layers, rows, columns")
+            imports = ["from vitrail.shares import head_shares"]
+            lines = [f"found = head_shares({asked}{gradient})", 'found.explanation.save("layers.safetensors")']
+            lines += ["growth = found.growth()  # layers, rows, columns: the map of the blocks from each to the last"]
         case "heads":
-            lines.append(f"found = head_shares({asked}{gradient})")
-            lines.append("weights = found.weights  # layers, heads")
-            if question.layer is not None and question.head is not None:
-                lines.append(f"one = found.scores[{question.layer}, {question.head}]")
+            imports = ["from vitrail.shares import head_shares"]
+            lines = [f"found = head_shares({asked}{gradient})", 'found.explanation.save("heads.safetensors")']
+            lines += ["weights = found.weights  # layers, heads"]
+            if "head" in told.facts:
+                lines += [f"one = found.scores[{told.facts['layer']}, {told.facts['head']}]  # rows, columns"]
         case "detail":
-            lines.append(f"found = detail({asked}{plain}{'' if other else ', top=2'})")
-            lines.append("found.maps  # by loss")
+            imports = ["from vitrail.guidance import detail", "from vitrail.render.class_pair import draw_pair"]
+            lines = [f"found = detail(model, image, {target}, {rival}{gradient})", "pair = found.pairs[0]"]
+            lines += ['draw_pair(found, *pair).savefig("detail.png")']
         case "guide":
-            guide = f'guide=vitrail.Guide("auto", layout={question.layout!r})'
-            lines.append(f"ex = vitrail.explain({asked}, method={question.method!r}{plain}, {guide})")
-            lines.append('ex.save("guided.safetensors")')
+            picture = told.facts.get("guide") or "auto"
+            guide = f", guide=vitrail.Guide({picture!r}, layout={question.layout!r})"
+            lines = [f"ex = vitrail.explain({asked}{method}{guide})", 'ex.save("guided.safetensors")']
         case "transfer":
-            opposing = f", opposing={other}" if other else ""
-            lines.append(f"found = transfer(model, image, {name}{opposing}, steps={question.steps})")
-            lines.append('found.plot().savefig("transfer.png")')
+            imports = ["from vitrail.experiments import transfer"]
+            lines = [f"found = transfer(model, image, {target}, {rival}, steps={steps}, snapshots={frames(steps)})"]
+            lines += ['found.plot().savefig("transfer.png")']
         case "rewrite":
-            budget = f", budget={question.budget:g}" if question.budget else ""
-            goal = other or '"…"'
-            lines.append(
-                f"found = rewrite(model, image, source={name}, target={goal}, until={question.until:g}{budget})"
-            )
-            lines.append('found.save("rewritten.png")')
+            imports = ["from vitrail.experiments import rewrite"]
+            budget = f", budget={_budget(question)}" if question.budget else ""
+            words = f"target={rival}, source={target}, until={until!r}{budget}, steps={REWRITE_STEPS}"
+            lines = [f"found = rewrite(model, image, {words})", 'found.save("rewritten.png")']
         case _:
-            clicked = question.row is not None and question.col is not None
-            at = f", readout=({question.row}, {question.col})" if clicked else ""
-            lines.append(f"ex = vitrail.explain({asked}, method={question.method!r}{_mode(question)}{at})")
-            lines.append('vitrail.render.save_picture(ex, "map.png")')
+            lines = [f"ex = vitrail.explain({asked}{method})", 'ex.save("map.png")']
+            if question.row is not None and question.col is not None:
+                mode = f", gradient={told.facts.get('gradient', told.gradient)!r}"
+                at = f"method='complete'{mode}, readout=({question.row}, {question.col})"
+                lines += [f"token = vitrail.explain({asked}, {at})", 'token.save("token.png")']
+    image = f"image = {told.file!r}"
+    if question.example in EXAMPLES:
+        imports += ["from vitrail.app.pictures import example_picture"]
+        image = f"image = example_picture({question.example!r}).open()"
+    head = ["import vitrail", *sorted(imports), "", f"model = vitrail.load({told.model.name!r}{weights})", image]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def as_command(told: Told) -> str:
+    """The commands that give the maps of the view; what no command gives alone is left to Python."""
+    question = told.question
+    words = ["--model", told.model.name, *(["--checkpoint", told.checkpoint] if told.checkpoint else [])]
+    device = str(told.model.device)
+    words += ["--device", device] if device != "cpu" else []
+    target, rival = str(told.name(told.target)), str(told.name(told.rival))
+    against = [] if question.against is None else _option("--against", told.name(question.against))
+    asked = [told.file, *words, *_option("--target", target), *against]
+    gradient = ["--gradient", told.gradient]
+    method = ["--method", question.method, *(gradient if told.uses_gradient() else [])]
+    steps, until = limits(question)
+    more: list[list[str]] = []
+    match question.view:
+        case "methods":
+            own = _own_mode(told)
+            options = ["--option", f"complete.gradient={own}"] if own else []
+            line = ["compare", *asked, "--methods", question.methods, *gradient, *options]
+        case "layers" | "heads":
+            line = ["explain", *asked, "--method", "complete", *gradient]
+        case "detail":
+            pair = [*_option("--target", target), *_option("--against", rival)]
+            line = ["detail", told.file, *words, *pair, *gradient]
+        case "guide":
+            guide = ["--guide", told.facts.get("guide") or "auto", "--layout", question.layout]
+            line = ["guide", *asked, *method, *guide]
+        case "transfer":
+            pair = [*_option("--target", target), *_option("--against", rival)]
+            line = ["transfer", told.file, *words, *pair, "--steps", str(steps)]
+        case "rewrite":
+            pair = [*_option("--source", target), *_option("--target", rival)]
+            budget = ["--budget", _budget(question)] if question.budget else []
+            line = ["rewrite", told.file, *words, *pair, "--until", repr(until), *budget, "--steps", str(REWRITE_STEPS)]
+        case _:
+            line = ["explain", *asked, *method]
+            if question.row is not None and question.col is not None:
+                at = ["--readout", f"{question.row},{question.col}", "--output", "out/token"]
+                mode = ["--gradient", told.facts.get("gradient", told.gradient)]
+                more = [["explain", *asked, "--method", "complete", *mode, *at]]
+    lines = [f"vitrail {shlex.join(words)}" for words in (line, *more)]
+    if question.example in EXAMPLES:
+        made = f"example_picture({question.example!r}).open().save({told.file!r})"
+        code = f"from vitrail.app.pictures import example_picture; {made}"
+        lines.insert(0, shlex.join(["python", "-c", code]))
     return "\n".join(lines) + "\n"
 
 
-def _mode(question: Question) -> str:
-    """The gradient mode, for methods that use gradients."""
-    try:
-        uses = find_method(question.method, {}).uses_gradient
-    except UnknownMethodError:
-        return ""
-    return f", gradient={question.gradient!r}" if uses and question.gradient != "full" else ""
+def _own_mode(told: Told) -> str:
+    """The mode of the method `complete` among others, where it was chosen for itself."""
+    mode = told.facts.get("gradient", "full")
+    return mode if told.question.gradient == "auto" and mode != "full" else ""
 
 
-def as_command(question: Question, model: VisionModel, checkpoint: str | None, file: str, target: int) -> str:
-    """The commands that draw what the view shows."""
-    words = ["--model", model.name, *(["--checkpoint", checkpoint] if checkpoint else [])]
-    name = ["--target", _word(model, target)]
-    against = [] if question.against is None else ["--against", _word(model, question.against)]
-    mode = [] if question.gradient in ("auto", "full") else ["--gradient", question.gradient]
-    match question.view:
-        case "methods":
-            told = ["compare", file, *words, *name, *against, *mode, "--methods", question.methods]
-        case "detail":
-            told = ["detail", file, *words, *name, *against, *mode]
-        case "guide":
-            told = ["guide", file, *words, *name, *against, *mode, "--guide", "auto", "--layout", question.layout]
-        case "transfer":
-            told = ["transfer", file, *words, *name, *against, "--steps", str(question.steps)]
-        case "rewrite":
-            goal = "CLASS" if question.against is None else _word(model, question.against)
-            source = ["--source", _word(model, target)]
-            budget = ["--budget", f"{question.budget:g}"] if question.budget else []
-            told = ["rewrite", file, *words, *source, "--target", goal, "--until", f"{question.until:g}", *budget]
-        case "layers":
-            layer = question.layer or 0
-            told = [
-                "explain",
-                file,
-                *words,
-                *name,
-                *against,
-                "--gradient",
-                question.gradient,
-                "--start-layer",
-                str(layer),
-            ]
-        case "heads":
-            told = ["explain", file, *words, *name, "--method", "gmar_l1"]
-        case _:
-            at = [] if question.row is None else ["--readout", f"{question.row},{question.col}"]
-            told = ["explain", file, *words, *name, *against, "--method", question.method]
-            told += ["--gradient", question.gradient] if question.gradient != "auto" else []
-            told += at
-    return _drawn(question, file) + "vitrail " + " ".join(map(shlex.quote, told)) + "\n"
+def _option(name: str, value: str | int) -> list[str]:
+    text = str(value)
+    return [f"{name}={text}"] if text.startswith("-") else [name, text]
 
 
-def _drawn(question: Question, file: str) -> str:
-    """The command that makes the example's file."""
-    if question.example not in EXAMPLES:
-        return ""
-    imports = "from PIL import Image; from vitrail.bestiary import render, sample_scene; "
-    image = _image(question, file)[0].removeprefix("image = ")
-    return f"python -c {shlex.quote(f'{imports}Image.fromarray({image}).save({file!r})')}\n"
-
-
-def _imports(question: Question) -> list[str]:
-    own = {
-        "layers": "from vitrail.shares import head_shares",
-        "heads": "from vitrail.shares import head_shares",
-        "detail": "from vitrail.guidance import detail",
-        "transfer": "from vitrail.experiments import transfer",
-        "rewrite": "from vitrail.experiments import rewrite",
-    }.get(question.view)
-    scene = "from vitrail.bestiary import render, sample_scene" if question.example in EXAMPLES else None
-    return [line for line in (scene, own) if line]
-
-
-def _image(question: Question, file: str) -> list[str]:
-    if question.example in EXAMPLES:
-        one = EXAMPLES[question.example]
-        scene = f"sample_scene({one.kind!r}, seed={one.seed}, species={one.species!r})"
-        return [f"image = render({scene}, {LARGE}).image"]
-    if question.example in photographs():
-        return [f"image = skimage.data.{question.example}()  # import skimage.data"]
-    return [f"image = {file!r}"]
-
-
-def _named(model: VisionModel, index: int | None) -> str:
-    return "" if index is None else repr(_name(model, index))
-
-
-def _word(model: VisionModel, index: int) -> str:
-    return str(_name(model, index))
-
-
-def _name(model: VisionModel, index: int) -> str | int:
-    """The class by name where the name is its alone, else by number."""
-    names = model.class_names
-    if names is None:
-        return index
-    name = model.class_name(index)
-    return name if sum(model.class_name(other) == name for other in range(len(names))) == 1 else index
+def _budget(question: Question) -> str:
+    """The budget as the page's slider means it, in whole levels, or as the number in a link."""
+    levels = round(255 * question.budget)
+    return f"{levels}/255" if levels / 255 == question.budget else repr(question.budget)

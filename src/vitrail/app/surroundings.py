@@ -1,17 +1,20 @@
 """What stands around the views, as HTML: masthead, examples, a guide's field, and what can be taken home."""
 
+from collections.abc import Sequence
+from functools import cache
 from html import escape
 from math import cos, pi, sin
 
 import numpy as np
+from PIL import ImageOps
 
 from .. import __version__
 from ..render.palette import AGAINST, FOR
 from .fragments import css, data_address
-from .pictures import EXAMPLES, example_picture, photographs
+from .pictures import EXAMPLES, example_picture
 from .service import Shown
 
-__all__ = ["masthead", "own_guide", "picker", "taking_home"]
+__all__ = ["examples", "masthead", "own_guide", "picker", "taking_home"]
 
 THUMB = 112  # pixels of an example's picture
 
@@ -30,8 +33,10 @@ def masthead(model: str) -> str:
     )
     return (
         f'<header class="vt-head">{rose}<div><h1>Vitrail</h1>'
-        "<p>Which patches argue for a class, and which argue against it?</p></div>"
-        f'<div class="vt-who">{escape(model)}<br>vitrail {escape(__version__)}</div></header>'
+        '<p>Which patches argue <b class="vt-for">for</b> a class, and which '
+        '<b class="vt-against">against</b> it?</p></div>'
+        f'<div class="vt-who">{escape(model)}<br>vitrail {escape(__version__)}</div>'
+        '<button type="button" class="vt-button vt-dark" data-theme aria-label="Dark or light">◐</button></header>'
     )
 
 
@@ -44,25 +49,33 @@ def _sin(eighth: int) -> float:
 
 
 def picker(most: int) -> str:
-    """Where a picture of at most so many bytes is dropped, and the examples."""
+    """Where a picture of at most so many bytes is put in, by mouse, finger or clipboard."""
+    return (
+        f'<h2 class="vt-step">A picture</h2><label class="vt-drop" data-limit="{most}">'
+        '<strong><span class="vt-mouse">Drop a photograph here</span>'
+        '<span class="vt-touch">Choose or take a photograph</span></strong>'
+        f'<span><span class="vt-mouse">or click, or paste; </span>up to {most / 1e6:.3g} MB; '
+        "it stays in memory and is forgotten</span>"
+        '<input type="file" accept="image/*" aria-label="Choose a photograph"></label>'
+    )
+
+
+def examples(keys: Sequence[str]) -> str:
+    """The pictures that suit the model, each a button."""
     thumbs = []
-    for key in (*EXAMPLES, *photographs()):
-        small = example_picture(key).open().copy()
-        side = min(small.size)
-        left, top = (small.width - side) // 2, (small.height - side) // 2
-        small = small.crop((left, top, left + side, top + side)).resize((THUMB, THUMB))
-        title = escape(EXAMPLES[key].title if key in EXAMPLES else f"the photograph {key}")
+    for key in keys:
+        title = escape(EXAMPLES[key].title)
         thumbs.append(
             f'<button type="button" data-example="{key}" title="{title}" aria-label="Example: {title}">'
-            f'<img src="{data_address(np.asarray(small))}" alt=""></button>'
+            f'<img src="{_thumb(key)}" alt=""></button>'
         )
-    return (
-        '<h2 class="vt-step">A picture</h2>'
-        f'<label class="vt-drop" data-limit="{most}"><strong>Drop a photograph here</strong>'
-        f"<span>or click, or paste; up to {most / 1e6:.3g} MB; it stays in memory and is forgotten</span>"
-        '<input type="file" accept="image/*" aria-label="Choose a photograph"></label>'
-        f'<div class="vt-examples" role="group" aria-label="Examples">{"".join(thumbs)}</div>'
-    )
+    return f'<div class="vt-examples" role="group" aria-label="Examples">{"".join(thumbs)}</div>'
+
+
+@cache
+def _thumb(key: str) -> str:
+    small = example_picture(key).open()
+    return data_address(np.asarray(ImageOps.fit(small, (THUMB, THUMB))))
 
 
 def own_guide(most: int) -> str:
@@ -82,14 +95,16 @@ def taking_home(example: str, shown: Shown) -> str:
         for kind in shown.files or ()
     )
     python, command = (escape(text) for text in shown.recipes or ("", ""))
-    upload = "" if example else " <span>(your picture is not in the link)</span>"
-    save = f"<span>Save</span>{saves}" if saves else ""
+    upload = (
+        "" if example else '<p class="vt-below">Your picture is not in the link: it is kept for a few minutes only.</p>'
+    )
+    save = f'<div class="vt-row"><span>Save</span>{saves}</div>' if saves else ""
     return (
-        '<div class="vt-take"><div class="vt-row"><span>Share</span>'
+        '<div class="vt-take"><div class="vt-rows"><div class="vt-row"><span>Copy</span>'
         '<button type="button" class="vt-button" data-copy="link">Copy link</button>'
         '<button type="button" class="vt-button" data-copy="python">Copy as Python</button>'
-        f'<button type="button" class="vt-button" data-copy="command">Copy as command</button>{upload}'
-        f'<span class="vt-gap"></span>{save}</div>'
+        '<button type="button" class="vt-button" data-copy="command">Copy as command</button></div>'
+        f"{save}</div>{upload}"
         f'<details><summary>Show the code</summary><pre data-text="python" tabindex="0">{python}</pre>'
         f'<pre data-text="command" tabindex="0">{command}</pre></details></div>'
     )

@@ -59,6 +59,9 @@ def guide_command(
         ),
     ] = None,
     target: shared.Target = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Class to compare with; the objective is then Eq. 8.")
+    ] = None,
     layout: Annotated[
         list[Layout] | None,
         typer.Option(
@@ -111,7 +114,7 @@ def guide_command(
         model=model,
         checkpoint=checkpoint,
         targets=[] if target is None else [target],
-        against=[],
+        against=[] if against is None else [against],
         question={
             "method": method,
             "objective": None,

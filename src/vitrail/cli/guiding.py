@@ -49,6 +49,7 @@ def run(request: GuideRequest) -> bool:
     names = OutputNames(place.folder, found, place.file)
     model = load_model(request)
     targets = [model.class_index(name) for name in request.targets]
+    against = [model.class_index(name) for name in request.against]
     if guide.guide_class is not None:
         guide = replace(guide, guide_class=model.class_index(guide.guide_class))
     for argument, error in missing:
@@ -56,7 +57,7 @@ def run(request: GuideRequest) -> bool:
     at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
     with reporter.working(len(found)):
         results: Iterable[dict[str, Any]] = _results(
-            request, model, targets, guide, found, names, place.formats or ("png",), reporter
+            request, model, (targets, against), guide, found, names, place.formats or ("png",), reporter
         )
         if at_the_end:
             results = list(results)
@@ -85,7 +86,7 @@ def _opened(guide: "Guide") -> list[Any]:
 def _results(
     request: GuideRequest,
     model: "VisionModel",
-    targets: list[int],
+    classes: tuple[list[int], list[int]],
     guide: "Guide",
     found: Sequence[Found],
     names: OutputNames,
@@ -99,10 +100,10 @@ def _results(
         return read_image(image.path)
 
     def ask(images: list[Found], pictures: "list[Image]") -> list[tuple[Explanation, Explanation]]:
-        wanted = targets * len(pictures) or None
+        wanted, other = (each * len(pictures) or None for each in classes)
         both = []
         for steered in (guide, None):
-            ex = explain(model, pictures, wanted, guide=steered, **request.question, **request.options)
+            ex = explain(model, pictures, wanted, against=other, guide=steered, **request.question, **request.options)
             both.append(replace(ex, metadata={**ex.metadata, "sources": [image.path.name for image in images]}))
         return list(zip(both[0], both[1], strict=True))
 

@@ -7,7 +7,7 @@ from ...objectives import OBJECTIVES
 from ...render.class_pair import draw_pair
 from ...render.lettering import number
 from ..answer import Answer, files_of_figure
-from ..fragments import panel, section
+from ..fragments import opacity, panel, section
 from .asking import Asked
 
 __all__ = ["draw_detail"]
@@ -40,6 +40,9 @@ def draw_detail(asked: Asked) -> Answer:
             f'<h3 class="vt-step"><span class="vt-for">{names[0]}</span> <span class="vt-against">against {names[1]}'
             f"</span></h3>{section(*panels, kind='vt-four')}"
         )
-    lead = "Which details make it the one and not the other? Red argues for a row's first class, blue for the second."
-    html = f'<p class="vt-lead">{lead}</p>{"".join(parts)}'
+    lead = (
+        "Which details make it the one and not the other? Red argues for a row's first class, blue for the second. "
+        f"Method complete, {gradient} gradient."
+    )
+    html = f'<p class="vt-lead">{lead}</p>{"".join(parts)}{opacity()}'
     return Answer(html, files_of_figure(lambda: draw_pair(found, one, other)), "detail")

@@ -14,7 +14,7 @@ from ...methods.choosing import choose_methods
 from ...methods.registry import METHODS
 from ...render.comparison import draw_comparison
 from ..answer import Answer, files_of_figure
-from ..fragments import panel, picture, problem, question, section
+from ..fragments import opacity, panel, picture, problem, question, section
 from ..pictures import Picture
 from ..work import Stopped
 from .asking import Asked
@@ -24,7 +24,7 @@ log = logging.getLogger("vitrail.app")
 __all__ = ["GROUPS", "draw_gallery"]
 
 # The groups that the page offers, and what it calls them.
-GROUPS = {"fast": "quick ones", "signed": "signed ones", "class": "those that know the class", "all": "all (minutes)"}
+GROUPS = {"fast": "quick ones", "signed": "signed ones", "class": "class-specific ones", "all": "all (minutes)"}
 
 
 def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
@@ -61,7 +61,12 @@ def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, 
     first = picture(asked.photo, asked.seen.shown.shape[:2], "what the model saw", escape(asked.picture.name))
     panels = [first, *(_panel(asked, one) for one in answers)]
     lead = f'<p class="vt-lead">{_asked(answers)} Each map has its own scale; unsigned methods use the red half.</p>'
-    return Answer(lead + section(*panels, kind="vt-small"), files_of_figure(lambda: draw_comparison(found)), "methods")
+    html = lead + section(*panels, kind="vt-small") + opacity()
+    modes = [
+        one.explanation.gradient_mode() for one in answers if one.method == "complete" and one.explanation is not None
+    ]
+    facts = {"gradient": modes[0]} if modes else {}
+    return Answer(html, files_of_figure(lambda: draw_comparison(found)), "methods", facts)
 
 
 def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> Compared:
@@ -99,6 +104,8 @@ def _panel(asked: Asked, one: Compared) -> str:
         )
     traits = [] if one.signed else ["unsigned"]
     traits += [] if one.class_specific else ["any class"]
+    mode = one.explanation.gradient_mode()
+    traits += [f"{mode} gradient"] if mode not in (None, "full") else []
     below = escape(" · ".join([f"{_time(one.seconds)}", one.passes, *traits]))
     return panel(asked.photo, asked.seen.shown, one.explanation, title=escape(one.label), below=below)
 
@@ -109,4 +116,6 @@ def _time(seconds: float) -> str:
 
 def _asked(answers: list[Compared]) -> str:
     told = next((one.explanation for one in answers if one.explanation is not None and one.class_specific), None)
-    return "Asked: " + question(told) + "." if told is not None else problem("No method gave a map of the class.")
+    return (
+        "The question: " + question(told) + "." if told is not None else problem("No method gave a map of the class.")
+    )

@@ -9,7 +9,7 @@ from ...explanation import percent
 from ...guidance import Guide
 from ...render.guided import draw_guided
 from ..answer import Answer, files_of
-from ..fragments import data_address, notes, panel, picture, section
+from ..fragments import data_address, notes, opacity, panel, picture, question, section
 from ..pictures import Picture
 from .asking import Asked
 from .map import how
@@ -31,8 +31,9 @@ def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, in
         VitrailError: whatever `vitrail.explain` raises.
     """
     layout = asked.question.layout if asked.question.layout in LAYOUTS else "side"
-    gradient = "full" if asked.question.gradient == "auto" else asked.question.gradient
-    words: dict[str, Any] = asked.words(asked.method) | {"gradient": gradient}
+    words: dict[str, Any] = asked.words(asked.method)
+    if words.get("gradient") == "auto":
+        words["gradient"] = "full"  # the guide is what stands against the class
     tick("drawing a guide" if guide is None else "laying the guide beside it", 0, 0)
     ask = Guide("auto" if guide is None else guide.open(), layout=layout)
     guided = explain(asked.model, asked.seen.tensor, asked.target, guide=ask, progress=tick, **words)
@@ -40,9 +41,11 @@ def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, in
     alone = explain(asked.model, asked.seen.tensor, asked.target, **words)
     named, plain = asked.named(guided), asked.named(alone)
     panels = [
-        picture(asked.photo, asked.seen.shown.shape[:2], "what the model saw", escape(asked.picture.name)),
-        panel(asked.photo, asked.seen.shown, named, title="with the guide", below=how(named)),
-        panel(asked.photo, asked.seen.shown, plain, title="without a guide", below=how(plain)),
+        picture(
+            asked.photo, asked.seen.shown.shape[:2], "what the model saw", escape(asked.picture.name), alt="the picture"
+        ),
+        panel(asked.photo, asked.seen.shown, named, title=question(named), below=f"with the guide · {how(named)}"),
+        panel(asked.photo, asked.seen.shown, plain, title=question(plain), below=f"without a guide · {how(plain)}"),
     ]
     for part in guided.guided:
         facts = part.metadata["guides"][0]
@@ -51,8 +54,10 @@ def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, in
         if part.images is not None:
             stitched = part.images[0].numpy(force=True)
             address = data_address(stitched, lossless=True)
-            panels.append(picture(address, stitched.shape[:2], "stitched together", escape(seen)))
-            panels.append(panel(address, stitched, part, title="the map of both", below="the guide takes the blue"))
-    html = f'<p class="vt-lead">{LEAD}</p>{section(*panels)}{notes(guided)}'
-    large = asked.named(guided)
-    return Answer(html, files_of(large, lambda: draw_guided(guided, alone)), "guide")
+            panels.append(
+                picture(address, stitched.shape[:2], "stitched together", escape(seen), alt="the picture and its guide")
+            )
+            panels.append(panel(address, stitched, part, below="the map of both"))
+    html = f'<p class="vt-lead">{LEAD}</p>{section(*panels)}{opacity()}{notes(guided)}'
+    facts = {} if guide is None else {"guide": guide.file or guide.name}
+    return Answer(html, files_of(named, lambda: draw_guided(guided, alone)), "guide", facts)

@@ -5,9 +5,10 @@ from html import escape
 import numpy as np
 
 from ...render.lettering import number
+from ...render.palette import LUMA
 from ...shares import HeadShares, head_shares
 from ..answer import Answer, files_of
-from ..fragments import bar, css, glass, panel, question, section
+from ..fragments import bar, css, glass, opacity, panel, question, section
 from .asking import Asked
 from .map import how
 
@@ -15,7 +16,7 @@ __all__ = ["draw_heads"]
 
 LEAD = (
     "How much of a block's gradient each head carries (GMAR's weights, in per cent of the block). Choose one to see "
-    "what it alone adds to the map: all heads of all blocks together add up to the map on the left."
+    "what it alone adds to the map; all heads of all blocks together add up to the whole map."
 )
 PALE, DEEP = np.array([0.98, 0.97, 0.94]), np.array([0.52, 0.37, 0.05])
 
@@ -31,7 +32,7 @@ def draw_heads(asked: Asked) -> Answer:
     if asked.question.layer is not None and asked.question.head is not None:
         layer, head = min(asked.question.layer, layers - 1), min(asked.question.head, heads - 1)
     ex = asked.named(found.explanation)
-    whole = panel(asked.photo, asked.seen.shown, ex, title=f"the whole map: {question(ex)}", below=how(ex))
+    whole = panel(asked.photo, asked.seen.shown, ex, title=question(ex), below="the whole map · " + how(ex) + opacity())
     scores = found.scores[layer, head].numpy(force=True).astype(np.float64)
     total = float(found.scores.abs().sum())
     share = float(np.abs(scores).sum()) / total if total else 0.0
@@ -41,21 +42,28 @@ def draw_heads(asked: Asked) -> Answer:
         f'{bar(scores, signed=True)}<p class="vt-below">{100 * share:.1f} % of all that the heads add, counted without '
         f"sign; sums to {escape(number(float(scores.sum()), sign=True))}</p></figure>"
     )
-    html = f'<p class="vt-lead">{LEAD}</p>{_table(found, layer, head)}{section(whole, one, kind="vt-large")}'
-    return Answer(html, files_of(ex), "heads")
+    table, both = _table(found, layer, head), section(whole, one, kind="vt-large")
+    html = f'<p class="vt-lead">{LEAD}</p>{table}{both}'
+    return Answer(html, files_of(ex), "heads", {"layer": layer, "head": head})
+
+
+def _luminance(tint: np.ndarray) -> float:
+    """The relative luminance of an sRGB colour, as contrast is reckoned with."""
+    linear = np.where(tint <= 0.04045, tint / 12.92, ((tint + 0.055) / 1.055) ** 2.4)
+    return float(linear @ LUMA)
 
 
 def _table(found: HeadShares, layer: int, head: int) -> str:
     layers, heads = found.weights.shape
-    most = float(found.weights.max()) or 1.0
+    least, most = float(found.weights.min()), float(found.weights.max())
     top = "".join(f'<th scope="col">{h + 1}</th>' for h in range(heads))
     rows = []
     for each in range(layers):
         cells = []
         for other in range(heads):
             weight = float(found.weights[each, other])
-            tint = PALE + (DEEP - PALE) * weight / most
-            ink = "#fff" if weight / most > 0.62 else "#1e2330"
+            tint = PALE + (DEEP - PALE) * (weight - least) / max(most - least, 1e-9)  # tells the heads apart
+            ink = "#fff" if _luminance(tint) < 0.22 else "#000"  # 4.5 : 1 at least
             pressed = "true" if (each, other) == (layer, head) else "false"
             cells.append(
                 f'<td><button type="button" data-pick="{each} {other}" aria-pressed="{pressed}" '

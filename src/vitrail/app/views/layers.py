@@ -7,14 +7,15 @@ import numpy as np
 from ...render.overlay import strength
 from ...shares import head_shares
 from ..answer import Answer, files_of
-from ..fragments import curves, film, question, section
+from ..fragments import curves, film, notes, opacity, player, question, section
 from .asking import Asked
+from .map import how
 
 __all__ = ["draw_layers"]
 
 LEAD = (
     "Relevance flows backward: it starts at the token that the head reads and each block adds its share. Move the "
-    "slider from the last block to the first and watch the map grow. One colour scale for all."
+    "slider to the left and see the map of the last blocks alone. One colour scale for all."
 )
 
 
@@ -25,24 +26,20 @@ def draw_layers(asked: Asked) -> Answer:
     )
     ex = asked.named(found.explanation)
     growth = found.growth().numpy(force=True).astype(np.float64)
+    growth[0] = ex.map().numpy(force=True)  # the very map, where the sum of its parts is rounded
     layers = len(growth)
     order = list(range(layers - 1, -1, -1))
     limit = max(map(strength, growth)) or None
     words = [_words(layer, layers) for layer in order]
     pane = film(
         asked.photo, asked.seen.shown, [growth[layer] for layer in order], title=question(ex),
-        alt="the map's growth", limit=limit, words=[escape(word) for word in words],
+        alt="the map's growth", limit=limit, words=[f"{escape(word)} · {how(ex)}" for word in words],
     )  # fmt: skip
     added = [float(np.abs(found.scores[layer].sum(dim=0).numpy(force=True)).sum()) for layer in order]
-    line = curves([("what the block adds, Σ|score|", "#96701e", added)], label="The share of each block, last to first",
-                  marks=range(layers), low=0.0, ends=("last block", "first"))  # fmt: skip
-    first = layers - 1 if asked.question.layer is None else layers - 1 - min(asked.question.layer, layers - 1)
-    slider = (
-        '<div class="vt-player"><button type="button" aria-label="Play">▶</button>'
-        f'<input type="range" min="0" max="{layers - 1}" value="{first}" aria-label="Blocks that take part" '
-        f'data-words="{"|".join(words)}"><output></output></div>'
-    )
-    html = f'<p class="vt-lead">{LEAD}</p>{slider}{section(pane, line, kind="vt-large")}'
+    line = curves([("what the block adds, Σ|score|", "var(--vt-gold)", added)], marks=range(layers), low=0.0,
+                  label="The share of each block, last to first", ends=("last block", "first"))  # fmt: skip
+    slider = player(words, label="Blocks that take part", first=layers - 1)
+    html = f'<p class="vt-lead">{LEAD}</p>{section(pane, line, slider, opacity(), kind="vt-large vt-film")}{notes(ex)}'
     return Answer(html, files_of(ex), "layers")
 
 

@@ -3,13 +3,19 @@
 from html import escape
 
 from ...explanation import Explanation
-from ...render.figure import draw
+from ...render.figure import draw, method_words
 from ...render.lettering import number
 from ..answer import Answer, files_of
-from ..fragments import grid, notes, panel, picture, scores_of, section
+from ..fragments import grid, notes, opacity, panel, picture, scores_of, section
 from .asking import Asked
 
 __all__ = ["draw_map", "how", "patch_grid", "token"]
+
+
+INVITE = (
+    '<span class="vt-invite" aria-hidden="true"><span class="vt-mouse">Click</span><span class="vt-touch">Tap</span> '
+    "any patch</span>"
+)
 
 
 def draw_map(asked: Asked) -> Answer:
@@ -22,11 +28,18 @@ def draw_map(asked: Asked) -> Answer:
     shown = asked.seen.shown
     rows, cols = patch_grid(ex)
     pointed = f"{grid(scores_of(ex), rows, cols)}{_chosen(asked)} tabindex='0' role='application' " + (
-        'aria-label="Signed map. Arrow keys move over the patches, Enter asks what the token attends to."'
+        'aria-label="Signed map. Arrow keys move over the patches, Enter asks what one attends to, Escape drops it."'
     )
     panels = [
         picture(asked.photo, shown.shape[:2], "what the model saw", escape(asked.picture.name), alt="the picture"),
-        panel(asked.photo, shown, ex, below=how(ex), attributes=pointed),
+        panel(
+            asked.photo,
+            shown,
+            ex,
+            below=how(ex) + opacity(),
+            attributes=pointed,
+            inside="" if _chosen(asked) else INVITE,
+        ),
     ]
     explanations = [ex]
     if asked.question.row is not None and asked.question.col is not None:
@@ -34,7 +47,7 @@ def draw_map(asked: Asked) -> Answer:
         explanations.append(read)
         panels.append(_token_panel(asked, ex, read))
     html = section(*panels, kind="vt-large") + notes(ex)
-    return Answer(html, files_of(ex, lambda: draw(explanations)), "map")
+    return Answer(html, files_of(ex, lambda: draw(explanations)), "map", {"gradient": ex.gradient_mode() or "full"})
 
 
 def patch_grid(ex: Explanation) -> tuple[int, int]:
@@ -50,7 +63,7 @@ def token(asked: Asked, ex: Explanation) -> Explanation:
         LayoutError: for a patch outside the grid.
     """
     row, col = asked.question.row, asked.question.col
-    return asked.explain("complete", readout=(row, col), gradient=_mode(ex))
+    return asked.explain("complete", readout=(row, col), gradient=ex.gradient_mode() or "full")
 
 
 def _token_panel(asked: Asked, ex: Explanation, read: Explanation) -> str:
@@ -63,7 +76,8 @@ def _token_panel(asked: Asked, ex: Explanation, read: Explanation) -> str:
     value = float(scores[row * tall : (row + 1) * tall, col * wide : (col + 1) * wide].mean())
     side = "for" if value > 0 else "against" if value < 0 else "neither for nor against"
     title = f"what row {row + 1}, column {col + 1} attends to"
-    below = f"This patch itself scores <b class='vt-{side}'>{number(value, sign=True)}</b>, {side} the class."
+    drop = '<button type="button" class="vt-button vt-drop-patch" data-drop>Drop the patch (Esc)</button>'
+    below = f"This patch itself scores <b class='vt-{side}'>{number(value, sign=True)}</b>, {side} the class. {drop}"
     return panel(asked.photo, asked.seen.shown, read, title=title, below=below, attributes=_mark(row, col, rows, cols))
 
 
@@ -76,16 +90,6 @@ def _mark(row: int, col: int, rows: int, cols: int) -> str:
     return f' data-rows="{rows}" data-cols="{cols}" data-row="{row}" data-col="{col}" data-still="1"'
 
 
-def _mode(ex: Explanation) -> str:
-    modes = ex.metadata.get("gradients") or ()
-    return str(modes[0] if modes else ex.metadata.get("gradient", "full"))
-
-
 def how(ex: Explanation) -> str:
     """The method and its settings, in a line."""
-    specific = ex.metadata.get("class_specific", True)
-    parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
-    if _mode(ex) != "full":
-        parts.append(f"{_mode(ex)} gradient")
-    parts += [] if ex.signed else ["unsigned"]
-    return escape(" · ".join(parts))
+    return escape(method_words(ex))

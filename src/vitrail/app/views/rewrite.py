@@ -12,17 +12,16 @@ from ...experiments.rewrite import Progress
 from ...experiments.rewritten import Rewrite, encode
 from ...explanation import Explanation, percent
 from ...render.overlay import resize
-from ...render.palette import AGAINST, FOR
 from ...render.rewriting import amplified
 from ...render.sheet import save_figure
 from ..answer import Answer, file_of
-from ..fragments import css, curves, data_address, panel, picture, problem, section
+from ..fragments import curves, data_address, opacity, panel, picture, problem, section
 from ..pictures import Picture
+from ..recipes import REWRITE_STEPS, limits
 from .asking import Asked
 
 __all__ = ["draw_rewriting"]
 
-STEPS = 200
 SHOWN = 480  # pixels of the longer side at which pictures are shown; the file has all of its own
 
 
@@ -33,7 +32,7 @@ def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int
         VitrailError: whatever `vitrail.experiments.rewrite` raises.
     """
     del guide
-    until = min(max(asked.question.until, 0.05), 0.99)
+    _, until = limits(asked.question)
 
     def report(at: Progress) -> None:
         tick(f"rewriting, {asked.class_name(asked.rival)} at {percent(at.target)}", at.step, at.steps)
@@ -45,7 +44,7 @@ def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int
         target=asked.rival,
         until=until,
         budget=asked.question.budget or None,
-        steps=STEPS,
+        steps=REWRITE_STEPS,
         progress=report,
     )
     html = ("" if found.reached else problem(found.summary())) + _html(found)
@@ -67,8 +66,8 @@ def _html(found: Rewrite) -> str:
         _picture(difference, f"their difference × {factor}", much),
     ]
     lines = [
-        (name, css(tint), found.curves[:, side].tolist())
-        for side, (name, tint) in enumerate(zip(found.names, (AGAINST, FOR), strict=True))
+        (name, f"var(--vt-{side})", found.curves[:, place].tolist())
+        for place, (name, side) in enumerate(zip(found.names, ("against", "for"), strict=True))
     ]
     panels.append(curves(lines, label="probabilities over the steps", level=float(found.until), low=0.0, high=1.0))
     maps = []
@@ -78,7 +77,7 @@ def _html(found: Rewrite) -> str:
     words = "Save the rewritten picture (PNG, every level kept)"
     save = f'<p><button type="button" class="vt-button" data-save="png">{words}</button></p>'
     lead = f'<p class="vt-lead">{escape(found.summary())}</p>'
-    return lead + section(*panels) + save + section(*maps, kind="vt-four")
+    return lead + section(*panels, kind="vt-four") + save + section(*maps, kind="vt-four") + opacity()
 
 
 def _picture(pixels: np.ndarray, title: str, below: str) -> str:

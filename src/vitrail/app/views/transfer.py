@@ -10,16 +10,15 @@ import torch
 from ...experiments import transfer
 from ...experiments.transfer_result import Transfer
 from ...render.film import save_film
-from ...render.transfer import COLOURS, course, standing
+from ...render.transfer import course, standing
 from ..answer import Answer, file_of, files_of_figure
-from ..fragments import curves, film, section
+from ..fragments import curves, film, opacity, player, section
 from ..pictures import Picture
+from ..recipes import frames, limits
 from .asking import Asked
 
 __all__ = ["draw_film"]
 
-FRAMES = 10
-MOST = 100  # steps
 LEAD = (
     "The attention maps of all blocks become the only parameters, and gradient descent lowers the logit of the first "
     "class. Red argues for the class above a map, blue against it."
@@ -33,15 +32,14 @@ def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int
         VitrailError: whatever `vitrail.experiments.transfer` raises.
     """
     del guide
-    steps = max(1, min(asked.question.steps, MOST))
-    snapshots = sorted(set(np.linspace(0, steps, min(FRAMES, steps) + 1).round().astype(int).tolist()))
+    steps, _ = limits(asked.question)
     found = transfer(
         asked.model,
         asked.seen.tensor,
         asked.target,
         asked.rival,
         steps=steps,
-        snapshots=snapshots,
+        snapshots=frames(steps),
         progress=lambda done, total: tick("moving attention", done, total),
     )
     found = replace(
@@ -50,17 +48,14 @@ def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int
         metadata={**found.metadata, "sources": [asked.picture.name]},
     )
     panels = [_pane(asked, found, place) for place in range(2)]
-    lines = [(course(found, i), tint, found.curve(i).tolist()) for i, tint in zip(found.classes, COLOURS, strict=False)]
+    lines = [
+        (course(found, i), f"var(--vt-curve-{place})", found.curve(i).tolist()) for place, i in enumerate(found.classes)
+    ]
     panels.append(curves(lines, label="logits over the steps", marks=found.snapshots))
-    words = "|".join(f"after {step} of {steps} steps" for step in found.snapshots)
-    slider = (
-        '<div class="vt-player"><button type="button" aria-label="Play">▶</button>'
-        f'<input type="range" min="0" max="{len(found.snapshots) - 1}" value="0" aria-label="Step" '
-        f'data-words="{words}"><output></output></div>'
-    )
+    slider = player([f"after {step} of {steps} steps" for step in found.snapshots], label="Step")
     told = escape("; ".join(course(found, index) for index in found.classes))
     lead = f'<p class="vt-lead">{LEAD} <b>Logits: {told}.</b></p>'
-    html = f"{lead}{slider}{section(*panels, kind='vt-large')}"
+    html = f"{lead}{section(*panels, slider, opacity(), kind='vt-large vt-film')}"
     files = files_of_figure(found.plot) | {
         "webp": lambda: file_of(lambda path: save_film(found, path, fps=3), "webp"),
         "safetensors": lambda: file_of(found.save, "safetensors"),
@@ -72,8 +67,7 @@ def _pane(asked: Asked, found: Transfer, place: int) -> str:
     index = found.classes[place]
     maps = found.maps[:, place].numpy(force=True).astype(np.float64)
     words = [standing(found, index, step) for step in found.snapshots]
-    side = ("vt-for", "vt-against")[place]
-    title = f'<b class="{side}">{escape(found.class_name(index))}</b>'
+    title = f'<b class="vt-curve-{place}">{escape(found.class_name(index))}</b>'
     return film(
         asked.photo, asked.seen.shown, list(maps), title=title, alt=found.class_name(index), limit=None, words=words
     )
