@@ -89,6 +89,17 @@ def test_examples_are_of_the_model(monkeypatch):
         assert example.known([word for words in example.objects for word in words[:1]])
 
 
+def test_a_real_imagenet_model_opens_on_a_cat_against_a_coffee(vit_tiny):
+    shown = Service(Shelf("tiny", load=lambda name, checkpoint: vit_tiny), LIMITS).arrive("ada", "")
+    assert shown.question.example == "cat-and-coffee"
+    names = [vit_tiny.class_name(index) for index in (shown.question.target, shown.question.against)]
+    assert names == ["Egyptian cat", "espresso"]
+    found = shown.views["map"].partition('data-scores="')[2].partition('"')[0].replace("−", "-").split()
+    values = [float(one.replace("×10⁻⁵", "e-5").replace("×10⁻⁶", "e-6")) for one in found]
+    halves = np.array(values).reshape(14, 2, 7).sum(axis=(0, 2))
+    assert halves[0] > 0 > halves[1]  # the cat is on the left
+
+
 def test_back_finds_the_pictures_that_lay_there_before(service, creature):
     first = service.arrive("ada", "").question.query()
     mine = service.upload("ada", first, "mine.png", base64_of(creature)).question.query()
