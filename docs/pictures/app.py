@@ -98,7 +98,7 @@ def main() -> None:
             page.set_default_timeout(200_000)
             VIEWS[name](page, address + "/")
             if name == "transfer":
-                page.locator("#vt-view-transfer input[type=range]").fill("9")
+                page.locator("#vt-view-transfer .vt-player input").fill("9")
             keep(page, name)
             page.close()
         browser.close()
