@@ -41,6 +41,7 @@ __all__ = [
     "UnknownObjectiveError",
     "UnsafeCheckpointError",
     "UnsupportedAttentionError",
+    "UnsupportedImageError",
     "VitrailError",
     "escaped",
     "how_to_install",
@@ -150,6 +151,10 @@ class TruncatedImageError(ImageError):
     """The image file ends before its pixels do."""
 
 
+class UnsupportedImageError(ImageError):
+    """The file is an image of a kind that cannot be read here."""
+
+
 class ImageTooLargeError(ImageError):
     """The image has more pixels than are safe to decode."""
 
@@ -195,7 +200,7 @@ class LayoutError(ModelError):
 
 
 class InputSizeError(ModelError):
-    """The model takes no larger input than its own."""
+    """The model does not take an input of this size, or with so many channels."""
 
 
 class NoAttentionError(ModelError):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .attention.gradient_modes import GradientMode, check_gradient_mode
 from .errors import ImageError, NonFiniteError, NoSignalError, OptionError, VitrailError
 from .explanation import Explanation
-from .inputs import as_items, prepare, prepare_one, source_of
+from .inputs import ImagesLike, as_items, prepare, prepare_one, source_of
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
@@ -44,7 +44,7 @@ __all__ = ["explain"]
 @torch.inference_mode(False)
 def explain(
     model: VisionModel | nn.Module,
-    images: Any,
+    images: ImagesLike,
     target: Wanted = None,
     *,
     against: Wanted = None,
@@ -142,7 +142,7 @@ def explain(
             return explain_by_rule(ask, model, images, target)
         _check_guide(info, readout)
         return explain_guided(partial(ask, gradient=mode), model, images, target, as_guide(guide), batch_size, progress)
-    inputs = prepare(model, images)
+    inputs = prepare(model, images, noted=True)
     count = len(inputs.batch)
     layout = layout_of(model, inputs.batch)
     output = model.kind_for(inputs.batch)
@@ -221,8 +221,8 @@ def explain(
         "class_specific": info.class_specific,
         **output.record(),
         "image_notes": [
-            ([WARNING] if warn else []) + _notes(row, objective_label)
-            for row, warn in zip(fallback, doubtful.tolist(), strict=True)
+            [*read, *([WARNING] if warn else []), *_notes(row, objective_label)]
+            for read, row, warn in zip(inputs.notes, fallback, doubtful.tolist(), strict=True)
         ],
         "difference_instead": fallback.tolist(),
     }
@@ -275,7 +275,7 @@ def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " que
 
 
 def _without_failures(
-    ask: Callable[..., Explanation], model: VisionModel, images: Any, target: Wanted, against: Wanted
+    ask: Callable[..., Explanation], model: VisionModel, images: ImagesLike, target: Wanted, against: Wanted
 ) -> Explanation:
     """The explanation of those images that can be explained; the others are its `failures`."""
     items = as_items(images)

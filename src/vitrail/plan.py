@@ -17,7 +17,7 @@ from .attention.tap import Tap
 from .errors import NonFiniteError, NoSignalError, NotEnoughMemoryError, OptionError
 from .explain import explain
 from .guidance.dominance import RIVALS, misleads
-from .inputs import prepare
+from .inputs import ImagesLike, prepare
 from .memory import Allocations, fitting, free_memory, most_images, saved_bytes, usable
 from .methods import MethodInfo, find_method
 from .models import VisionModel, wrap
@@ -86,7 +86,7 @@ def plan(
     targets: int = 1,
     batch: int | None = None,
     size: tuple[int, int] | None = None,
-    images: Any = None,
+    images: ImagesLike | None = None,
     most: int | None = None,
     **options: Any,
 ) -> Plan:
@@ -216,7 +216,7 @@ class _Asked:
 
 
 def _examples(
-    model: VisionModel, images: Any, size: tuple[int, int] | None
+    model: VisionModel, images: ImagesLike | None, size: tuple[int, int] | None
 ) -> Float[Tensor, "images channels height width"]:
     if images is not None:
         return prepare(model, images).batch
@@ -224,8 +224,9 @@ def _examples(
         if model.preprocess is None:
             raise OptionError(f"{model.name} comes without preprocessing, so its input size is not known: give size=")
         size = model.preprocess.size
+    channels = 3 if model.preprocess is None else model.preprocess.channels
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, *size, generator=generator).to(model.device, model.dtype)
+    return torch.randn(2, channels, *size, generator=generator).to(model.device, model.dtype)
 
 
 def _rows(images: Float[Tensor, "some channels height width"], count: int) -> Tensor:

@@ -1,7 +1,6 @@
 """head_shares(): one map taken apart into what each head of each layer adds to it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from .attention.head_shares import HeadShareListener
 from .errors import ImageError, LayoutError, TargetError
 from .explain import explain
 from .explanation import Explanation
-from .inputs import prepare
+from .inputs import ImageLike, prepare
 from .methods.gmar import head_weights
 from .methods.run import Run
 from .models import wrap
@@ -41,7 +40,12 @@ class HeadShares:
 
 @torch.inference_mode(False)
 def head_shares(
-    model: VisionModel | nn.Module, image: Any, target: Wanted = None, *, against: Wanted = None, gradient: str = "full"
+    model: VisionModel | nn.Module,
+    image: ImageLike,
+    target: Wanted = None,
+    *,
+    against: Wanted = None,
+    gradient: str = "full",
 ) -> HeadShares:
     """Take the map of method `complete` apart into heads and layers, in one more pass.
 

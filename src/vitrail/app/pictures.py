@@ -5,10 +5,9 @@ import binascii
 import hashlib
 import io
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -193,9 +192,5 @@ def look(model: VisionModel, picture: Picture) -> Seen:
     if model.preprocess is None:
         raise ModelError(f"{model.name} comes without preprocessing, so no picture can be shown to it")
     image = picture.open()
-    view = model.preprocess.view(image)
-    height, width = model.preprocess.size
-    times = max(1, SHOWN // max(height, width))
-    larger: Any = replace(model.preprocess, interpolation="lanczos" if times > 1 else model.preprocess.interpolation)
-    shown = larger.with_size((times * height, times * width)).view(image) if times > 1 else view
-    return Seen(model.preprocess.normalise(view), np.array(shown))
+    times = max(1, SHOWN // max(model.preprocess.size))
+    return Seen(model.preprocess(image), np.array(model.preprocess.enlarged(image, times)))

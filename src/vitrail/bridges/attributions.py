@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import ModelError
 from ..evaluate.bilinear import bilinear
@@ -35,7 +36,12 @@ def attributions(
         torch.Size([1, 1, 96, 96])
     """
     scores = explain(model, images, target, **question).scores[:, None]
-    return bilinear(scores, (images.shape[-2], images.shape[-1])) if upsample else scores
+    if not upsample:
+        return scores
+    size, covered = images.shape[-2:], model.tiled(images).shape[-2:]
+    large = bilinear(scores, (covered[0], covered[1]))
+    # What the model does not see counts for nothing, and what it pads is no pixel of the image.
+    return pad(large, (0, size[1] - covered[1], 0, size[0] - covered[0]))
 
 
 def model_for(bound: VisionModel | None, module: Any) -> VisionModel:

@@ -1,16 +1,18 @@
 """Which image files are meant, and what the files made from each are called."""
 
 import glob
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vitrail.errors import NotAnImageError, OptionError
 from vitrail.files import writable_folder
-from vitrail.images import READABLE, SUFFIXES
+from vitrail.images import READABLE, SUFFIXES, skipped, walk_images
 
 __all__ = ["Destination", "Found", "OutputNames", "destination", "find_images", "slug"]
 
@@ -19,6 +21,8 @@ FILES = SUFFIXES | {
     f".{kind}" for kind in ("pdf", "svg", "html", "md", "tex", "csv", "json", "safetensors", "mp4", "txt")
 }
 OVERLAY = "overlay"  # the kind of result that is a .jpg, too
+
+_log = logging.getLogger("vitrail")
 
 LONGEST = 100  # bytes of a stem or of a class in a file name, of which most systems allow 255
 
@@ -36,11 +40,13 @@ def find_images(
 ) -> tuple[list[Found], list[tuple[str, Exception]]]:
     """All images that files, folders (searched to the bottom) and wildcard patterns name, each once, in a stable order.
 
-    An existing file is taken whatever its suffix; in folders the suffix decides, and hidden files and the folder
-    `leave_out`, where results go, are passed over. Second come the arguments that name nothing, each with its error.
+    An existing file is taken whatever its suffix; in folders the suffix decides, links are followed, and hidden files
+    and the folder `leave_out`, where results go, are passed over. Second come the arguments that name nothing, each
+    with its error. Files in folders that could be pictures and are not read are counted in one line of the log.
     """
     found: dict[str, Found] = {}
     failures: list[tuple[str, Exception]] = []
+    others: Counter[str] = Counter()
     for argument in arguments:
         paths = [Path(argument)]
         if not paths[0].exists() and glob.has_magic(argument):
@@ -51,27 +57,19 @@ def find_images(
             if not path.is_dir():
                 found.setdefault(os.path.realpath(path), Found(path, Path(path.stem)))
                 continue
-            inside = list(_walk(path, leave_out, failures))
+            inside, beside = walk_images(path, refuse=partial(_cannot_enter, failures), leave_out=leave_out)
+            others += beside
             if not inside and not any(argument == str(path) for argument, _ in failures):
                 failures.append((str(path), NotAnImageError(f"no image in this folder (suffixes {READABLE})")))
             for one in inside:
                 found.setdefault(os.path.realpath(one), Found(one, one.relative_to(path).with_suffix("")))
+    if (line := skipped(others)) is not None:
+        _log.warning("%s", line)
     return list(found.values()), failures
 
 
-def _walk(folder: Path, leave_out: Path | None, failures: list[tuple[str, Exception]]) -> Iterator[Path]:
-    def cannot_enter(error: OSError) -> None:
-        failures.append((str(error.filename), NotAnImageError(f"this folder cannot be read: {error.strerror}")))
-
-    for parent, folders, files in os.walk(folder, onerror=cannot_enter):
-        outside = [name for name in folders if not name.startswith(".")]
-        if leave_out is not None:
-            results = os.path.realpath(leave_out)
-            outside = [name for name in outside if os.path.realpath(Path(parent, name)) != results]
-        folders[:] = sorted(outside)
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(parent, name)
+def _cannot_enter(failures: list[tuple[str, Exception]], error: OSError) -> None:
+    failures.append((str(error.filename), NotAnImageError(f"this folder cannot be read: {error.strerror}")))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """What is known of a picture, brought onto the pixels that the model sees."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor
 
 from vitrail.errors import ImageError
@@ -67,16 +66,14 @@ def seen(sample: Sample, preprocess: Preprocess) -> Seen:
 
 
 def as_seen(mask: Bool[np.ndarray, "h w"], preprocess: Preprocess) -> Bool[Tensor, "height width"]:
-    """A mask of the picture on the pixels that the model sees: the resize and crop of `Preprocess.view`, nearest.
+    """A mask of the picture on the pixels that the model sees, as `Preprocess.seen_mask` places it.
 
     Example:
         >>> mask = np.array([[True, False, False, False], [True, False, False, False]])
         >>> as_seen(mask, Preprocess(size=(2, 2), resize=2)).tolist()
         [[False, False], [False, False]]
     """
-    nearest = replace(preprocess, interpolation="nearest", fill=(0, 0, 0))
-    drawn = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
-    return torch.from_numpy(np.array(nearest.view(drawn).getchannel(0)) > 127)
+    return torch.from_numpy(preprocess.seen_mask(mask))
 
 
 def boxes_as_mask(

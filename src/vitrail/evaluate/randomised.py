@@ -95,7 +95,7 @@ def layers_of(model: VisionModel, image: Float[Tensor, "1 channels height width"
         if image is None:
             if model.preprocess is None:
                 raise ModelError(f"{model.name} does not say what size of image it takes; give randomised(…, image=…)")
-            image = torch.zeros(1, 3, *model.preprocess.size)
+            image = model.blank()
         _LAYERS[model] = _find(model, image.to(model.device, model.dtype))
     return _LAYERS[model]
 

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -184,7 +184,7 @@ def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         },
-        "preprocess": asdict(model.preprocess) if model.preprocess is not None else None,
+        "preprocess": model.preprocess.record() if model.preprocess is not None else None,
         "plan": plan.describe(),
         "methods": list(plan.methods),
         "protocols": dict(plan.protocols),
@@ -224,8 +224,13 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
             'target="predicted"'
         )
     size = fitted(model, plan).size
-    layout = layout_of(model, torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype))
-    output = model.kind_for(torch.zeros(1, 3, *size))
+    layout = layout_of(model, model.blank())
+    if (covered := model.tiled(model.blank()).shape[-2:]) != size:
+        raise DataError(
+            f"{model.name} pads or cuts its input of {size[1]} x {size[0]} pixels to {covered[1]} x {covered[0]}, so "
+            "its patches are not those of the picture: choose an input size that its patches divide"
+        )
+    output = model.kind_for(model.blank())
     if plan.target == "predicted":
         refuse_unpredicted(output, layout.classes)
     for name, options in plan.protocols.items():
@@ -262,11 +267,10 @@ def _batch_for(model: VisionModel) -> int:
     """Rows in one pass: on a CPU more than 32 gain nothing; on a GPU as many as half of its free memory holds."""
     if model.device.type != "cuda" or model.preprocess is None:
         return 32
-    height, width = model.preprocess.size
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
     with torch.no_grad():
-        model.logits(torch.zeros(8, 3, height, width))
+        model.logits(model.blank(8))
     each = max(1, torch.cuda.max_memory_allocated(model.device) - before) / 8
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(8, min(1024, 2 ** int(math.log2(max(8.0, free / 2 / each)))))

@@ -232,7 +232,7 @@ def fitted(model: VisionModel, plan: Plan) -> Preprocess:
             "wrap(…, preprocess=Preprocess(…))"
         )
     if plan.fit == "squash":
-        preprocess = replace(preprocess, resize=None, crop_mode="center")
+        return preprocess.squashed(plan.interpolation)
     return preprocess if plan.interpolation is None else replace(preprocess, interpolation=plan.interpolation)
 
 

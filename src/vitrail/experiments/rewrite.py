@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError, ModelError, NonFiniteError, OptionError, TargetError
 from ..explain import explain
-from ..images import read_image
+from ..images import PictureLike, read_image
 from ..models import wrap
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
@@ -61,7 +61,7 @@ class Progress:
 @torch.inference_mode(False)
 def rewrite(
     model: VisionModel | nn.Module,
-    image: Any,
+    image: PictureLike | Tensor,
     *,
     target: str | int,
     source: str | int | None = None,
@@ -125,6 +125,8 @@ def rewrite(
         raise ModelError(
             f"{model.name} comes without preprocessing, so no file can be classified: give wrap(…, preprocess=…)"
         )
+    if model.preprocess.channels != 3:
+        raise ModelError(f"{model.name} takes pictures of one channel, and only colour pictures can be rewritten")
     _check(until, steps)
     how = tactics(objective, variant, step, budget, norm)
     if at not in PLACES:
@@ -202,10 +204,10 @@ def unresized(model: VisionModel) -> VisionModel:
     """
     if model.preprocess is None:
         raise ModelError(f"{model.name} comes without preprocessing, so no file can be classified")
-    return replace(model, preprocess=replace(model.preprocess, resize=None))
+    return replace(model, preprocess=model.preprocess.squashed())
 
 
-def classify(model: VisionModel, image: Any) -> Float[Tensor, " classes"]:
+def classify(model: VisionModel, image: PictureLike) -> Float[Tensor, " classes"]:
     """The logits of one picture (path, bytes, PIL image, uint8 array) through the model's own preprocessing.
 
     Raises:

@@ -88,14 +88,14 @@ def stitch_pictures(model: VisionModel, photograph: Image.Image, guide: Image.Im
     if preprocess is None:
         raise ModelError(f"{model.name} comes without preprocessing, so no pictures can be stitched for it")
     height, width = preprocess.size
-    layout = layout_of(model, torch.zeros(1, 3, height, width, dtype=model.dtype, device=model.device))
+    layout = layout_of(model, model.blank())
     patch = (height // layout.rows, width // layout.cols)
     plan = plan_stitch("side", "left", "squash", grid=(layout.rows, layout.cols), patch=patch)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
-    pixels = mean.expand(3, height, width).clone()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    pixels = mean.expand(-1, height, width).clone()
     for picture, box in ((photograph, plan.original), (guide, plan.guide)):
         rows, cols = box.slices(patch)
-        half = replace(preprocess, size=(box.rows * patch[0], box.cols * patch[1]), resize=None, crop_mode="center")
+        half = replace(preprocess.squashed(), size=(box.rows * patch[0], box.cols * patch[1]))
         pixels[:, rows, cols] = half(picture) * std + mean
     return Stitched(pixels, (pixels - mean) / std, plan)
 
@@ -123,7 +123,7 @@ def curves_of(
     """Whether the label wins at 0 %, 10 % … 90 %, for every map and region, both ways, and for a random order."""
     preprocess = model.preprocess
     assert preprocess is not None
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
     asked = [Curve(name, way, region) for name in maps for way in WAYS for region in REGIONS]
     asked += [Curve(RANDOM, RANDOM, REGIONS[0])]
     ranked = {**maps, RANDOM: torch.rand(stitched.plan.grid, generator=generator)}

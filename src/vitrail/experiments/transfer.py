@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ImageError, NonFiniteError, OptionError, OutputFileError, TargetError
 from ..files import writable_folder
-from ..inputs import prepare
+from ..inputs import ImageLike, prepare
 from ..methods.run import Run
 from ..models import wrap
 from ..models.layout import layout_of
@@ -35,7 +34,7 @@ SAVE_EVERY = 60.0
 @torch.inference_mode(False)
 def transfer(
     model: VisionModel | nn.Module,
-    image: Any,
+    image: ImageLike,
     target: str | int | None = None,
     opposing: str | int | None = None,
     *,

@@ -9,7 +9,6 @@ whose. Without such a rival, blue lies on the object itself as often as not, and
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..explanation import PER_IMAGE, Explanation
-from ..inputs import prepare
+from ..inputs import ImagesLike, prepare
 from ..memory import in_passes
 from ..models.vision_model import VisionModel
 from ..targets import Wanted
@@ -100,18 +99,21 @@ def logits_of(model: VisionModel, batch: Float[Tensor, "images channels height w
     return torch.cat(list(in_passes(ask, len(batch), size=partial(min, step))))
 
 
-def explain_by_rule(ask: Callable[..., Explanation], model: VisionModel, images: Any, target: Wanted) -> Explanation:
+def explain_by_rule(
+    ask: Callable[..., Explanation], model: VisionModel, images: ImagesLike, target: Wanted
+) -> Explanation:
     """Explain each image with the full gradient where a rival stands against its targets, else with libra.
 
     `ask(model, batch, target, gradient=…)` explains a batch. All targets of one image share a gradient, so that their
     maps can be compared: libra when any of them has no rival. The notes say where libra was taken.
     """
-    inputs = prepare(model, images)
+    inputs = prepare(model, images, noted=True)
     # First libra, which most photographs keep: its forward pass shows at once which of them have rivals.
     libra = ask(model, inputs.batch, target, gradient="libra")
     if bool((libra.target < 0).any()):  # a function of the output has no rival class: the common gradient
         full = ask(model, inputs.batch, target, gradient="full")
-        metadata = {**full.metadata, "sources": list(inputs.sources), "gradient_asked": "auto"}
+        notes = [[*read, *one] for read, one in zip(inputs.notes, full.metadata["image_notes"], strict=True)]
+        metadata = {**full.metadata, "sources": list(inputs.sources), "gradient_asked": "auto", "image_notes": notes}
         return replace(full, images=inputs.pictures, metadata=metadata)
     index = libra.target if libra.target.ndim == 2 else libra.target[:, None]
     nested, count = libra.target.ndim == 2, index.shape[1]
@@ -137,8 +139,10 @@ def explain_by_rule(ask: Callable[..., Explanation], model: VisionModel, images:
     ex = _in_order([chosen.get(i, one) for i, one in enumerate(libra)]) if chosen else libra
     modes = ["full" if i in chosen else "libra" for i in range(len(libra))]
     told = SCORED if scored else INSTEAD
-    image_notes = zip(ex.metadata["image_notes"], modes, strict=True)
-    notes = [[told, *one] if mode == "libra" else one for one, mode in image_notes]
+    notes = [
+        [*read, *([told] if mode == "libra" else []), *one]
+        for read, one, mode in zip(inputs.notes, ex.metadata["image_notes"], modes, strict=True)
+    ]
     gradient = modes[0] if len(set(modes)) == 1 else "auto"
     metadata = {**ex.metadata, "sources": list(inputs.sources), "image_notes": notes}
     metadata |= {"gradient": gradient, "gradients": modes, "gradient_asked": "auto"}

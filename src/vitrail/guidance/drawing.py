@@ -104,7 +104,7 @@ def _in_place(picture: Tensor, plan: Stitch) -> Tensor:
 
 def _range(model: VisionModel, channels: int) -> tuple[Tensor, Tensor]:
     """Black and white as the model takes them; −2 and 2 where its normalisation is not known."""
-    if model.preprocess is None or channels != 3:
+    if model.preprocess is None or channels != model.preprocess.channels:
         ends = torch.full((channels, 1, 1), 2.0, device=model.device)
         return -ends, ends
     colours = (model.preprocess.mean, model.preprocess.std)

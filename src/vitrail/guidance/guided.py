@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import GuideError, LayoutError
 from ..explanation import Explanation, percent
-from ..inputs import Inputs, prepare
+from ..inputs import ImagesLike, Inputs, prepare
 from ..methods.run import Progress
 from ..models.layout import TokenLayout, layout_of
 from ..models.vision_model import VisionModel
@@ -64,7 +64,7 @@ class Shown:
 def explain_guided(
     ask: Ask,
     model: VisionModel,
-    images: Any,
+    images: ImagesLike,
     target: Wanted,
     guide: Guide,
     step: int | None,

@@ -18,7 +18,7 @@ from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint, name_some, read_checkpoint
 from .fitting import head_classes, mismatch, unprefixed
 from .preprocess import Preprocess
-from .recipes import from_processor
+from .recipes import read_processor
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
 from .sources import Known, Request, defined_in, missing_package, outputs_of, source
 from .vision_model import VisionModel
@@ -228,7 +228,7 @@ def _preprocess(name: str, size: tuple[int, int] | None, local: bool) -> Preproc
     from transformers import AutoImageProcessor
 
     try:
-        preprocess = from_processor(AutoImageProcessor.from_pretrained(name, local_files_only=local))
+        preprocess = read_processor(AutoImageProcessor.from_pretrained(name, local_files_only=local))
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, ModelError):
         return None  # a model without processor, or one that prepares other inputs than pictures
     return preprocess.with_size(size) if preprocess is not None and size is not None else preprocess

@@ -1,29 +1,43 @@
 """Reading other libraries' preprocessing: timm's and open_clip's configs, torchvision's transforms, HF's processors."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..errors import ModelError
 from .preprocess import Preprocess
+from .transforms import REMEDY, learn, misread, run_processor
 
-__all__ = ["adapt", "from_open_clip", "from_processor", "from_timm", "from_torchvision"]
+__all__ = [
+    "adapt",
+    "from_open_clip",
+    "from_processor",
+    "from_timm",
+    "from_torchvision",
+    "read_processor",
+]
 
-# Steps that change the type of the pixels and not their values.
-_NEUTRAL = ("ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor", "ConvertImageDtype", "MaybeConvertMode")
-_REMEDY = "give vitrail.Preprocess(size=(height, width), …)"
+# Steps that change the type of the pixels and not their values; the probe pictures show whether they do.
+_NEUTRAL = (
+    *("ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor", "ConvertImageDtype", "MaybeConvertMode"),
+    *("ToImage", "ToDtype", "ToPureTensor", "RGB"),
+)
 
 
 def adapt(preprocess: Any) -> Preprocess:
-    """A `Preprocess` that does what the given object does.
+    """A `Preprocess` that does what the given object does, to 1e-6.
 
-    Takes a `Preprocess`, a `torchvision.transforms.Compose` of resizing, centre crop and normalisation (as timm's
-    `create_transform` and open_clip make them), a torchvision weights' transform, or a Hugging Face image processor.
+    Takes a `Preprocess`; a function from a picture (PIL image, tensor or array) to the model's input, such as the
+    transforms of torchvision, timm, open_clip and Albumentations; a Hugging Face image processor; or the data config of
+    timm or open_clip. What is read from a function's steps is tried on probe pictures, and where it differs the
+    function itself is used; see `vitrail.models.transforms`.
 
     Raises:
-        ModelError: for anything else, naming what cannot be read.
+        ModelError: for anything else, and for what is random, or mirrors, turns or warps the picture.
 
     Example:
         >>> from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
@@ -32,16 +46,22 @@ def adapt(preprocess: Any) -> Preprocess:
     """
     if isinstance(preprocess, Preprocess):
         return preprocess
-    if hasattr(preprocess, "crop_size") and hasattr(preprocess, "resize_size"):
-        return from_torchvision(preprocess)
-    if hasattr(preprocess, "image_mean"):
-        read = from_processor(preprocess)
-        if read is None:
-            raise ModelError(f"the image processor's size {preprocess.size} does not fix height and width; {_REMEDY}")
-        return read
-    if isinstance(getattr(preprocess, "transforms", None), Sequence):
-        return _from_compose(preprocess.transforms)
-    raise ModelError(f"preprocess= is a {type(preprocess).__name__}, which cannot be read; {_REMEDY}")
+    if isinstance(preprocess, Mapping):
+        try:
+            return from_open_clip(preprocess) if "resize_mode" in preprocess else from_timm(preprocess)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"preprocess= is no data config of timm or open_clip ({error!r} is wrong); {REMEDY}"
+            ) from error
+    if hasattr(getattr(preprocess, "image_processor", preprocess), "image_mean"):  # also one of images and texts
+        return learn(partial(run_processor, preprocess))
+    if not callable(preprocess):
+        raise ModelError(f"preprocess= is a {type(preprocess).__name__}, which cannot be read; {REMEDY}")
+    try:
+        read = from_torchvision(preprocess) if hasattr(preprocess, "crop_size") else _from_steps(_flat(preprocess))
+    except Exception:  # whatever its steps are, the function itself can be used
+        read = None
+    return learn(preprocess, read)
 
 
 def from_timm(config: Mapping[str, Any]) -> Preprocess:
@@ -109,7 +129,7 @@ def from_processor(processor: Any) -> Preprocess | None:
     std = _triple(processor.image_std) if normalised else (1.0, 1.0, 1.0)
     scale = 255 * processor.rescale_factor if getattr(processor, "do_rescale", True) else 255.0
     if abs(scale - 1) > 1e-6:  # pixels brought to another range than 0…1 before mean and std
-        mean, std = _triple(value / scale for value in mean), _triple(value / scale for value in std)
+        mean, std = _triple([value / scale for value in mean]), _triple([value / scale for value in std])
     interpolation: Any = Image.Resampling(int(processor.resample)).name.lower()
     return Preprocess(
         size=shape,
@@ -121,8 +141,32 @@ def from_processor(processor: Any) -> Preprocess | None:
     )
 
 
-def _from_compose(steps: Sequence[Any]) -> Preprocess:
-    """Resizing, an optional centre crop and normalisation, in that order."""
+def read_processor(processor: Any) -> Preprocess | None:
+    """`from_processor` where its pictures are the processor's but for the resizing, else the processor itself.
+
+    None where the output has no fixed size. Raises `ModelError` for a processor that gives no pictures of one size.
+    """
+    try:
+        read = from_processor(processor)
+    except Exception:  # attributes that other processors do not have
+        read = None
+    else:
+        if read is None:
+            return None
+    function = partial(run_processor, processor)
+    return read if read is not None and not misread(read, function) else learn(function)
+
+
+def _flat(transform: Any) -> list[Any]:
+    """The steps of a transform, those of nested ones among them."""
+    steps = getattr(transform, "transforms", None)
+    if steps is None:
+        return [transform]
+    return [step for part in steps for step in _flat(part)]
+
+
+def _from_steps(steps: Sequence[Any]) -> Preprocess | None:
+    """Resizing, an optional centre crop and normalisation, in that order; None for others."""
     size = resize = None
     interpolation, mode = "bilinear", "center"
     fill: tuple[int, int, int] = (0, 0, 0)
@@ -130,7 +174,7 @@ def _from_compose(steps: Sequence[Any]) -> Preprocess:
     for step in steps:
         kind = type(step).__name__
         if kind in ("Resize", "ResizeKeepRatio") and size is None and resize is None:
-            resize, interpolation = _box(step.size), step.interpolation.value
+            resize, interpolation = _box(step.size), getattr(step.interpolation, "value", step.interpolation)
             if kind == "Resize":
                 mode = "center" if isinstance(resize, int) else "squash"
             else:
@@ -142,21 +186,21 @@ def _from_compose(steps: Sequence[Any]) -> Preprocess:
         elif kind == "Normalize":
             mean, std = _triple(step.mean), _triple(step.std)
         elif kind not in _NEUTRAL and getattr(step, "__name__", "") != "_convert_to_rgb":  # open_clip's function
-            raise ModelError(f"the transform's step {step!r} cannot be read; {_REMEDY}")
+            return None
     if size is None and isinstance(resize, tuple):
         size = resize
-    if size is None:
-        raise ModelError("the transform does not fix height and width: add CenterCrop, or resize to (height, width)")
-    if resize is None:
-        raise ModelError(f"the transform crops without resizing, which depends on the picture's size; {_REMEDY}")
+    if size is None or resize is None:
+        return None
     checked: Any = {"interpolation": interpolation, "crop_mode": mode}
     return Preprocess(
         size, None if mode == "squash" and resize == size else resize, mean=mean, std=std, fill=fill, **checked
     )
 
 
-def _triple(values: Iterable[Any]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
+def _triple(values: Any) -> tuple[float, float, float]:
+    """Three numbers, of which a single one stands for all."""
+    numbers = [float(value) for value in np.atleast_1d(values)]
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
     return red, green, blue
 
 

@@ -4,6 +4,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -120,11 +121,18 @@ def _preprocess(module: nn.Module) -> Preprocess | None:
 
     config = getattr(module, "pretrained_cfg", None)
     stem = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    if not config or (stem is not None and stem.in_channels != 3):
-        return None  # a module that timm did not configure, or one that takes no RGB pictures
+    channels = 3 if stem is None else stem.in_channels
+    if not config or channels not in (1, 3):
+        return None  # a module that timm did not configure, or one that takes no pictures
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     options = {} if size is None else {"input_size": (3, *size)}
-    return from_timm(resolve_data_config(options, pretrained_cfg=dict(config)))
+    preprocess = from_timm(resolve_data_config(options, pretrained_cfg=dict(config)))
+    if channels == 3:
+        return preprocess
+    colours = {*zip(preprocess.mean, preprocess.std, strict=True)}
+    if len(colours) > 1:
+        return None  # normalised colour by colour, which says nothing about grey
+    return replace(preprocess, mean=preprocess.mean[:1], std=preprocess.std[:1])
 
 
 def _output(module: nn.Module) -> str | None:

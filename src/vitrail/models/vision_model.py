@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import ModelError, OutputError
+from ..errors import InputSizeError, ModelError, OutputError
 from ..outputs import Output, check_kind, recognise
 from .class_names import class_index, short_name
 from .preprocess import Preprocess
@@ -82,6 +83,7 @@ class VisionModel:
 
         Raises:
             OutputError: when the output holds no tensor of batch x classes, or is not of the kind declared.
+            InputSizeError: when the model does not take images of that size or with so many channels.
             ModelError: when there are not as many class names as classes.
         """
         return self.kind_for(images).logits(self.answer(images, rows=rows))
@@ -91,7 +93,11 @@ class VisionModel:
     ) -> Float[Tensor, "rows classes"]:
         """The model's numbers as they are, before anything is made of them; errors as `logits`."""
         with model_errors(self.name, self.module):
-            output = self.module(images.to(self.device, self.dtype), **self.forward_options)
+            try:
+                output = self.module(images.to(self.device, self.dtype), **self.forward_options)
+            except (RuntimeError, AssertionError, ValueError) as error:
+                self._refuse_size(images.shape, error)
+                raise
         batch = images.shape[0] if rows is None else rows
         self._doubt_names(output, batch)
         return logits_of(output, batch, self.name, self.class_names, self.logits_from)
@@ -131,6 +137,72 @@ class VisionModel:
         )
         object.__setattr__(self, "class_names", None)  # of this description, never of the user's module
 
+    def takes(self) -> tuple[int | None, tuple[int, int] | None]:
+        """Channels and (height, width) that the module itself says it takes; None for what it does not say."""
+        config = getattr(self.module, "config", None)
+        parts = list(self.module.modules())
+        stem = next((part for part in parts if isinstance(part, nn.Conv2d)), None)
+        channels = getattr(config, "num_channels", None if stem is None else stem.in_channels)
+        said = [getattr(config, "image_size", None)]
+        said += [getattr(part, name, None) for part in parts for name in ("img_size", "image_size")]
+        for size in said:
+            if isinstance(size, int) and size > 0:
+                return channels, (size, size)
+            if isinstance(size, (tuple, list)) and len(size) == 2:
+                return channels, (int(size[0]), int(size[1]))
+        return channels, None if self.preprocess is None else self.preprocess.size
+
+    def _refuse_size(self, shape: torch.Size, error: Exception) -> None:
+        """Raises `InputSizeError` where the input is not what the module says it takes, which explains its error."""
+        channels, size = self.takes()
+        if len(shape) != 4 or (channels in (None, shape[1]) and size in (None, tuple(shape[2:]))):
+            return
+        wanted = f"{channels or 'channels'} x {' x '.join(map(str, size)) if size else 'height x width'}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "give images of that size"
+        if channels not in (None, shape[1]):
+            remedy = "give preprocess= with one mean and std" if channels == 1 else f"give {channels} channels"
+        raise InputSizeError(
+            f"{self.name} takes images of {wanted}, not of {' x '.join(map(str, shape[1:]))} (channels x height x "
+            f"width): {remedy} ({reason})"
+        ) from error
+
+    @torch.no_grad()
+    def tiled(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels tall wide"]:
+        """The batch in whole patches, padded or cut at the right and the bottom as the model itself does it.
+
+        timm's `dynamic_img_pad` pads, and the convolution of a patch embedding drops what is left over. The logits stay
+        the same, and the grid of patches covers what is returned exactly. Other batches are returned as they are.
+
+        Raises:
+            InputSizeError: for a size that the model does not take.
+        """
+        stem = next((part for part in self.module.modules() if isinstance(part, nn.Conv2d)), None)
+        if stem is None or stem.kernel_size != stem.stride or self.module.training or not len(images):
+            return images
+        height, width = images.shape[-2:]
+        down, across = height % stem.stride[0], width % stem.stride[1]
+        if not down and not across:
+            return images
+        expected = self.logits(images[:1])
+        padding = (0, -width % stem.stride[1], 0, -height % stem.stride[0])
+        for found in (nn.functional.pad(images, padding), images[..., : height - down, : width - across]):
+            with suppress(ModelError, RuntimeError, AssertionError, ValueError):
+                if torch.allclose(self.logits(found[:1]), expected, rtol=1e-4, atol=1e-5):
+                    return found
+        return images
+
+    def blank(self, images: int = 1) -> Float[Tensor, "images channels height width"]:
+        """Zeros as a batch of the size that the preprocessing makes, on the model's device.
+
+        Raises:
+            ModelError: for a model without preprocessing.
+        """
+        if self.preprocess is None:
+            raise ModelError(f"{self.name} comes without preprocessing, so its input size is not known")
+        shape = (images, self.preprocess.channels, *self.preprocess.size)
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
         """The index of a class given by name (case does not matter) or by index.
 
@@ -155,9 +227,7 @@ class VisionModel:
         """A few lines that say what this model is, what it takes, and how its tokens lie (which takes one pass)."""
         lines = [f"{self.name}: {self._kind()}"]
         if self.preprocess is not None:
-            rows, cols = self.preprocess.size
-            lines.append(f"pictures become {cols} x {rows} pixels (width x height), {self.preprocess.interpolation}")
-            lines.append(self._tokens(rows, cols))
+            lines += [self.preprocess.describe(), self._tokens()]
         names = f"{len(self.class_names)} named classes" if self.class_names is not None else "classes without names"
         return "\n".join([*lines, names, *(f"{key}: {value}" for key, value in self.metadata.items())])
 
@@ -165,11 +235,11 @@ class VisionModel:
         parameters = sum(p.numel() for p in self.module.parameters())
         return f"{type(self.module).__name__}, {parameters / 1e6:.1f} M parameters, {self.dtype}, {self.device}"
 
-    def _tokens(self, rows: int, cols: int) -> str:
+    def _tokens(self) -> str:
         from .layout import layout_of  # which builds on this class
 
         try:
-            return layout_of(self, torch.empty(1, 3, rows, cols, device=self.device, dtype=self.dtype)).describe()
+            return layout_of(self, self.blank()).describe()
         except ModelError as error:
             return f"not to be explained: {error}"
 

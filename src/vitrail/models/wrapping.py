@@ -1,6 +1,8 @@
 """Taking a module as its user has it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -34,8 +36,9 @@ def wrap(
     and data parallel modules are replaced by the module inside, whose attention can be seen. The other arguments are
     the fields of `VisionModel`; what is left out is worked out.
 
-    `preprocess` may also be a torchvision transform (as timm's `create_transform` makes them) or a Hugging Face image
-    processor, and `class_names` a mapping from index to name. `output` says what the model's numbers are: "logits",
+    `preprocess` may be the transform that the model is evaluated with: of torchvision (v1 and v2), timm, open_clip or
+    Albumentations, any function from a PIL image, tensor or array to the model's input, or a Hugging Face image
+    processor. `class_names` may be a mapping from index to name. `output` says what the model's numbers are: "logits",
     "multilabel" (logits or sigmoids of labels that do not exclude each other), "probabilities", "log_probabilities",
     "scores" (free numbers) or "embedding". Probabilities and single numbers are recognised, all else is taken for
     logits.
@@ -86,7 +89,30 @@ def _inner(module: nn.Module) -> nn.Module:
 
 
 def _recognise(module: nn.Module) -> Known:
-    for source in SOURCES.values():
-        if source.recognise is not None and (known := source.recognise(module)) is not None:
-            return known
+    """What the module's library tells of it, or of the one module inside that holds all of its parameters.
+
+    PeftModel, AveragedModel, Lightning modules and `nn.Sequential(vit, nn.Softmax())` are such wrappers.
+    """
+    inside: nn.Module | None = module
+    while inside is not None:
+        for source in SOURCES.values():
+            if source.recognise is not None and (known := source.recognise(inside)) is not None:
+                return known if inside is module else _through(module, known)
+        inside = _only_child(inside)
     return Known()
+
+
+def _only_child(module: nn.Module) -> nn.Module | None:
+    """The child that holds all parameters, if there is one."""
+    holders = [child for child in module.children() if next(child.parameters(), None) is not None]
+    own = next(module.parameters(recurse=False), None)
+    return holders[0] if len(holders) == 1 and own is None else None
+
+
+def _through(wrapper: nn.Module, known: Known) -> Known:
+    """The same without the forward options that the wrapper's own forward does not take."""
+    taken = signature(wrapper.forward).parameters.values()
+    if any(one.kind is Parameter.VAR_KEYWORD for one in taken):
+        return known
+    names = {one.name for one in taken}
+    return replace(known, forward_options={k: v for k, v in known.forward_options.items() if k in names})

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from PIL import Image
 
@@ -30,13 +29,13 @@ class Canvas:
 
         What no box covers shows the model's mean colour.
         """
-        mean = tuple(round(255 * value) for value in self.preprocess.mean)
+        mean = tuple(round(255 * value) for value in self.preprocess.mean) * (3 // self.preprocess.channels)
         whole = Image.new("RGB", (self.preprocess.size[1], self.preprocess.size[0]), mean)
         for picture, box in zip(pictures, boxes, strict=True):
             rows, cols = box.slices(self.patch)
             size = (rows.stop - rows.start, cols.stop - cols.start)
-            cell = replace(self.preprocess, size=size, resize=None, crop_mode="center")
-            whole.paste((cell if squash else self.preprocess.with_size(size)).view(picture), (cols.start, rows.start))
+            cell = replace(self.preprocess.squashed(), size=size) if squash else self.preprocess.with_size(size)
+            whole.paste(cell.view(picture), (cols.start, rows.start))
         return whole
 
     def region(self, box: Box) -> Bool[np.ndarray, "height width"]:
@@ -56,5 +55,5 @@ def canvas_of(model: VisionModel, what: str) -> Canvas:
     if model.preprocess is None:
         raise DataError(f"{model.name} comes without preprocessing, so no {what} can be made for it")
     height, width = model.preprocess.size
-    layout = layout_of(model, torch.zeros(1, 3, height, width, dtype=model.dtype, device=model.device))
+    layout = layout_of(model, model.blank())
     return Canvas(model.preprocess, (layout.rows, layout.cols), (height // layout.rows, width // layout.cols))

@@ -1,14 +1,12 @@
 """Folders of pictures: one folder per class, pictures side by side, or pictures and masks in two folders."""
 
-import os
-from collections import Counter
 from pathlib import Path
 
 from vitrail.errors import DataError
 from vitrail.evaluate.data.classes import Classes
 from vitrail.evaluate.data.pictures import Entry
 from vitrail.evaluate.data.wording import counted, listed
-from vitrail.images import READABLE, SUFFIXES
+from vitrail.images import READABLE, skipped, walk_images
 
 __all__ = ["Found", "called", "find_folder"]
 
@@ -27,7 +25,8 @@ def find_folder(folder: Path, classes: Classes) -> Found:
     entries: list[Entry] = []
     empty: list[str] = []
     labels: dict[str, int | None] = {}
-    for path in _walk(folder, empty):
+    found, left = _walk(folder, empty)
+    for path in found:
         source = path.relative_to(folder)
         if len(source.parts) == 1:
             label, word = called(path.stem, classes), None
@@ -41,7 +40,8 @@ def find_folder(folder: Path, classes: Classes) -> Found:
         entries.append(Entry(path, name, label, word))
     if not entries:
         raise DataError(f"{folder} holds no picture (suffixes {READABLE})")
-    return entries, [f"without any picture: {counted(len(empty), 'class folder')}, {listed(empty)}"] if empty else []
+    notes = [f"without any picture: {counted(len(empty), 'class folder')}, {listed(empty)}"] if empty else []
+    return entries, notes + ([left] if left is not None else [])
 
 
 def called(stem: str, classes: Classes) -> int | None:
@@ -63,29 +63,17 @@ def _without_synset(stem: str) -> str:
     return rest if len(head) == 9 and head[1:].isdecimal() else ""
 
 
-def _walk(folder: Path, empty: list[str]) -> list[Path]:
-    """Every picture, in the order of names; into `empty` go the folders right below that hold none."""
+def _walk(folder: Path, empty: list[str]) -> tuple[list[Path], str | None]:
+    """Every picture, in the order of names, and a sentence on what was skipped; into `empty` go the folders right below
+    that hold none."""
     if not folder.exists():
         raise DataError(f"{folder} does not exist")
 
     def refuse(error: OSError) -> None:
         raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
 
-    found: list[Path] = []
-    below: Counter[str] = Counter()
-    direct: list[str] = []
-    entered: set[str] = set()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        real = os.path.realpath(parent)
-        if real in entered:  # a link that leads back up
-            folders[:] = []
-            continue
-        entered.add(real)
-        direct = direct or (folders[:] if Path(parent) == folder else [])
-        inside = [name for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
-        found += [Path(parent, name) for name in inside]
-        if Path(parent) != folder:
-            below[Path(parent).relative_to(folder).parts[0]] += len(inside)
-    empty += [name for name in direct if not below[name]]
-    return found
+    found, others = walk_images(folder, refuse=refuse)
+    full = {path.relative_to(folder).parts[0] for path in found}
+    below = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    empty += [name for name in below if name not in full]
+    return found, skipped(others)

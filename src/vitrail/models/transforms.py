@@ -1,0 +1,509 @@
+"""A user's own transform, used as it is: how it wants its pictures, and what it does to places and colours.
+
+Nothing is read from the transform's attributes. Probe pictures go through it: the same ones twice show whether it is
+random, pictures of one colour show mean and standard deviation, and ramps of grey show which region is seen.
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import ImageError, ModelError
+from .preprocess import MAX_RESIZED, Preprocess, require_rgb
+
+__all__ = ["REMEDY", "CallablePreprocess", "learn", "misread", "run_processor"]
+
+REMEDY = "give vitrail.Preprocess(size=(height, width), …), or the transformed pictures as float tensors"
+
+# Width and height of the probe pictures: wide, tall, square, very wide, very tall, tiny, large.
+_SIZES = ((256, 192), (192, 256), (224, 224), (640, 200), (150, 610), (40, 30), (1100, 800))
+_SHADES = np.linspace(0, 255, 18).round().astype(np.uint8)
+_EQUAL = 1e-6  # how far a reading may be off the user's own function
+_GROSS = 4.0  # of 255 levels, on average over a smooth picture: more than another way of resizing makes
+_TILT = 0.004  # of the picture's side: what a row of the input may rise and still count as level
+_BENT = 3.0  # of 255 grey levels along the picture: how far the input may lie off a straight line
+_LEVEL = 1.6  # of 255: how far a plain colour may be off: a resizing in whole numbers rounds
+
+
+class Region(NamedTuple):
+    """The edges of the model's input on the picture, in pixels; beyond the picture where it is padded."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+
+@dataclass(frozen=True)
+class CallablePreprocess(Preprocess):
+    """Preprocessing by the user's own function, whose result goes to the model as it is.
+
+    `size`, `mean`, `std` and `fill` are what `learn` found; the other fields of `Preprocess` mean nothing here, and
+    none can be changed. `form` is how the function takes a picture. `keeps_colours` says whether it does to a colour
+    what `mean` and `std` do: (pixel / 255 - mean) / std in each channel. `shades` is what becomes of shades of grey, on
+    average over the channels.
+    """
+
+    function: Callable[..., Any] = field(kw_only=True)
+    form: str = field(kw_only=True)
+    keeps_colours: bool = field(kw_only=True)
+    shades: tuple[float, ...] = field(kw_only=True, repr=False)
+    learned: Preprocess = field(kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        changed = [one.name for one in fields(Preprocess) if getattr(self, one.name) != getattr(self.learned, one.name)]
+        if changed:
+            raise ModelError(
+                f"the pictures go through the transform that was given, {_short(self.function)}, whose "
+                f"{' and '.join(changed)} cannot be changed; give vitrail.Preprocess(size={self.size}, …) in its place"
+            )
+
+    @property
+    def plain(self) -> bool:
+        return self.keeps_colours
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
+        """What the user's function makes of the picture, as float32.
+
+        Raises:
+            ImageError: where the function fails, or makes something of another size than it did of the probes.
+        """
+        require_rgb(image)
+        size = f"{image.width} x {image.height} pixels"
+        if max(image.size) / min(image.size) * min(self.size) ** 2 > MAX_RESIZED:
+            raise ImageError(f"a picture of {size} may fill the memory when it is resized; crop it first")
+        try:
+            found = _called(self.function, self.form, image)
+        except MemoryError:
+            raise
+        except Exception as error:  # the user's function may raise anything
+            raise ImageError(f"{_short(self.function)} failed on a picture of {size}: {_first_line(error)}") from error
+        if found.shape != (self.channels, *self.size):
+            raise ImageError(
+                f"{_short(self.function)} made {tuple(found.shape)} of a picture of {size}, and "
+                f"{(self.channels, *self.size)} of others: the model takes one size"
+            )
+        return found
+
+    def view(self, image: Image.Image) -> Image.Image:
+        return self._shown(self(image), image)
+
+    def with_view(self, image: Image.Image) -> tuple[Float[Tensor, "channels height width"], Image.Image]:
+        tensor = self(image)
+        return tensor, self._shown(tensor, image)
+
+    def _shown(self, tensor: Float[Tensor, "channels height width"], image: Image.Image) -> Image.Image:
+        return Image.fromarray(super().denormalise(tensor)) if self.plain else self._cut(image, self.size)
+
+    def enlarged(self, image: Image.Image, times: int) -> Image.Image:
+        return self.view(image) if times == 1 else self._cut(image, (times * self.size[0], times * self.size[1]))
+
+    def normalise(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
+        self._require_plain()
+        return super().normalise(image)
+
+    def denormalise(self, tensor: Float[Tensor, "channels height width"]) -> Any:
+        self._require_plain()
+        return super().denormalise(tensor)
+
+    def squashed(self, interpolation: str | None = None) -> Preprocess:
+        self._require_plain()
+        return Preprocess(self.size, None, interpolation or "bicubic", self.mean, self.std)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        message = f"a picture of {width} x {height} is resized by {_short(self.function)} in a way that is not known"
+        raise ModelError(f"{message}; {REMEDY}")
+
+    def seen_mask(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "height width"]:
+        height, width = mask.shape
+        region = self.region(height, width)
+        rows = _middles(region.top, region.bottom, self.size[0])
+        cols = _middles(region.left, region.right, self.size[1])
+        seen = mask[np.clip(rows, 0, height - 1)[:, None], np.clip(cols, 0, width - 1)]
+        return seen & ((rows >= 0) & (rows < height))[:, None] & ((cols >= 0) & (cols < width))
+
+    def region(self, height: int, width: int) -> Region:
+        """Which region of a picture of (height, width) the model sees. Raises `ImageError` where it is no rectangle."""
+        return _region(self, height, width)
+
+    def _cut(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The region that is seen, at (height, width) pixels, on a ground of `fill`."""
+        top, left, bottom, right = self.region(image.height, image.width)
+        around = [-left, -top, right - image.width, bottom - image.height]
+        border = tuple(max(0, int(np.ceil(value))) for value in around)
+        image = ImageOps.expand(image, border, self.fill)
+        box = (left + border[0], top + border[1], right + border[0], bottom + border[1])
+        box = tuple(np.clip(box, 0, [image.width, image.height] * 2).tolist())
+        return image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+
+    def _require_plain(self) -> None:
+        if not self.plain:
+            raise ModelError(
+                f"{_short(self.function)} changes colours otherwise than by mean and std, so pictures cannot be put "
+                f"together for this model, nor read back from its input; {REMEDY}"
+            )
+
+    def describe(self) -> str:
+        return f"pictures become {self.size[1]} x {self.size[0]} pixels (width x height) by {_short(self.function)}"
+
+    def record(self) -> dict[str, Any]:
+        # An address differs from process to process, and decides nothing.
+        written = re.sub(r" at 0x[0-9a-f]+", "", repr(self.function))
+        return {"size": self.size, "mean": self.mean, "std": self.std, "transform": written}
+
+
+# --- calling ----------------------------------------------------------------------------------------------------------
+
+
+def run_processor(processor: Any, image: Image.Image) -> Any:
+    """What a Hugging Face image processor, or the one inside a processor of images and texts, makes of a picture."""
+    return getattr(processor, "image_processor", processor)(images=image, return_tensors="pt")["pixel_values"]
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.array(image)
+
+
+def _uint8(image: Image.Image) -> Tensor:
+    return torch.from_numpy(_pixels(image)).permute(2, 0, 1).contiguous()
+
+
+_FORMS: dict[str, Callable[[Callable[..., Any], Image.Image], Any]] = {
+    "a PIL image": lambda function, image: function(image.copy()),
+    "a uint8 tensor": lambda function, image: function(_uint8(image)),
+    "a float tensor": lambda function, image: function(_uint8(image).float() / 255),
+    "a uint8 array": lambda function, image: function(_pixels(image)),
+    "image=": lambda function, image: function(image=_pixels(image)),
+}
+
+
+class _UnusableError(Exception):
+    """What the function returned is no input of a model."""
+
+
+@torch.no_grad()
+def _called(function: Callable[..., Any], form: str, image: Image.Image) -> Float[Tensor, "channels height width"]:
+    found = _FORMS[form](function, image)
+    if isinstance(found, Mapping):
+        key = next((key for key in ("pixel_values", "image", "images") if key in found), None)
+        if key is None:
+            raise _UnusableError(f"returns a mapping with {', '.join(map(str, found))}, none of which is an image")
+        found = found[key]
+    if isinstance(found, Sequence) and len(found) == 1:
+        found = found[0]
+    if isinstance(found, np.ndarray):
+        channels_last = found.ndim == 3 and found.shape[-1] in (1, 3) and found.shape[0] not in (1, 3)
+        found = torch.from_numpy(np.ascontiguousarray(found.transpose(2, 0, 1) if channels_last else found))
+    if not isinstance(found, Tensor):
+        raise _UnusableError(f"returns {type(found).__name__}, not a tensor: add ToTensor() or what does the same")
+    if not found.is_floating_point():
+        raise _UnusableError(f"returns {found.dtype}: add ToDtype(torch.float32, scale=True) or what does the same")
+    if found.ndim == 4 and len(found) == 1:
+        found = found[0]
+    if found.ndim != 3 or found.shape[0] not in (1, 3) or found.numel() == 0:
+        raise _UnusableError(f"returns a tensor of {tuple(found.shape)}, not of (1 or 3 channels, height, width)")
+    return found.as_subclass(Tensor).detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _form_of(function: Callable[..., Any], image: Image.Image) -> str:
+    """How the function takes a picture; the first of `_FORMS` that gives a float tensor.
+
+    Raises:
+        ModelError: when none does, or when whole numbers and fractions are both taken and mean different things.
+    """
+    refused: dict[str, Exception] = {}
+    for form in _FORMS:
+        try:
+            found = _called(function, form, image)
+        except MemoryError:
+            raise
+        except Exception as error:  # the user's function may raise anything
+            refused[form] = error
+            continue
+        if any(isinstance(error, _UnusableError) for error in refused.values()) and form != "a uint8 tensor":
+            break  # it does take pictures, and is not finished
+        if form == "a uint8 tensor":
+            try:
+                other = _called(function, "a float tensor", image)
+            except Exception:  # as it should be
+                return form
+            if other.shape != found.shape or (other - found).abs().max() > 0.1 * found.abs().max():
+                raise ModelError(
+                    f"{_name(function)} takes tensors from 0 to 255 as well as from 0 to 1, with different results, so "
+                    "it is not known which are meant; begin it with torchvision's ToTensor()"
+                )
+        return form
+    unusable = next((error for error in refused.values() if isinstance(error, _UnusableError)), None)
+    if unusable is not None:
+        raise ModelError(f"{_name(function)} {unusable}")
+    first = _first_line(refused["a PIL image"])
+    raise ModelError(f"{_name(function)} takes no picture, be it a PIL image ({first}), a tensor or an array; {REMEDY}")
+
+
+# --- probing ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def _probes() -> tuple[Image.Image, ...]:
+    """Pictures of several sizes with noise, edges, flat places and smooth ones, in colours."""
+    found = []
+    for width, height in _SIZES:
+        generator = np.random.default_rng(width * height)
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        ramp = np.linspace(0, 255, width).astype(np.uint8)
+        pixels[: height // 3] = np.stack([ramp, ramp[::-1], np.roll(ramp, width // 3)], axis=-1)
+        pixels[height // 3 : height // 2, : width // 2] = (250, 30, 10)
+        pixels[height // 3 : height // 2, width // 2 :: 2] = (0, 90, 255)
+        found.append(Image.fromarray(pixels))
+    return tuple(found)
+
+
+def learn(function: Callable[..., Any], read: Preprocess | None = None) -> Preprocess:
+    """Preprocessing by a function of the user's: `read` where it does the same to all probe pictures, else itself.
+
+    Raises:
+        ModelError: when it takes no pictures, returns no tensor of one size, is random, or turns, mirrors or warps the
+            picture, so that a map could not be laid over it.
+    """
+    with _random_state_kept():
+        form = _form_of(function, _probes()[0])
+        run = partial(_called, function, form)
+        try:
+            found = [_same_twice(function, run, image) for image in _probes()]
+            shapes = sorted({tuple(one.shape) for one in found})
+            if len(shapes) > 1:
+                raise ModelError(
+                    f"{_name(function)} does not fix height and width ({', '.join(map(str, shapes))} among them): add "
+                    "CenterCrop, or resize to (height, width)"
+                )
+            if read is not None and shapes[0] == (read.channels, *read.size):
+                ours = (read(image) for image in _probes())
+                if all((one - other).abs().max() <= _EQUAL for one, other in zip(ours, found, strict=True)):
+                    return read
+            preprocess = _colours(function, form, run)
+            for image in _probes()[:3]:
+                preprocess.region(image.height, image.width)
+        except (ModelError, MemoryError):
+            raise
+        except ImageError as error:
+            raise ModelError(f"{error}; {REMEDY}") from error
+        except Exception as error:  # the user's function may raise anything
+            raise ModelError(f"{_name(function)} failed on a probe picture: {_first_line(error)}; {REMEDY}") from error
+    return preprocess
+
+
+def misread(preprocess: Preprocess, function: Callable[..., Any]) -> bool:
+    """Whether the function shows the model other pictures than its reading, and not only resizes a little otherwise."""
+    form = _form_of(function, _probes()[0])
+    for image in _probes()[:3]:
+        smooth = image.resize((image.width // 8, image.height // 8)).resize(image.size)
+        ours, theirs = preprocess(smooth), _called(function, form, smooth)
+        std = torch.tensor(preprocess.std)[:, None, None]
+        if ours.shape != theirs.shape or ((ours - theirs).abs() * std).mean() > _GROSS / 255:
+            return True
+    return False
+
+
+@contextmanager
+def _random_state_kept():
+    """Leaves the generators as they were, so that probing changes no other random number of the user's."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(pytorch)
+
+
+def _same_twice(
+    function: Callable[..., Any], run: Callable[[Image.Image], Tensor], image: Image.Image
+) -> Float[Tensor, "channels height width"]:
+    """What the function makes of a picture; refuses a function that draws random numbers, or answers otherwise."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    first, second = run(image), run(image)
+    drawn = (
+        random.getstate() != python
+        or not torch.equal(torch.get_rng_state(), pytorch)
+        or any(np.any(a != b) for a, b in zip(np.random.get_state(), numpy, strict=True))  # noqa: NPY002
+    )
+    if drawn or not torch.equal(first.nan_to_num(), second.nan_to_num()):
+        raise ModelError(
+            f"{_name(function)} is random: it {'draws random numbers' if drawn else 'answers a picture differently'} "
+            "each time; give the transform of the evaluation, not that of the training"
+        )
+    return first
+
+
+def _colours(function: Callable[..., Any], form: str, run: Callable[[Image.Image], Tensor]) -> "CallablePreprocess":
+    """Size, mean and standard deviation, from pictures of one colour."""
+    side = _SIZES[0]
+
+    def answer(*colour: int) -> Float[Tensor, "channels height width"]:
+        return run(Image.new("RGB", side, colour))
+
+    black, white = answer(0, 0, 0), answer(255, 255, 255)
+    visible = _visible(function, black, white)
+    low, high = (one.flatten(1)[:, visible.flatten()].double() for one in (black, white))
+    spread = max(float(ends[1].sub(ends[0]).max()) for ends in map(_ends, (low, high)))
+    low, high = low.median(dim=1).values, high.median(dim=1).values
+    if not bool((high > low).all()) or spread > 0.02 * float((high - low).max()):
+        raise ModelError(
+            f"{_name(function)} does not keep colours: a white picture is no brighter than a black one in every "
+            f"channel, or not the same everywhere; {REMEDY}"
+        )
+    std = 1 / (high - low)
+    mean = -low * std
+    ground = black[:, ~visible]
+    fill = tuple(round(255 * float(x)) for x in (ground.double().mean(dim=1) * std + mean)) if ground.numel() else (0,)
+    fill = tuple(min(255, max(0, value)) for value in fill) * (3 // len(fill))
+    size = (black.shape[1], black.shape[2])
+    learned = Preprocess(
+        size,
+        size,
+        crop_mode="squash",
+        mean=tuple(_tidy(value) for value in mean.tolist()),
+        std=tuple(_tidy(value) for value in std.tolist()),
+        fill=(fill[0], fill[1], fill[2]),
+    )
+
+    def keeps(image: Image.Image, *ends: tuple[int, int, int]) -> bool:
+        """Whether the darkest and the brightest colour that are seen are these."""
+        found = _ends(run(image)[:, visible].double() * std[:, None] + mean[:, None]) * 255
+        expected = torch.stack([learned.normalise(Image.new("RGB", (1, 1), end))[:, 0, 0] for end in ends])
+        expected = (expected.double() * std + mean) * 255
+        return bool((found - expected).abs().max() <= _LEVEL)
+
+    own = {one.name: getattr(learned, one.name) for one in fields(Preprocess)}
+    greys = [answer(shade, shade, shade)[:, visible] for shade in map(int, _SHADES)]
+    shades = tuple(float(one.double().median(dim=1).values.mean()) for one in greys)
+    if not all(lower <= higher for lower, higher in pairwise(shades)):
+        raise ModelError(f"{_name(function)} makes some shades of grey darker than darker ones; {REMEDY}")
+    # Of two flat halves each keeps its shade, unless the contrast of the picture is changed.
+    halves = Image.new("RGB", side, (100, 100, 100))
+    halves.paste((140, 140, 140), (0, 0, side[0] // 2, side[1]))
+    plain = keeps(halves, (100, 100, 100), (140, 140, 140))
+    for colour in ((200, 100, 50), (10, 240, 120), (60, 60, 220), (128, 128, 128), (30, 30, 30)):
+        plain &= keeps(Image.new("RGB", side, colour), colour, colour)
+    return CallablePreprocess(**own, function=function, form=form, keeps_colours=plain, shades=shades, learned=learned)
+
+
+def _ends(values: Float[Tensor, "channels pixels"]) -> Float[Tensor, "2 channels"]:
+    """The smallest and largest value but for a tenth of the pixels each, which padding may have mixed in."""
+    return values.quantile(torch.tensor([0.1, 0.9]).to(values), dim=1)
+
+
+def _tidy(value: float) -> float:
+    """The number with few digits that this one is, up to the rounding of float32."""
+    short = round(value, 5)
+    return short + 0.0 if abs(short - value) <= 1e-6 else value
+
+
+def _visible(
+    function: Callable[..., Any],
+    black: Float[Tensor, "channels height width"],
+    white: Float[Tensor, "channels height width"],
+) -> Bool[Tensor, "height width"]:
+    """Where the picture is seen and not padding: where black and white differ, which must be a rectangle."""
+    difference = (white - black).abs().sum(dim=0)
+    visible = difference > 0.5 * difference.max()
+    rectangle = visible.any(dim=1)[:, None] & visible.any(dim=0)
+    if not bool(visible.any()) or not torch.equal(visible, rectangle):
+        raise ModelError(
+            f"{_name(function)} hides parts of the picture, or makes the same of black and white; {REMEDY}"
+        )
+    return visible
+
+
+@lru_cache(maxsize=512)
+def _region(preprocess: CallablePreprocess, height: int, width: int) -> Region:
+    """From ramps of grey along both sides of a picture of this size."""
+    function = preprocess.function
+
+    def answer(pixels: np.ndarray) -> Float[Tensor, "1 height width"]:
+        whole = np.broadcast_to(pixels.round().astype(np.uint8), (height, width))
+        return preprocess(Image.fromarray(np.stack([whole] * 3, axis=-1))).double().mean(dim=0, keepdim=True)
+
+    visible = _visible(function, answer(np.zeros((1, 1))), answer(np.full((1, 1), 255))).numpy()
+    rows, cols = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
+
+    values, first = np.unique(preprocess.shades, return_index=True)  # two shades may have become one
+
+    def line(ramp: np.ndarray, side: int, seen: np.ndarray, length: int, axis: int) -> tuple[float, float]:
+        shades = np.interp(answer(ramp)[0].numpy()[np.ix_(rows, cols)], values, _SHADES[first])
+        return _line(function, shades / 255 * (side - 1) + 0.5, seen, side, length, axis=axis)
+
+    left, right = line(np.linspace(0, 255, width)[None, :], width, cols, preprocess.size[1], 1)
+    top, bottom = line(np.linspace(0, 255, height)[:, None], height, rows, preprocess.size[0], 0)
+    return Region(top, left, bottom, right)
+
+
+def _line(
+    function: Callable[..., Any],
+    positions: Float[np.ndarray, "rows cols"],
+    places: np.ndarray,
+    side: int,
+    length: int,
+    *,
+    axis: int,
+) -> tuple[float, float]:
+    """The first and last edge of the input on the picture's side, from a straight line through the positions.
+
+    `places` are the rows or columns of the input that are seen, `side` the picture's length along this axis in pixels,
+    and `length` the input's.
+    """
+    # At its borders a resizing sees only half of its kernel, or padding.
+    rows, cols = (len(one) // 10 for one in (positions, positions[0]))
+    positions = np.moveaxis(positions[rows : len(positions) - rows, cols : len(positions[0]) - cols], axis, 1)
+    margin = len(places) // 10
+    mean, middles = positions.mean(axis=0), places[margin : len(places) - margin] + 0.5
+    if len(middles) < 3:
+        raise ImageError(
+            f"of a picture of this shape {_short(function)} leaves {len(places)} rows or columns, too few to tell "
+            "where they lie; crop the picture to a less extreme shape"
+        )
+    slope, start = np.polyfit(middles, mean, 1)
+    tolerance = _BENT / 255 * side + 1
+    across = positions.mean(axis=1)
+    tilt = abs(np.polyfit(np.arange(len(across)), across, 1)[0]) * len(across) if len(across) > 2 else 0.0
+    bent = np.abs(positions - (slope * middles + start)).max()
+    if not slope > 0 or tilt > _TILT * side + 0.5 or bent > tolerance:
+        raise ModelError(
+            f"{_name(function)} mirrors, turns or warps the picture ({'columns' if axis else 'rows'} of the input do "
+            f"not follow those of the picture), so a map cannot be laid over it; {REMEDY}"
+        )
+    return float(start), float(start + slope * length)
+
+
+def _middles(start: float, stop: float, length: int) -> np.ndarray:
+    """The pixel of the picture in which the middle of each pixel of the input lies."""
+    return np.floor(start + (np.arange(length) + 0.5) * (stop - start) / length).astype(int)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"preprocess={_short(function)}"
+
+
+def _short(function: Callable[..., Any]) -> str:
+    """The transform in a few words."""
+    if isinstance(function, partial):
+        function = function.args[0] if function.func is run_processor else function.func
+    name = getattr(function, "__qualname__", None) or type(function).__name__
+    return "a lambda" if name.endswith("<lambda>") else name
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
