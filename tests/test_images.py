@@ -2,7 +2,10 @@
 
 import io
 import logging
+import os
+import socket
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -11,7 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.errors import ImageError, ImageTooLargeError, NotAnImageError, TruncatedImageError
+from vitrail.errors import (
+    ImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    TruncatedImageError,
+    UnsupportedImageError,
+)
 from vitrail.images import read_image
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -95,8 +104,9 @@ def test_arrays_need_not_be_contiguous():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((4, 4, 3), dtype=np.float32), r"float32 \(4 x 4 x 3\).*0…255.*astype\(numpy.uint8\)"),
-        (np.zeros((4, 4), dtype=np.int64), r"int64 \(4 x 4\)"),
+        (np.full((4, 4, 3), 1.5, dtype=np.float32), r"float32 \(4 x 4 x 3\).*0…255.*astype\(numpy.uint8\)"),
+        (np.full((4, 4), -1, dtype=np.int64), "from -1 to -1"),
+        (np.full((4, 4), np.nan), r"float64 \(4 x 4\)"),
         (np.zeros((4, 4), dtype=bool), r"bool \(4 x 4\)"),
         (np.zeros((3, 4, 5), dtype=np.uint8), r"3 x 4 x 5.*transpose\(1, 2, 0\)"),
         (np.zeros((2, 4, 5, 3), dtype=np.uint8), r"2 x 4 x 5 x 3.*as a list"),
@@ -182,6 +192,86 @@ def test_pixels_that_do_not_decompress_are_damage():
     content[start + 100 : start + 200] = bytes(100)
     with pytest.raises(TruncatedImageError, match="damaged"):
         read_image(bytes(content))
+
+
+# --- what is whole, and not for us ------------------------------------------------------------------------------------
+
+
+def float_tiff() -> bytes:
+    """One pixel of three float32 samples, which Pillow has no mode for."""
+    entries = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 1, 32), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, 200), (277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 12), (339, 3, 1, 3)]
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    header = b"II*\x00" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+    return header.ljust(200, b"\0") + struct.pack("<3f", 0.1, 0.5, 1.0)
+
+
+def test_a_tiff_of_floating_point_colours_is_not_damaged():
+    with pytest.raises(UnsupportedImageError, match=r"TIFF file of 3 floating point samples of 32 bits.*convert it"):
+        read_image(float_tiff())
+
+
+def test_a_bmp_of_an_unknown_depth_is_not_damaged():
+    content = bytearray(encoded(noise(), "BMP"))
+    content[28] = 5
+    with pytest.raises(UnsupportedImageError, match="is not supported: a BMP file"):
+        read_image(bytes(content))
+
+
+def test_eps_without_ghostscript_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", False)
+    content = encoded(noise(), "EPS")
+    with pytest.raises(UnsupportedImageError, match="Ghostscript.*install Ghostscript, or convert it to PNG"):
+        read_image(content)
+
+
+def test_the_raw_file_of_a_camera_is_not_its_preview():
+    buffer = io.BytesIO()
+    noise().save(buffer, "TIFF", tiffinfo={254: 1})
+    with pytest.raises(UnsupportedImageError, match="small preview"):
+        read_image(buffer.getvalue())
+
+
+HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
+
+
+def test_heic_without_its_reader_says_what_reads_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UnsupportedImageError, match="HEIC picture; to read it: pip install pillow-heif"):
+        read_image(HEIC)
+
+
+def test_heic_with_its_reader_is_a_picture():
+    heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), RED)).save(buffer, quality=90)
+    assert close(read_image(buffer.getvalue()), RED, within=6)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder.jpg", "nul", "long", "locked"])
+def test_what_no_picture_can_be_is_refused_without_waiting(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path: Path | str = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        monkeypatch.chdir(tmp_path)  # whose whole path may be too long for a socket
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("socket")
+    elif kind == "folder.jpg":
+        (tmp_path / kind).mkdir()
+    elif kind == "nul":
+        path = "a\0b.png"
+    elif kind == "long":
+        path = "a" * 5000
+    else:
+
+        def locked(self: Path) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "exists", locked)
+    message = "not a regular file|is a folder|NUL character|File name too long|Permission denied"
+    with pytest.raises(ImageError, match=message):
+        read_image(path)
 
 
 # --- what is too large ------------------------------------------------------------------------------------------------
@@ -288,6 +378,48 @@ def test_grey_without_known_black_and_white_is_refused(value: float, message: st
     image = Image.fromarray(np.array([[0, value]], dtype=np.float32))
     with pytest.raises(ImageError, match=message):
         read_image(image)
+
+
+@pytest.mark.parametrize(("top", "values"), [(255, [0, 100, 200]), (4095, [0, 2047, 4000])])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_deep_grey_is_scaled_by_the_range_that_it_shows(top: int, values: list[int], dtype: type):
+    """12 bits in a PNG of 16, and an int32 TIFF of 0 to 200, were nearly black."""
+    notes: list[str] = []
+    content = encoded(Image.fromarray(np.array([values], dtype=dtype)), "PNG" if dtype is np.uint16 else "TIFF")
+    picture = read_image(content, notes=notes)
+    assert np.asarray(picture)[0, :, 0].tolist() == [round(value * 255 / top) for value in values]
+    assert notes == [f"the picture has values up to {values[-1]}, so {top} is taken for white"]
+
+
+def test_a_float_tiff_of_12_bits_is_scaled_and_what_fills_16_bits_is_not_noted():
+    notes: list[str] = []
+    read_image(encoded(Image.fromarray(np.array([[0, 4000.0]], dtype=np.float32)), "TIFF"), notes=notes)
+    assert notes == ["the picture has values up to 4000, so 4095 is taken for white"]
+    read_image(encoded(Image.fromarray(np.array([[0, 60000]], dtype=np.uint16)), "PNG"), notes=notes)
+    read_image(np.array([[0, 0.5, 1]]), notes=notes)
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(("bits", "kind"), [("6H", 2), ("8H", 6)])
+def test_colours_of_12_bits_in_a_file_of_16_are_refused(bits: str, kind: int):
+    levels = [4000, 0, 1000, 65535][: kind // 4 + 3]  # the last is how opaque it is
+    body = b"".join(b"\x00" + struct.pack(f">{bits}", *levels, *levels) for _ in range(2))
+    with pytest.raises(UnsupportedImageError, match="12 bits or fewer in a file of 16.*convert it to PNG"):
+        read_image(png(2, 2, bits=16, kind=kind, body=body))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.int64, np.uint64])
+def test_arrays_of_other_whole_numbers_are_pictures(dtype: type):
+    array = np.array([[0, 60, 120]], dtype=dtype).repeat(3, axis=0)
+    assert np.asarray(read_image(array))[0, :, 0].tolist() == [0, 60, 120]
+    colours = np.stack([array] * 3, axis=-1)
+    np.testing.assert_array_equal(np.asarray(read_image(colours)), colours)
+
+
+def test_fractions_and_an_axis_of_one_are_pictures():
+    array = np.array([[0, 0.5, 1, 0, 1]], dtype=np.float32).repeat(4, axis=0)
+    for one in (array, array[None], array[..., None]):
+        assert np.asarray(read_image(one))[0, :, 0].tolist() == [0, 128, 255, 0, 255]
 
 
 @pytest.mark.parametrize(("mode", "white"), [("1", 1), ("L", 255), ("YCbCr", (255, 128, 128)), ("HSV", (0, 0, 255))])

@@ -1,11 +1,13 @@
 """Which files are meant, and what their results are called."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from vitrail.cli.inputs import Found, OutputNames, find_images, slug
+from vitrail.images import skipped
 
 
 def touch(*paths: Path) -> None:
@@ -33,6 +35,33 @@ def test_folders_are_searched_to_the_bottom_in_order(tmp_path: Path) -> None:
         )
     )
     assert places([str(tmp_path)], leave_out=tmp_path / "out") == ["a", "b", "z/y/c"]
+
+
+def test_links_are_followed_and_lead_nowhere_twice(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere" / "b.png", tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "again").symlink_to(tmp_path / "photos")
+    assert places([str(tmp_path / "photos")]) == ["a", "linked/b"]
+    assert places([str(tmp_path / "photos")], leave_out=tmp_path / "photos") == ["a", "linked/b"]
+    assert places([str(tmp_path / "photos")], leave_out=tmp_path / "elsewhere") == ["a"]
+
+
+def test_one_line_counts_the_files_that_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(*(tmp_path / name for name in ("a.png", "b.CR2", "c.cr2", "sub/d.svg", "labels.csv", "IMG_1", ".d.heic")))
+    with caplog.at_level("WARNING", logger="vitrail"):
+        assert places([str(tmp_path)]) == ["a"]
+    assert caplog.messages == [
+        "4 files were skipped: 1 without a suffix (convert them to PNG or JPEG), 2 .cr2 (convert them to PNG or JPEG), "
+        "1 .svg (convert them to PNG or JPEG)"
+    ]
+
+
+def test_skipped_heic_files_are_told_their_reader() -> None:
+    assert skipped(Counter({".heic": 10, ".txt": 3})) == (
+        "10 files were skipped: 10 .heic (to read them: pip install pillow-heif)"
+    )
+    assert skipped(Counter({".txt": 3})) is None
 
 
 def test_each_file_counts_once(tmp_path: Path) -> None:

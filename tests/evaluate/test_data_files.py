@@ -68,7 +68,7 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
         onerror(PermissionError(13, "Permission denied", f"{top}/horse"))
         return iter(())
 
-    monkeypatch.setattr("vitrail.evaluate.data.folders.os.walk", locked)
+    monkeypatch.setattr("vitrail.images.os.walk", locked)
     with pytest.raises(DataError, match="horse cannot be read: Permission denied"):
         open_data(tmp_path, toy())
 

@@ -110,7 +110,6 @@ def test_a_timm_model_with_another_head_has_no_names():
         module = timm.create_model("vit_tiny_patch16_224")
         module.head = nn.Linear(192, 10)
         assert wrap(module).class_names is None
-        assert wrap(timm.create_model("vit_tiny_patch16_224", in_chans=1)).preprocess is None
 
 
 def test_a_timm_model_that_was_never_configured_brings_nothing():
