@@ -26,9 +26,9 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB as RGB
 
 # What is taken for a picture where a folder is searched; a file that is named is opened whatever its suffix.
 READABLE = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
-_HEIF = "heic heif"
+_HEIF = (".heic", ".heif")
 if find_spec("pillow_heif") is not None:
-    READABLE = f"{READABLE} {_HEIF}"
+    READABLE = f"{READABLE} heic heif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in READABLE.split())
 
 # Files that lie beside pictures and are none.
@@ -137,11 +137,12 @@ def skipped(others: Counter[str]) -> str | None:
     doubtful = {suffix: count for suffix, count in sorted(others.items()) if suffix not in _OTHERS}
     if not doubtful:
         return None
-    parts = []
-    for suffix, count in doubtful.items():
-        heif = suffix[1:] in _HEIF.split()
-        remedy = "to read them: pip install pillow-heif" if heif else "convert them to PNG or JPEG"
-        parts.append(f"{count} {suffix or 'without a suffix'} ({remedy})")
+    heif, other = (
+        ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in doubtful.items() if (suffix in _HEIF) == asked)
+        for asked in (True, False)
+    )
+    parts = [f"{heif} (to read them: pip install pillow-heif)"] if heif else []
+    parts += [f"{other} (convert them to PNG or JPEG)"] if other else []
     total = sum(doubtful.values())
     return f"{total} {'file was' if total == 1 else 'files were'} skipped: {', '.join(parts)}"
 
@@ -158,7 +159,7 @@ def _open_file(label: str) -> BinaryIO:
         if path.is_dir():
             raise NotAnImageError(f"{label} is a folder, not an image file")
         if not path.is_file():
-            raise NotAnImageError(f"{label} is not a regular file (a pipe, socket or device); give its bytes")
+            raise NotAnImageError(f"{label} is not a regular file (a pipe, socket or device): read it into one first")
         return path.open("rb")
     except OSError as error:
         raise ImageError(f"{label} could not be opened: {error.strerror}") from error

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import ImageError, ModelError
+from ..silence import silenced
 from .preprocess import MAX_RESIZED, Preprocess, require_rgb
 
 __all__ = ["REMEDY", "CallablePreprocess", "learn", "misread", "run_processor"]
@@ -277,7 +278,7 @@ def learn(function: Callable[..., Any], read: Preprocess | None = None) -> Prepr
         ModelError: when it takes no pictures, returns no tensor of one size, is random, or turns, mirrors or warps the
             picture, so that a map could not be laid over it.
     """
-    with _random_state_kept():
+    with _random_state_kept(), silenced(Warning):  # what it warns of is said where it is used
         form = _form_of(function, _probes()[0])
         run = partial(_called, function, form)
         try:
@@ -305,11 +306,18 @@ def learn(function: Callable[..., Any], read: Preprocess | None = None) -> Prepr
 
 
 def misread(preprocess: Preprocess, function: Callable[..., Any]) -> bool:
-    """Whether the function shows the model other pictures than its reading, and not only resizes a little otherwise."""
+    """Whether the function shows the model other pictures than its reading, and not only resizes a little otherwise.
+
+    Raises:
+        ModelError: where the function fails.
+    """
     form = _form_of(function, _probes()[0])
     for image in _probes()[:3]:
         smooth = image.resize((image.width // 8, image.height // 8)).resize(image.size)
-        ours, theirs = preprocess(smooth), _called(function, form, smooth)
+        try:
+            ours, theirs = preprocess(smooth), _called(function, form, smooth)
+        except Exception as error:  # the function's own
+            raise ModelError(f"{_name(function)} failed on a probe picture: {_first_line(error)}") from error
         std = torch.tensor(preprocess.std)[:, None, None]
         if ours.shape != theirs.shape or ((ours - theirs).abs() * std).mean() > _GROSS / 255:
             return True
