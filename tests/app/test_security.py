@@ -470,20 +470,6 @@ def temporary_files(running: Running) -> list[str]:
     return sorted(str(path) for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.slow
-def test_gradio_itself_refuses_what_would_slip_past_the_gate(tmp_path):
-    """Mounted, it did not check paths at all."""
-    secret = tmp_path / "secret.txt"
-    secret.write_text("do not tell")
-    gate = server.application(Service(Shelf("bestiary", load=_bestiary), LIMITS))
-    with testclient.TestClient(gate.inner) as client:
-        body = {"data": [{"path": str(secret), "meta": FILE}, ""], "session_hash": "a", "fn_index": 1}
-        assert client.post(JOIN, json=body).status_code == 200
-        answer = _answer(client, "a")
-    assert '"success":false' in answer
-    assert "secret" not in answer
-
-
 def _crowd(eve) -> list[int]:
     """260 films, asked for under invented sessions: before, all others were refused, and the films drawn for nobody."""
     film, status = number_of(eve, "transfer"), []
