@@ -26,6 +26,8 @@ def app_command(
         str, typer.Option("--model", "-m", help="The model that visitors meet: a name that `vitrail models` lists.")
     ] = "bestiary",
     checkpoint: shared.Checkpoint = None,
+    num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
     host: Annotated[str, typer.Option("--host", help="Address to serve at; one that others reach needs --auth.")] = (
         "127.0.0.1"
@@ -81,11 +83,11 @@ def app_command(
             from vitrail.app.shelf import Shelf
             from vitrail.cli.loading import load_named
 
+            own: dict[str, Any] = {"num_classes": num_classes, "class_names": class_names}
+            own["output"] = output_kind and output_kind.value
             shelf = Shelf(
                 model,
-                load=lambda name, weights: load_named(
-                    name, weights, device=device, output=output_kind and output_kind.value if name == model else None
-                ),
+                load=lambda name, weights: load_named(name, weights, device=device, **(own if name == model else {})),
                 checkpoint=checkpoint,
                 allowed=tuple(allow_models or ()),
             )

@@ -35,6 +35,8 @@ def compare_command(
         typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
     ] = None,
     checkpoint: shared.Checkpoint = None,
+    num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: Annotated[
@@ -101,7 +103,7 @@ def compare_command(
             "seed": seed,
         },
         options=words,
-        load=shared.how_to_load(device, dtype, size, output_kind),
+        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,
         output=output,
         formats=shared.kinds(format_),

@@ -69,7 +69,7 @@ class Reporter:
         self._notes.clear()
 
     def say(self, line: str) -> None:
-        """Print a line on stderr, above the progress bar where there is one."""
+        """Print a line on stderr, above the progress bar where there is one; nothing in it commands the terminal."""
         line = one_line(line)
         if self._progress is None:
             typer.echo(line, err=True)

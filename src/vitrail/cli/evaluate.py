@@ -20,6 +20,8 @@ def evaluate_command(
     ] = None,
     model: shared.OptionalModelName = None,
     checkpoint: shared.Checkpoint = None,
+    num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
     methods: Annotated[
         list[str] | None,
@@ -135,7 +137,7 @@ def evaluate_command(
             data,
             model,
             checkpoint,
-            load=shared.how_to_load(device, dtype, size, output_kind),
+            load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
             words=words,
             as_json=as_json,
             question={

@@ -31,6 +31,8 @@ def load_named(
     resize: int | None = None,
     texts: list[str] | None = None,
     output: str | None = None,
+    num_classes: int | None = None,
+    class_names: Path | None = None,
 ) -> "VisionModel":
     """What `vitrail.load` gives for the command's words; device "auto" is the best that this machine has.
 
@@ -38,8 +40,6 @@ def load_named(
     side in pixels before the crop, in the place of the model's own. Raises the errors of `vitrail.load`, and
     `ModelError` where `resize` meets a model without preprocessing.
     """
-    import torch
-
     from vitrail.errors import ModelError
     from vitrail.models import load
 
@@ -47,10 +47,12 @@ def load_named(
         name,
         checkpoint=checkpoint,
         device=named_device(device, dtype),
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
         size=size,
         texts=texts,
         output=output,
+        num_classes=num_classes,
+        class_names=class_names,
     )
     if resize is None:
         return model

@@ -14,6 +14,7 @@ __all__ = [
     "BatchSize",
     "Centred",
     "Checkpoint",
+    "ClassNamesFile",
     "Device",
     "Dtype",
     "Figure",
@@ -30,6 +31,7 @@ __all__ = [
     "InputSize",
     "Method",
     "ModelName",
+    "NumClasses",
     "OptionalModelName",
     "Output",
     "OutputKind",
@@ -122,8 +124,15 @@ Checkpoint: TypeAlias = Annotated[
         "--checkpoint",
         "-c",
         envvar="VITRAIL_CHECKPOINT",
-        help="File of the model's weights: .safetensors, or .pth without code in it. Default: the published weights.",
+        help="Weights: .safetensors, .pth without code in it, or a folder of them. Default: the published ones.",
     ),
+]
+NumClasses: TypeAlias = Annotated[
+    int | None, typer.Option("--num-classes", min=0, help="Number of classes. Default: as the checkpoint's head has.")
+]
+ClassNamesFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--class-names", metavar="FILE", help="Names of the classes: .txt (one a line), .json, or .csv."),
 ]
 Target: TypeAlias = Annotated[
     str | None, typer.Option("--target", "-t", help="Class to explain, by name or index. Default: the predicted class.")
@@ -202,10 +211,18 @@ def kinds(formats: Sequence[StrEnum] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind.value for kind in formats or []))
 
 
-def how_to_load(device: str, dtype: Precision, size: str | None, output: Kind | None = None) -> dict[str, Any]:
+def how_to_load(
+    device: str,
+    dtype: Precision,
+    size: str | None,
+    output: Kind | None = None,
+    num_classes: int | None = None,
+    class_names: Path | None = None,
+) -> dict[str, Any]:
     """The keyword arguments of `cli.loading.load_named`; `BadParameter` for a size that is none."""
     pixels = None if size is None else parse_size(size)
-    return {"device": device, "dtype": dtype.value, "size": pixels, "output": output and output.value}
+    how = {"device": device, "dtype": dtype.value, "size": pixels, "output": output and output.value}
+    return {**how, "num_classes": num_classes, "class_names": class_names}
 
 
 def parse_batch(text: str) -> int:

@@ -54,6 +54,8 @@ def reproduce_command(
         float | None, typer.Option("--until", help="Probability at which rewriting stops. Default: 0.938.")
     ] = None,
     checkpoint: shared.Checkpoint = None,
+    num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
     output: shared.FolderOutput = shared.DEFAULT_OUTPUT,
     format_: Annotated[shared.Figure, typer.Option("--format", "-f", help="Kind of figure.")] = shared.Figure.png,
@@ -85,7 +87,7 @@ def reproduce_command(
         against=against or [],
         question={} if gradient is shared.Gradient.full else {"gradient": gradient.value},
         options={},
-        load=shared.how_to_load(device, dtype, size, output_kind),
+        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,
         output=output,
         formats=(format_.value,),

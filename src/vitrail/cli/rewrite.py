@@ -88,6 +88,8 @@ def rewrite_command(
     ] = Resolution.photograph,
     resize: shared.Resize = None,
     checkpoint: shared.Checkpoint = None,
+    num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
     output: Annotated[
         Path,
@@ -125,7 +127,8 @@ def rewrite_command(
             destination(figure, ("png", "jpg", "pdf", "svg"), option="--figure")
         original = Found(image, Path(image.stem))
         names = OutputNames(place.folder, [original], place.file)
-        loaded = load_named(model, checkpoint, device=device, resize=resize, output=output_kind and output_kind.value)
+        how = {"device": device, "num_classes": num_classes, "class_names": class_names}
+        loaded = load_named(model, checkpoint, resize=resize, output=output_kind and output_kind.value, **how)
         with _bar(until, hidden=as_json) as progress:
             result = rewrite(
                 loaded,
@@ -159,9 +162,9 @@ def rewrite_command(
         read_back = {"file": str(saved), "figure": str(drawn), "probability_of_file": probability}
         typer.echo(json.dumps(result.record() | {"reached": reached} | read_back, indent=2))
     else:
-        typer.echo(f"{one_line(str(image))}: {result.summary()}", err=not reached)
+        typer.echo(f"{one_line(str(image))}: {one_line(result.summary())}", err=not reached)
         typer.echo(
-            f"{one_line(str(saved))}: read back, {result.names[1]} {100 * probability:.2f} %; "
+            f"{one_line(str(saved))}: read back, {one_line(result.names[1])} {100 * probability:.2f} %; "
             f"L2 {result.similarity.l2:.3f}, SSIM {result.similarity.ssim:.4f}; drawn in {one_line(str(drawn))}"
         )
     raise typer.Exit(0 if reached else 1)

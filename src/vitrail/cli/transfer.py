@@ -54,6 +54,8 @@ class TransferRequest:
     dtype: str
     resize: int | None
     output_kind: str | None
+    num_classes: int | None
+    class_names: Path | None
     output: Path
     pictures: tuple[str, ...]  # none: png
     film: str
@@ -95,6 +97,8 @@ def transfer_command(
         typer.Option("--frame-interval", min=1, help="Steps between frames of the film. Default: about 60 frames."),
     ] = None,
     checkpoint: shared.Checkpoint = None,
+    num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: shared.Figures = None,
@@ -130,6 +134,8 @@ def transfer_command(
         dtype=dtype.value,
         resize=resize,
         output_kind=output_kind and output_kind.value,
+        num_classes=num_classes,
+        class_names=class_names,
         output=output,
         pictures=shared.kinds(format_),
         film=film.value,

@@ -47,6 +47,8 @@ def run(request: TransferRequest) -> int:
         dtype=request.dtype,
         resize=request.resize,
         output=request.output_kind,
+        num_classes=request.num_classes,
+        class_names=request.class_names,
     )
     target, opposing, *also = (
         None if name is None else model.class_index(name) for name in (request.target, request.against, *request.also)
