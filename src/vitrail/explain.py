@@ -25,6 +25,7 @@ from .models.vision_model import VisionModel
 from .objectives import OBJECTIVES, Objective, check_objective, default_objective, objective_name
 from .on_error import OnError, check_on_error, failure_records, only, skipping
 from .outputs import Output
+from .silence import advice
 from .targets import (
     Targets,
     Wanted,
@@ -204,7 +205,8 @@ def explain(
     fallback = torch.cat(replaced).cpu()
     doubtful = torch.zeros(count, dtype=torch.bool)
     if mode == "full" and misleads(info.name, objective_label) and output.link is not None:
-        doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
+        with advice():
+            doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
     metadata = {
         "model": model.name,
         **model.metadata,

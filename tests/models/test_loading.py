@@ -167,6 +167,10 @@ def test_the_users_word_goes_first():
         ("timm/", "timm has no model ''"),
         ("timm/vit_tiny_patch16_225", "near it: .*vit_tiny_patch16_224"),
         ("timm/vit_tiny_patch16_224.nonsense", "no weights 'nonsense' of vit_tiny_patch16_224; there are augreg_in21k"),
+        ("vit_tiny_patch16_224", r"did you mean timm/vit_tiny_patch16_224\?"),
+        ("torch/vit_b_16", r"did you mean torchvision/vit_b_16\?"),
+        ("vit_tinny_patch16_224", "did you mean timm/vit_tiny_patch16_224"),
+        ("google/vit-base-patch16-224", r"did you mean hf/google/vit-base-patch16-224\?"),
         ("torchvision/vit_b_17", "torchvision has no model 'vit_b_17'; near it: .*vit_b_16"),
     ],
 )
@@ -181,6 +185,9 @@ def test_unknown_models_are_told_with_near_names(spec: str, message: str):
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"device": "meta:x"}, "cannot be used"),
         ({"dtype": torch.int8}, "torch.int8 is not a floating point type"),
+        ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn is not a floating point type that models run in"),
+        ({"device": "meta"}, "holds shapes and no numbers"),
+        ({"num_classes": -1}, "num_classes is the number of classes"),
         ({"size": (224, 0)}, r"\(height, width\), not \(224, 0\)"),
         ({"size": 160, "img_size": 160}, "mean the same"),
         ({"nonsense": 3}, "timm could not build test_vit: .*nonsense"),
@@ -462,3 +469,42 @@ def test_a_library_that_is_not_installed_is_named(spec: str, package: str, extra
     with pytest.raises(ModelError, match=rf"{package} is not installed.*\[{extra}\]"):
         load(spec)
     assert list_models(f"{spec.partition('/')[0]}/*") == []
+
+
+# --- the number of classes --------------------------------------------------------------------------------------------
+
+
+def test_the_number_of_classes_comes_from_the_file(tmp_path: Path):
+    trained = load(TINY, pretrained=False, num_classes=5)
+    path = weights_of(trained.module, tmp_path)
+    images = torch.randn(1, 3, *trained.preprocess.size)
+    model = load(TINY, checkpoint=path, class_names={"ant": 0, "bee": 1, "cat": 2, "dog": 3, "elk": 4})
+    assert torch.equal(model.logits(images), trained.logits(images))
+    assert model.class_index("cat") == 2
+    assert load(TINY, checkpoint=path, size=96).logits(images[..., :96, :96]).shape == (1, 5)
+    assert load(TINY, checkpoint=path).class_names is None
+
+
+def test_the_number_of_classes_comes_from_the_file_in_hugging_face(tmp_path: Path, hf_folder: Path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig.from_pretrained(hf_folder)
+    config.num_labels = 3
+    state = ViTForImageClassification(config).state_dict()
+    torch.save({"state_dict": {f"model.{name}": one for name, one in state.items()}}, tmp_path / "w.ckpt")
+    model = load(f"hf/{hf_folder}", checkpoint=tmp_path / "w.ckpt")
+    assert model.module.classifier.out_features == 3
+    assert model.class_names is None
+    with pytest.raises(CheckpointMismatchError):
+        load(f"hf/{hf_folder}", num_classes=4)
+
+
+def test_a_head_is_never_random_beside_published_weights():
+    for spec in ("torchvision/vit_b_16", "open_clip/ViT-B-32:openai"):
+        with pytest.raises(ModelError, match="would be random|no classes of its own"):
+            load(spec, num_classes=5)
+
+
+@pytest.mark.parametrize("word", ["bfloat16", "bf16", "torch.bfloat16", torch.bfloat16])
+def test_a_type_may_be_named(word):
+    assert load(TINY, pretrained=False, dtype=word).dtype == torch.bfloat16

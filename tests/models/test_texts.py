@@ -230,3 +230,72 @@ def test_a_checkpoint_is_loaded_without_talk_of_random_weights(tiny_clip, caplog
     spec, checkpoint, _ = tiny_clip
     load(spec, checkpoint=checkpoint, texts=TEXTS)
     assert caplog.records == []
+
+
+@pytest.fixture(scope="module")
+def tiny_coca(tmp_path_factory: pytest.TempPathFactory):
+    """A tiny CoCa, whose image tower answers with the embedding and the tokens."""
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("coca")
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2, "embed_cls": True}
+    config = {
+        "model_cfg": {
+            "embed_dim": 12,
+            "vision_cfg": {
+                "image_size": 64,
+                "layers": 3,
+                "width": 48,
+                "head_width": 16,
+                "patch_size": 16,
+                "attentional_pool": True,
+                "attn_pooler_heads": 2,
+                "output_tokens": True,
+            },
+            "text_cfg": {**text, "output_tokens": True},
+            "multimodal_cfg": {"context_length": 16, "vocab_size": 49408, "width": 12, "heads": 2, "layers": 1},
+            "custom_text": True,
+        },
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    whole = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
+    enliven(whole)
+    torch.save({"state_dict": {f"module.{key}": one for key, one in whole.state_dict().items()}}, folder / "w.pt")
+    return f"open_clip/local-dir:{folder}", folder / "w.pt", whole
+
+
+def test_coca_is_held_against_texts(tiny_coca, images):
+    import open_clip
+
+    spec, checkpoint, whole = tiny_coca
+    model = load(spec, checkpoint=checkpoint, texts=TEXTS)
+    tokens = open_clip.SimpleTokenizer(context_length=16)(TEXTS)
+    with torch.no_grad():
+        embedded = whole.encode_image(images, normalize=True), whole.encode_text(tokens, normalize=True)
+        expected = whole.logit_scale.exp() * embedded[0] @ embedded[1].T
+        torch.testing.assert_close(model.logits(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: (x, x[:, None]),
+        lambda x: {"tokens": x[:, None], "image_embeds": x},
+        lambda x: type("Output", (), {"pooler_output": x, "hidden": None})(),
+    ],
+)
+def test_towers_may_answer_with_a_structure(answer):
+    from torch import nn
+
+    from vitrail.models.similarity import ImageTextSimilarity
+
+    class Tower(nn.Module):
+        def forward(self, images):
+            return answer(images.flatten(1))
+
+    texts = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    model = ImageTextSimilarity(Tower(), texts, scale=10.0)
+    images = torch.randn(1, 3, 2, 2)
+    expected = 10 * F.cosine_similarity(images.flatten(1), texts)[None]
+    torch.testing.assert_close(model(images), expected)

@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -154,3 +157,147 @@ def test_a_torchvision_model_brings_what_all_its_weights_share():
     assert model.preprocess is not None
     assert (model.preprocess.size, model.preprocess.resize) == ((384, 384), 438)
     assert wrap(FAMILIES["torchvision_vit"].build()).class_names is None
+
+
+# --- what Vitrail guessed, and what the user said ---------------------------------------------------------------------
+
+
+def replaced(head: nn.Module) -> nn.Module:
+    import timm
+
+    module = timm.create_model("test_vit", img_size=64, depth=1).eval()
+    module.head = head
+    return module
+
+
+class Odd(nn.Module):
+    """A head whose number of outputs no attribute tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = nn.Linear(64, 1000)
+        self.last = nn.Parameter(torch.randn(1000, 5))
+
+    def forward(self, x):
+        return self.width(x) @ self.last
+
+
+@pytest.mark.parametrize(
+    "head", [nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 5)), nn.Linear(64, 5), nn.Identity(), Odd()]
+)
+def test_guessed_names_are_dropped_where_the_head_is_another(head: nn.Module, caplog):
+    model = wrap(replaced(head))
+    classes = model.logits(torch.randn(1, 3, 64, 64)).shape[1]
+    assert model.class_names is None
+    assert model.class_name(3) == "class 3"
+    assert classes in (5, 64)
+    if isinstance(head, Odd):
+        assert "has 5 classes, so the 1000 names that its library gives were dropped" in caplog.text
+
+
+def test_the_users_own_names_are_held_against_him():
+    model = wrap(replaced(nn.Linear(64, 5)), class_names=["a", "b"])
+    with pytest.raises(ModelError, match="has 5 classes, but class_names holds 2 names"):
+        model.logits(torch.randn(1, 3, 64, 64))
+    assert model.class_names == ("a", "b")
+
+
+def test_replaced_heads_of_other_libraries_lose_guessed_names_too():
+    transformers = pytest.importorskip("transformers")
+    from torchvision.models import vit_b_16
+
+    with torch.device("meta"):
+        module = vit_b_16()
+        module.heads = nn.Linear(768, 5)
+        assert wrap(module).class_names is None
+        module = vit_b_16()
+        module.conv_proj = nn.Conv2d(1, 768, 16, 16)
+        assert wrap(module).preprocess is None
+        sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        config = transformers.ViTConfig(**sizes, id2label={i: f"animal {i}" for i in range(7)})
+        module = transformers.ViTForImageClassification(config)
+        assert wrap(module).class_index("animal 5") == 5
+        module.classifier = nn.Linear(24, 5)
+        assert wrap(module).class_names is None
+
+
+def test_averaged_models_and_adapters_keep_what_their_library_says():
+    import timm
+
+    with torch.device("meta"):
+        module = timm.create_model("test_vit", img_size=64, depth=1)
+    expected = wrap(module)
+    averaged = torch.optim.swa_utils.AveragedModel(module)
+    models = [averaged]
+    try:
+        import peft
+
+        models.append(peft.get_peft_model(module, peft.LoraConfig(target_modules=["qkv"], r=2)))
+    except ImportError:
+        pass
+    for model in models:
+        assert wrap(model).module is model
+        assert wrap(model).preprocess == expected.preprocess
+        assert wrap(model).class_names == expected.class_names
+
+
+# --- forms of class names ---------------------------------------------------------------------------------------------
+
+FORMS = {
+    "list": ["cat", "dog"],
+    "tuple": ("cat", "dog"),
+    "index to name": {1: "dog", 0: "cat"},
+    "digits to name": {"1": "dog", "0": "cat"},
+    "name to index": {"dog": 1, "cat": 0},
+    "keys": {"cat": 0, "dog": 1}.keys(),
+    "generator": (name for name in ("cat", "dog")),
+    "array": np.array(["cat", "dog"]),
+    "bytes": [b"cat", b"dog"],
+}
+FILES = {
+    "w.txt": "cat\ndog\n",
+    "w.json": '["cat", "dog"]',
+    "map.json": '{"1": "dog", "0": "cat"}',
+    "back.json": '{"dog": 1, "cat": 0}',
+    "config.json": '{"id2label": {"0": "cat", "1": "dog"}, "hidden_size": 3}',
+    "plain.csv": "0,cat\n1,dog\n",
+    "w.csv": "class_index,wnid,name\n1,n2,dog\n0,n1,cat\n",
+    "w.tsv": "name\ncat\ndog\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_class_names_in_every_natural_form(form: str):
+    assert wrap(nn.Identity(), class_names=FORMS[form]).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_class_names_from_files(tmp_path: Path, name: str):
+    (tmp_path / name).write_text(FILES[name])
+    assert wrap(nn.Identity(), class_names=tmp_path / name).class_names == ("cat", "dog")
+    assert wrap(nn.Identity(), class_names=str(tmp_path / name)).class_names == ("cat", "dog")
+
+
+def test_class_names_from_pandas():
+    pandas = pytest.importorskip("pandas")
+    assert wrap(nn.Identity(), class_names=pandas.Series(["cat", "dog"])).class_names == ("cat", "dog")
+    assert wrap(nn.Identity(), class_names=pandas.Series([1, 0], ["dog", "cat"])).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.json", "{", "cannot be read"),
+        ("w.json", "3", "neither a list of names nor a mapping"),
+        ("w.json", '[["cat"]]', "which is no name"),
+        ("w.txt", "", "holds no names"),
+        ("w.csv", "a,b,c\n1,2,3\n", "name that of the class names 'name'"),
+        ("w.csv", "index,name\n0,cat\n0,dog\n", "an index twice"),
+        ("w.csv", "index,name\n0,tench, Tinca\n1\n", "rows of different lengths"),
+        ("w.json", '{"cat": "dog"}', "neither indices to names nor names to indices"),
+    ],
+)
+def test_files_without_class_names_are_refused(tmp_path: Path, name: str, content: str, message: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError, match=message):
+        wrap(nn.Identity(), class_names=tmp_path / name)

@@ -99,6 +99,11 @@ class ShapeObserver:
                 )
 
     def _start_anew(self, output: Tensor, *inputs: Tensor) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            raise UnsupportedAttentionError(
+                "the model's forward runs under torch.inference_mode(), where nothing has a gradient: take it off "
+                "there, and put it around your own calls of the model instead"
+            )
         self._follows.append(bool(self._starts) and _leads_to(self._starts[-1], *inputs))
         output.requires_grad_()
         self._outputs.append(output)

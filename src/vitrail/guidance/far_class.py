@@ -33,7 +33,7 @@ def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int)
 
 
 def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width"] | None:
-    """The classifier's rows without what all share, each of length 1; None for a model without a linear classifier.
+    """The classifier's rows without what all share, each of length 1; None where no linear classifier can be read.
 
     They stay on a GPU where the model does: on the CPU, a thousand classes take as long as a GPU takes for ten images.
     """
@@ -41,7 +41,10 @@ def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width
     if not heads:
         return None
     weight = heads[-1].weight.detach()
-    return _directions((weight if weight.is_cuda else weight.cpu()).double())
+    try:
+        return _directions(torch.as_tensor(weight if weight.is_cuda else weight.cpu()).double())
+    except (NotImplementedError, RuntimeError, TypeError):  # quantized by a library whose tensors know few operations
+        return None
 
 
 def _directions(rows: Float[Tensor, "classes width"]) -> Float[Tensor, "classes width"]:

@@ -6,12 +6,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention.eager import eager
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.tap import Tap
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
+from .readiness import model_errors
 from .readout import readout_weights, worked_out_readout
 from .vision_model import VisionModel
 
@@ -81,7 +82,9 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
     known = _LAYOUTS.setdefault(model, {})
     size = tuple(images.shape[1:])
     if size not in known:
-        known[size] = work_out_layout(model, observe(model, images), (images.shape[-2], images.shape[-1]))
+        with model_errors(model.name, model.module):
+            seen = observe(model, images)
+        known[size] = work_out_layout(model, seen, (images.shape[-2], images.shape[-1]))
     return known[size]
 
 
@@ -211,6 +214,11 @@ def _no_attention(model: VisionModel) -> str:
     names = [
         name for name, part in model.module.named_modules() if "attn" in name.lower() or "attention" in name.lower()
     ]
+    if not names and any(isinstance(part, nn.Conv2d | nn.Conv1d | nn.Conv3d) for part in model.module.modules()):
+        return (
+            f"{model.name} ran, but it has no attention: it looks like a convolutional network, and Vitrail explains "
+            "models by their attention; take a library for convolutional networks, such as Captum or pytorch-grad-cam"
+        )
     like = f"modules that look like attention: {', '.join(names[:3])}" if names else "no module is named like attention"
     return (
         f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, "

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..errors import ForwardError, ModelError, TrainingModeError
+from ..errors import ForwardError, ModelError, NoAttentionError, TrainingModeError, UnsupportedAttentionError
 
-__all__ = ["model_errors", "refuse_training", "unexplainable"]
+__all__ = ["model_errors", "refuse_training"]
 
 # What PyTorch says, and what helps.
 _REMEDIES = (
@@ -19,6 +19,7 @@ _REMEDIES = (
     ("inference tensor", "something in it comes from torch.inference_mode(): use torch.no_grad() there instead"),
     ("on the same device", "its parts lie on several devices: bring them to one with module.to(device)"),
     ("is on meta", "some of its weights were never loaded"),
+    ("meta tensor", "some of its weights were never loaded"),
     ("Checkpoint", "it recomputes its blocks in the backward pass: turn gradient checkpointing off"),
     ("Guard failed", "an exported program takes only the shapes it was made with: give the module it was made from"),
     ("Expected input", "an exported program takes only the shapes it was made with: give the module it was made from"),
@@ -39,17 +40,18 @@ def model_errors(name: str, module: nn.Module) -> Iterator[None]:
     except Exception as error:
         from ..memory.passes import ran_out  # which builds on models
 
+        if isinstance(error, NoAttentionError | UnsupportedAttentionError) and (cause := patched(module)):
+            raise type(error)(f"{error}; {cause}") from error
         if type(error).__module__.partition(".")[0] == "vitrail" or ran_out(error):
             raise
         said = (str(error).strip().splitlines() or [""])[0][:300]
         remedy = next(
             (remedy for words, remedy in _REMEDIES if words in str(error) or words in type(error).__name__), ""
         )
-        raise ForwardError(
-            f"{name} cannot be run: {_part(module, error.__traceback__)} raised {type(error).__name__}"
-            + (f": {said}" if said else "")
-            + (f"; {remedy}" if remedy else "")
-        ) from error
+        clauses = [f"{_part(module, error.__traceback__)} raised {type(error).__name__}{f': {said}' if said else ''}"]
+        clauses += [remedy] if remedy else []
+        clauses += [cause] if (cause := patched(module)) else []
+        raise ForwardError(f"{name} cannot be run: {'; '.join(clauses)}") from error
 
 
 def _part(module: nn.Module, traceback: TracebackType | None) -> str:
@@ -61,6 +63,22 @@ def _part(module: nn.Module, traceback: TracebackType | None) -> str:
         if isinstance(part, nn.Module) and id(part) in names:
             found, kind = names[id(part)], type(part).__name__
     return f"its part {found} ({kind})" if found else f"its forward ({kind})"
+
+
+def patched(module: nn.Module) -> str:
+    """Whose code has taken the place of a part's own `forward` in this process, and what to do; "" where none has.
+
+    Libraries that replace methods of other libraries' classes do so for every model of the process.
+    """
+    for part in module.modules():
+        owners = {base.__module__.partition(".")[0] for base in type(part).__mro__}
+        author = getattr(type(part).forward, "__module__", None) or ""
+        if author and author.partition(".")[0] not in owners and not author.startswith(("torch.", "vitrail")):
+            return (
+                f"{author} has replaced the forward of {type(part).__name__} in this process: explain the model in a "
+                "process where it has not"
+            )
+    return ""
 
 
 def refuse_training(module: nn.Module) -> None:
@@ -91,11 +109,11 @@ def refuse_training(module: nn.Module) -> None:
                 f"the model is in training mode: {what} would make its answer random or change the model; call "
                 "model.eval() first"
             )
-        if reason := unexplainable(part):
+        if reason := _no_gradient(part):
             raise ModelError(f"{what} cannot be explained: {reason}")
 
 
-def unexplainable(part: nn.Module) -> str:
+def _no_gradient(part: nn.Module) -> str:
     """Why no gradient goes through a part's own weights, and what to do; "" where it does."""
     if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
         return "quantized layers have no gradient; give the model from before torch.ao.quantization"

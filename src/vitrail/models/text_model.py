@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import TextError
 from ..outputs import check_kind
 from .class_names import class_index, short_name
+from .readiness import model_errors
 from .vision_model import logits_of
 
 __all__ = ["Encoded", "TextModel", "TokenBatch"]
@@ -135,7 +136,8 @@ class TextModel:
             OutputError: when the output holds no tensor of texts x classes.
             ModelError: when there are not as many class names as classes.
         """
-        output = self.module(**batch.inputs, attention_mask=batch.real.long())
+        with model_errors(self.name, self.module):
+            output = self.module(**batch.inputs, attention_mask=batch.real.long())
         return logits_of(output, len(batch), self.name, self.class_names, self.logits_from, "texts")
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:

@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 import torch
+import torch.optim.swa_utils
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -57,7 +58,7 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise ModelError(f'a torch.nn.Module is needed, not {type(module).__name__}; load("timm/…") takes names')
     module = _inner(module)
-    known = _recognise(module)
+    known = _recognise(_wrapped(module))
     return VisionModel(
         module=module,
         name=name or type(module).__name__,
@@ -86,6 +87,16 @@ def _inner(module: nn.Module) -> nn.Module:
             module = module.module
         else:
             return module
+
+
+def _wrapped(module: nn.Module) -> nn.Module:
+    """The library's module inside an average of weights or a set of adapters, which take and give what it does."""
+    if isinstance(module, torch.optim.swa_utils.AveragedModel):
+        return _wrapped(module.module)
+    if any(base.__module__.startswith("peft.") and base.__name__ == "PeftModel" for base in type(module).__mro__):
+        inner = getattr(module, "get_base_model", lambda: module)()
+        return inner if isinstance(inner, nn.Module) else module
+    return module
 
 
 def _recognise(module: nn.Module) -> Known:

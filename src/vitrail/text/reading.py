@@ -13,6 +13,7 @@ from ..attention.observe import Observation, ShapeObserver
 from ..attention.tap import Tap
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
 from ..models.layout import TokenLayout
+from ..models.readiness import model_errors
 from ..models.text_model import TextModel
 from ..outputs import LOGITS, Output, recognise
 
@@ -55,7 +56,8 @@ def reading_of(model: TextModel, reads: str | None = None) -> Reading:
     # An output function may find other logits, which may hang on other tokens.
     key = given, model.logits_from, model.output
     if key not in known:
-        known[key] = _work_out(model, given)
+        with model_errors(model.name, model.module):
+            known[key] = _work_out(model, given)
     return known[key]
 
 
