@@ -106,8 +106,8 @@ def test_models_that_cannot_be_explained_say_why(case: str):
 
 
 @pytest.mark.parametrize("size", [(1, 5, 64, 64), (1, 3, 60, 60)])
-def test_inputs_that_the_model_refuses_name_the_part_that_did(size: tuple[int, ...]):
-    with pytest.raises(VitrailError, match="patch_embed"):
+def test_inputs_that_the_model_refuses_say_what_it_takes(size: tuple[int, ...]):
+    with pytest.raises(VitrailError, match="takes images of 3 x 64 x 64"):
         vitrail.explain(tiny(), torch.randn(size))
 
 
