@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -413,3 +414,54 @@ def test_load_refusals(tmp_path: Path, damage: Callable[[Path], None], message: 
     with pytest.raises(ExplanationFileError, match=f"(?s){message}") as caught:
         Explanation.load(path)
     assert isinstance(caught.value, VitrailError)
+
+
+HEADER = {"version": 1, "method": "gae", "objective": "logit", "signed": True, "class_names": None, "metadata": {}}
+TENSORS = {"scores": torch.ones(1, 2, 2), "logits": torch.zeros(1, 3), "target": torch.zeros(1, dtype=torch.long)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header", "said"),
+    [
+        ({"scores": torch.full((1, 2, 2), float("nan"))}, {}, "scores hold NaN or infinity"),
+        ({"logits": torch.tensor([[0.0, float("inf"), 1.0]])}, {}, "logits hold NaN or infinity"),
+        ({"scores": torch.ones(1, 0, 2)}, {}, r"scores are \(1, 0, 2\)"),
+        ({"logits": torch.ones(1, 0)}, {}, r"logits \(1, 0\)"),
+        ({"scores": torch.ones(1, 2, 2, dtype=torch.int64)}, {}, r"scores are torch\.int64"),
+        ({"target": torch.zeros(1)}, {}, r"target are torch\.float32"),
+        ({"target": torch.tensor([3])}, {}, "target 3 is no class of 3"),
+        ({"target": torch.tensor([-1])}, {}, "target -1 is no class of 3"),
+        ({"against": torch.tensor([10**9])}, {}, "against 1000000000 is no class of 3"),
+        ({"images": torch.zeros(1, 4, 4, 3)}, {}, r"images are torch\.float32"),
+        ({"other": torch.zeros(1)}, {}, "other"),
+        ({}, {"metadata": []}, "metadata holds list, expected dict"),
+        ({}, {"metadata": None}, "metadata holds NoneType"),
+        ({}, {"class_names": "abc"}, "class_names holds str, expected list"),
+        ({}, {"class_names": [1, 2, 3]}, "class_names holds int, expected str"),
+        ({}, {"method": 3}, "method holds int, expected str"),
+        ({}, {"version": "one"}, "not an explanation that Vitrail can read"),
+        ({}, {"guided": 3}, "guided holds int"),
+        ({}, {"guided": [{}]}, "scores"),
+        ({}, "[" * 50_000, "not an explanation that Vitrail can read"),
+        ({}, "[]", "not an explanation that Vitrail can read"),
+        ({}, "{}", "it has no entry 'version'"),
+    ],
+)
+def test_a_file_that_holds_what_no_explanation_does_is_refused(tmp_path, tensors, header, said):
+    path = tmp_path / "bad.safetensors"
+    text = header if isinstance(header, str) else json.dumps(HEADER | header)
+    save_file(TENSORS | tensors, path, metadata={"vitrail": text})
+    with pytest.raises(ExplanationFileError, match=f"bad.safetensors.*{said}") as caught:
+        Explanation.load(path)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_pipe_and_a_nul_are_refused_and_the_plain_file_is_read(tmp_path):
+    path = tmp_path / "ex.safetensors"
+    save_file(TENSORS, path, metadata={"vitrail": json.dumps(HEADER)})
+    assert Explanation.load(path).grid == (2, 2)
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ExplanationFileError, match="it is not a regular file"):
+        Explanation.load(tmp_path / "pipe.safetensors")
+    with pytest.raises(ExplanationFileError, match="it is no path"):
+        Explanation.load("a\0b.safetensors")

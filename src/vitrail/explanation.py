@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vitrail.errors import OptionError, OutputFileError, VitrailError
-from vitrail.files import atomic_write
+from vitrail.files import atomic_write, open_regular
 from vitrail.on_error import failure_notes
 from vitrail.outputs import Kind, Output
 
@@ -410,16 +410,19 @@ class Explanation:
     def load(path: str | os.PathLike[str]) -> "Explanation":
         """Read what `save` wrote; the tensors come back on the CPU, bit for bit.
 
-        Raises `ExplanationFileError` when the file is missing, damaged, not an explanation, or of a later version.
+        Raises `ExplanationFileError` when the file is missing, damaged, not an explanation, of a later version, or
+        holds what no explanation does: NaN or infinity, an empty map, a target that is no class.
         """
         path = Path(path)
         try:
+            open_regular(path, 2**40).close()
             with safe_open(path, framework="pt") as file:
                 header = (file.metadata() or {}).get(HEADER)
                 names = file.keys() if header is not None else ()
                 tensors = {name: file.get_tensor(name).clone() for name in names}
-        except (OSError, SafetensorError) as error:
-            raise ExplanationFileError(f"cannot read {path}: {error}") from error
+        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            name = str(path).replace("\0", "\\0")
+            raise ExplanationFileError(f"cannot read {name}: {error}") from error
         if header is None:
             raise ExplanationFileError(
                 f"{path} is a safetensors file, but not an explanation: its header has no {HEADER!r} entry"
@@ -431,17 +434,18 @@ class Explanation:
                     f"{path} is an explanation file of version {text['version']}, "
                     f"this Vitrail reads up to {VERSION}; update Vitrail"
                 )
-            names = text["class_names"]
-            fields = {key: text[key] for key in ("method", "objective", "signed")}
-            fields["class_names"] = None if names is None else tuple(names)
+            fields = _fields(text)
             guided = []
             for number, metadata in enumerate(text.get("guided", ())):
                 prefix = f"guided.{number}."
                 own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+                _check_tensors(own)
                 guided.append(Explanation(**own, **fields, metadata=metadata))
+            _check_tensors(tensors)
             return Explanation(**tensors, **fields, metadata=text["metadata"], guided=tuple(guided))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            said = f"it has no entry {error}" if isinstance(error, KeyError) else error
+            raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {said}") from error
 
 
 def percent(probability: float) -> str:
@@ -473,6 +477,44 @@ def verdict_of(probability: float | None, number: float) -> str:
     ('82.1 %', '= 1.5')
     """
     return f"= {number:.3g}" if probability is None else percent(probability)
+
+
+def _fields(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file's header says of all maps. Raises `ValueError` for an entry of another kind."""
+    names, guided = text["class_names"], text.get("guided", [])
+    fields = {key: text[key] for key in ("method", "objective", "signed")}
+    for key, value, kind in (
+        *((key, fields[key], str) for key in ("method", "objective")),
+        ("signed", fields["signed"], bool),
+        ("metadata", text["metadata"], dict),
+        ("guided", guided, list),
+        ("class_names", [] if names is None else names, list),
+        *(("guided", metadata, dict) for metadata in (guided if isinstance(guided, list) else ())),
+        *(("class_names", name, str) for name in (names if isinstance(names, list) else ())),
+    ):
+        if not isinstance(value, kind):
+            raise ValueError(f"{key} holds {type(value).__name__}, expected {kind.__name__}")
+    return {**fields, "class_names": None if names is None else tuple(names)}
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Refuses what no explanation holds, and a file may. Raises `ValueError` naming it."""
+    scores, logits = tensors["scores"], tensors["logits"]
+    if scores.ndim not in (3, 4) or logits.ndim != 2 or 0 in scores.shape[-2:] or not logits.shape[1]:
+        raise ValueError(
+            f"scores are {_shape(scores)} and logits {_shape(logits)}, expected (batch, rows, cols) or (batch, "
+            "targets, rows, cols), and (batch, classes)"
+        )
+    for name, tensor in tensors.items():
+        kinds = (torch.uint8,) if name == "images" else (torch.int32, torch.int64)
+        if not (tensor.is_floating_point() if name in ("scores", "logits") else tensor.dtype in kinds):
+            raise ValueError(f"{name} are {tensor.dtype}")
+        if name in ("scores", "logits") and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} hold NaN or infinity")
+        if name in ("target", "against") and tensor.numel():
+            low, high = int(tensor.min()), int(tensor.max())
+            if low < 0 or high >= logits.shape[1]:
+                raise ValueError(f"{name} {low if low < 0 else high} is no class of {logits.shape[1]}")
 
 
 def _tensors(ex: Explanation) -> dict[str, Tensor | None]:

@@ -1,6 +1,10 @@
 """`vitrail evaluate` from the words on the command line to the folder, and on to the report."""
 
 import json
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +21,8 @@ from vitrail.evaluate.folder import RunFolder
 from vitrail.evaluate.presets import PRESETS
 from vitrail.evaluate.protocols import PROTOCOLS
 from vitrail.evaluate.reading import read_run
+from vitrail.evaluate.running import estimate, evaluate
+from vitrail.evaluate.worker import Worker
 
 SCENES = "bestiary:single:4"
 
@@ -226,3 +232,75 @@ def test_the_rate_is_of_what_is_done_now(capsys):
         "evaluating: 500 of 1000 images are there already",
         "evaluating: 600 of 1000 images, 10.00 a second, 0:00:40 left",
     ]
+
+
+# -- interrupted, planned, without result -----------------------------------------------------------------------------
+
+
+def test_whoever_interrupts_is_told_how_to_resume(run, tmp_path, monkeypatch):
+    measure, calls = Worker.measure, []
+
+    def interrupted(self, block, images):
+        calls.append(block)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(self, block, images)
+
+    words = (SCENES, "--methods", "raw", "--protocols", "pointing", "--block", "2", "--output", "my run")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vitrail", "evaluate", *words])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "measure", interrupted)
+        result = run(*words)
+    assert result.exit_code == 130
+    said = "interrupted: 2 of 4 images are in my run; resume with: vitrail evaluate bestiary:single:4 --methods raw"
+    assert result.stderr.splitlines()[-1] == f"{said} --protocols pointing --block 2 --output 'my run'"
+    assert run(*words).stdout.startswith("2 images measured, 2 were there already")
+
+
+def test_it_is_told_at_once_while_an_operation_goes_on():
+    said = []
+    with pytest.raises(KeyboardInterrupt), evaluating.told_at_once(lambda: said.append(len(said))):  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert said == [0]
+    with evaluating.told_at_once(lambda: said.append(7)):
+        pass
+    assert said == [0]
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_plan_measures_a_few_images_and_writes_nothing(run, tmp_path):
+    words = (SCENES, "--methods", "raw", "--protocols", "pointing", "--output", "out", "--plan")
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == ["what", "images", "time"]
+    assert not (tmp_path / "out").exists()
+    found = json.loads(run(*words, "--json").stdout)
+    assert (found["images"], found["left"]) == (4, 4)
+    assert found["seconds"] == pytest.approx(4 * found["seconds_per_image"])
+    assert found["seconds"] > 0
+    run(*words[:-1])
+    assert json.loads(run(*words, "--json").stdout)["left"] == 0
+    refused = run(SCENES, "--protocols", "nonsense", "--plan")
+    assert refused.exit_code == 2
+
+
+def test_boxes_as_fractions_are_an_error_of_the_command(run, tmp_path):
+    class_folders(tmp_path / "photos", {"0": 1})
+    (tmp_path / "boxes.csv").write_text("file,x_min,y_min,x_max,y_max\n0.png,0.1,0.1,0.9,0.9\n")
+    result = run("photos", "--boxes", "boxes.csv", "--protocols", "pointing", "--output", "out")
+    assert result.exit_code == 2
+    assert "Error: boxes.csv: these look like fractions of the picture" in result.stderr
+    assert run(SCENES, "--protocols", ",", "--output", "out").exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_plan_is_within_half_of_what_the_run_takes(shared, vit_tiny, tmp_path):
+    photos, question = shared / "images" / "imagenet-val", {"limit": 48, "output": tmp_path}
+    boxes = {"data_options": {"boxes": photos / "boxes.csv"}}
+    asked = {"methods": ["gae", "complete"], "protocols": ["pointing", "energy"]}
+    planned = estimate(vit_tiny, photos, **asked, **question, **boxes).seconds
+    begun = time.perf_counter()
+    evaluate(vit_tiny, photos, **asked, **question, **boxes)
+    took = time.perf_counter() - begun
+    assert 1 / 1.5 < planned / took < 1.5, f"planned {planned:.1f} s, took {took:.1f} s"

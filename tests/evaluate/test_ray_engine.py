@@ -51,6 +51,26 @@ def test_without_ray_the_remedy_is_named(pictures, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("rows/*"))
 
 
+def test_a_ray_that_cannot_start_is_one_sentence(pictures, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def fail(**_):
+        raise ConnectionError("no cluster\nanswers")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(OptionError, match="Ray could not start at 10.0.0.1:6379: no cluster answers; give the address"):
+        evaluate(
+            tiny(),
+            pictures,
+            "raw",
+            ["saco"],
+            output=tmp_path,
+            engine="ray",
+            engine_options={"address": "10.0.0.1:6379"},
+        )
+
+
 def test_under_torchrun_ray_is_refused(pictures, tmp_path, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)

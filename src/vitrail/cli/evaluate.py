@@ -104,6 +104,9 @@ def evaluate_command(
     size: shared.InputSize = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Measure a few images, tell what the whole run takes, and stop.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the protocols and presets, and stop.")] = False,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -140,6 +143,7 @@ def evaluate_command(
             load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
             words=words,
             as_json=as_json,
+            only_plan=plan,
             question={
                 "methods": methods or ["complete"],
                 "protocols": asked,

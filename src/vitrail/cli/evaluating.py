@@ -1,9 +1,16 @@
 """The work behind `vitrail evaluate`: words to values, the run with its progress, and what it found in few lines."""
 
 import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +19,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vitrail.cli.console import message_of, one_line
+from vitrail.cli.console import message_of, one_line, show_table
 from vitrail.cli.loading import load_named
 
 if TYPE_CHECKING:
     from vitrail.evaluate.rows import Failure
+    from vitrail.evaluate.running import Estimate
 
-__all__ = ["run"]
+__all__ = ["run", "told_at_once"]
+
+Report = Callable[[int, int], None]
 
 SILENCE = 60.0  # seconds after which a log is told that the run is alive
 
@@ -32,22 +42,26 @@ def run(
     words: Mapping[str, Mapping[str, str]],
     question: Mapping[str, Any],
     as_json: bool,
+    only_plan: bool = False,
 ) -> bool:
-    """Do or finish the run; whether something could not be measured."""
+    """Do or finish the run, or plan it; whether something could not be measured."""
     from vitrail.evaluate.engines.processes import local_rank
     from vitrail.evaluate.reading import read_run
-    from vitrail.evaluate.running import evaluate
+    from vitrail.evaluate.running import estimate, evaluate
 
     rank = local_rank()
     if rank is not None and load["device"] in ("auto", "cuda"):
         load = dict(load) | {"device": _device_of(rank)}
     methods, protocols = _options(words)
     vision = load_named(model, checkpoint, **load)
+    question = dict(question) | {"method_options": methods, "protocol_options": protocols}
+    if only_plan:
+        question = {key: value for key, value in question.items() if key not in ("engine", "engine_options")}
+        _show_plan(estimate(vision, data, **question), as_json)
+        return False
     console = Console(stderr=True, highlight=False, quiet=bool(rank))
-    with _progress(console) as report:
-        outcome = evaluate(
-            vision, data, **question, method_options=methods, protocol_options=protocols, progress=report
-        )
+    with _progress(console) as report, _interrupted(question["output"], report, console) as follow:
+        outcome = evaluate(vision, data, **question, progress=follow)
     if rank:  # the first process speaks for all
         return False
     found = read_run(outcome.folder)
@@ -86,6 +100,87 @@ def run(
         f"{len(found.rows)} rows in {outcome.folder}; vitrail report {outcome.folder} shows them"
     )
     return bool(failures)
+
+
+def _show_plan(found: "Estimate", as_json: bool) -> None:
+    from vitrail.cli.planning import duration
+
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    for note in found.notes:
+        typer.echo(f"note: {one_line(note)}", err=True)
+    there = f", {found.images - found.left} are there already" if found.left < found.images else ""
+    rows = [
+        ("images", f"{found.images}{there}"),
+        ("time", f"{found.seconds_per_image:.3g} s an image, {duration(found.seconds)} in one process"),
+    ]
+    show_table(("what", "how much"), rows)
+
+
+@contextmanager
+def _interrupted(output: Path, report: Report, console: Console) -> Iterator[Report]:
+    """Say at once, where somebody interrupts, how the run is resumed; the report that counts what is there."""
+    last = [0, 0]
+
+    def follow(done: int, total: int) -> None:
+        last[:] = done, total
+        report(done, total)
+
+    def say() -> None:
+        there = f"{last[0]} of {last[1]} images are in {output}" if last[1] else "nothing was measured yet"
+        console.print(one_line(f"interrupted: {there}; resume with: {_same_command()}"), soft_wrap=True, markup=False)
+
+    try:
+        with told_at_once(say):
+            yield follow
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def told_at_once(say: Callable[[], None]) -> Iterator[None]:
+    """Call `say` as soon as the process is interrupted, where Python itself waits for the end of a long operation.
+
+    It is called once, from another thread while one of PyTorch's operations goes on in this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    inside, outside = socket.socketpair()
+    outside.setblocking(False)
+    once = threading.Lock()
+
+    def first() -> None:
+        if once.acquire(blocking=False):
+            say()
+
+    def watch() -> None:
+        while number := inside.recv(1):
+            if number[0] == signal.SIGINT:
+                first()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    except KeyboardInterrupt:
+        first()
+        raise
+    finally:
+        signal.set_wakeup_fd(before)
+        outside.close()
+        thread.join(1)
+        inside.close()
+
+
+def _same_command() -> str:
+    """What was typed, to be typed again."""
+    name = Path(sys.argv[0]).name
+    if "RANK" in os.environ:
+        return "the same torchrun command"
+    return shlex.join([*(["python", "-m", "vitrail.cli"] if name.endswith(".py") else [name]), *sys.argv[1:]])
 
 
 def _unknown(failure: "Failure") -> bool:

@@ -26,7 +26,7 @@ from vitrail.inputs import Prepared, prepare_one
 from vitrail.models import VisionModel
 from vitrail.plan import Plan, in_words, plan
 
-__all__ = ["show_plan"]
+__all__ = ["duration", "show_plan"]
 
 SAMPLE = 6.0  # seconds, about, of explaining and drawing for a plan
 
@@ -148,15 +148,15 @@ def _lines(made: Plan, request: Request, lanes: int, times: str) -> list[tuple[s
 
 def _times(each: float, before: float, seconds: float, images: int, most: bool) -> str:
     bound = "at most " * most
-    whole = f"{bound}{_duration(seconds)} for {images}, {_duration(before)} of it before the first"
+    whole = f"{bound}{duration(seconds)} for {images}, {duration(before)} of it before the first"
     return f"{bound}{each:.3g} s an image with drawing and writing, {whole}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time in words.
 
     Example:
-        >>> _duration(0.25), _duration(75.0), _duration(7300.0)
+        >>> duration(0.25), duration(75.0), duration(7300.0)
         ('0.25 s', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 60:

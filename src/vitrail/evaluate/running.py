@@ -3,7 +3,9 @@
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,8 +23,10 @@ from ..targets import refuse_unpredicted
 from ..threads import thread_count
 from .cost import cost_of
 from .data import Dataset, open_data
+from .data.opened import Opened
 from .data.wording import counted, listed
 from .engines import find_engine
+from .engines.local import READERS
 from .engines.processes import agreed, holding, local_rank, processes, together
 from .folder import RunFolder
 from .plan import Plan, make_plan
@@ -31,7 +35,7 @@ from .reading import EvaluationRun, read_run
 from .rows import FORMAT
 from .worker import Worker, fitted
 
-__all__ = ["Outcome", "digest_of", "evaluate"]
+__all__ = ["Estimate", "Outcome", "digest_of", "estimate", "evaluate"]
 
 HINTS = {
     "boxes": "boxes are left, top, right, bottom in pixels of the upright picture, and must lie where the model looks",
@@ -39,6 +43,8 @@ HINTS = {
     "label": "classes are called by index, whole name or WordNet id",
     "regions": "regions come with mosaics, stitched pictures and the bestiary's pairs",
 }
+
+FEW = 4  # images from which the time of all is estimated
 
 Report = Callable[[int, int], None]
 
@@ -110,23 +116,20 @@ def evaluate(
         >>> done.images, done.measured
         (2, 2)
     """
-    if not isinstance(model, VisionModel):
-        model = wrap(model)
-    refuse_training(model.module)
     run = find_engine(engine)
     several = processes() > 1
     if several and engine != "local":
         raise OptionError(f"torchrun and engine={engine!r} both share a run out: start it without torchrun")
     folder = RunFolder(output)
-    before = (folder.manifest() or {}).get("plan", {})
     with together():
-        # Free memory and threads may differ from process to process, and what they decide changes roundings.
-        batch, threads = agreed(
-            (batch_size or before.get("batch") or _batch_for(model), before.get("threads") or torch.get_num_threads())
-        )
-        plan = make_plan(
-            methods,
-            protocols,
+        model, opened, plan = _asked(
+            model,
+            data,
+            folder,
+            batch_size,
+            {"limit": limit, **(data_options or {})},
+            methods=methods,
+            protocols=protocols,
             preset=preset,
             method_options=method_options,
             protocol_options=protocol_options,
@@ -134,16 +137,11 @@ def evaluate(
             fit=fit,
             seed=seed,
             block=block,
-            batch=batch,
-            threads=threads,
             keep=keep,
         )
-        model = replace(model, preprocess=fitted(model, plan))
-        opened = open_data(data, model, limit=limit, seed=seed, **(data_options or {}))
-        _check(model, opened, plan)
         worker = Worker(model, opened, plan)
         with (
-            thread_count(threads),
+            thread_count(plan.threads),
             holding(folder, manifest_of(model, opened, plan), worker.blocks()) as (wanting, ours),
         ):
             done = images = len(opened) - _images(opened, plan, wanting)
@@ -167,6 +165,82 @@ def evaluate(
     if not local_rank():  # the first process speaks for all
         _refuse_nothing(read_run(folder.path))
     return Outcome(folder.path, len(opened), len(opened) - done, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the rest of a run takes: images in all and left, seconds of each, and of all that are left."""
+
+    images: int
+    left: int
+    seconds_per_image: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def estimate(
+    model: VisionModel | nn.Module,
+    data: str | Path | Dataset,
+    *,
+    output: str | os.PathLike[str],
+    batch_size: int | None = None,
+    limit: int | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    **question: Any,
+) -> Estimate:
+    """Measure up to four images and tell what the whole run takes in one process; takes what `evaluate` does.
+
+    Nothing is written. Raises what `evaluate` raises for a question that cannot be asked.
+    """
+    folder = RunFolder(output)
+    options = {"limit": limit, **(data_options or {})}
+    model, opened, plan = _asked(model, data, folder, batch_size, options, **question)
+    worker = Worker(model, opened, plan)
+    places = sorted({len(opened) * number // FEW for number in range(FEW)})
+    with thread_count(plan.threads), ThreadPoolExecutor(READERS) as pool:
+        worker.read_some(places[:1], pool)
+        begun = time.perf_counter()
+        images = worker.read_some(places, pool)
+        reading = (time.perf_counter() - begun) / len(places)
+        taken = []
+        for some in (images, images[:1], images):  # the first warms up
+            begun = time.perf_counter()
+            worker.measure(0, some)
+            taken.append(time.perf_counter() - begun)
+    _, one, all_ = taken
+    # What a block costs beside its images, randomised copies of the model say, is paid once by each.
+    each = max((all_ - one) / (len(images) - 1), 0.0) if len(images) > 1 else one
+    beside = max(one - each, 0.0)
+    aside = (os.cpu_count() or 1) > plan.threads  # pictures are read while others are measured
+    left = _images(opened, plan, set(range(worker.blocks())) - folder.done())
+    per_image = max(each + beside / plan.block, reading) if aside else each + beside / plan.block + reading
+    return Estimate(len(opened), left, per_image, left * per_image, tuple(opened.notes))
+
+
+def _asked(
+    model: VisionModel | nn.Module,
+    data: str | Path | Dataset,
+    folder: RunFolder,
+    batch_size: int | None,
+    data_options: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    **question: Any,
+) -> tuple[VisionModel, Opened, Plan]:
+    """The model, the data and the plan of a run, checked before anything is measured."""
+    if not isinstance(model, VisionModel):
+        model = wrap(model)
+    refuse_training(model.module)
+    before = (folder.manifest() or {}).get("plan", {})
+    # Free memory and threads may differ from process to process, and what they decide changes roundings.
+    batch, threads = agreed(
+        (batch_size or before.get("batch") or _batch_for(model), before.get("threads") or torch.get_num_threads())
+    )
+    plan = make_plan(batch=batch, threads=threads, seed=seed, **question)
+    model = replace(model, preprocess=fitted(model, plan))
+    opened = open_data(data, model, seed=seed, **data_options)
+    _check(model, opened, plan)
+    return model, opened, plan
 
 
 def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:

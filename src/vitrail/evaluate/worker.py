@@ -66,7 +66,11 @@ class Worker:
     def read(self, block: int, pool: Executor) -> list[Read]:
         """The images of a block, read side by side; none of them is fatal."""
         start = block * self.plan.block
-        return list(pool.map(self._read, range(start, min(len(self.data), start + self.plan.block))))
+        return self.read_some(range(start, min(len(self.data), start + self.plan.block)), pool)
+
+    def read_some(self, places: Sequence[int], pool: Executor) -> list[Read]:
+        """The images at these places of the data."""
+        return list(pool.map(self._read, places))
 
     def measure(self, block: int, images: Sequence[Read]) -> Done:
         """Explain and measure the images of a block."""

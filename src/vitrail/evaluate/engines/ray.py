@@ -42,7 +42,7 @@ def run_ray(
     to the run's folder. The model stays where it is.
 
     Raises:
-        OptionError: where Ray is not installed, or the cluster has no room for a single actor.
+        OptionError: where Ray is not installed or cannot start, or the cluster has no room for a single actor.
         VitrailError: what a worker met and could not go on from, as the local engine raises it.
     """
     try:
@@ -62,7 +62,15 @@ def run_ray(
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless somebody asks for it
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # of the network, of the machine's limits, of an address that is none
+            reason = " ".join(str(error).split()) or type(error).__name__
+            where = f" at {address}" if address else ""
+            raise OptionError(
+                f"Ray could not start{where}: {reason}; give the address of a running cluster, address=local for "
+                "one of this machine, or engine=local (--address, --engine)"
+            ) from error
     try:
         cpus, room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], worker.plan.threads, each)
         count = min(len(blocks), workers or room)
