@@ -350,7 +350,7 @@ def test_save_of_views_and_without_the_optional_parts(tmp_path: Path) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(values=arrays("float32", (1, 2, 2), elements=st.floats(width=32)))
+@given(values=arrays("float32", (1, 2, 2), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_any_float_survives_the_file(tmp_path_factory: pytest.TempPathFactory, values: Any) -> None:
     ex = make(batch=1, scores=torch.from_numpy(values))
     same(Explanation.load(ex.save(tmp_path_factory.mktemp("any") / "map.safetensors")), ex)
@@ -363,6 +363,8 @@ def test_save_refusals(tmp_path: Path) -> None:
         make(metadata={"dtype": torch.float32}).save(tmp_path / "map.safetensors")
     with pytest.raises(OutputFileError, match="not plain JSON values"):
         make(metadata={"share": float("nan")}).save(tmp_path / "map.safetensors")
+    with pytest.raises(OutputFileError, match="scores hold NaN or infinity"):
+        make(batch=1, scores=torch.full((1, 3, 4), float("nan"))).save(tmp_path / "map.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -401,6 +401,9 @@ class Explanation:
         tensors = _tensors(self)
         for number, part in enumerate(self.guided):
             tensors |= {f"guided.{number}.{name}": tensor for name, tensor in _tensors(part).items()}
+        for name, tensor in tensors.items():
+            if tensor is not None and not bool(tensor.isfinite().all()):  # nor would `load` take it
+                raise OutputFileError(f"cannot save to {path}: {name} hold NaN or infinity")
         stored = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items() if t is not None}
         with atomic_write(path) as file:
             file.write(to_safetensors(stored, metadata={HEADER: header}))
