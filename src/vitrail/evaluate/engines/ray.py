@@ -68,8 +68,8 @@ def run_ray(
             reason = " ".join(str(error).split()) or type(error).__name__
             where = f" at {address}" if address else ""
             raise OptionError(
-                f"Ray could not start{where}: {reason}; give the address of a running cluster, address=local for "
-                "one of this machine, or engine=local (--address, --engine)"
+                f'Ray could not start{where}: {reason}; give the address= of a running cluster, address="local" '
+                'for one of this machine, or engine="local"'
             ) from error
     try:
         cpus, room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], worker.plan.threads, each)
