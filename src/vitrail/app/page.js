@@ -13,9 +13,9 @@
   window.fetch = async (...given) => {
     try {
       const answer = await fetching(...given);
-      if (!answer.ok) page.busy(false);
+      if (!answer.ok) { page.busy(false); page.going = null; }
       return answer;
-    } catch (error) { page.busy(false); throw error; }
+    } catch (error) { page.busy(false); page.going = null; throw error; }
   };
 
   // Paper or dark: as the system is, until somebody says otherwise.
