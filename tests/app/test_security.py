@@ -479,6 +479,7 @@ def _crowd(eve) -> list[int]:
     return status
 
 
+@pytest.mark.slow  # a quarter of a minute
 def test_one_visitor_does_not_starve_the_others(page_server):
     with come(page_server) as eve, come(page_server) as ada:
         status = _crowd(eve)
