@@ -28,6 +28,7 @@ __all__ = [
     "OutputError",
     "OutputFileError",
     "OutputKindError",
+    "PackedBatchError",
     "SameClassError",
     "TargetCountError",
     "TargetError",
@@ -209,6 +210,10 @@ class NoAttentionError(ModelError):
 
 class UnsupportedAttentionError(ModelError):
     """Attention was seen in a form from which no map of the whole image can be made."""
+
+
+class PackedBatchError(UnsupportedAttentionError):
+    """The model joins the tokens of all images of a batch in one sequence, so images must come one at a time."""
 
 
 class NoTextTowerError(ModelError):

@@ -11,14 +11,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attention.gradient_modes import GradientMode, check_gradient_mode
-from .errors import ImageError, NonFiniteError, NoSignalError, OptionError, VitrailError
+from .errors import (
+    ImageError,
+    LayoutError,
+    NoAttentionError,
+    NonFiniteError,
+    NoSignalError,
+    OptionError,
+    UnsupportedAttentionError,
+    VitrailError,
+)
 from .explanation import Explanation
 from .inputs import ImagesLike, as_items, prepare, prepare_one, source_of
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
 from .models import wrap
-from .models.layout import TokenLayout, layout_of
+from .models.layout import TokenLayout, layout_of, layout_of_layer
 from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
 from .models.vision_model import VisionModel
@@ -145,7 +154,7 @@ def explain(
         return explain_guided(partial(ask, gradient=mode), model, images, target, as_guide(guide), batch_size, progress)
     inputs = prepare(model, images, noted=True)
     count = len(inputs.batch)
-    layout = layout_of(model, inputs.batch)
+    layout = _layout(model, inputs.batch, info, options)
     output = model.kind_for(inputs.batch)
     wanted, other = pair_up(
         parse_targets(model, target, count, layout.classes, functions=True),
@@ -200,7 +209,7 @@ def explain(
     all_scores = torch.cat(scores).cpu()
     targets = predicted(all_logits) if wanted is None else wanted
     refuse_same(model, targets, other, chosen=wanted is None)
-    _check_finite(all_logits, all_scores, inputs.sources)
+    _check_finite(all_logits, all_scores, inputs.sources, _dropped_signs(info, options))
     nested = targets.nested
     fallback = torch.cat(replaced).cpu()
     doubtful = torch.zeros(count, dtype=torch.bool)
@@ -223,8 +232,10 @@ def explain(
         "class_specific": info.class_specific,
         **output.record(),
         "image_notes": [
-            [*read, *([WARNING] if warn else []), *_notes(row, objective_label)]
-            for read, row, warn in zip(inputs.notes, fallback, doubtful.tolist(), strict=True)
+            [*read, *([WARNING] if warn else []), *_notes(row, objective_label), *layout.notes, *grown]
+            for read, row, warn, grown in zip(
+                inputs.notes, fallback, doubtful.tolist(), _growth(info, all_scores, all_logits), strict=True
+            )
         ],
         "difference_instead": fallback.tolist(),
     }
@@ -253,6 +264,17 @@ def _function_values(targets: Targets, output: Output, logits: Tensor) -> list[l
     ]
 
 
+def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]) -> TokenLayout:
+    """How the model's tokens lie; for a method that looks at one named layer only, how that layer's output does."""
+    try:
+        return layout_of(model, batch)
+    except (LayoutError, NoAttentionError, UnsupportedAttentionError):
+        layer = options.get("layer")
+        if not (info.reads_layer and isinstance(layer, str)):
+            raise
+        return layout_of_layer(model, batch, layer)
+
+
 @cache
 def _version(package: str) -> str:
     # Read once: finding and parsing a package's metadata takes as long as a small model's forward pass.
@@ -273,7 +295,9 @@ def _check_options(
 
 
 def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " queries"]:
-    return readout_weights(readout, len(layout.readout), layout.prefix, (layout.rows, layout.cols), layout.pools)
+    return readout_weights(
+        readout, len(layout.readout), layout.prefix, (layout.rows, layout.cols), layout.pools, layout.order
+    )
 
 
 def _without_failures(
@@ -302,7 +326,34 @@ def _without_failures(
     return replace(ex, metadata={**ex.metadata, "positions": kept, "failures": failures}) if failures else ex
 
 
-def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...]) -> None:
+def _dropped_signs(info: MethodInfo, options: dict[str, Any]) -> str | None:
+    """Why the map of a method that drops signs may be zero, and what keeps them; None for one that keeps them."""
+    if info.is_signed(options) or not info.class_specific:
+        return None
+    keeps = "relu=False keeps the signs" if "relu" in info.options else "method='complete' keeps the signs"
+    return f"{info.name} drops all that argues against the class, and nothing it measures argues for it: {keeps}"
+
+
+def _growth(info: MethodInfo, scores: Tensor, logits: Tensor) -> list[list[str]]:
+    """What to say of relevance that has grown out of all proportion to what it should sum to."""
+    largest = scores.abs().flatten(1).amax(dim=1)
+    grown = (largest > 1e3 * logits.abs().amax(dim=1)) & ("rules" in info.options)
+    return [
+        [
+            f"The scores reach ±{size:.1e}, though the largest logit is {logit:.3g}: these rules of LRP do not "
+            'conserve relevance, and blow up where they divide by sums near zero. Only rules="tattr" keeps the sum.'
+        ]
+        if too_large
+        else []
+        for size, logit, too_large in zip(
+            largest.tolist(), logits.abs().amax(dim=1).tolist(), grown.tolist(), strict=True
+        )
+    ]
+
+
+def _check_finite(
+    logits: Tensor, scores: Tensor, sources: tuple[str | None, ...], dropped_signs: str | None = None
+) -> None:
     refuse = partial(_refuse, sources=sources)
     refuse(
         ~logits.isfinite().all(dim=1),
@@ -318,6 +369,13 @@ def _check_finite(logits: Tensor, scores: Tensor, sources: tuple[str | None, ...
         "the logit instead of a quotient",
     )
     flat = scores.flatten(2)
+    if dropped_signs is not None:
+        refuse(
+            (flat == 0).all(dim=2).any(dim=1) & (flat.shape[2] > 1),
+            NoSignalError,
+            "the map of {images}",
+            f"is zero everywhere: {dropped_signs}",
+        )
     refuse(
         (flat.amax(dim=2) == flat.amin(dim=2)).any(dim=1) & (flat.shape[2] > 1),
         NoSignalError,

@@ -37,6 +37,7 @@ def test_with_plenty_all_go_at_once(model: VisionModel, monkeypatch: pytest.Monk
 
 
 def test_with_little_the_first_passes_tell(model: VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout_of(model, IMAGES)
     with Allocations("cpu") as four:  # `vitrail.plan` would stop at two on a slow machine
         vitrail.explain(model, IMAGES[:4], 3, batch_size=4)
     free = round(four.peak * 1.1 / sizing.SHARE["cpu"])  # four fit, and five do not

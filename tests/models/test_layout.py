@@ -84,12 +84,32 @@ def test_grids_without_a_convolution_are_found_by_arithmetic():
     assert (layout.rows, layout.cols, layout.prefix) == (4, 6, 1)
 
 
+def test_many_tokens_beside_the_patches_are_told_from_them_by_the_pixels():
+    layout = layout_of(vitrail.wrap(LinearPatches(8, 12).eval()), torch.randn(1, 3, 32, 48))
+    assert (layout.rows, layout.cols, layout.prefix) == (4, 6, 12)
+
+
+class FrozenStem(LinearPatches):
+    """No gradient leads from the tokens to the pixels."""
+
+    def embed_patches(self, x):
+        with torch.no_grad():
+            return self.embed(nn.functional.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
+
+    def forward(self, x):
+        x = torch.cat([self.tokens.expand(len(x), -1, -1), self.embed_patches(x)], dim=1)
+        return self.head((x + self.attention(x, x, x, need_weights=False)[0])[:, 0])
+
+
 def test_a_grid_that_cannot_be_known_is_asked_for():
-    module = LinearPatches(8, 12).eval()
-    with pytest.raises(LayoutError, match=r"36 tokens of a 32×48 image fit no single grid.*grid=\(rows, columns\)"):
+    module = FrozenStem(8, 12).eval()
+    with pytest.raises(
+        LayoutError, match=r"36 tokens of a 32×48 image.*no gradient leads.*grid=\(rows, columns\) and prefix="
+    ):
         vitrail.explain(module, torch.randn(1, 3, 32, 48))
-    model = vitrail.wrap(module, grid=(4, 6))
-    assert vitrail.explain(model, torch.randn(1, 3, 32, 48)).scores.shape == (1, 4, 6)
+    for given in ({"grid": (4, 6)}, {"grid": (4, 6), "prefix": 12}):
+        model = vitrail.wrap(module, **given)
+        assert vitrail.explain(model, torch.randn(1, 3, 32, 48)).scores.shape == (1, 4, 6)
     with pytest.raises(LayoutError, match=r"36 tokens .* with 3 token\(s\) before the patches.*4×6 = 24"):
         vitrail.explain(vitrail.wrap(module, grid=(4, 6), prefix=3), torch.randn(1, 3, 32, 48))
 

@@ -217,3 +217,36 @@ def test_a_constant_objective_has_no_signal():
     module, inputs = two_streams.pytorch_decoder()
     with pytest.raises(NoSignalError, match="every token of input 0 has the score zero"):
         explain_pair(module, inputs, 1, query=0, objective=lambda logits: logits.sum(1) * 0)
+
+
+def llava() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**size, image_size=32, patch_size=8, projection_dim=16)
+    text = LlamaConfig(**size, vocab_size=40, num_key_value_heads=2)
+    options = {"image_token_index": 39, "vision_feature_layer": -1}
+    module = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **options))
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(1, 30, (1, 5), generator=generator)
+    return two_streams.lively(module, 0.3), {
+        "input_ids": torch.cat([words[:, :2], torch.full((1, 16), 39), words[:, 2:]], dim=1),
+        "pixel_values": torch.randn(1, 3, 32, 32, generator=generator),
+    }
+
+
+def test_a_stream_that_joins_another_is_refused_and_the_joined_tokens_are_scored():
+    module, inputs = llava()
+
+    def last(output):
+        return output.logits[:, -1]
+
+    with pytest.raises(UnsupportedAttentionError, match="stream 'vision', but no stream that is read.*inputs_embeds="):
+        explain_pair(module, inputs, 3, logits_from=last, streams=["vision", "words and patches"])
+    with torch.no_grad():
+        embeds = module.get_input_embeddings()(inputs["input_ids"])
+        patches = module.get_image_features(pixel_values=inputs["pixel_values"])
+        patches = torch.cat(list(getattr(patches, "pooler_output", patches))).reshape(-1, embeds.shape[-1])
+        embeds[inputs["input_ids"] == 39] = patches
+    joined = explain_pair(module, {"inputs_embeds": embeds}, 3, logits_from=last, streams=["words and patches"])
+    assert bool((joined.scores["words and patches"][0, 2:18] != 0).all())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,6 +39,23 @@ class LeafAttention:
             call = replace(call, query=call.query.detach(), key=call.key.detach())
         output = call.output()
         return self._leaf(layer, output, RecordedLayer(call.detached(), None)) if layer in self.at else output
+
+    def attend_any(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        scale: float | None,
+        grouped: bool,
+    ) -> Tensor:
+        """Attention within windows, which is never a leaf."""
+        if self.held:
+            query, key = query.detach(), key.detach()
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]

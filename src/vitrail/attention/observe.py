@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from ..errors import UnsupportedAttentionError
 from .calls import AttentionCall
+from .places import Places
 
 __all__ = ["AttentionShape", "Observation", "ShapeObserver"]
 
@@ -30,40 +31,50 @@ class Observation:
     `shapes` ends with the last attention that the logits depend on: some models compute an attention pooling that their
     classifier ignores. `patch_grids` are heights and widths of what the convolutions before the first attention gave.
     `reads` is the size of the logits' gradient at each query of that last attention: zero where the head does not look.
-    `classes` is the number of logits. `from_image` says which tokens carry anything of the image into the first
-    attention.
+    `classes` is the number of logits. `places` says where the tokens of the first attention lie in the image, where
+    that is known. `beside` says for each attention how much of the gradient at one of its tokens comes from other
+    tokens as the attention before left them: there something mixes tokens that is no attention.
     """
 
     shapes: tuple[AttentionShape, ...]
     patch_grids: tuple[tuple[int, int], ...]
     reads: Float[Tensor, " queries"]
     classes: int
-    from_image: Bool[Tensor, " tokens"] | None = None
+    places: Places | None = None
+    beside: tuple[float, ...] = ()
 
 
 class ShapeObserver:
     """Notes every call's size, and lets gradients start at every output, where the graph of the layers before ends.
 
     So no layer is kept longer than what stands between two attentions: a look takes less memory than an explanation.
+    With `mixing` it is measured meanwhile what mixes tokens between the attentions (`Observation.beside`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mixing: bool = False) -> None:
         self.shapes: list[AttentionShape] = []
+        self.mixing = mixing
         self.first: Tensor | None = None
+        self._beside: list[float] = []
         self._outputs: list[Tensor] = []
         self._starts: list[Node] = []
         self._follows: list[bool] = []
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         self.shapes.append(AttentionShape(call.images, call.heads, call.queries, call.keys))
-        self._note_first(call.query)
+        self._note_first(call.key)
+        self._measure(call.key[:, :, call.keys // 2], call.keys, [call.keys // 2])
         return self._start_anew(call.detached().output(), call.query, call.key, call.value)
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
         self.shapes.append(AttentionShape(*scores.shape))
-        self._note_first(scores.diagonal(dim1=-2, dim2=-1)[..., None])
+        self._note_first(scores)
+        tokens = min(scores.shape[-2:])
+        # A score joins two tokens; that of a token with itself may be masked.
+        here, there = tokens // 2, max(tokens // 2 - 1, 0)
+        self._measure(scores[:, :, here, there, None], scores.shape[-2], [here, there])
         return self._start_anew(torch.softmax(scores.detach(), dim=-1), scores)
 
     def observation(
@@ -81,7 +92,8 @@ class ShapeObserver:
             if bool(gradient.any()):
                 self._check_chain(count)
                 reads = gradient.float().square().sum(dim=(0, 1, 3)).sqrt()
-                return Observation(tuple(self.shapes[:count]), patch_grids, reads, classes)
+                beside = tuple(self._beside[:count])
+                return Observation(tuple(self.shapes[:count]), patch_grids, reads, classes, beside=beside)
         return Observation((), patch_grids, torch.zeros(0), classes)
 
     def _note_first(self, tokens: Float[Tensor, "images heads queries width"]) -> None:
@@ -89,13 +101,26 @@ class ShapeObserver:
         if self.first is None:
             self.first = tokens.detach()
 
+    def _measure(self, of_tokens: Float[Tensor, "images heads width"], tokens: int, own: list[int]) -> None:
+        """What share of the gradient at some tokens comes from other tokens' places after the attention before."""
+        share = 0.0
+        before = self._outputs[-1] if self._outputs else None
+        if self.mixing and before is not None and before.shape[2] == tokens and of_tokens.requires_grad:
+            mixture = torch.randn(of_tokens.shape, generator=torch.Generator().manual_seed(3)).to(of_tokens)
+            (found,) = torch.autograd.grad(of_tokens, before, mixture, retain_graph=True, allow_unused=True)
+            if found is not None and bool(found.any()):
+                by_token = found.float().abs().sum(dim=(0, 1, 3))
+                share = 1 - float(by_token[own].sum() / by_token.sum())
+        self._beside.append(share)
+
     def _check_chain(self, count: int) -> None:
         for layer in range(1, count):
             if not self._follows[layer]:
                 raise UnsupportedAttentionError(
                     f"attention {layer} of {count} does not follow from attention {layer - 1}: blocks side by side, "
-                    "several passes in one forward, or a part under no_grad; a relevance row needs one attention "
-                    "after the other"
+                    "several passes in one forward, a text tower beside the image's, or a part under no_grad; a "
+                    "relevance row needs one attention after the other. For a whole CLIP embed the texts first: "
+                    "vitrail.load(…, texts=[…])"
                 )
 
     def _start_anew(self, output: Tensor, *inputs: Tensor) -> Tensor:

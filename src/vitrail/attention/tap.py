@@ -15,13 +15,31 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import TrainingModeError, UnsupportedAttentionError
+from ..errors import PackedBatchError, TrainingModeError, UnsupportedAttentionError
 from .calls import AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, libra_rules
 from .multihead import run_multi_head_attention
 from .reached import linear
 
 __all__ = ["Tap", "Visitor"]
+
+
+@runtime_checkable
+class AnyAttention(Protocol):
+    """A visitor that lets attention pass in any number of dimensions, windows among them."""
+
+    def attend_any(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        scale: float | None,
+        grouped: bool,
+    ) -> Tensor:
+        """The output of attention over the last two dimensions."""
+        ...
 
 
 @runtime_checkable
@@ -44,21 +62,29 @@ class Tap(TorchFunctionMode):
 
     `images` is the number of images that the model is given: from it, calls that merge batch and heads are told apart.
     Once `layers` attentions have been called, the model's linear layers go back only through the tokens that a gradient
-    reaches: there they may be few.
+    reaches: there they may be few. The first `chain` attentions must keep the images apart.
 
     Raises:
         TrainingModeError: when attention is called with dropout.
+        PackedBatchError: when one of them joins images.
         UnsupportedAttentionError: when an attention bias depends on the image through a gradient.
     """
 
     def __init__(
-        self, visitor: Visitor, images: int, gradient: GradientMode = "full", layers: int | None = None
+        self,
+        visitor: Visitor,
+        images: int,
+        gradient: GradientMode = "full",
+        layers: int | None = None,
+        chain: int | None = None,
     ) -> None:
         super().__init__()
+        self.chain = (layers or 0) if chain is None else chain
         self.visitor = visitor
         self.images = images
         self.patch_grids: list[tuple[int, int]] = []
         self.attention_calls = 0
+        self.other_softmax: list[tuple[tuple[int, ...], int | None]] = []
         self._rules: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._attend,
             F.multi_head_attention_forward: self._multi_head,
@@ -114,12 +140,15 @@ class Tap(TorchFunctionMode):
             raise UnsupportedAttentionError(
                 f"attention {self.attention_calls} has a bias that depends on the image; its gradient would be lost"
             )
+        if query.dim() not in (3, 4) and isinstance(self.visitor, AnyAttention):
+            return self.visitor.attend_any(query, key, value, attn_mask, is_causal, scale, enable_gqa)
         if query.dim() not in (3, 4):
             raise UnsupportedAttentionError(
                 f"attention {self.attention_calls} works on tensors of {query.dim()} dimensions {tuple(query.shape)}: "
                 "attention within windows of a pyramid (Hiera) is not supported"
             )
         call = from_scaled_dot_product(self.images, query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        self._check_images(call.images)
         output = self.visitor.attend(call)
         self.attention_calls += 1
         return output.reshape(*query.shape[:-1], value.shape[-1])
@@ -131,14 +160,24 @@ class Tap(TorchFunctionMode):
         self, function: Callable[..., Tensor], input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         if not self._is_attention(input, dim):
+            self.other_softmax.append((tuple(input.shape), dim))
             return function(input, dim, *args, **kwargs)
         dtype = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), None)
         # Three dimensions merge images and heads; in four, more rows than images are windows, and stay apart.
         scores = input if input.dim() == 4 else input.unflatten(0, (self.images, -1))
         scores = scores if dtype is None else scores.to(dtype)
+        self._check_images(scores.shape[0])
         output = self.visitor.normalise(scores)
         self.attention_calls += 1
         return output.reshape(input.shape)
+
+    def _check_images(self, images: int) -> None:
+        if self.attention_calls < self.chain and images < self.images:
+            raise PackedBatchError(
+                f"attention {self.attention_calls} runs over {images} sequence(s) for a batch of {self.images} images: "
+                "the model joins the images of a batch in one sequence (as Pixtral and Qwen2-VL do); explain one image "
+                "at a time, with batch_size=1 or in calls of their own"
+            )
 
     def _is_attention(self, scores: Tensor, dim: int | None) -> bool:
         """Whether a softmax is attention written out: over the keys of (images, heads, queries, keys).

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import torch
 
+from ..errors import PackedBatchError
+
 __all__ = ["in_passes", "ran_out"]
 
 Result = TypeVar("Result")
@@ -38,7 +40,8 @@ def in_passes(
     """`ask(rows)` for slices that cover `count` rows in order; of those left, `size` says how many go together.
 
     By default it is all. When memory runs out, `halved` is told how many may go together from then on, and the same
-    rows are asked again; what had been answered stays. The error of a single row is passed on.
+    rows are asked again; what had been answered stays. Rows that the model would join in one sequence go one by one.
+    The error of a single row is passed on.
 
     Example:
         >>> def ask(rows):
@@ -54,14 +57,17 @@ def in_passes(
         try:
             result = ask(slice(start, start + number))
         except Exception as error:
-            if number == 1 or not ran_out(error):
+            packed = isinstance(error, PackedBatchError)
+            if number == 1 or not (packed or ran_out(error)):
                 raise
-            most = number // 2
+            most = 1 if packed else number // 2
         else:
             yield result
             start += number
             continue
         # Outside the handler, where the error no longer holds on to the tensors of the pass that failed.
+        if packed:
+            continue
         if halved is not None:
             halved(most)
         gc.collect()

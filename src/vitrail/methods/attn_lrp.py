@@ -58,6 +58,7 @@ def attn_lrp(
         "attn_lrp",
         "method='complete' with gradient='libra'",
     )
+    tap.chain = run.layout.layers
     with torch.enable_grad():
         # The sum is no leaf, so the tap takes it for an activation.
         images = run.images.detach().to(run.model.device, dtype).requires_grad_() + 0

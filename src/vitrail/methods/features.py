@@ -122,7 +122,7 @@ def patches_of(
     """
     tensor = tensor.to(compute_dtype(tensor.dtype))
     grid = (layout.rows, layout.cols)
-    if tensor.dim() == 4 and tensor.shape[0] == images:
+    if tensor.dim() == 4 and tensor.shape[0] == images and layout.order is None:
         if tensor.shape[2:] == grid:
             return tensor.flatten(2).transpose(1, 2)
         if tensor.shape[1:3] == grid:

@@ -172,6 +172,7 @@ def _propagate(
     table = chefer_rules(walk, find_rule_set(rules), run.gradient)
     dtype = walk.precision.dtype
     tap = RelevanceTap(attention, len(run.images), table, dtype, run.model.module, method, "method='complete' or 'gae'")
+    tap.chain = run.layout.layers
     images = run.images.detach().to(run.model.device, dtype)
     if to_pixels:
         with torch.enable_grad():

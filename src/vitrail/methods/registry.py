@@ -51,6 +51,11 @@ class MethodInfo:
         return self
 
     @property
+    def reads_layer(self) -> bool:
+        """Whether the method looks at the features of one layer, which may be named, and at nothing else."""
+        return self.options.get("layer", 0) is None
+
+    @property
     def options(self) -> dict[str, Any]:
         """The method's own keyword options and their defaults."""
         parameters = list(inspect.signature(self.function).parameters.values())[1:]

@@ -107,7 +107,7 @@ class Run:
         """One forward pass without gradients; `watchers` are entered inside the tap."""
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(eager())
-            tap = stack.enter_context(Tap(visitor, len(self.images)))
+            tap = stack.enter_context(Tap(visitor, len(self.images), chain=self.layout.layers))
             for watcher in watchers:
                 stack.enter_context(watcher)
             self.logits = self.answer().detach()

@@ -1,25 +1,32 @@
 """How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..attention.eager import eager
+from ..attention.modules import at_output, find_module
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
+from ..attention.places import PixelGradient, Places, StemObserver, find_places
 from ..attention.tap import Tap
-from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
+from ..errors import ForwardError, LayoutError, ModelError, NoAttentionError, OptionError, UnsupportedAttentionError
 from .readiness import model_errors
 from .readout import readout_weights, worked_out_readout
 from .vision_model import VisionModel
 
-__all__ = ["TokenLayout", "layout_of", "observe", "work_out_layout"]
+__all__ = ["TokenLayout", "layout_of", "layout_of_layer", "observe", "work_out_layout"]
 
 # Class, distillation and register tokens together; more than this is not a prefix but a grid that does not fit.
 LARGEST_PREFIX = 32
+# Shares of a token's gradient that come from other tokens by another way than attention: worth a word, and too much.
+LOCAL_MIXING = 1e-3
+ALMOST_ALL = 0.9
+OTHER_WAY = 'method="gradcam" with layer=, a layer whose output is a grid, needs none of this'
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +35,9 @@ class TokenLayout:
 
     `readout` holds one weight per query of the last attention and sums to one; `reads` says it in words. `layers` is
     the number of attention calls that the logits depend on, `pools` how many of them, at the end, pool the tokens;
-    `classes` is the number of logits. `all_tokens` counts those that may follow the patches too.
+    `classes` is the number of logits. `all_tokens` counts those that may follow the patches too. `order` says which of
+    the patch tokens shows each cell of the grid, row after row; None where they stand in that order. `notes` are for
+    every map of the model.
     """
 
     rows: int
@@ -41,6 +50,8 @@ class TokenLayout:
     heads: int
     classes: int
     all_tokens: int
+    order: Int[Tensor, " patches"] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def reads_patches(self) -> bool:
@@ -65,6 +76,8 @@ class TokenLayout:
     def as_grid(self, tokens: Float[Tensor, "*batch tokens"]) -> Float[Tensor, "*batch rows cols"]:
         """The patches' part of a row over all tokens, as the grid that they form in the image."""
         patches = tokens[..., self.prefix : self.prefix + self.patches]
+        if self.order is not None:
+            patches = patches[..., self.order.to(patches.device)]
         return patches.reshape(*tokens.shape[:-1], self.rows, self.cols)
 
 
@@ -84,56 +97,175 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
     if size not in known:
         with model_errors(model.name, model.module):
             seen = observe(model, images)
-        known[size] = work_out_layout(model, seen, (images.shape[-2], images.shape[-1]))
+        known[size] = work_out_layout(
+            model, seen, (images.shape[-2], images.shape[-1]), partial(_reads_of_another, model, images)
+        )
     return known[size]
 
 
-def observe(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> Observation:
-    """Send images of noise through the model and look at the attention it calls and the tokens its head reads.
+def layout_of_layer(
+    model: VisionModel, images: Float[Tensor, "batch channels height width"], layer: str
+) -> TokenLayout:
+    """The grid that a layer's output forms, for methods that look at nothing else: any network will do.
 
-    A second image shows which tokens carry anything of the image when they enter the first attention: the patches.
+    Raises:
+        OptionError: when the output is no map of features, (images, channels, rows, columns) or channels last.
     """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, *images.shape[1:], generator=generator).to(images)
+    shapes: list[tuple[int, ...]] = []
+
+    def see(output: Tensor) -> Tensor:
+        shapes.append(tuple(output.shape))
+        return output
+
+    with torch.no_grad(), eager(), at_output(find_module(model.module, layer), see):
+        logits = model.logits(images[:1])
+    height, width = images.shape[-2:]
+    for shape in shapes[-1:]:
+        for rows, cols in (shape[2:], shape[1:3]) if len(shape) == 4 else ():
+            if rows * cols > 1 and rows <= height and cols <= width and abs(rows * width / (cols * height) - 1) < 0.2:
+                nothing = logits.new_zeros(rows * cols)
+                return TokenLayout(rows, cols, 0, nothing, f"layer {layer}", 0, 0, 0, logits.shape[1], rows * cols)
+    gives = f"gives a tensor of shape {shapes[-1]}" if shapes else "returns no tensor"
+    raise OptionError(
+        f"layer={layer!r} {gives} for an image of {height}×{width} pixels, which is no map: in a model whose "
+        "tokens Vitrail cannot place, name a layer whose output is (images, channels, rows, columns)"
+    )
+
+
+def _reads_of_another(
+    model: VisionModel, images: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, " queries"]:
+    """What the head reads of another image."""
     observer = ShapeObserver()
-    again = ShapeObserver()
-    with eager(), torch.no_grad(), Tap(again, images=1):
-        before = model.answer(torch.randn(noise.shape, generator=generator).to(noise))
+    with torch.enable_grad(), eager():
+        with Tap(observer, images=1) as tap:
+            logits = model.logits(_noise(images, 1, seed=1))
+        return observer.observation(logits, tuple(tap.patch_grids)).reads
+
+
+def observe(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> Observation:
+    """Send an image of noise through the model twice, and look at the attention it calls and the tokens its head reads.
+
+    The first pass shows which pixels each token takes, the second what depends on what.
+
+    Raises:
+        NoAttentionError: when the model calls no attention that PyTorch can show, or its logits depend on none.
+        UnsupportedAttentionError: when the same image does not give the same tokens twice.
+    """
+    noise = _noise(images, 1, seed=0)
+    size = (images.shape[-2], images.shape[-1])
+    places: list[Places | None] = []
+
+    def look(tokens: int, gradient: PixelGradient) -> None:
+        places.append(find_places(tokens, gradient, _candidates(model, tokens, stem_tap.patch_grids, size)))
+
+    stem_tap: Tap
+    with torch.enable_grad():
+        # The sum is no leaf, so the tap takes it for an activation.
+        image = noise.clone().requires_grad_() + 0
+        stem = StemObserver(image, look)
+        stem_tap = Tap(stem, images=1)
+        with eager(), stem_tap:
+            try:
+                first_numbers = model.answer(image).detach()
+            except ForwardError as error:
+                if not (hasattr(model.module, "text_model") and hasattr(model.module, "vision_model")):
+                    raise
+                raise ModelError(
+                    f"{model.name} takes texts beside the images and ran without them ({error}): embed the texts "
+                    "first, with vitrail.load(…, texts=[…]) or --text, or wrap its image tower with a head of its own"
+                ) from error
+    with eager(), torch.no_grad():
+        more = model.answer(_noise(images, 1, seed=1))  # what kind of output it is, two images tell
+    observer = ShapeObserver(mixing=True)
     with torch.enable_grad():
         tap = Tap(observer, images=1)
         with eager(), tap:
             numbers = model.answer(noise)
-            logits = model.learn_kind(numbers, before).logits(numbers)
+            logits = model.learn_kind(numbers, more).logits(numbers)
         if not observer.shapes:
-            raise NoAttentionError(_no_attention(model))
+            raise NoAttentionError(_no_attention(model, tap.other_softmax))
+        _refuse_chance(model, stem.first, observer.first, first_numbers, numbers.detach())
         seen = observer.observation(logits, tuple(tap.patch_grids))
     if not seen.shapes:
         raise NoAttentionError(
             f"{model.name} calls attention {len(observer.shapes)} times, but its logits do not depend on any of it: "
             "the output is constant, or detached from the graph inside the model"
         )
-    assert observer.first is not None
-    assert again.first is not None
-    if observer.first.shape == again.first.shape:
-        changed = (observer.first - again.first).abs().amax(dim=(0, 1, 3)) > 0
-        seen = replace(seen, from_image=changed.cpu())
-    return seen
+    return replace(seen, places=places[0] if places else None)
 
 
-def work_out_layout(model: VisionModel, seen: Observation, image_size: tuple[int, int]) -> TokenLayout:
+def _noise(images: Tensor, count: int, seed: int) -> Float[Tensor, "count channels height width"]:
+    return torch.randn(count, *images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
+
+
+def _refuse_chance(model: VisionModel, *pairs: Tensor | None) -> None:
+    """Refuse a model of which two passes over the same image differ; `pairs` are its tokens twice, its logits twice."""
+    for what, once, again in (("tokens", *pairs[:2]), ("logits", *pairs[2:])):
+        if once is None or again is None:
+            continue
+        same = once.shape == again.shape
+        largest = float(once.float().nan_to_num().abs().max()) if once.numel() else 0.0
+        differ = float((once.float() - again.float()).nan_to_num().abs().max()) if same and once.numel() else 0.0
+        if not same or differ > 1e-2 * largest:
+            by = f"differ by {differ:.3g} where the largest is {largest:.3g}" if same else "change in number"
+            raise UnsupportedAttentionError(
+                f"{model.name} does not do the same twice: given the same image again, its {what} {by}. Models that "
+                "shuffle or drop tokens at random (ViTMAE, ViLT) do so also with model.eval(): fix what they draw, "
+                "with forward_options= (for ViTMAE {'noise': torch.arange(patches)[None]}) or in a module around them, "
+                "and wrap again"
+            )
+
+
+def work_out_layout(
+    model: VisionModel,
+    seen: Observation,
+    image_size: tuple[int, int],
+    again: Callable[[], Float[Tensor, " queries"]] | None = None,
+) -> TokenLayout:
     """The layout that an observation shows, with the user's own `grid`, `prefix` and `readout` where given."""
     pools = _pools(seen.shapes)
     tokens = seen.shapes[0].keys
-    others, (rows, cols) = _grid(model, tokens, seen.patch_grids, image_size)
-    prefix = _first_patch(seen.from_image, rows * cols, others)
+    prefix, (rows, cols), order = _grid(model, tokens, seen, image_size)
+    notes = _mixing(seen, model.name)
     if model.readout is None:
-        weights, reads = worked_out_readout(seen.reads, prefix, rows * cols, pools)
+        weights, reads = worked_out_readout(seen.reads, prefix, rows * cols, pools, again)
     else:
-        weights = readout_weights(model.readout, seen.shapes[-1].queries, prefix, (rows, cols), pools)
+        weights = readout_weights(model.readout, seen.shapes[-1].queries, prefix, (rows, cols), pools, order)
         reads = f"readout={model.readout!r}" if not isinstance(model.readout, Tensor) else "given weights"
     weights = weights.to(seen.reads)
     heads, layers = seen.shapes[0].heads, len(seen.shapes)
-    return TokenLayout(rows, cols, prefix, weights, reads, layers, pools, heads, seen.classes, tokens)
+    return TokenLayout(rows, cols, prefix, weights, reads, layers, pools, heads, seen.classes, tokens, order, notes)
+
+
+def _mixing(seen: Observation, name: str) -> tuple[str, ...]:
+    """What to say of a model in which tokens are mixed beside the attentions.
+
+    Raises:
+        UnsupportedAttentionError: where the attentions stand in a pyramid of convolutions, or have no tokens in common.
+    """
+    most = max(seen.beside)
+    if most < LOCAL_MIXING:
+        return ()
+    at = seen.beside.index(most)
+    stages = len(dict.fromkeys(seen.patch_grids))
+    where = (
+        f"between attention {at - 1} and attention {at} of {len(seen.beside)}, {most:.0%} of the gradient at a token"
+    )
+    if stages > 2 or most > ALMOST_ALL:
+        what = (
+            f"convolutions in {stages} sizes stand in front of the attention and more of them between"
+            if stages > 2
+            else "they may not be the same tokens: attention among channels, or a mixing of all tokens"
+        )
+        raise UnsupportedAttentionError(
+            f"{where} comes from other tokens by another way than attention ({what}), so attention alone does not say "
+            f"where the logits of {name} come from; {OTHER_WAY}"
+        )
+    return (
+        f"This model mixes neighbouring tokens between its attentions, too (convolutions): {where} comes from others "
+        "that way. The map follows the attentions alone, so it is sharper than what the model really uses.",
+    )
 
 
 def _pools(shapes: Sequence[AttentionShape]) -> int:
@@ -149,28 +281,75 @@ def _pools(shapes: Sequence[AttentionShape]) -> int:
             raise UnsupportedAttentionError(
                 f"attention {index} of {len(shapes)} lets {shape.queries} queries see {shape.keys} keys in "
                 f"{shape.images} window(s) per image, where attention 0 has {first.queries} queries and {first.keys} "
-                "keys: a relevance row needs global self-attention (ViT, DeiT, BEiT, EVA, DINO, CLIP, SigLIP); window "
-                "and pyramid models (Swin, MViT, Hiera) are not supported"
+                f"keys: {_why(shapes, index, pools)}; {OTHER_WAY}"
             )
     return pools
 
 
+def _why(shapes: Sequence[AttentionShape], index: int, pools: int) -> str:
+    """The reason why the attention `index` breaks the chain, in words."""
+    shape, first = shapes[index], shapes[0]
+    if shape.images != 1:
+        return (
+            "attention within windows (Swin, MaxViT, SAM) is not supported, a map needs attention over the whole image"
+        )
+    if pools == len(shapes):
+        return "all its attentions pool, none is self-attention among patches"
+    if shape.queries != shape.keys and index >= len(shapes) - pools:
+        more = shape.keys - first.keys
+        if more > LARGEST_PREFIX:
+            return (
+                "the blocks attend among other things than the tokens that the head reads, as attention among channels "
+                "does (XCiT), which joins no patches"
+            )
+        if more > 0:
+            return (
+                f"{more} token(s) join after the blocks, to read the patches by class attention (CaiT, VOLO), which is "
+                "not supported"
+            )
+        return f"the head's attention pooling leaves out {-more} of the blocks' tokens, which is not supported"
+    if shape.queries < shape.keys:
+        return "queries are fewer than keys: attention pools the tokens between stages (LeViT), which is not supported"
+    if shape.queries > shape.keys:
+        return "keys are fewer than queries (PVT, SegFormer, MViT) or another set of tokens, which is not supported"
+    return (
+        "the number of tokens changes between attentions: stages of a pyramid (not supported), or attention among "
+        "channels (XCiT, DaViT), which joins no patches"
+    )
+
+
 def _grid(
+    model: VisionModel, tokens: int, seen: Observation, image_size: tuple[int, int]
+) -> tuple[int, tuple[int, int], Int[Tensor, " patches"] | None]:
+    """Prefix, grid and the patches' order: as the pixels show, where the user does not say otherwise."""
+    places = seen.places
+    given = model.grid is not None and model.prefix is not None
+    if places is not None and places.problem is None:
+        grid = places.grid
+        if model.prefix in (None, places.first) and (model.grid is None or tuple(model.grid) == grid):
+            return places.first, grid, places.order
+    elif not given and (places is not None or model.grid is None):
+        if places is None:
+            problem = "no gradient leads from them to the pixels, so they cannot be told from each other"
+        else:
+            problem = f"of them {places.carrying} carry the image, but {places.problem}"
+        raise LayoutError(
+            f"{tokens} tokens of a {image_size[0]}×{image_size[1]} image enter the first attention; {problem}. If they "
+            "are patches that lie row after row, say so with both grid=(rows, columns) and prefix=; otherwise "
+            f"{OTHER_WAY}"
+        )
+    return (*_given_grid(model, tokens, seen.patch_grids, image_size), None)
+
+
+def _given_grid(
     model: VisionModel, tokens: int, patch_grids: Sequence[tuple[int, int]], image_size: tuple[int, int]
 ) -> tuple[int, tuple[int, int]]:
-    """Prefix and grid: as the user says, else as the patch embedding's convolution shows, else by arithmetic."""
-    if model.grid is not None:
-        candidates = [tuple(model.grid)]
-    else:
-        candidates = list(dict.fromkeys(reversed(patch_grids))) or _possible_grids(tokens, image_size)
-    fitting = [
-        (tokens - rows * cols, (rows, cols))
-        for rows, cols in candidates
-        if 0 <= tokens - rows * cols <= LARGEST_PREFIX
-        and (model.prefix is None or tokens - rows * cols == model.prefix)
-    ]
-    if fitting and (patch_grids or model.grid is not None or len(fitting) == 1):
-        return fitting[0]
+    """Prefix and grid as the user says."""
+    candidates = _candidates(model, tokens, patch_grids, image_size)
+    for grid in candidates:
+        others = tokens - grid[0] * grid[1]
+        if others >= 0 and model.prefix in (None, others):
+            return others, grid
     height, width = image_size
     prefix = "" if model.prefix is None else f" with {model.prefix} token(s) before the patches"
     found = ", ".join(f"{rows}×{cols} = {rows * cols}" for rows, cols in candidates) or "none"
@@ -180,22 +359,14 @@ def _grid(
     )
 
 
-def _first_patch(from_image: Bool[Tensor, " tokens"] | None, patches: int, others: int) -> int:
-    """How many tokens stand before the patches; `others` is how many there are besides them, before or after.
-
-    Raises:
-        LayoutError: when the tokens that carry the image are not one run as long as the grid.
-    """
-    if from_image is None or bool(from_image.all()) or len(from_image) != patches + others:
-        # A stem may mix the image into every token; then the usual order is taken.
-        return others
-    first = int(from_image.int().argmax())
-    if bool(from_image[first : first + patches].all()) and int(from_image.sum()) == patches:
-        return first
-    raise LayoutError(
-        f"{int(from_image.sum())} of {len(from_image)} tokens carry the image, not in one run of {patches} as the grid "
-        "has: this order of tokens is not supported"
-    )
+def _candidates(
+    model: VisionModel, tokens: int, patch_grids: Sequence[tuple[int, int]], image_size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Grids that the patches may form: the user's, else those of convolutions at the start, else by arithmetic."""
+    if model.grid is not None:
+        return [tuple(model.grid)]
+    seen = [grid for grid in dict.fromkeys(reversed(patch_grids)) if 0 <= tokens - grid[0] * grid[1] <= LARGEST_PREFIX]
+    return seen or _possible_grids(tokens, image_size)
 
 
 def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -210,7 +381,11 @@ def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int,
     return grids
 
 
-def _no_attention(model: VisionModel) -> str:
+def _no_attention(model: VisionModel, other_softmax: Sequence[tuple[tuple[int, ...], int | None]]) -> str:
+    start = (
+        f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, "
+        "multi_head_attention_forward or a softmax over (images, heads, queries, keys)"
+    )
     names = [
         name for name, part in model.module.named_modules() if "attn" in name.lower() or "attention" in name.lower()
     ]
@@ -220,8 +395,19 @@ def _no_attention(model: VisionModel) -> str:
             "models by their attention; take a library for convolutional networks, such as Captum or pytorch-grad-cam"
         )
     like = f"modules that look like attention: {', '.join(names[:3])}" if names else "no module is named like attention"
+    many = next((shape for shape, dim in other_softmax if len(shape) > 4 and dim in (-1, len(shape) - 1)), None)
+    if many is not None:
+        return (
+            f"{start}, but a softmax over {many}, {len(many)} dimensions: attention within windows (Hiera, MaxViT), "
+            f"which is not supported; {OTHER_WAY}"
+        )
+    factor = next(((shape, dim) for shape, dim in other_softmax if len(shape) > 2), None)
+    if factor is not None:
+        return (
+            f"{start}, but a softmax over dimension {factor[1]} of {factor[0]}: attention that is factorised (CoaT) or "
+            f"of another form, without a matrix of queries and keys to follow; {OTHER_WAY}"
+        )
     return (
-        f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, "
-        f"multi_head_attention_forward or a softmax over (images, heads, queries, keys) ({like}): "
-        "compiled, scripted or custom kernels hide it; use the plain PyTorch form of the model"
+        f"{start} ({like}). Either it has none (a convolutional network), or linear attention without a softmax "
+        f"(EfficientViT), or compiled, scripted or custom kernels hide it: then use its plain PyTorch form. {OTHER_WAY}"
     )

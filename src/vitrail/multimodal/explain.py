@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from ..attention.eager import eager
 from ..attention.record import DenseRecorder
 from ..attention.tap import Tap
-from ..errors import NoAttentionError, NonFiniteError, NoSignalError, OptionError, OutputError
+from ..errors import (
+    NoAttentionError,
+    NonFiniteError,
+    NoSignalError,
+    OptionError,
+    OutputError,
+    UnsupportedAttentionError,
+)
 from ..models.class_names import class_index, short_name
 from ..models.readiness import refuse_training
 from ..models.vision_model import find_logits, logits_of
@@ -118,6 +125,7 @@ def explain_pair(
             ]
             readouts = _readouts(gradients, asks, after)
             read.update(readouts)
+            _refuse_apart(gradients, asks, readouts)
             for name, row in _read(propagate(attentions, sizes), readouts).items():
                 rows[name].append(row)
     scores = {name: torch.stack(found, dim=1).detach().cpu() for name, found in rows.items()}
@@ -205,6 +213,27 @@ def _readouts(
             looked_at = (gradients[index] != 0).any(dim=3).any(dim=1).to(gradients[index].dtype)
             found[queries] = looked_at / looked_at.sum(dim=1, keepdim=True).clamp(min=1)
     return found
+
+
+def _refuse_apart(
+    gradients: Sequence[Tensor],
+    asks: Sequence[tuple[str, str]],
+    readouts: Mapping[str, Tensor],
+) -> None:
+    """Refuse a stream that matters, but that no attention leads to from those that are read."""
+    reached = set(readouts)
+    while more := {keys for queries, keys in asks if queries in reached} - reached:
+        reached |= more
+    for name in dict.fromkeys(queries for queries, _ in asks):
+        if name not in reached and any(
+            bool(g.any()) for g, (queries, _) in zip(gradients, asks, strict=True) if queries == name
+        ):
+            raise UnsupportedAttentionError(
+                f"the logits depend on the stream {name!r}, but no stream that is read ({', '.join(readouts)}) asks "
+                "it: its tokens join another stream instead (LLaVA puts image tokens into the text), and the rules for "
+                "two streams do not follow them there. Give the joined tokens to the model instead, as inputs_embeds=, "
+                "and its one stream gets a score for every token"
+            )
 
 
 def _read(maps: Mapping[str, Maps], readouts: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch tokens"]]:

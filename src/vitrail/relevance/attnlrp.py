@@ -209,6 +209,13 @@ def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules
             output = call.function(*call.args, **kwargs)
         return _Identity.apply(call.args[0], output)  # pyright: ignore
 
+    def power(call: Call) -> Tensor:
+        exponent = call.argument(1, "exponent")
+        if not isinstance(exponent, int | float):
+            raise call.refuse("its exponent is a tensor")
+        # Negative powers and roots are the deviations of norms that a model writes out, as rsqrt() and sqrt() are.
+        return call.plain().detach() if exponent < 0 or exponent == 0.5 else elementwise(call)
+
     def piecewise(call: Call) -> Tensor:
         call.kwargs.pop("inplace", None)
         return call.plain()
@@ -268,6 +275,7 @@ def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules
     table = dict.fromkeys(_LINEAR, plain)
     table |= dict.fromkeys(("__iadd__", "__isub__", "add_", "sub_"), out_of_place)
     table |= {name: hold for name in _HELD if name in held}
+    table |= dict.fromkeys(("pow", "__pow__"), power) | {"square": elementwise}
     table |= dict.fromkeys(_ELEMENTWISE, elementwise) | dict.fromkeys(_PIECEWISE, piecewise)
     table |= dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), matmul)
     table |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_"), multiply)

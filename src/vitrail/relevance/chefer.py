@@ -9,7 +9,8 @@
     means and sums  z-rule, as the authors have it for pooling
     the rest        indexing, joining, reordering: R moves along
 
-Their code knows the operations of one ViT. What others add follows the nearest of its rules: RMSNorm that of LayerNorm;
+Their code knows the operations of one ViT. What others add follows the nearest of its rules: RMSNorm that of LayerNorm,
+also where a model writes it out (roots and negative powers are deviations, which take nothing);
 SiLU and other activations that of GELU; a product of two activations (a gated MLP) that of A V; a rotation of queries
 and keys by constants (RoPE) the plain z-rule of a sum; a constant added alike to all tokens, or to attention scores,
 that of a bias. Divisions by an activation, softmax that is no attention, and all other functions have none.
@@ -84,6 +85,20 @@ class _Multiplies(Differentiable):
     def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
         backs = self.gradient(divide(flow, output), inputs, output)
         return tuple(None if back is None else x * back / 2 for x, back in zip(inputs, backs, strict=True))
+
+
+class _Holds(Differentiable):
+    """The deviation in a norm that a model writes out: it takes no relevance."""
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        return (None,)
+
+
+class _Normalises(Differentiable):
+    """An activation times or over such a deviation: R passes to the activation as it is."""
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        return flow, None
 
 
 class _Gates(Differentiable):
@@ -191,6 +206,18 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         first = kwargs.pop("input", None) if not call.args else call.args[0]
         return apply(_Passes(lambda x: function(x, *call.args[1:], **kwargs)), walk, first)
 
+    def holds(call: Call) -> Tensor:
+        function = held.get(call.name, call.function)
+        output = apply(_Holds(lambda x: function(x, *call.args[1:], **call.kwargs)), walk, call.args[0])
+        output.vitrail_deviation = True  # pyright: ignore[reportAttributeAccessIssue]
+        return output
+
+    def power(call: Call) -> Tensor:
+        exponent = call.argument(1, "exponent")
+        if not isinstance(exponent, int | float):
+            raise call.refuse("its exponent is a tensor")
+        return holds(call) if exponent < 0 or exponent == 0.5 else passes(call)
+
     def pools(call: Call) -> Tensor:
         return apply(_Pools(lambda x: call.function(x, *call.args[1:], **call.kwargs)), walk, call.args[0])
 
@@ -229,6 +256,10 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         left, right = call.args[:2]
         if _carries(left) and _carries(right):
             function = held.get("mul", torch.mul)
+            if getattr(left, "vitrail_deviation", False):
+                left, right = right, left
+            if getattr(right, "vitrail_deviation", False):
+                return apply(_Normalises(function), walk, left, right)
             return apply(_Gates(function), walk, left, right)
         activation, factor = (left, right) if _carries(left) else (right, left)
         if isinstance(factor, Tensor) and torch.broadcast_shapes(factor.shape, activation.shape) != activation.shape:
@@ -237,6 +268,8 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
 
     def divide(call: Call) -> Any:
         left, right = call.args[:2]
+        if _carries(left) and getattr(right, "vitrail_deviation", False) and not call.kwargs.get("rounding_mode"):
+            return apply(_Normalises(torch.div), walk, left, right)
         if _carries(right) or call.kwargs.get("rounding_mode"):
             raise call.refuse("its divisor depends on the image")
         return _scaled(left, lambda x: x / right)
@@ -262,7 +295,7 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         factor *= call.kwargs.get("alpha", 1)
         if not (_carries(left) and _carries(right)):
             activation, constant = (left, right) if _carries(left) else (right, left)
-            if _is_bias(activation, constant):
+            if _is_bias(activation, constant, call.tap.images):
                 if activation is left:
                     return _scaled(activation, lambda x: x + factor * constant)
                 return _scaled(activation, lambda x: constant + factor * x)
@@ -280,7 +313,8 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         x = call.argument(0, "input")
         return apply(_Convolution(call), walk, x)
 
-    table = dict.fromkeys(_PASSES, passes)
+    table = dict.fromkeys(_PASSES, passes) | dict.fromkeys(("rsqrt", "sqrt", "std", "norm", "vector_norm"), holds)
+    table |= dict.fromkeys(("pow", "__pow__"), power) | {"square": passes}
     table |= dict.fromkeys(("mean", "sum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d"), pools)
     table |= dict.fromkeys(("matmul", "__matmul__", "bmm", "mm"), matmul)
     table |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_"), multiply)
@@ -296,10 +330,16 @@ def _carries(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _is_bias(activation: Tensor, constant: Any) -> bool:
-    """Whether a constant is a number, the same for all tokens, or added to attention scores."""
+def _is_bias(activation: Tensor, constant: Any, images: int) -> bool:
+    """Whether a constant is a number, the same for all tokens, or added to attention scores.
+
+    A query that pools the tokens is one token by itself: added to what it has read, it is the other part of a residual
+    sum, in a batch of one image as in any other.
+    """
     if not isinstance(constant, Tensor) or getattr(activation, "vitrail_scores", False):
         return True
+    if constant.dim() == activation.dim() >= 3 and activation.numel() == images * activation.shape[-1]:
+        return False
     return constant.numel() == constant.shape[-1] if constant.dim() else True
 
 
