@@ -258,5 +258,5 @@ def _coarse_ratio(
 
 
 def _unlike(seen: Float[Tensor, "rows cols"], ramp: Float[Tensor, "grid_rows grid_cols"]) -> float:
-    wanted = F.adaptive_avg_pool2d(ramp[None], tuple(seen.shape))[0]
+    wanted = F.adaptive_avg_pool2d(ramp[None], (seen.shape[0], seen.shape[1]))[0]
     return float((seen / seen.mean() - wanted / wanted.mean()).square().mean().sqrt())

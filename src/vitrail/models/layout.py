@@ -364,7 +364,8 @@ def _candidates(
 ) -> list[tuple[int, int]]:
     """Grids that the patches may form: the user's, else those of convolutions at the start, else by arithmetic."""
     if model.grid is not None:
-        return [tuple(model.grid)]
+        rows, cols = model.grid
+        return [(rows, cols)]
     seen = [grid for grid in dict.fromkeys(reversed(patch_grids)) if 0 <= tokens - grid[0] * grid[1] <= LARGEST_PREFIX]
     return seen or _possible_grids(tokens, image_size)
 
