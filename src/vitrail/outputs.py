@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import OptionError, OutputError, OutputKindError
 
-__all__ = ["KINDS", "LOGITS", "Kind", "Output", "check_kind", "recognise"]
+__all__ = ["KINDS", "LOGITS", "Kind", "Output", "check_kind", "may_be_probabilities", "recognise"]
 
 Kind: TypeAlias = Literal["logits", "multilabel", "probabilities", "log_probabilities", "scores", "embedding"]
 Link: TypeAlias = Literal["softmax", "sigmoid"]
@@ -180,6 +180,11 @@ def recognise(
     if declared == "multilabel":
         return Output("multilabel", seen.encoding if last is not None and seen is not None else "logits", "sigmoid")
     return LOGITS if declared == "logits" else Output("scores" if declared == "scores" else "embedding", link=None)
+
+
+def may_be_probabilities(numbers: Float[Tensor, "images classes"]) -> bool:
+    """Whether these numbers alone could be probabilities or their logarithms, so that more of them have to tell."""
+    return _by_values(numbers, near=max(TOLERANCE.values())) is not None
 
 
 def _contradiction(declared: str, numbers: Tensor, seen: Output | None) -> str | None:

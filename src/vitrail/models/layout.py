@@ -15,6 +15,7 @@ from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.places import PixelGradient, Places, StemObserver, find_places
 from ..attention.tap import Tap
 from ..errors import ForwardError, LayoutError, ModelError, NoAttentionError, OptionError, UnsupportedAttentionError
+from ..outputs import may_be_probabilities
 from .readiness import model_errors
 from .readout import readout_weights, worked_out_readout
 from .vision_model import VisionModel
@@ -175,8 +176,10 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
                     f"{model.name} takes texts beside the images and ran without them ({error}): embed the texts "
                     "first, with vitrail.load(…, texts=[…]) or --text, or wrap its image tower with a head of its own"
                 ) from error
-    with eager(), torch.no_grad():
-        more = model.answer(_noise(images, 1, seed=1))  # what kind of output it is, two images tell
+    more = None
+    if model.output is not None or may_be_probabilities(first_numbers):
+        with eager(), torch.no_grad():
+            more = model.answer(_noise(images, 1, seed=1))  # then a second image has to tell the kind of output
     observer = ShapeObserver(mixing=True)
     with torch.enable_grad():
         tap = Tap(observer, images=1)
