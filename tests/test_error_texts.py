@@ -39,7 +39,7 @@ ENTRIES = (
     "vitrail.models.vision_model.VisionModel",
 )  # fmt: skip
 # Options of `vitrail.load` that go on to the library, and of that library's own function.
-PASSED_ON = {"pretrained", "img_size", "attn_implementation"}
+PASSED_ON = {"pretrained", "img_size", "attn_implementation", "scale"}  # the last is of torchvision's ToDtype
 CALL = re.compile(r"[\w.]+\((?:[^()]|\([^()]*\))*\)")
 MARK = "[only in Python: "
 LACKING = MARK + "{names}]"

@@ -212,7 +212,11 @@ class TestObjectives:
             ({"objective": lambda z: z.mean()}, ObjectiveError, r"returned \(\) for 3 image\(s\)"),
             ({"objective": lambda z: z[:, 1], "against": 2}, ObjectiveError, "against= means nothing to an objective"),
             ({"method": "raw", "against": 2}, OptionError, "raw is the same for every class"),
-            ({"method": "gradcam3"}, UnknownMethodError, "no method is called 'gradcam3'; there are raw, rollout, gae"),
+            (
+                {"method": "gradcam3"},
+                UnknownMethodError,
+                "no method is called 'gradcam3'; did you mean gradcam or xgradcam[?] there are raw, rollout, gae",
+            ),
             ({"alpha": 0.5}, OptionError, "method 'complete' does not know alpha; it takes identity"),
             ({"method": "gmar_l2", "alpha": -1.0}, OptionError, "alpha=-1.0 weighs the residual"),
             ({"method": "gmar_l2", "order": "up"}, OptionError, "order='up' is none of left, right"),

@@ -188,6 +188,28 @@ class Lightning(nn.Module):
         return self.model(images)
 
 
+class Normalised(nn.Module):
+    """A model that takes images from 0 to 1, as robustness benchmarks have them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model((images - self.mean.to(images)) / 0.5)
+
+
+class Scaled(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 2 * images - 1
+
+
+class Broken(Normalised):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not so")
+
+
 def test_wrappers_keep_what_the_model_inside_brings():
     import timm
     from torch.optim.swa_utils import AveragedModel
@@ -204,6 +226,11 @@ def test_wrappers_keep_what_the_model_inside_brings():
     for wrapper in [*wrappers, Lightning(AveragedModel(module))]:
         found = wrap(wrapper)
         assert (found.preprocess, found.class_names) == (bare.preprocess, bare.class_names)
+    # A wrapper that normalises by itself would see the images normalised twice.
+    for own in (Normalised(module), nn.Sequential(Scaled(), module), Broken(module)):
+        found = wrap(own)
+        assert (found.preprocess, found.class_names) == (None, bare.class_names)
+        assert not module._forward_pre_hooks
     # Two parts with parameters: whose preprocessing was trained with is not known.
     assert wrap(nn.Sequential(module, nn.Linear(1000, 5))).preprocess is None
 

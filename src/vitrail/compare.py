@@ -12,7 +12,7 @@ from .attention.gradient_modes import check_gradient_mode
 from .comparison import Compared, Comparison
 from .errors import ImageError, OptionError
 from .explain import explain
-from .inputs import ImageLike, ImagesLike, prepare
+from .inputs import ImagesLike, prepare
 from .methods import MethodInfo, find_method
 from .methods.choosing import Chosen, choose_methods
 from .models import wrap
@@ -31,7 +31,7 @@ COMMON = ("gradient", "start_layer", "centred")
 @torch.inference_mode(False)
 def compare(
     model: VisionModel | nn.Module,
-    image: ImageLike,
+    image: ImagesLike,
     target: Wanted = None,
     *,
     against: Wanted = None,

@@ -516,8 +516,9 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} hold NaN or infinity")
         if name in ("target", "against") and tensor.numel():
             low, high = int(tensor.min()), int(tensor.max())
-            if low < 0 or high >= logits.shape[1]:
-                raise ValueError(f"{name} {low if low < 0 else high} is no class of {logits.shape[1]}")
+            least = -1 if name == "target" else 0  # where a function was asked about
+            if low < least or high >= logits.shape[1]:
+                raise ValueError(f"{name} {low if low < least else high} is no class of {logits.shape[1]}")
 
 
 def _tensors(ex: Explanation) -> dict[str, Tensor | None]:

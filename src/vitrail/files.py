@@ -13,7 +13,7 @@ from typing import IO
 
 from vitrail.errors import OutputFileError
 
-__all__ = ["atomic_write", "open_regular", "writable_folder"]
+__all__ = ["atomic_write", "open_regular", "try_folder", "writable_folder"]
 
 # Errors of the disk itself. Any other OSError inside the block belongs to the caller's own work: a missing input, say.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -125,6 +125,16 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
         probe.unlink()
     except OSError as error:
         raise OutputFileError(_refusal(folder, error, "into ")) from error
+    return path
+
+
+def try_folder(folder: str | os.PathLike[str]) -> Path:
+    """Checks as `writable_folder` does, and leaves nothing: a command that then fails has made no empty folder."""
+    path = Path(folder)
+    missing = [one for one in (path, *path.parents) if "\0" not in os.fspath(one) and not one.exists()]
+    writable_folder(path)
+    for one in missing:
+        one.rmdir()
     return path
 
 

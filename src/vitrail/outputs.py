@@ -47,8 +47,8 @@ class Output:
     Example:
         >>> Output("multilabel", link="sigmoid").probabilities(torch.tensor([0.0])).item()
         0.5
-        >>> Output("probabilities", "probabilities").logits(torch.tensor([[0.8, 0.2]]).double()).tolist()
-        [[0.6931471805599454, -0.6931471805599454]]
+        >>> Output("probabilities", "probabilities").logits(torch.tensor([[0.8, 0.2]]).double()).round(decimals=4)
+        tensor([[ 0.6931, -0.6931]], dtype=torch.float64)
     """
 
     kind: Kind = "logits"

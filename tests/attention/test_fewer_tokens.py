@@ -6,7 +6,7 @@ from families import CLASSES, FAMILIES, Block, Family, FusedAttention, UserViT
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.errors import OptionError, UnsupportedOperationError
+from vitrail.errors import ForwardError, OptionError, UnsupportedOperationError
 from vitrail.methods.dropped_tokens import TokenDropper
 from vitrail.methods.run import Run
 from vitrail.models import wrap
@@ -130,7 +130,7 @@ def test_a_model_of_one_token_number_is_masked():
     dropper = TokenDropper(run, streams, "auto")
     dropper.logits(0, ROW)
     assert dropper.drop == "mask"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ForwardError):
         TokenDropper(run, streams, "cut").logits(0, ROW)
 
 

@@ -13,7 +13,7 @@ import vitrail
 from vitrail.attention.record import CallRecorder, DenseRecorder
 from vitrail.attention.replace import Replacement
 from vitrail.attention.tap import Tap
-from vitrail.errors import TrainingModeError, UnsupportedAttentionError
+from vitrail.errors import ForwardError, TrainingModeError, UnsupportedAttentionError
 from vitrail.models.vision_model import VisionModel
 
 
@@ -84,7 +84,7 @@ def test_the_users_model_is_as_before(family, method):
 def test_the_users_model_is_as_before_after_an_exception(family):
     module, images = FAMILIES[family].build(), FAMILIES[family].images(1)
     before = fingerprint(module)
-    with pytest.raises(RuntimeError, match="in the middle"), Tap(Failing(), 1):
+    with pytest.raises(ForwardError, match="in the middle"), Tap(Failing(), 1):
         logits_of(family, module, images)
     assert fingerprint(module) == before
 

@@ -1,6 +1,7 @@
 """A Ray cluster gives the bytes that one process gives, whoever is killed meanwhile."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from pictures_on_disk import class_folders
 from torch import nn
 
 import vitrail
-from vitrail.errors import ModelError, OptionError
+from vitrail.errors import ModelError, OptionError, how_to_install
 from vitrail.evaluate.data import open_data
 from vitrail.evaluate.engines import ray as engine
 from vitrail.evaluate.engines.local import run_local
@@ -46,7 +47,7 @@ def worker_of(model, pictures, **options) -> Worker:
 
 def test_without_ray_the_remedy_is_named(pictures, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(OptionError, match=r'needs Ray: pip install "vitrail\[ray\]"'):
+    with pytest.raises(OptionError, match=re.escape(how_to_install("ray"))):
         evaluate(tiny(), pictures, output=tmp_path, engine="ray", **QUESTION)
     assert not list(tmp_path.glob("rows/*"))
 
@@ -85,7 +86,7 @@ def test_as_many_actors_as_the_nodes_have_room_for():
     assert engine._room([{"CPU": 8.0, "GPU": 1.0}], threads=4, gpus=0.25) == (1, 4)
     with pytest.raises(OptionError, match="each worker takes 1 GPU, and no node of the Ray cluster has more than 0"):
         engine._room([{"CPU": 8.0}], threads=1, gpus=1)
-    with pytest.raises(OptionError, match="has no processor to work on: start its nodes with --num-cpus 1"):
+    with pytest.raises(OptionError, match="has no processor: start its nodes with `ray start --num-cpus 1`"):
         engine._room([{}], threads=1, gpus=0)
 
 

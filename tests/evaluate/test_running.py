@@ -219,6 +219,13 @@ class _DeafToBright(torch.nn.Module):
         return torch.where(images.mean(dim=(1, 2, 3))[:, None] > 1.5, logits.detach(), logits)
 
 
+class _Normalising(_DeafToBright):
+    """A model that takes pictures from 0 to 1."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(2 * images - 1)
+
+
 def test_a_method_that_fails_on_an_image_fails_alone(model, pictures, tmp_path):
     deaf = vitrail.wrap(_DeafToBright(model.module).eval(), preprocess=model.preprocess, class_names=model.class_names)
     folder = class_folders(tmp_path / "pictures", {"ant": 2, "bee": 2})
@@ -279,7 +286,7 @@ def test_questions_that_cannot_be_asked(model, pictures, tmp_path, change, error
 
 
 def test_a_model_without_preprocessing_is_refused(model, pictures, tmp_path):
-    bare = _DeafToBright(model.module).eval()  # nothing tells how pictures are fed to it
+    bare = _Normalising(model.module).eval()  # nothing tells how pictures are fed to it
     with pytest.raises(ModelError, match="comes without preprocessing"):
         evaluate(vitrail.wrap(bare, class_names=model.class_names), pictures, output=tmp_path, **QUESTION)
 

@@ -284,9 +284,9 @@ def test_states_without_a_place(tmp_path: Path):
 
 def test_models_whose_attention_cannot_be_had():
     plain = nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.Flatten(), nn.Linear(128, 7)).eval()
-    refusal(NoAttentionError, "no attention reached", module=plain)
+    refusal(NoAttentionError, "it has no attention", module=plain)
     swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, depths=(1, 1), embed_dim=24).eval()
-    refusal(UnsupportedAttentionError, "needs global self-attention", module=swin)
+    refusal(UnsupportedAttentionError, "attention within windows", module=swin)
     refusal(TrainingModeError, "call model.eval", module=timm.create_model("test_vit", drop_rate=0.5).train())
     single = UserViT(FAMILIES["user_written_out"].build().get_submodule("blocks"))
     single.head = nn.Linear(48, 1)

@@ -166,6 +166,7 @@ def test_half_the_tokens_are_half_the_work():
             vitrail.explain(model, image, 0, method="tis", masks=masks)
         return counter.get_total_flops()
 
+    model.logits(image)  # which learns the kind of output, once
     with FlopCounterMode(display=False) as whole:
         model.logits(image.repeat(8, 1, 1, 1))
     work(8)  # the first time, what the model looks like is found out too

@@ -57,10 +57,10 @@ def test_one_number_per_image_is_one_class(make):
         (lambda x: (), "returned tuple"),
         (lambda x: Output("x"), "returned Output.*to be str"),
         (lambda x: x.argmax(1), "returned Tensor"),
-        (lambda x: x[:, :, None], r"2 images with a tensor of shape \(2, 3, 1\), not \(2, classes\)"),
+        (lambda x: x[:, :, None], r"1 image with a tensor of shape \(1, 3, 1\), not \(1, classes\)"),
         (lambda x: x.mean(), r"of shape \(\)"),
         (lambda x: x[:1], r"of shape \(1, 3\)"),
-        (lambda x: x[:, :0], r"of shape \(2, 0\)"),
+        (lambda x: x[:, :0], r"of shape \(1, 0\)"),
     ],
 )
 def test_other_outputs_are_refused_with_the_remedy(make, message: str):

@@ -241,7 +241,7 @@ def test_a_stream_that_joins_another_is_refused_and_the_joined_tokens_are_scored
     def last(output):
         return output.logits[:, -1]
 
-    with pytest.raises(UnsupportedAttentionError, match="stream 'vision', but no stream that is read.*inputs_embeds="):
+    with pytest.raises(UnsupportedAttentionError, match="stream 'vision', but no stream that is read.*inputs_embeds"):
         explain_pair(module, inputs, 3, logits_from=last, streams=["vision", "words and patches"])
     with torch.no_grad():
         embeds = module.get_input_embeddings()(inputs["input_ids"])

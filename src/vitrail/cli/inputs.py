@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from vitrail.errors import NotAnImageError, OptionError
-from vitrail.files import writable_folder
+from vitrail.files import try_folder
 from vitrail.images import READABLE, SUFFIXES, skipped, walk_images
 
 __all__ = ["Destination", "Found", "OutputNames", "destination", "find_images", "slug"]
@@ -89,7 +89,7 @@ class Destination:
 def destination(
     output: Path, writes: Sequence[str] = (), asked: Sequence[str] = (), option: str = "--output"
 ) -> Destination:
-    """Read `--output` (or `option`): a file where it ends as files do, else a folder, created and tried at once.
+    """Read `--output` (or `option`): a file where it ends as files do, else a folder, tried at once.
 
     `writes` are the endings that the command can give one file, none where it always writes several; `asked` are the
     kinds named by `--format`.
@@ -98,7 +98,7 @@ def destination(
     """
     kind = output.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
     if output.is_dir() or output.suffix.lower() not in FILES:
-        return Destination(writable_folder(output), None, tuple(asked))
+        return Destination(try_folder(output), None, tuple(asked))
     if kind not in writes:
         endings = ", ".join(f".{one}" for one in writes)
         instead = f", or a file that ends in {endings}" if writes else ": several files are written"
@@ -107,7 +107,7 @@ def destination(
         raise OptionError(f"{option} {output} ends in .{kind}, and --format asks for {', '.join(asked)}: leave one out")
     if output.exists() and not output.is_file():
         raise OptionError(f"{option} {output} is not a regular file: name another")
-    return Destination(writable_folder(output.parent), output, tuple(asked) or (kind,))
+    return Destination(try_folder(output.parent), output, tuple(asked) or (kind,))
 
 
 class OutputNames:

@@ -37,6 +37,7 @@ def seen(sample: Sample, preprocess: Preprocess) -> Seen:
         ImageError: for a mask of another size than its picture, and a fitted picture of another size than the input.
 
     Example:
+        >>> from PIL import Image
         >>> sample = Sample(picture=Image.new("RGB", (8, 4)), boxes=[(0.0, 0.0, 4.0, 4.0)])
         >>> seen(sample, Preprocess(size=(4, 4), resize=4)).boxes.int().tolist()[0]
         [1, 1, 0, 0]

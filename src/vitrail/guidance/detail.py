@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import OptionError, SameClassError, TargetError
 from ..explain import explain
 from ..explanation import Explanation
-from ..inputs import ImageLike, prepare
+from ..inputs import ImagesLike, prepare
 from ..models import wrap
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
@@ -101,7 +101,7 @@ class Detail:
 
 def detail(
     model: VisionModel | nn.Module,
-    image: ImageLike,
+    image: ImagesLike,
     target: Wanted = None,
     against: Wanted = None,
     *,

@@ -17,7 +17,7 @@ from ..attention.calls import blocks, compute_dtype
 from ..attention.leaves import LeafAttention
 from ..attention.modules import at_output, tokens_first
 from ..attention.record import RecordedLayer
-from ..errors import OptionError, OutputError, UnsupportedOperationError
+from ..errors import ForwardError, OptionError, OutputError, UnsupportedOperationError
 from ..models.blocks import blocks_of
 from .registry import register_method
 from .run import Run
@@ -126,7 +126,7 @@ def _logits_of_blocks(run: Run, visitor: LeafAttention, chosen: list[nn.Module])
     watchers.append(at_output(chosen[-1], lengthen))
     try:
         return run.graph(visitor, *watchers, rows=(1 + len(chosen)) * count)
-    except (OutputError, RuntimeError) as error:
+    except (OutputError, ForwardError, RuntimeError) as error:
         raise UnsupportedOperationError(
             f"legrad sends each block's mean token through what follows the blocks, as more images of the batch, and "
             f"{run.model.name} does not take them ({str(error).splitlines()[0]}): use complete, gae or gradcam"

@@ -174,7 +174,7 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
                     raise
                 raise ModelError(
                     f"{model.name} takes texts beside the images and ran without them ({error}): embed the texts "
-                    "first, with vitrail.load(…, texts=[…]) or --text, or wrap its image tower with a head of its own"
+                    "first, with vitrail.load(…, texts=[…]), or wrap its image tower with a head of its own"
                 ) from error
     more = None
     if model.output is not None or may_be_probabilities(first_numbers):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import InputSizeError, ModelError, OutputError
+from ..errors import InputSizeError, ModelError, OutputError, VitrailError
 from ..outputs import Output, check_kind, recognise
 from .class_names import class_index, short_name
 from .preprocess import Preprocess
@@ -270,8 +270,9 @@ def logits_of(
     if logits.ndim == 1 and logits.shape[0] == batch:
         logits = logits[:, None]  # a regression or a yes-no answer: one number per image
     if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] == 0:
+        what = inputs if batch != 1 else inputs.removesuffix("s")
         raise OutputError(
-            f"{name} answered {batch} {inputs} with a tensor of shape {tuple(logits.shape)}, not ({batch}, "
+            f"{name} answered {batch} {what} with a tensor of shape {tuple(logits.shape)}, not ({batch}, "
             "classes); say where the logits are with logits_from=, a function from the output to that tensor"
         )
     if class_names is not None and len(class_names) != logits.shape[1]:
@@ -293,6 +294,8 @@ def find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None = None)
     else:
         try:
             found = logits_from(output)
+        except VitrailError:
+            raise
         except Exception as error:  # the user's own function
             raise OutputError(
                 f"logits_from= raised {type(error).__name__}: {error}; it is given the model's output "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .class_names import ClassNames, named
+from .preprocess import Preprocess
 from .recipes import adapt
 from .sources import SOURCES, Known
 from .vision_model import VisionModel
@@ -108,9 +109,36 @@ def _recognise(module: nn.Module) -> Known:
     while inside is not None:
         for source in SOURCES.values():
             if source.recognise is not None and (known := source.recognise(inside)) is not None:
-                return known if inside is module else _through(module, known)
+                return known if inside is module else _through(module, inside, known)
         inside = _only_child(inside)
     return Known()
+
+
+def _hands_on(wrapper: nn.Module, inside: nn.Module, preprocess: Preprocess) -> bool:
+    """Whether the module inside is given the very images that the wrapper is given; it is stopped before it runs."""
+    like = next(iter(inside.parameters()), torch.empty(0))
+    rows, cols = preprocess.size
+    probe = torch.rand(1, preprocess.channels, rows, cols).to(like)
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _ReachedError([*args, *kwargs.values()])
+
+    handle = inside.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            wrapper(probe)
+    except _ReachedError as reached:
+        given = [one for one in reached.args[0] if isinstance(one, Tensor)]
+        return any(one is probe or (not one.is_meta and torch.equal(one, probe)) for one in given)
+    except Exception:  # whatever a wrapper's own code raises: then it is not one that only hands on
+        return False
+    finally:
+        handle.remove()
+    return False
+
+
+class _ReachedError(Exception):
+    """The module inside is about to run."""
 
 
 def _only_child(module: nn.Module) -> nn.Module | None:
@@ -120,8 +148,14 @@ def _only_child(module: nn.Module) -> nn.Module | None:
     return holders[0] if len(holders) == 1 and own is None else None
 
 
-def _through(wrapper: nn.Module, known: Known) -> Known:
-    """The same without the forward options that the wrapper's own forward does not take."""
+def _through(wrapper: nn.Module, inside: nn.Module, known: Known) -> Known:
+    """The same without the forward options that the wrapper's own forward does not take.
+
+    A wrapper that does something to the images before it hands them on (which normalises them itself, say) would see
+    them prepared twice: it comes without preprocessing.
+    """
+    if known.preprocess is not None and not _hands_on(wrapper, inside, known.preprocess):
+        known = replace(known, preprocess=None)
     taken = signature(wrapper.forward).parameters.values()
     if any(one.kind is Parameter.VAR_KEYWORD for one in taken):
         return known

@@ -231,8 +231,8 @@ def _refuse_apart(
             raise UnsupportedAttentionError(
                 f"the logits depend on the stream {name!r}, but no stream that is read ({', '.join(readouts)}) asks "
                 "it: its tokens join another stream instead (LLaVA puts image tokens into the text), and the rules for "
-                "two streams do not follow them there. Give the joined tokens to the model instead, as inputs_embeds=, "
-                "and its one stream gets a score for every token"
+                "two streams do not follow them there. Give the joined tokens to the model instead, under the name "
+                "inputs_embeds, and its one stream gets a score for every token"
             )
 
 

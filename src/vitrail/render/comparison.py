@@ -155,10 +155,10 @@ def _map(
     scores = answer.explanation.map(0, row).numpy(force=True).astype(np.float64)
     # Below zero an unsigned map has rounding only, and blue would claim more; but where both ends of an axis are shown
     # (eigencam), which end is which means nothing, and both are drawn.
-    two_ended = answer.signed or scores.min() < -1e-3 * scores.max()
+    two_ended = answer.signed or scores.min() < -0.02 * scores.max()
     scores = scores if two_ended else np.maximum(scores, 0)
     image = None if one.image is None else one.image.numpy(force=True)
-    signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, signed=two_ended)
+    signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, signed=bool(two_ended))
     _label(figure, answer, box)
     for number, text in enumerate((_took(answer, len(one.target)), _traits(answer))):
         write(figure, x, y - 0.47 - SECOND_LINE * number, text, width=wide, size=7.5, smallest=5.0, color=PALE)
