@@ -12,7 +12,7 @@ from .attention.gradient_modes import check_gradient_mode
 from .comparison import Compared, Comparison
 from .errors import ImageError, OptionError
 from .explain import explain
-from .inputs import ImagesLike, prepare
+from .inputs import ImagesLike, as_items, prepare
 from .methods import MethodInfo, find_method
 from .methods.choosing import Chosen, choose_methods
 from .models import wrap
@@ -83,7 +83,8 @@ def compare(
     if not isinstance(model, VisionModel):
         model = wrap(model)
     refuse_training(model.module)
-    inputs = prepare(model, image)
+    images = image if isinstance(image, Tensor) else as_items(image)
+    inputs = prepare(model, images)
     if len(inputs.batch) != 1:
         raise ImageError(f"methods are compared on one image at a time, and {len(inputs.batch)} are given")
     layout_of(model, inputs.batch)  # which refuses a model that no method can serve, and warms the machine up
@@ -105,7 +106,6 @@ def compare(
         info = find_method(one.info.name, {key: value for key, value in own.items() if key not in COMMON})
         if info.uses_gradient:
             own = {"gradient": one.gradient or gradient} | own
-        images = image if isinstance(image, Tensor) else [image]
         ask = (model, images, asked.index.tolist(), question if info.class_specific else {}, own)
         answers.append(_answer(one.label, info, *ask))
     report("", len(chosen), len(chosen))
