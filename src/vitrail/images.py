@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -208,13 +209,13 @@ class _Reader:
 
     def _learn_heif(self) -> None:
         try:
-            from pillow_heif import register_heif_opener
+            pillow_heif = import_module("pillow_heif")
         except ImportError as error:
             reason = (
                 f"{self.label} is a HEIC picture; to read it: pip install pillow-heif, or convert it to PNG or JPEG"
             )
             raise UnsupportedImageError(reason) from error
-        register_heif_opener()
+        pillow_heif.register_heif_opener()
 
     def _unread(self, file: Any, start: int, head: bytes) -> ImageError:
         """Why Pillow could not open the file: what it begins with, and what its decoder says of it."""

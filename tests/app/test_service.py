@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from app.conftest import LIMITS, base64_of, encoded, new_service
 from PIL import Image
 
+from vitrail.app import page
 from vitrail.app.desk import Desks
 from vitrail.app.question import LONG
-from vitrail.app.service import SORRY, Service, Shown, read
+from vitrail.app.service import CONTROLS, SORRY, Service, Shown, excuse, read
 from vitrail.app.shelf import Shelf
 from vitrail.errors import ImageError, OptionError, UnknownModelError
 from vitrail.explanation import Explanation
@@ -530,3 +532,17 @@ def test_grey_and_tiny_pictures_are_explained_too(service):
     shown = service.upload("ada", "", "flat.png", base64_of(encoded(flat)))
     assert shown.status == ""
     assert "data:image/webp" in shown.views["map"]
+
+
+def test_errors_name_the_pages_own_controls():
+    """Every control that a message names stands on the page under that label."""
+    folder = Path(page.__file__ or "").parent
+    written = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".py", ".js"))
+    for name, label in CONTROLS.items():
+        assert written.count(label) > 1, name  # in the table, and where the control is made
+    told = excuse(
+        OptionError('gradient="warm" is unknown: give "full" or gradient="libra", and target=3; grid= helps too')
+    )
+    assert "“Gradient” at warm is unknown" in told
+    assert "“Why this class?” at 3" in told
+    assert "grid= helps too (grid=: in Python, by whoever runs this page)" in told

@@ -16,7 +16,7 @@ from ..render.palette import AGAINST, FOR, colour
 from ..render.transfer import COLOURS
 from .fragments import css, nothing
 from .question import VIEWS
-from .service import DRAW, EMPTY, WAITING, Service, Shown, read
+from .service import DRAW, EMPTY, WAITING, Service, Shown, on_page, read
 from .surroundings import examples, masthead, own_guide, picker, taking_home
 from .views.gallery import GROUPS
 from .views.guide import LAYOUTS
@@ -341,7 +341,7 @@ class _Page:
         try:
             name, kind, data = self.service.download(_visitor(request), _text(query), _text(sent))
         except VitrailError as error:
-            return {"problem": str(error)}
+            return {"problem": on_page(str(error))}
         return {"name": name, "type": kind, "data": base64.b64encode(data).decode()}
 
     def _leave(self, request: gr.Request) -> None:
