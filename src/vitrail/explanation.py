@@ -444,7 +444,7 @@ class Explanation:
                 own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
                 _check_tensors(own)
                 guided.append(Explanation(**own, **fields, metadata=metadata))
-            _check_tensors(tensors)
+            _check_tensors(tensors, functions=bool(text["metadata"].get("functions")))
             return Explanation(**tensors, **fields, metadata=text["metadata"], guided=tuple(guided))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             said = f"it has no entry {error}" if isinstance(error, KeyError) else error
@@ -500,8 +500,11 @@ def _fields(text: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "class_names": None if names is None else tuple(names)}
 
 
-def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Refuses what no explanation holds, and a file may. Raises `ValueError` naming it."""
+def _check_tensors(tensors: Mapping[str, Tensor], *, functions: bool = False) -> None:
+    """Refuses what no explanation holds, and a file may. Raises `ValueError` naming it.
+
+    Where functions were asked about, the target −1 stands for them.
+    """
     scores, logits = tensors["scores"], tensors["logits"]
     if scores.ndim not in (3, 4) or logits.ndim != 2 or 0 in scores.shape[-2:] or not logits.shape[1]:
         raise ValueError(
@@ -516,7 +519,7 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} hold NaN or infinity")
         if name in ("target", "against") and tensor.numel():
             low, high = int(tensor.min()), int(tensor.max())
-            least = -1 if name == "target" else 0  # where a function was asked about
+            least = -1 if functions and name == "target" else 0
             if low < least or high >= logits.shape[1]:
                 raise ValueError(f"{name} {low if low < least else high} is no class of {logits.shape[1]}")
 
