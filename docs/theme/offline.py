@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 FENCE = re.compile(r"^```math\n(?P<formula>.*?)\n```$", re.MULTILINE | re.DOTALL)
-ELSEWHERE = "https://unpkg.com/iframe-worker/shim"  # where Material's offline plugin would take the worker from
+ELSEWHERE = re.compile(r"https://[^\s\"']+/iframe-worker/shim")  # where Material's offline plugin takes the worker from
 SETTINGS: Any = {"svg.fonttype": "path", "svg.hashsalt": "vitrail"}
 
 
@@ -26,12 +26,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
     """The finished page, with the worker that lies in the site."""
-    return output.replace(ELSEWHERE, get_relative_url("theme/iframe-worker.js", page.url))
+    return ELSEWHERE.sub(get_relative_url("theme/iframe-worker.js", page.url), output)
 
 
 def on_post_template(output_content: str, **_: Any) -> str:
     """The same for the page that is shown where there is none."""
-    return output_content.replace(ELSEWHERE, "theme/iframe-worker.js")
+    return ELSEWHERE.sub("theme/iframe-worker.js", output_content)
 
 
 @cache
