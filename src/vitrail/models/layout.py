@@ -1,5 +1,6 @@
 """How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -390,8 +391,11 @@ def _no_attention(model: VisionModel, other_softmax: Sequence[tuple[tuple[int, .
         f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, "
         "multi_head_attention_forward or a softmax over (images, heads, queries, keys)"
     )
+    alike = re.compile("attn|attention|mhsa|mla$", re.IGNORECASE)  # LiteMLA: EfficientViT's linear attention
     names = [
-        name for name, part in model.module.named_modules() if "attn" in name.lower() or "attention" in name.lower()
+        name
+        for name, part in model.module.named_modules()
+        if alike.search(name.rpartition(".")[2]) or alike.search(type(part).__name__)
     ]
     if not names and any(isinstance(part, nn.Conv2d | nn.Conv1d | nn.Conv3d) for part in model.module.modules()):
         return (
