@@ -474,7 +474,7 @@ def _those(named: Sequence[str], count: int) -> str:
 
 
 def verdict_of(probability: float | None, number: float) -> str:
-    """What a model says of a class, in words: its probability, or the number itself where that is none.
+    """What a model says of a class, in words: its probability, or the number itself where it has none.
 
     >>> verdict_of(0.8214, 1.5), verdict_of(None, 1.5)
     ('82.1 %', '= 1.5')

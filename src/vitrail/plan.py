@@ -74,7 +74,7 @@ class Plan:
         return self.peak <= usable(self.free, torch.device(self.device).type)
 
     def peak_of(self, images: int) -> int:
-        """Bytes at the peak of a pass of so many images, beyond the weights."""
+        """Bytes at the peak of a pass of that number of images, beyond the weights."""
         return self.first + self.each * (images - 1)
 
 
@@ -179,7 +179,7 @@ class _EnoughError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """One question of `explain`, of so many targets each image."""
+    """One question of `explain`, with its targets per image."""
 
     model: VisionModel
     targets: list[int]

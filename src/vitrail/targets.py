@@ -270,7 +270,7 @@ def _listed(wanted: Iterable[Any], name: str) -> list[Any]:
 
 
 def _settled(model: HasClasses, wanted: Any, classes: int | None, name: str, functions: bool) -> int | TargetFunction:
-    """The index of a class, or a function of the output that is none."""
+    """The index of a class, or the function of the output where it picks no single class."""
     if _is_function(wanted):
         if not functions or classes is None:
             raise TargetError(

@@ -26,7 +26,7 @@ _NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
 
 @dataclass(frozen=True)
 class Place:
-    """One call in a forward pass: the how-manieth that gives a tensor, of which function, tokens along which axis."""
+    """A call in a forward pass: its index among those that give a tensor, its function, and the axis of tokens."""
 
     number: int
     function: Callable[..., Any]

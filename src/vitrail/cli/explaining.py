@@ -111,7 +111,7 @@ def load_model(request: Request) -> "VisionModel":
 
 
 def classes_of(request: Request, model: "VisionModel") -> tuple[list[int], list[int]]:
-    """The targets and what they are held against, as indices. Raises `VitrailError` for classes that are none."""
+    """Returns the class indices of targets and contrastive targets. Raises `VitrailError` for an unknown class."""
     targets, against = ([model.class_index(name) for name in names] for names in (request.targets, request.against))
     pairs = max(len(targets), len(against)) if targets and against else 0
     for place in range(pairs):

@@ -30,7 +30,7 @@ def lanes_for(model: VisionModel, image: Float[Tensor, "channels height width"],
 
 @contextmanager
 def sharing_out(lanes: int) -> Iterator[Callable[[], None]]:
-    """What each of so many threads is to call first, which leaves it its share of PyTorch's threads."""
+    """Initialiser that limits PyTorch's threads per worker."""
     threads = torch.get_num_threads()
     try:
         yield partial(torch.set_num_threads, max(1, threads // lanes))

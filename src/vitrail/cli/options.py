@@ -219,7 +219,7 @@ def how_to_load(
     num_classes: int | None = None,
     class_names: Path | None = None,
 ) -> dict[str, Any]:
-    """The keyword arguments of `cli.loading.load_named`; `BadParameter` for a size that is none."""
+    """The keyword arguments of `cli.loading.load_named`; `BadParameter` for anything but a size."""
     pixels = None if size is None else parse_size(size)
     how = {"device": device, "dtype": dtype.value, "size": pixels, "output": output and output.value}
     return {**how, "num_classes": num_classes, "class_names": class_names}

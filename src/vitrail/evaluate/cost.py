@@ -23,7 +23,7 @@ class Cost(NamedTuple):
 
 
 def passes(plan: Plan, size: tuple[int, int] = (224, 224), grid: tuple[int, int] = (14, 14)) -> dict[str, Cost]:
-    """What one image costs in each protocol of a plan, for each of its methods, beside the map that all share.
+    """What one image costs in each protocol of a plan, for each of its methods, without the map that all share.
 
     The whole run makes, for every image, one row for its logits and, for each method, one map and these. `size` is the
     model's input (height, width), `grid` its rows and columns of patches.

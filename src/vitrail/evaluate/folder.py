@@ -205,7 +205,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the run in a folder, whoever wrote it, with everything in it that is used of the kind it must be.
 
     Raises:
-        RunFolderError: for a folder that is none, a newer format, and a manifest that is damaged or exceeds the limits.
+        RunFolderError: for another folder than a run's, a newer format, a damaged manifest or one beyond the limits.
     """
     path = folder / MANIFEST
     try:

@@ -62,7 +62,7 @@ def make_plan(
     modes; `protocol_options` by the protocol's. `rest`: `seed`, `block`, `batch`, `threads`, `keep`.
 
     Raises:
-        UnknownMethodError, UnknownProtocolError: for names that are none.
+        UnknownMethodError, UnknownProtocolError: for unknown names.
         OptionError: for options that a method or protocol does not have, or those of one that takes no part.
 
     Example:

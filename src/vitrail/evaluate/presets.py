@@ -105,7 +105,7 @@ def find_preset(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
-        OptionError: for a name that is none.
+        OptionError: for an unknown preset.
 
     Example:
         >>> find_preset("rise").protocols["deletion"]["fill"]

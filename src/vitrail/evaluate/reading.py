@@ -251,7 +251,7 @@ def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
     """Read the folder that `vitrail evaluate` wrote, whether or not it was finished.
 
     Raises:
-        RunFolderError: for a folder that is none, one of a newer format, and for a damaged file, which it names.
+        RunFolderError: for another folder than a run's, one of a newer format, and a damaged file, which it names.
         OptionError: where pyarrow is not installed.
     """
     path = Path(folder)

@@ -81,7 +81,7 @@ def evaluate(
     engine_options: Mapping[str, Any] | None = None,
     progress: Report | None = None,
 ) -> Outcome:
-    """Measure methods by protocols on a data set, into a folder that can be gone on with after any interruption.
+    """Measure methods by protocols on a data set, into a folder from which an interrupted run resumes.
 
     Args:
         model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped.
@@ -97,8 +97,8 @@ def evaluate(
         limit: so many images at most, evenly over the classes.
         seed: of everything that is drawn.
         block: images that are measured and written together; a killed run loses one block's work at most.
-        batch_size: rows in one pass; default: chosen for the device, and as before where a run is gone on with.
-        keep: of so many images the pictures and maps are kept for the report.
+        batch_size: rows in one pass; default: chosen for the device, and as before where a run resumes.
+        keep: number of images whose pictures and maps are stored for the report.
         engine: "local" (shared among the processes of torchrun, where it has started this one) or "ray";
             `engine_options` go to it.
         progress: called with (images done, images in all).

@@ -10,7 +10,7 @@ __all__ = ["group_ends", "salience_consistency"]
 
 
 def group_ends(places: int, groups: int) -> list[int]:
-    """Where each of so many equal groups ends; sizes differ by one at most.
+    """Where each of `groups` equal groups ends; sizes differ by one at most.
 
     Raises:
         OptionError: for fewer than two groups, or more than there are places.

@@ -84,7 +84,7 @@ def plan_stitch(
         patch: height and width of a patch in pixels.
 
     Raises:
-        OptionError: for a word that is none of these.
+        OptionError: for any other word.
         LayoutError: when the grid is too small to be halved.
 
     Example:

@@ -38,7 +38,7 @@ class Known:
     most: int | None = None
 
     def peak(self, images: int) -> int:
-        """The bytes of so many images, on the line through the two largest passes that were seen."""
+        """The bytes of that number of images, on the line through the two largest passes that were seen."""
         if images in self.peaks:
             return self.peaks[images]
         *_, (count, peak) = points = sorted(self.peaks.items())
@@ -127,7 +127,7 @@ class Sizing:
 
     @contextmanager
     def watching(self, images: int) -> Iterator[None]:
-        """Note what a pass of so many images takes in this block, if it is one to learn from."""
+        """Note what a pass of that number of images takes in this block, if it is one to learn from."""
         if not self._learning:
             yield
             return

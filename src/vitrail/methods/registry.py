@@ -62,7 +62,7 @@ class MethodInfo:
         return {parameter.name: parameter.default for parameter in parameters}
 
     def first_layer(self, layers: int) -> int:
-        """The method's own `start_layer` for a model of so many layers.
+        """The method's own `start_layer` for a model of that number of layers.
 
         Authors state it for a ViT-B of twelve blocks; a shallower model leaves out the same share of its blocks.
 

@@ -35,7 +35,7 @@ class Reading:
     output: Output = LOGITS
 
     def layout(self, tokens: int) -> TokenLayout:
-        """Texts of so many tokens as one row of patches."""
+        """The layout of texts of that number of tokens, as one row of patches."""
         row = torch.full((tokens,), 1 / tokens)
         return TokenLayout(1, tokens, 0, row, NAMES[self.reads], self.layers, 0, self.heads, self.classes, tokens)
 

@@ -31,7 +31,7 @@ def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, 
     """One panel a method; one that fails on this model keeps its place, with the reason.
 
     Raises:
-        UnknownMethodError: for a group that is none.
+        UnknownMethodError: for an unknown group.
     """
     del guide
     chosen = choose_methods(asked.question.methods)

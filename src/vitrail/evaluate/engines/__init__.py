@@ -20,7 +20,7 @@ def find_engine(name: str) -> Engine:
     """The engine of that name.
 
     Raises:
-        OptionError: for a name that is none.
+        OptionError: for an unknown engine.
     """
     if name not in ENGINES:
         raise OptionError(f"engine={name!r} is unknown; choose one of {', '.join(ENGINES)}")

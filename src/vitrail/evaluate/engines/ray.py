@@ -64,7 +64,7 @@ def run_ray(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless somebody asks for it
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # of the network, of the machine's limits, of an address that is none
+        except Exception as error:  # of the network, of the machine's limits, of a wrong address
             reason = " ".join(str(error).split()) or type(error).__name__
             where = f" at {address}" if address else ""
             raise OptionError(
