@@ -22,7 +22,7 @@ from .errors import (
     VitrailError,
 )
 from .explanation import Explanation
-from .inputs import ImagesLike, as_items, prepare, prepare_one, source_of
+from .inputs import ImagesLike, Prepared, as_items, prepare, prepare_one, source_of
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
@@ -32,7 +32,7 @@ from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
 from .models.vision_model import VisionModel
 from .objectives import OBJECTIVES, Objective, check_objective, default_objective, objective_name
-from .on_error import OnError, check_on_error, failure_records, only, skipping
+from .on_error import OnError, check_on_error, failure_records, skipping
 from .outputs import Output
 from .silence import advice
 from .targets import (
@@ -306,23 +306,14 @@ def _without_failures(
     """The explanation of those images that can be explained; the others are its `failures`."""
     items = as_items(images)
     failed: dict[int, VitrailError] = {}
-    ready: dict[int, Any] = {}
+    ready: list[Any] = list(items)
     for position, item in enumerate(items):
         try:
             ready[position] = prepare_one(model, item)
         except ImageError as error:
             failed[position] = error
-    ex, kept = skipping(
-        lambda some: ask(
-            [ready[position] for position in some],
-            only(target, some, len(items)),
-            against=only(against, some, len(items)),
-        ),
-        range(len(items)),
-        failed,
-    )
-    sources = [ready[i].source if i in ready else source_of(item) for i, item in enumerate(items)]
-    failures = failure_records(failed, sources)
+    ex, kept = skipping(ask, ready, failed, target, against)
+    failures = failure_records(failed, [one.source if isinstance(one, Prepared) else source_of(one) for one in ready])
     return replace(ex, metadata={**ex.metadata, "positions": kept, "failures": failures}) if failures else ex
 
 

@@ -36,35 +36,41 @@ def check_on_error(value: str) -> None:
 
 
 def skipping(
-    ask: Callable[[list[int]], Result], positions: Sequence[int], failed: dict[int, VitrailError]
+    ask: Callable[..., Result], items: Sequence[Any], failed: dict[int, VitrailError], target: Any, against: Any
 ) -> tuple[Result, list[int]]:
-    """Asks about all positions, and again without those at fault, which go to `failed` with their errors.
+    """Asks about all items, and again without those at fault, which go to `failed` by position with their errors.
 
-    `ask(kept)` explains the images at these positions together. Returns its result and the positions that it is of.
+    `ask(items, target, against=…)` explains items together; `target` and `against` may hold one entry for each item.
+    What is in `failed` already is left out. Returns the result and the positions that it is of.
 
     Raises:
         VitrailError: the first failed image's error where none is left, and any error that is not one image's.
 
     Example:
-        >>> def ask(kept):
-        ...     if 2 in kept:
+        >>> def ask(images, target, against):
+        ...     if "blank" in images:
         ...         raise NoSignalError("nothing moves the objective")
-        ...     return [10 * number for number in kept]
+        ...     return target
         >>> failed = {}
-        >>> skipping(ask, range(4), failed), list(failed)
-        (([0, 10, 30], [0, 1, 3]), [2])
+        >>> skipping(ask, ["zebra", "blank", "kite"], failed, [340, 340, 21], None), list(failed)
+        (([340, 21], [0, 2]), [1])
     """
-    kept = [position for position in positions if position not in failed]
+
+    def explained(some: list[int]) -> Result:
+        wanted, other = (only(asked, some, len(items)) for asked in (target, against))
+        return ask([items[position] for position in some], wanted, against=other)
+
+    kept = [position for position in range(len(items)) if position not in failed]
     while kept:
         try:
-            return ask(kept), kept
+            return explained(kept), kept
         except OF_ONE_IMAGE as error:
             if len(kept) == 1:
                 guilty = {kept[0]: error}
             elif error.images:
                 guilty = {kept[i]: error for i in error.images}
             else:
-                guilty = _each_alone(ask, kept)
+                guilty = _each_alone(explained, kept)
                 if not guilty:  # they fail only together
                     raise
             failed |= guilty

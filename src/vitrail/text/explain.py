@@ -17,7 +17,7 @@ from ..models.hugging_face_text import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
 from ..objectives import Objective, default_objective, objective_name
-from ..on_error import OnError, check_on_error, failure_records, only, skipping
+from ..on_error import OnError, check_on_error, failure_records, skipping
 from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same, refuse_unpredicted
 from .explanation import TextExplanation
 from .reading import NAMES, Reading, reading_of, readout_rows
@@ -185,15 +185,7 @@ def _without_failures(
     """The explanation of those texts that can be explained; the others are its `failures`."""
     asked = _as_list(texts)
     failed: dict[int, VitrailError] = {}
-    ex, kept = skipping(
-        lambda some: ask(
-            [asked[position] for position in some],
-            only(target, some, len(asked)),
-            against=only(against, some, len(asked)),
-        ),
-        range(len(asked)),
-        failed,
-    )
+    ex, kept = skipping(ask, asked, failed, target, against)
     if not failed:
         return ex
     metadata = {**ex.answer.metadata, "positions": kept, "failures": failure_records(failed, [None] * len(asked))}
