@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,12 +123,16 @@ def test_back_and_reload_keep_picture_and_view(visitor, creature):
 @slow
 def test_while_a_picture_is_read_the_old_map_is_grey_and_it_is_said(visitor, creature):
     page = visitor.come()
-    page.route("**/gradio_api/queue/join*", lambda route: (time.sleep(1.5), route.continue_()))
+    held: list[Any] = []  # the questions to the server, until the page has been looked at
+    page.route("**/gradio_api/queue/join*", lambda route: held.append(route))
     visitor.upload(creature, "mine.png")
     page.locator(".vt-reading", has_text="Reading mine.png").wait_for()
     shown = page.locator("#vt-view-map .vt-panels").first
     page.wait_for_function("+getComputedStyle(document.querySelector('#vt-view-map .vt-panels')).opacity < 0.5")
     assert "grayscale" in shown.evaluate("one => getComputedStyle(one).filter")
+    page.unroute("**/gradio_api/queue/join*")
+    for question in held:
+        question.continue_()
     page.locator("#vt-view-map", has_text="mine.png").wait_for()
     page.locator(".vt-reading").wait_for(state="detached")
 

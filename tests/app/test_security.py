@@ -379,8 +379,10 @@ def _strange(shown) -> list[str]:
     from vitrail.app.surroundings import taking_home
 
     parser = Strange()
-    for text in (shown.status, shown.classes or "", *shown.views.values(), taking_home(shown.question.example, shown)):
+    for text in (shown.status, shown.classes or "", *shown.views.values()):
         parser.feed(text)
+    if shown.question is not None:  # a report of progress has none, and none is made where the work ends at once
+        parser.feed(taking_home(shown.question.example, shown))
     return parser.found
 
 
