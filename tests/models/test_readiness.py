@@ -1,6 +1,7 @@
 """Models that cannot be explained as they are: one clear error each, which names the part, the cause and the remedy."""
 
 import pytest
+import texts
 import timm
 import torch
 import torch.utils.checkpoint
@@ -70,6 +71,10 @@ def made_in_inference() -> nn.Module:
         return tiny()
 
 
+def exported() -> nn.Module:
+    return torch.export.export(tiny(), (IMAGES,)).module()
+
+
 class Quantized(nn.Module):
     """As `quantize_dynamic` leaves a layer, without PyTorch's deprecation of it."""
 
@@ -92,6 +97,7 @@ CASES = {
     "weights of inference mode": (made_in_inference, ModelError, r"cls_token was made under torch.inference_mode\(\)"),
     "meta": (on_meta, ModelError, "cls_token is on the meta device and holds no numbers"),
     "8-bit floats": (lambda: tiny().to(torch.float8_e4m3fn), ModelError, r"model.to\(torch.bfloat16\)"),
+    "exported": (exported, ModelError, "the model .*exported program.*give the module it is from"),
     "quantized": (lambda: changed(lambda m: m.add_module("fc", Quantized())), ModelError, "from before torch.ao.quant"),
     "timm's checkpointing": (lambda: changed(lambda m: m.set_grad_checkpointing()), TrainingModeError, "recomputes"),
     "a CNN": (lambda: timm.create_model("test_resnet").eval(), NoAttentionError, "convolutional network"),
@@ -162,6 +168,27 @@ def test_int8_weights_of_torchao_are_explained():
         found = vitrail.explain(model, IMAGES, target=1, gradient=gradient).scores.flatten()
         plain = vitrail.explain(tiny(), IMAGES, target=1, gradient=gradient).scores.flatten()
         assert torch.corrcoef(torch.stack([found, plain]))[0, 1] > 0.99
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_round_what_goes_in_are_told_from_those_with_rounded_weights():
+    """Their logits depend on no attention, for which the cause was missing; the text model is refused likewise."""
+    quantization = pytest.importorskip("torchao.quantization")
+    reason = r"rounds what goes in, which has no gradient \(its weight is torchao.*Int8Tensor\); quantize the weights"
+    model = tiny()
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+    with pytest.raises(ModelError, match=r"^blocks.0.attn.qkv \(Linear\) cannot be explained: it " + reason):
+        vitrail.explain(model, IMAGES)
+    family = texts.FAMILIES["bert"]
+    module, tokenizer = family.build(), family.tokenizer()
+    plain = vitrail.explain_text(module, tokenizer, texts.TEXTS[0], target=0).scores.flatten()
+    quantization.quantize_(module, quantization.Int8WeightOnlyConfig())
+    found = vitrail.explain_text(module, tokenizer, texts.TEXTS[0], target=0).scores.flatten()
+    assert torch.corrcoef(torch.stack([found, plain]))[0, 1] > 0.99
+    module = family.build()
+    quantization.quantize_(module, quantization.Int8DynamicActivationInt8WeightConfig())
+    with pytest.raises(ModelError, match=reason):
+        vitrail.explain_text(module, tokenizer, texts.TEXTS[0], target=0)
 
 
 def test_a_model_says_what_it_is_in_one_line():

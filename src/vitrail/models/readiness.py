@@ -1,17 +1,22 @@
 """What a model must not be doing while it is explained, and what is said of it when its own code fails."""
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from types import TracebackType
 
+import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import ForwardError, ModelError, NoAttentionError, TrainingModeError, UnsupportedAttentionError
 
 __all__ = ["model_errors", "refuse_training"]
+
+_EXPORTED = re.compile(r"aten\.\w*(attention|softmax)")
 
 # What PyTorch says, and what helps.
 _REMEDIES = (
@@ -81,6 +86,17 @@ def patched(module: nn.Module) -> str:
     return ""
 
 
+def _rounds_its_input(part: nn.Linear) -> bool:
+    """Whether a layer whose weight is another library's tensor passes no gradient on to its input."""
+    weight = part.weight.detach()
+    if type(weight) is torch.Tensor:
+        return False
+    with suppress(Exception), torch.enable_grad():  # a tensor that does not bear being asked is no reason to refuse
+        probe = torch.ones(1, part.in_features, dtype=weight.dtype, device=weight.device, requires_grad=True)
+        return not nn.functional.linear(probe, weight).requires_grad
+    return False
+
+
 def refuse_training(module: nn.Module) -> None:
     """Refuse a model whose answer is random, which learns statistics while it answers, or which recomputes its blocks.
 
@@ -117,6 +133,8 @@ def _no_gradient(part: nn.Module) -> str:
     """Why no gradient goes through a part's own weights, and what to do; "" where it does."""
     if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
         return "quantized layers have no gradient; give the model from before torch.ao.quantization"
+    if isinstance(part, GraphModule) and any(_EXPORTED.match(str(node.target)) for node in part.graph.nodes):
+        return "the attention of an exported program is called beneath PyTorch's functions; give the module it is from"
     for name, weight in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
         if weight.is_meta:
             return f"its {name} is on the meta device and holds no numbers; load the weights first"
@@ -124,6 +142,11 @@ def _no_gradient(part: nn.Module) -> str:
             return (
                 f"its {name} was made under torch.inference_mode(); build and load the model outside of it, or under "
                 "torch.no_grad()"
+            )
+        if isinstance(part, nn.Linear) and name == "weight" and _rounds_its_input(part):
+            return (
+                f"it rounds what goes in, which has no gradient (its weight is {type(weight).__module__}."
+                f"{type(weight).__name__}); quantize the weights alone, or give the model from before"
             )
         if weight.is_floating_point() and weight.dtype.itemsize == 1:
             return f"its {name} is {weight.dtype}; bring the model to a wider type, as with model.to(torch.bfloat16)"
