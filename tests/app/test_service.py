@@ -12,8 +12,9 @@ from PIL import Image
 
 from vitrail.app import page
 from vitrail.app.desk import Desks
+from vitrail.app.fragments import CONTROLS
 from vitrail.app.question import LONG
-from vitrail.app.service import CONTROLS, SORRY, Service, Shown, excuse, read
+from vitrail.app.service import SORRY, Service, Shown, excuse, read
 from vitrail.app.shelf import Shelf
 from vitrail.errors import ImageError, OptionError, UnknownModelError
 from vitrail.explanation import Explanation

@@ -16,6 +16,8 @@ from vitrail.errors import OptionError, OutputFileError
 from vitrail.explanation import Explanation
 from vitrail.render import draw, save_figure, save_picture
 from vitrail.render.lettering import number
+from vitrail.render.overlay import overlay
+from vitrail.render.palette import colour
 
 NAMES = ("zebra", "African elephant, Loxodonta africana", "kite")
 
@@ -233,6 +235,24 @@ def test_another_colormap_and_a_threshold() -> None:
     _, shown, bar = pixels(unsigned, smooth=False, colormap="viridis")
     first = [round(255 * value) for value in matplotlib.colormaps["viridis"](0.0)[:3]]
     assert shown[middle, end].tolist() == bar[0, 0].tolist() == first
+
+
+@pytest.mark.parametrize(("lowest", "ends"), [(-0.001, False), (-0.8, True)])
+def test_below_zero_an_unsigned_map_is_drawn_where_it_has_two_ends(lowest: float, ends: bool) -> None:
+    """On every surface: rounding is no evidence against; of an axis (eigencam) both ends are drawn, without a side."""
+    from vitrail.app.fragments import bar, scores_of
+
+    scores = torch.tensor([[[1.0, 0.0], [0.0, lowest]]])
+    ex = make(scores=scores, images=torch.full((1, 64, 64, 3), 255, dtype=torch.uint8), signed=False)
+    expected = [round(255 * value) for value in colour(np.array(lowest if ends else 0.0)).tolist()]
+    glass = np.asarray(ex.overlay(smooth=False))[-1, -1]
+    _, figure, _ = pixels(ex, smooth=False)
+    page = overlay(scores_of(ex), np.full((64, 64, 3), 255, dtype=np.uint8), smooth=False)[-1, -1]
+    assert glass.tolist() == figure[-1, -1].tolist() == page.tolist() == expected
+    low = number(lowest, sign=True)
+    told, below = words(draw(ex)), bar(scores[0].numpy().astype(np.float64), signed=False)
+    assert ((low in told), (low in below)) == (ends, ends)
+    assert "against" not in "".join(told) + below.replace("vt-against", "")
 
 
 # -- files ----------------------------------------------------------------------------------------------------

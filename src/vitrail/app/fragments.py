@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ..errors import reworded
 from ..explanation import Explanation
 from ..render.lettering import number
-from ..render.overlay import overlay, strength
+from ..render.overlay import overlay, sides, strength
 from ..render.palette import colour
 from .work import Report
 
@@ -28,6 +29,7 @@ __all__ = [
     "grid",
     "notes",
     "nothing",
+    "on_page",
     "opacity",
     "panel",
     "picture",
@@ -40,6 +42,21 @@ __all__ = [
 ]  # fmt: skip
 
 STOPS = 24  # of the gradient in a bar
+
+BESIDE = " beside the guide"  # as a verdict of `Explanation.sides` ends
+
+# What the page's controls are called, by what they are in Python.
+CONTROLS = {
+    "target": "Why this class?",
+    "against": "Rather than that one?",
+    "method": "Method",
+    "methods": "Which methods",
+    "gradient": "Gradient",
+    "layouts": "How the two are laid together",
+    "steps": "Steps",
+    "until": "Stop at this probability",
+    "budget": "Levels per pixel",
+}
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 Map = Float[np.ndarray, "rows cols"]
@@ -63,9 +80,8 @@ def css(rgb: Sequence[float]) -> str:
 
 
 def scores_of(ex: Explanation, image: int = 0, target: int = 0) -> Map:
-    """One map as numbers to be drawn; below zero an unsigned map has rounding only, and blue would claim more."""
-    scores = ex.map(image, target).numpy(force=True).astype(np.float64)
-    return scores if ex.signed else np.maximum(scores, 0)
+    """One map as the numbers that are drawn."""
+    return sides(ex.map(image, target).numpy(force=True).astype(np.float64), ex.signed)[0]
 
 
 def glass(
@@ -99,6 +115,7 @@ def grid(scores: Map, rows: int, cols: int) -> str:
 
 def bar(scores: Map, *, signed: bool, limit: float | None = None) -> str:
     """The colours that a map uses, from its lowest score to its highest, with the true range in numbers."""
+    scores, both = sides(scores, signed)
     limit = limit or strength(scores)
     if limit == 0 or strength(scores) == 0:
         return '<p class="vt-none">no signal: the map is zero everywhere</p>'
@@ -108,7 +125,7 @@ def bar(scores: Map, *, signed: bool, limit: float | None = None) -> str:
     stops = ", ".join(css(rgb) for rgb in colour(np.linspace(low, high, STOPS) / limit).tolist())
     zero = f'<i style="left:{100 * -low / (high - low):.2f}%"></i>' if low < 0 < high else ""
     words = ("<em>against</em>", "<em>for</em>") if signed else ("", "")
-    left, right = number(low, sign=signed), number(high, sign=signed)
+    left, right = number(low, sign=both), number(high, sign=both)
     return (
         f'<div class="vt-bar" role="img" aria-label="scores from {left} to {right}">'
         f'<div class="vt-ramp" style="background:linear-gradient(to right, {stops})">{zero}</div>'
@@ -120,10 +137,13 @@ def bar(scores: Map, *, signed: bool, limit: float | None = None) -> str:
 def question(ex: Explanation, target: int = 0) -> str:
     """What a map answers: the class in red, the one it is held against in blue."""
     (name, verdict), *other = ex.sides(0, target)
+    where = ", beside the guide" if other and all(one.endswith(BESIDE) for _, one in ex.sides(0, target)) else ""
+    if where:  # said once
+        verdict, other = verdict.removesuffix(BESIDE), [(each, one.removesuffix(BESIDE)) for each, one in other]
     said = f'<b class="vt-for">{escape(name)} <em>{verdict}</em></b>'
     if other:
         said += f' <b class="vt-against">against {escape(other[0][0])} <em>{other[0][1]}</em></b>'
-    return said
+    return said + where
 
 
 def panel(
@@ -204,15 +224,15 @@ def curves(
     span = top - bottom or 1.0
 
     def place(step: int, value: float) -> tuple[float, float]:
-        return 40 + 400 * step / max(count - 1, 1), 150 - 135 * (value - bottom) / span
+        return 58 + 382 * step / max(count - 1, 1), 150 - 135 * (value - bottom) / span
 
-    drawn = [f'<line x1="40" x2="440" y1="{y}" y2="{y}" class="axis"/>' for y in (15, 150)]
-    drawn += [f'<text x="34" y="{y}" text-anchor="end">{number(v)}</text>' for y, v in ((19, top), (153, bottom))]
+    drawn = [f'<line x1="58" x2="440" y1="{y}" y2="{y}" class="axis"/>' for y in (15, 150)]
+    drawn += [f'<text x="52" y="{y}" text-anchor="end">{number(v)}</text>' for y, v in ((19, top), (153, bottom))]
     left, right = ends or ("0", f"{count - 1} steps")
-    drawn += [f'<text x="40" y="168">{left}</text><text x="440" y="168" text-anchor="end">{right}</text>']
+    drawn += [f'<text x="58" y="168">{left}</text><text x="440" y="168" text-anchor="end">{right}</text>']
     if level is not None:
         drawn.append(
-            f'<line x1="40" x2="440" y1="{place(0, level)[1]:.1f}" y2="{place(0, level)[1]:.1f}" class="level"/>'
+            f'<line x1="58" x2="440" y1="{place(0, level)[1]:.1f}" y2="{place(0, level)[1]:.1f}" class="level"/>'
         )
     for n, step in enumerate(marks):
         x = place(step, 0.0)[0]
@@ -279,3 +299,18 @@ def progress(report: Report) -> str:
 def problem(message: str) -> str:
     """Something could not be done, and why, without a trace of the machine."""
     return f'<div class="vt-problem" role="alert">{escape(message)}</div>'
+
+
+def on_page(message: str) -> str:
+    """An error's message in the words of the page's controls.
+
+    >>> on_page('nothing comes near the target: try gradient="libra"')
+    'nothing comes near the target: try “Gradient” at libra'
+    >>> on_page("25 tokens fit no grid: give grid=")
+    '25 tokens fit no grid: give grid= (grid=: in Python, by whoever runs this page)'
+    """
+
+    def control(name: str, value: str) -> str | None:
+        return f"“{CONTROLS[name]}”{f' at {value}' if value else ''}" if name in CONTROLS else None
+
+    return reworded(" ".join(message.split()), control, "({names}: in Python, by whoever runs this page)")

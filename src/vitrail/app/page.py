@@ -14,9 +14,9 @@ from ..errors import OptionError, VitrailError, how_to_install
 from ..methods import list_methods
 from ..render.palette import AGAINST, FOR, colour
 from ..render.transfer import COLOURS
-from .fragments import css, nothing
+from .fragments import css, nothing, on_page
 from .question import VIEWS
-from .service import DRAW, EMPTY, WAITING, Service, Shown, on_page, read
+from .service import DRAW, EMPTY, WAITING, Service, Shown, read
 from .surroundings import examples, masthead, own_guide, picker, taking_home
 from .views.gallery import GROUPS
 from .views.guide import LAYOUTS
@@ -203,7 +203,7 @@ class _Page:
                 options["steps"] = gr.Slider(5, 100, value=20, step=5, label="Steps")
             elif view == "rewrite":
                 options["until"] = gr.Slider(0.1, 0.99, value=0.9, step=0.01, label="Stop at this probability")
-                options["budget"] = gr.Slider(0, 16, value=0, step=1, label="Most levels per pixel (0: any)")
+                options["budget"] = gr.Slider(0, 16, value=0, step=1, label="Levels per pixel (0: any)")
             draw = gr.Button(DRAW[view], variant="primary", elem_id=f"vt-draw-{view}")
             stop = gr.Button("Stop", elem_id=f"vt-stop-{view}", elem_classes="vt-stop")
         self.drawing[view] = (draw, stop, options)

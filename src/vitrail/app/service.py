@@ -8,10 +8,10 @@ from html import escape
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ..errors import ImageError, VitrailError, reworded
+from ..errors import ImageError, VitrailError
 from .answer import Answer
 from .desk import Desk, Desks, person_of
-from .fragments import nothing, problem, progress
+from .fragments import nothing, on_page, problem, progress
 from .pictures import EXAMPLES, Limits, Picture, example_picture, look, offered, uploaded
 from .question import LONG, OPEN, Question
 from .recipes import Told, as_command, as_python
@@ -357,34 +357,6 @@ def read(query: str) -> Question:
 
 
 # What the page calls the arguments that errors name.
-CONTROLS = {
-    "target": "Why this class?",
-    "against": "Rather than that one?",
-    "method": "Method",
-    "methods": "Which methods",
-    "gradient": "Gradient",
-    "layouts": "How the two are laid together",
-    "steps": "Steps",
-    "until": "Stop at this probability",
-    "budget": "Most levels per pixel",
-}
-
-
-def on_page(message: str) -> str:
-    """An error's message in the words of the page's controls.
-
-    >>> on_page('nothing comes near the target: try gradient="libra"')
-    'nothing comes near the target: try “Gradient” at libra'
-    >>> on_page("25 tokens fit no grid: give grid=")
-    '25 tokens fit no grid: give grid= (grid=: in Python, by whoever runs this page)'
-    """
-
-    def control(name: str, value: str) -> str | None:
-        return f"“{CONTROLS[name]}”{f' at {value}' if value else ''}" if name in CONTROLS else None
-
-    return reworded(" ".join(message.split()), control, "({names}: in Python, by whoever runs this page)")
-
-
 def excuse(error: Exception) -> str:
     """What a visitor reads of an error; what only its operator can mend goes to the log."""
     if isinstance(error, VitrailError):

@@ -77,10 +77,9 @@ def tiles(model: VisionModel, folder: Path) -> Iterator[Tile]:
         started = time.perf_counter()
         ex = explain(model, _seen(PAIR), asked, method=info.name)
         took = time.perf_counter() - started
-        scores = ex.map() if ex.signed else ex.map().clamp(min=0)  # below zero it means nothing there
         name = f"method-{info.name}.png"
         with atomic_write(folder / name) as file:
-            Image.fromarray(overlay(scores.numpy(), picture)).save(file, format="png")
+            Image.fromarray(overlay(ex.map().numpy(), picture, signed=ex.signed)).save(file, format="png")
         kind = "" if info.class_specific else ", the same for every class"
         yield Tile(name, info.name, f"{1000 * took:.0f} ms, {info.passes}{kind}", info.signed)
 

@@ -9,9 +9,9 @@ from vitrail.guidance.detail import Detail
 from vitrail.guidance.typical import Typical, TypicalPictures
 from vitrail.render.figure import MARGIN, NOTE, NOTE_SIZE
 from vitrail.render.lettering import lines, number, write
-from vitrail.render.overlay import overlay, resize, strength
+from vitrail.render.overlay import resize
 from vitrail.render.palette import AGAINST, FOR
-from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, bar, blank, pixels, show
+from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,15 +142,11 @@ def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box
     name, formula = FORMULAS["difference" if instead else loss]
     scores = ex.map().numpy(force=True).astype(np.float64)
     image = None if ex.images is None else ex.images[0].numpy(force=True)
-    show(axes_at(figure, box), overlay(scores, image, smooth=smooth, size=pixels(box)))
+    signed_map(figure, scores, image, box, smooth=smooth, signed=ex.signed)
     title = f"{FORMULAS[loss][0]}: difference instead" if instead else name
     write(figure, x, y + high + 0.24, title, width=wide, size=8.5, color=INK)
     scalar = f"{formula} = {number(found.value(loss, one, other), sign=True)}"
     write(figure, x, y + high + 0.08, scalar, width=wide, size=8.0, color=PALE)
-    if strength(scores) > 0:
-        bar(figure, scores, strength(scores), ex.signed, box)
-    else:
-        write(figure, x, y - 0.17, "no signal: the map is zero everywhere", width=wide, size=8.0, color=INK)
 
 
 def _notes(found: Detail, target: int, against: int) -> list[str]:

@@ -13,14 +13,14 @@ import numpy as np
 from vitrail.comparison import Compared, Comparison
 from vitrail.errors import OptionError
 from vitrail.render.lettering import lines, write
-from vitrail.render.overlay import resize
+from vitrail.render.overlay import resize, sides
 from vitrail.render.palette import AGAINST, FOR
 from vitrail.render.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_comparison"]
+__all__ = ["draw_comparison", "two_ended"]
 
 MARGIN, GAP = 0.22, 0.14  # inches: around the sheet, between its panels
 SIDE, NARROWEST, WIDEST = 1.75, 1.45, 2.8  # a panel's height, and the limits of its width
@@ -153,12 +153,8 @@ def _map(
     assert answer.explanation is not None
     x, y, wide, _ = box
     scores = answer.explanation.map(0, row).numpy(force=True).astype(np.float64)
-    # Below zero an unsigned map has rounding only, and blue would claim more; but where both ends of an axis are shown
-    # (eigencam), which end is which means nothing, and both are drawn.
-    two_ended = answer.signed or scores.min() < -0.02 * scores.max()
-    scores = scores if two_ended else np.maximum(scores, 0)
     image = None if one.image is None else one.image.numpy(force=True)
-    signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, signed=bool(two_ended))
+    signed_map(figure, scores, image, box, opacity=opacity, smooth=smooth, signed=answer.signed)
     _label(figure, answer, box)
     for number, text in enumerate((_took(answer, len(one.target)), _traits(answer))):
         write(figure, x, y - 0.47 - SECOND_LINE * number, text, width=wide, size=7.5, smallest=5.0, color=PALE)
@@ -204,6 +200,18 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
+def two_ended(found: Sequence[Comparison]) -> str:
+    """What the key says of unsigned maps whose sides of zero are two ends of an axis; empty where there are none."""
+    names = [
+        one.label
+        for each in found
+        for one in each.answers
+        if one.explanation is not None and not one.signed and sides(one.explanation.map().numpy(force=True), False)[1]
+    ]
+    told = ", ".join(dict.fromkeys(names))
+    return f" (in {told} the two colours are the ends of an axis, neither for nor against)" if names else ""
+
+
 def _notes(found: list[Comparison]) -> list[str]:
     first = found[0]
     said = []
@@ -215,6 +223,7 @@ def _notes(found: list[Comparison]) -> list[str]:
     asked = "" if first.objective == "logit" else f" Explained: {first.objective.replace('_', ' ')}."
     key = (
         "Red: for the class; blue: against it. Each map is scaled by its own largest absolute score, unsigned ones on "
-        f"the red half. F, B: forward and backward passes of the model; time: measured on {device}.{asked}"
+        f"the red half{two_ended(found)}. F, B: forward and backward passes of the model; time: measured on "
+        f"{device}.{asked}"
     )
     return [key, *dict.fromkeys(said)]

@@ -13,16 +13,30 @@ from PIL import Image
 from vitrail.errors import OptionError
 from vitrail.render.palette import ColormapLike, grey, mapped
 
-__all__ = ["check_threshold", "enlarge", "overlay", "resize", "strength"]
+__all__ = ["check_threshold", "enlarge", "overlay", "resize", "sides", "strength"]
 
 SHADE = 0.5  # what black becomes behind the glass, from 0 (black) to 1 (white): raise it and the picture fades
 STEPS = 2048  # colours on either side of white: finer than 8 bits can tell, and a hundred times faster than colour()
+ROUNDING = 0.02  # of an unsigned map's largest score: what lies below zero by no more means nothing
 
 
 def strength(scores: Float[np.ndarray, "*shape"]) -> float:
     """The largest absolute score, by which a map is scaled; 0 for a map without signal, NaN and infinity included."""
     largest = float(np.abs(scores).max(initial=0.0))
     return largest if np.isfinite(largest) else 0.0
+
+
+def sides(scores: Float[np.ndarray, "rows cols"], signed: bool) -> tuple[Float[np.ndarray, "rows cols"], bool]:
+    """The scores as every picture draws them, and whether both sides of zero have a colour in it.
+
+    In a signed map both have. Below zero an unsigned one has rounding only, which is drawn as zero: blue would claim
+    more. But where it goes well below zero, its sides are the two ends of an axis (eigencam), and both are drawn.
+
+    >>> sides(np.array([[1.0, -1e-9]]), signed=False), sides(np.array([[1.0, -0.5]]), signed=False)[1]
+    ((array([[1., 0.]]), False), True)
+    """
+    both = signed or bool(scores.min(initial=0.0) < -ROUNDING * scores.max(initial=0.0))
+    return (scores if both else np.maximum(scores, 0)), both
 
 
 def overlay(
@@ -42,9 +56,9 @@ def overlay(
     A score of +`limit` is full red, one of -`limit` full blue, zero is clear; `limit` is the map's own largest absolute
     score unless given, so no map is stretched to look stronger than it is on either side. `smooth` interpolates between
     the patches; otherwise each patch is one pane. `opacity` goes from 0, the photograph in its own colours, to 1. A map
-    without signal (zero everywhere, or not finite) leaves the image grey. `colormap` is a Matplotlib colormap or its
-    name, its middle at zero (for `signed=False` see `mapped`). Scores whose absolute value is below `threshold`, from
-    0 to 1 of `limit`, are drawn as zero.
+    without signal (zero everywhere, or not finite) leaves the image grey; for `signed=False` see `sides`. `colormap` is
+    a Matplotlib colormap or its name, its middle at zero (see `mapped`). Scores whose absolute value is below
+    `threshold`, from 0 to 1 of `limit`, are drawn as zero.
 
     Raises `OptionError` for an unknown colormap and a threshold out of its range.
 
@@ -54,6 +68,7 @@ def overlay(
     check_threshold(threshold)
     if size is None:
         size = image.shape[:2] if image is not None else (16 * scores.shape[0], 16 * scores.shape[1])
+    scores, signed = sides(scores, signed)
     limit = strength(scores) if limit is None else limit
     has_signal = limit > 0 and strength(scores) > 0
     relative = scores / limit if has_signal else np.zeros(scores.shape)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vitrail.render.lettering import number, width_of, write
-from vitrail.render.overlay import overlay, strength
+from vitrail.render.overlay import overlay, sides, strength
 from vitrail.render.palette import AGAINST, FOR, ColormapLike, mapped
 
 if TYPE_CHECKING:
@@ -72,18 +72,19 @@ def bar(
 ) -> None:
     """The colours that the map uses, from its lowest score to its highest, and what they are in numbers."""
     x, y, wide, _ = box
+    scores, both = sides(scores, signed)
     low, high = float(scores.min()), float(scores.max())
     if low == high:
         low, high = min(low, 0.0), max(high, 0.0)
     axes = axes_at(figure, (x, y - 0.09 - BAR, wide, BAR))
     shown = np.linspace(low, high, 512)[None] / limit
     shown[np.abs(shown) < threshold] = 0
-    show(axes, np.rint(255 * mapped(shown, colormap, signed=signed)).astype(np.uint8))
+    show(axes, np.rint(255 * mapped(shown, colormap, signed=both)).astype(np.uint8))
     against, supports = (AGAINST, FOR) if colormap is None else (INK, INK)
     base, most = y - 0.09 - BAR - 0.135, wide / 2 - 0.12
     words = signed and wide > 2.4  # in a narrow panel the colours have to do
-    left = number(low, sign=signed) + ("  against" if words and low < 0 else "")
-    right = ("for  " if words and high > 0 else "") + number(high, sign=signed)
+    left = number(low, sign=both) + ("  against" if words and low < 0 else "")
+    right = ("for  " if words and high > 0 else "") + number(high, sign=both)
     lower = write(figure, x, base, "", ending=left, width=most, color=against if low < 0 else INK)
     upper = write(figure, x + wide, base, "", ending=right, width=most, color=supports if high > 0 else INK, ha="right")
     if low < 0 < high:

@@ -12,9 +12,9 @@ from ...comparison import Compared, Comparison
 from ...errors import VitrailError
 from ...methods.choosing import choose_methods
 from ...methods.registry import METHODS
-from ...render.comparison import draw_comparison
+from ...render.comparison import draw_comparison, two_ended
 from ..answer import Answer, files_of_figure
-from ..fragments import opacity, panel, picture, problem, question, section
+from ..fragments import on_page, opacity, panel, picture, problem, question, section
 from ..pictures import Picture
 from ..work import Stopped
 from .asking import Asked
@@ -60,7 +60,8 @@ def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, 
     )
     first = picture(asked.photo, asked.seen.shown.shape[:2], "what the model saw", escape(asked.picture.name))
     panels = [first, *(_panel(asked, one) for one in answers)]
-    lead = f'<p class="vt-lead">{_asked(answers)} Each map has its own scale; unsigned methods use the red half.</p>'
+    scales = f"Each map has its own scale; unsigned methods use the red half{two_ended([found])}."
+    lead = f'<p class="vt-lead">{_asked(answers)} {escape(scales)}</p>'
     html = lead + section(*panels, kind="vt-small") + opacity()
     modes = [
         one.explanation.gradient_mode() for one in answers if one.method == "complete" and one.explanation is not None
@@ -97,7 +98,7 @@ def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> C
 def _panel(asked: Asked, one: Compared) -> str:
     if one.explanation is None:
         known = isinstance(one.error, VitrailError)  # of others not even the operator's paths should be read here
-        reason = escape(" ".join(str(one.error).split())[:300] if known else type(one.error).__name__)
+        reason = escape(on_page(str(one.error))[:300] if known else type(one.error).__name__)
         return (
             f'<figure class="vt-panel"><figcaption>{escape(one.label)}</figcaption>'
             f'<div class="vt-missing"><b>no map</b><br>{reason}</div></figure>'

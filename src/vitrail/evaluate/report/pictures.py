@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...methods.registry import METHODS
 from ...render.lettering import number
-from ...render.overlay import overlay, resize, strength
+from ...render.overlay import overlay, resize, sides, strength
 from ...render.palette import colour
 from ...render.web import picture_address
 from ..comparing import per_image
@@ -116,8 +116,7 @@ def _extreme(run: EvaluationRun, entry: Entry, image: int, value: float, lead: f
         lead=lead,
         good=good,
         seen=run.seen(image),
-        # Below zero an unsigned map has rounding only, and blue would claim more.
-        scores=scores.astype(np.float64) if signed else np.maximum(scores, 0).astype(np.float64),
+        scores=sides(scores.astype(np.float64), signed)[0],
         signed=signed,
         title=explained if true in (None, explained) else f"{explained} (truly {true})",
         source=about.source,
