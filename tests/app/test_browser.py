@@ -386,6 +386,27 @@ def test_phone_width(chromium, page_server):
 
 
 @slow
+def test_tablet_width(chromium, page_server):
+    """Below the width at which all views fit in one line, the map stands right under the picker there, too."""
+    visitor = Visitor(chromium, page_server, viewport={"width": 768, "height": 1024})
+    page = visitor.come("?view=map&example=pair&target=0&against=8")
+    page.locator("#vt-view-map .vt-map").first.wait_for()
+    assert page.locator(".overflow-menu").bounding_box()["height"] == 0  # no empty line below the views
+    glasses = [one.bounding_box() for one in page.locator("#vt-view-map .vt-glass").all()]
+    assert glasses[0]["y"] == glasses[1]["y"] < 600
+    for view in ("Methods", "Layers", "Heads", "Detail", "Guide", "Transfer", "Rewrite"):
+        tab = page.get_by_role("tab", name=view)
+        assert tab.is_visible()
+        assert tab.bounding_box()["height"] >= 40
+        assert page.evaluate("document.documentElement.scrollWidth") <= 768, view
+    page.goto(f"{visitor.server.address}/?view=transfer&example=pair&target=8&against=0&steps=5")
+    page.locator("#vt-view-transfer .vt-panel").first.wait_for(timeout=60_000)
+    widths = [one.bounding_box()["width"] for one in page.locator("#vt-view-transfer .vt-glass").all()]
+    assert abs(widths[0] - widths[1]) < 2  # the player below them makes no narrow column of its own
+    visitor.leave()
+
+
+@slow
 def test_everything_that_can_be_used_has_a_name(visitor):
     page = visitor.come("?view=map&example=pair&target=0")
     page.locator("#vt-view-map .vt-map").first.wait_for()

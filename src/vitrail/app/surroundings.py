@@ -89,18 +89,18 @@ def own_guide(most: int) -> str:
 
 def taking_home(example: str, shown: Shown) -> str:
     """What the view can be taken along as: link, code, files."""
-    words = {"png": "PNG", "svg": "SVG", "safetensors": "safetensors", "webp": "Film (WebP)"}
+    words = {"png": "PNG", "svg": "SVG", "safetensors": "safetensors", "webp": "film (WebP)"}
     saves = "".join(
-        f'<button type="button" class="vt-button" data-download="{kind}">{words[kind]}</button>'
+        f'<button type="button" class="vt-button" data-download="{kind}">Save {words[kind]}</button>'
         for kind in shown.files or ()
     )
     python, command = (escape(text) for text in shown.recipes or ("", ""))
     upload = (
         "" if example else '<p class="vt-below">Your picture is not in the link: it is kept for a few minutes only.</p>'
     )
-    save = f'<div class="vt-row"><span>Save</span>{saves}</div>' if saves else ""
+    save = f'<div class="vt-row">{saves}</div>' if saves else ""
     return (
-        '<div class="vt-take"><div class="vt-rows"><div class="vt-row"><span>Copy</span>'
+        '<div class="vt-take"><div class="vt-rows"><div class="vt-row">'
         '<button type="button" class="vt-button" data-copy="link">Copy link</button>'
         '<button type="button" class="vt-button" data-copy="python">Copy as Python</button>'
         '<button type="button" class="vt-button" data-copy="command">Copy as command</button></div>'

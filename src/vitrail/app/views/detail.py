@@ -13,8 +13,8 @@ from .asking import Asked
 __all__ = ["draw_detail"]
 
 NAMES = {
-    "logit": ("logit, Eq. 7", "l₁"),
-    "normalized_difference": ("normalised difference, Eq. 8", "(l₁ − l₂) / l₁"),
+    "logit": ("logit, Eq.\u00a07", "l₁"),
+    "normalized_difference": ("normalised difference, Eq.\u00a08", "(l₁ − l₂) / l₁"),
     "difference": ("difference", "l₁ − l₂"),
     "ratio": ("ratio", "l₁ / l₂"),
 }
