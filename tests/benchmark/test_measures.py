@@ -88,6 +88,8 @@ def test_plans_are_checked() -> None:
         "vit_a, 96×96 px, batch 2",
     ]
     assert len(PRESETS["full"].cases) == 4 * 4 * 3
+    own = Plan(("vit_a",), (64,), (1,), (1,), 1, num_classes=5)
+    assert (own.weights("vit_a"), own.weights("vit_of_the_sweep")) == ({"num_classes": 5}, {})
     with pytest.raises(OptionError, match="clock='sun' is none of wall, processor"):
         Plan(("vit_a",), (64,), (1,), (1,), 1, clock="sun")
     with pytest.raises(OptionError, match="clock='processor' tells nothing of work on cuda"):

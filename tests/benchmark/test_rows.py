@@ -90,6 +90,11 @@ def test_other_models_are_refused() -> None:
         Subject.make(Case("test_vit2", 160, 1))
 
 
+def test_a_model_of_other_classes() -> None:
+    subject = Subject.make(Case("test_vit", 96, 2), weights={"num_classes": 5})
+    assert (subject.module.num_classes, subject.targets.tolist()) == (5, [0, 1])
+
+
 def test_a_row_that_is_none(subject: Subject) -> None:
     with pytest.raises(OptionError, match="'Captum LayerGradCam' is no row whose memory is measured"):
         row_named(subject, "Captum LayerGradCam")

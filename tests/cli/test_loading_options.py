@@ -18,7 +18,7 @@ def options_of(name: str) -> set[str]:
     return {word for parameter in COMMANDS[name].params for word in parameter.opts}
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if "--checkpoint" in options_of(name) and name != "bench"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if "--checkpoint" in options_of(name)])
 def test_every_command_that_loads_a_model_can_be_told_its_classes(name: str):
     assert {"--model", "--num-classes", "--class-names"} <= options_of(name)
 

@@ -78,6 +78,12 @@ def test_a_pair(run: Run):
     assert [one["token"] for one in document["results"][0]["tokens"]] == ["a", "good", "film", "not", "bad"]
 
 
+def test_what_the_numbers_are_can_be_said(run: Run):
+    for words, kind in (((), "logits"), (("--output-kind", "multilabel"), "multilabel")):
+        document = json.loads(run("a good film", "--target", "positive", *words, "--json").stdout)
+        assert document["metadata"]["output"] == kind
+
+
 def test_an_empty_text_fails_alone(run: Run):
     result = run("a good film", " ")
     assert result.exit_code == 1

@@ -9,9 +9,10 @@ import ctypes
 import gc
 import multiprocessing
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ SMALL = Case("test_vit", 160, 1)
 
 
 def peak_of(
-    case: Case, row: str, *, device: str = "cpu", dtype: str = "float32", checkpoint: Path | None = None
+    case: Case, row: str, *, device: str = "cpu", dtype: str = "float32", weights: Mapping[str, Any] | None = None
 ) -> tuple[int | None, str]:
     """Bytes at the peak of one pass of that row beyond weights and images; or None, and why.
 
@@ -37,7 +38,7 @@ def peak_of(
     context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe(duplex=False)
     threads = torch.get_num_threads()
-    process = context.Process(target=_tell, args=(theirs, threads, case, row, device, dtype, checkpoint), daemon=True)
+    process = context.Process(target=_tell, args=(theirs, threads, case, row, device, dtype, weights), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -52,14 +53,14 @@ def peak_of(
 
 
 def peak_here(
-    case: Case, row: str, *, device: str = "cpu", dtype: str = "float32", checkpoint: Path | None = None
+    case: Case, row: str, *, device: str = "cpu", dtype: str = "float32", weights: Mapping[str, Any] | None = None
 ) -> tuple[int | None, str]:
     """The same in this process, which should have done nothing else."""
     kind = getattr(torch, dtype)
     warm = row_named(Subject.make(SMALL, device=device, dtype=kind), row)
     if warm.work is not None:
         warm.work()
-    found = row_named(Subject.make(case, device=device, dtype=kind, checkpoint=checkpoint), row)
+    found = row_named(Subject.make(case, device=device, dtype=kind, weights=weights), row)
     if found.work is None:
         return None, found.why_not
     del warm
@@ -72,11 +73,11 @@ def peak_here(
 
 
 def _tell(
-    answer: Connection, threads: int, case: Case, row: str, device: str, dtype: str, checkpoint: Path | None
+    answer: Connection, threads: int, case: Case, row: str, device: str, dtype: str, weights: Mapping[str, Any] | None
 ) -> None:
     torch.set_num_threads(threads)
     try:
-        answer.send(peak_here(case, row, device=device, dtype=dtype, checkpoint=checkpoint))
+        answer.send(peak_here(case, row, device=device, dtype=dtype, weights=weights))
     except VitrailError as error:
         answer.send((None, f"{error}"))
     except (RuntimeError, MemoryError) as error:

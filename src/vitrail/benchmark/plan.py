@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import OptionError
 from .subject import Case
@@ -41,6 +42,8 @@ class Plan:
     device: str = "cpu"
     dtype: str = "float32"
     checkpoint: Path | None = None
+    num_classes: int | None = None
+    class_names: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +63,11 @@ class Plan:
             raise OptionError(f"one checkpoint fits one model, and {len(self.models)} are named")
         if self.longest is not None and self.longest <= max(self.along, default=0):
             raise OptionError(f"longest={self.longest} is not above the sizes along which time is taken, {self.along}")
+
+    def weights(self, model: str) -> dict[str, Any]:
+        """How that model is loaded; the weights that were given belong to the models that were named alone."""
+        given = {name: getattr(self, name) for name in ("checkpoint", "num_classes", "class_names")}
+        return {name: value for name, value in given.items() if value is not None} if model in self.models else {}
 
     @property
     def cases(self) -> list[Case]:

@@ -69,11 +69,8 @@ def bench(
 
 
 def _subject(plan: Plan, case: Case) -> Subject:
-    # The weights that were given belong to the models that were named, not to that of the sweep.
-    checkpoint = plan.checkpoint if case.model in plan.models else None
-    return Subject.make(
-        case, device=plan.device, dtype=getattr(torch, plan.dtype), checkpoint=checkpoint, seed=plan.seed
-    )
+    how = {"device": plan.device, "dtype": getattr(torch, plan.dtype), "seed": plan.seed}
+    return Subject.make(case, weights=plan.weights(case.model), **how)
 
 
 def _time_table(plan: Plan, case: Case, methods: Sequence[str] | None, *, peers: bool, progress: Progress) -> TimeTable:
@@ -160,7 +157,7 @@ def _memory_table(plan: Plan, progress: Progress) -> MemoryTable:
     tokens = [_tokens(case) for case in cases]
     slow_ones = {f"vitrail {method}" for method in plan.remembered if method not in plan.few}
     rows, total = [], len(names) * len(cases)
-    checkpoint = plan.checkpoint if plan.tokens in plan.models else None
+    weights = plan.weights(plan.tokens)
     for name in names:
         peaks: dict[int, int | None] = {}
         notes: dict[int, str] = {}
@@ -168,7 +165,7 @@ def _memory_table(plan: Plan, progress: Progress) -> MemoryTable:
             if case.size == plan.longest and name in slow_ones:
                 peaks[number], note = None, "not run"
             else:
-                peaks[number], note = peak_of(case, name, device=plan.device, dtype=plan.dtype, checkpoint=checkpoint)
+                peaks[number], note = peak_of(case, name, device=plan.device, dtype=plan.dtype, weights=weights)
             notes |= {number: note} if note else {}
             progress(f"{plan.tokens}; peaks of memory", len(rows) * len(cases) + len(peaks), total)
         rows.append(Peak(name, peaks, notes, fit_peaks(peaks)))

@@ -1,8 +1,8 @@
 """What is measured: one model, some images, and a target for each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -47,10 +47,12 @@ class Subject:
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        checkpoint: Path | None = None,
+        weights: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> "Subject":
-        """Random images, and random weights unless there is a checkpoint: the time is the same.
+        """Random images, and random weights unless `weights` (keyword arguments of `vitrail.load`) has a checkpoint.
+
+        The time is the same.
 
         Raises:
             ModelError: for anything but a plain ViT of timm that reads its class token, which the stored-maps form and
@@ -62,8 +64,10 @@ class Subject:
         """
         torch.manual_seed(seed)
         name = case.model if "/" in case.model else f"timm/{case.model}"
-        given = {"pretrained": False} if checkpoint is None else {"checkpoint": checkpoint}
-        model = load(name, device=device, dtype=dtype, size=case.size, **given)  # pyright: ignore[reportArgumentType]
+        given = {"pretrained": False, **(weights or {})}
+        if given.get("checkpoint") is not None:
+            del given["pretrained"]
+        model = load(name, device=device, dtype=dtype, size=case.size, **given)
         module = model.module
         if not isinstance(module, VisionTransformer) or module.global_pool != "token":
             raise ModelError(f"{name} is no timm ViT that reads its class token: take vit_base_patch16_224, say")

@@ -65,6 +65,8 @@ def bench_command(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-c", help="File of the model's weights. Default: random weights.")
     ] = None,
+    num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     seed: Annotated[int, typer.Option("--seed", help="Random seed of images and weights.")] = 0,
@@ -107,6 +109,8 @@ def bench_command(
         "tokens": along_model and _full_name(along_model),
         "rounds": rounds,
         "checkpoint": checkpoint,
+        "num_classes": num_classes,
+        "class_names": class_names,
         "cross": True if sizes and len(sizes) > 1 else None,
     }
 

@@ -62,6 +62,7 @@ def text_command(
             "--option", metavar="NAME=VALUE", help="An option of the method, as in variant=released; several: repeat."
         ),
     ] = None,
+    output_kind: shared.OutputKind = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
@@ -92,6 +93,7 @@ def text_command(
         file = None if place is None else place.file or place.folder / "text.html"
         question |= typed_options(find_method(method, words), words)
         load = {"device": device, "dtype": dtype.value}
+        question["output"] = output_kind and output_kind.value
         found = _explain(asked, model, target or [], against or [], question, load, reporter)
         if found is not None:
             written = None if file is None else str(found.save(file, special=special))
