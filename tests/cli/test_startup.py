@@ -62,11 +62,18 @@ def test_completion_offers_options_and_their_values():
     assert "--method" in command(**COMPLETE | {"COMP_WORDS": "vitrail explain --me", "COMP_CWORD": "2"}).stdout.split()
 
 
-def test_completion_can_be_installed(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("shell", "file", "word"),
+    [
+        ("bash", ".bash_completions/vitrail.sh", "complete_bash"),
+        ("zsh", ".zfunc/_vitrail", '[ "$funcstack[1]" = "_vitrail" ] && _vitrail_completion "$@"'),  # at the first Tab
+    ],
+)
+def test_completion_can_be_installed(tmp_path: Path, shell: str, file: str, word: str):
     home = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    result = command("--install-completion", "bash", **home)
+    result = command("--install-completion", shell, **home)
     assert result.returncode == 0, result.stderr
-    assert "complete_bash" in (tmp_path / ".bash_completions" / "vitrail.sh").read_text()
+    assert word in (tmp_path / file).read_text()
 
 
 # -- the package -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import typer
+from typer import _completion_shared
 
 from vitrail.cli import app as app_page
 from vitrail.cli import (
@@ -37,6 +38,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# zsh loads the file of a completion on the first Tab of a session, and wants an answer from it; Typer's defines the
+# function and gives none, so that this Tab would do nothing.
+_SCRIPTS = getattr(_completion_shared, "_completion_scripts", {})
+if "funcstack" not in (_ZSH := _SCRIPTS.get("zsh", "funcstack")):
+    _SCRIPTS["zsh"] = f'{_ZSH}\n[ "$funcstack[1]" = "_%(prog_name)s" ] && %(complete_func)s "$@"\n'
 
 
 @app.callback(invoke_without_command=True)

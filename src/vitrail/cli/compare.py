@@ -42,7 +42,11 @@ def compare_command(
     format_: Annotated[
         list[shared.Format] | None,
         typer.Option(
-            "--format", "-f", help="Kind of file; several: repeat; safetensors is one per method. Default: png."
+            "--format",
+            "-f",
+            metavar="KIND",
+            help="Kind of file: png, jpg, pdf, svg, safetensors (one per method), or all; several: repeat. "
+            "Default: png.",
         ),
     ] = None,
     objective: Annotated[

@@ -164,20 +164,37 @@ FolderOutput: TypeAlias = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the results, created if missing.")
 ]
 Formats: TypeAlias = Annotated[
-    list[Format] | None, typer.Option("--format", "-f", help="Kind of file; several: repeat. Default: png.")
+    list[Format] | None,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="KIND",
+        help="Kind of file: png, jpg, pdf, svg, safetensors, or all; several: repeat. Default: png.",
+    ),
 ]
 Figures: TypeAlias = Annotated[
-    list[Figure] | None, typer.Option("--format", "-f", help="Kind of figure; several: repeat. Default: png.")
+    list[Figure] | None,
+    typer.Option(
+        "--format", "-f", metavar="KIND", help="Kind of figure: png, jpg, pdf, svg; several: repeat. Default: png."
+    ),
 ]
 OutputKind: TypeAlias = Annotated[
-    Kind | None, typer.Option("--output-kind", help="What the model's numbers are. Default: recognised, else logits.")
+    Kind | None,
+    typer.Option(
+        "--output-kind",
+        metavar="KIND",
+        help="What the model's numbers are: logits, multilabel, probabilities, log_probabilities, scores, embedding. "
+        "Default: recognised, else logits.",
+    ),
 ]
 FolderFormats: TypeAlias = Annotated[
     list[FolderFormat] | None,
     typer.Option(
         "--format",
         "-f",
-        help="Kind of file; several: repeat. Default: png; overlay and safetensors for more than 100 images.",
+        metavar="KIND",
+        help="Kind of file: png, jpg, pdf, svg, safetensors, overlay, or all; several: repeat. Default: png; overlay "
+        "and safetensors for more than 100 images.",
     ),
 ]
 InputSize: TypeAlias = Annotated[
@@ -191,7 +208,14 @@ Resize: TypeAlias = Annotated[
 Device: TypeAlias = Annotated[
     str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps; auto: the best there is.")
 ]
-Dtype: TypeAlias = Annotated[Precision, typer.Option("--dtype", help="Floating point type in which the model runs.")]
+Dtype: TypeAlias = Annotated[
+    Precision,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Floating point type in which the model runs: float32, float64, bfloat16, float16.",
+    ),
+]
 AutoBatchSize: TypeAlias = Annotated[
     str,
     typer.Option("--batch-size", "-b", help="Images per pass; auto: as many as memory holds and speed gains by."),

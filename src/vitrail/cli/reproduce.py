@@ -106,10 +106,11 @@ def reproduce_command(
 def _complete(name: str | None, images: list[str] | None, model: str | None) -> tuple[str, list[str], str]:
     """The three that no experiment can do without. Raises `ExperimentError`, saying what this one needs."""
     from vitrail.errors import ExperimentError
-    from vitrail.experiments.reproduce import find_experiment
 
     if name is None:
         raise ExperimentError("say which experiment, as in `vitrail reproduce fig9`; --list shows all of them")
+    from vitrail.experiments.reproduce import find_experiment  # which needs PyTorch
+
     experiment = find_experiment(name)
     if images and model:
         return name, images, model

@@ -111,7 +111,7 @@ def transfer_command(
     ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Lower a class's logit by gradient descent on all attention maps, and draw where its reasons go.
+    """Lower the logit of a class by gradient descent on all attention maps, and draw where its reasons go.
 
     OUTPUT gets a figure (classes by steps, with the logits' curves), a film, and a .safetensors record of everything.
     Ctrl-C leaves a state there from which the same command goes on, to the very same numbers; the exit code is then
