@@ -53,3 +53,12 @@ def test_every_title_has_the_error_that_it_is_raised_with_and_a_remedy():
         assert issubclass(getattr(errors, named[0]), errors.VitrailError)
         assert named[0] in raised or not raised, f"{title} is raised as {raised}"
         assert len(body.split()) > 15, f"{title}: {body}"
+
+
+def test_every_error_has_an_entry():
+    """`VitrailError` and `MethodError` are raised by none but their subtypes."""
+    public = {
+        name for name in errors.__all__ if isinstance(one := getattr(errors, name), type) and issubclass(one, Exception)
+    }
+    told = set(re.findall(r"\*\*`(\w+)`\*\*", PAGE.read_text(encoding="utf-8")))
+    assert public - told == {"VitrailError", "MethodError"}
