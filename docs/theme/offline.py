@@ -16,12 +16,20 @@ from mkdocs.utils import get_relative_url
 
 FENCE = re.compile(r"^```math\n(?P<formula>.*?)\n```$", re.MULTILINE | re.DOTALL)
 ELSEWHERE = re.compile(r"https://[^\s\"']+/iframe-worker/shim")  # where Material's offline plugin takes the worker from
+INTERVAL = re.compile(r"(\[[-−]?\d[\d.]*,) ([-−]?\d[\d.]*\])")
 SETTINGS: Any = {"svg.fonttype": "path", "svg.hashsalt": "vitrail"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with each ```math fence as a picture of lines; the repository's host sets the same fences by itself."""
-    return FENCE.sub(lambda fence: f'<div class="formula">{formula(fence["formula"])}</div>', markdown)
+    """The page with each ```math fence as a picture of lines, and intervals in tables that no line ends within.
+
+    The repository's host sets the same fences by itself.
+    """
+    rows = (
+        INTERVAL.sub("\\1\N{NO-BREAK SPACE}\\2", line) if line.startswith("|") else line
+        for line in markdown.split("\n")
+    )
+    return FENCE.sub(lambda fence: f'<div class="formula">{formula(fence["formula"])}</div>', "\n".join(rows))
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
