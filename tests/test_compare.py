@@ -14,6 +14,7 @@ from vitrail.errors import ImageError, OptionError, TargetCountError, Unsupporte
 from vitrail.methods import METHODS
 from vitrail.methods.registry import MethodInfo
 from vitrail.render.comparison import _bands, draw_comparison
+from vitrail.render.lettering import number
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,14 @@ def test_an_unsigned_method_uses_the_red_half_alone(model, photo):
     assert found.maps["pixels"].min() < 0
     bars = [text for text in _words(found.plot()) if text.startswith("−")]
     assert len(bars) == 1  # of complete
+
+
+def test_a_map_with_two_ends_is_drawn_with_both(model, photo):
+    """EigenCAM's lowest score was −9.18 in the table, and 0 on the sheet."""
+    found = vitrail.compare(model, photo, methods="eigencam")
+    lowest = float(found.maps["eigencam"].min())
+    assert lowest < -0.02 * float(found.maps["eigencam"].max())
+    assert number(lowest) in _words(found.plot())
 
 
 def test_targets_are_rows_and_columns_are_methods(model, photo):

@@ -1,8 +1,10 @@
 """Every form in which images are handed over, and every number of channels."""
 
+import inspect
 import io
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +82,20 @@ def test_several_images_in_every_form(model: VisionModel, tmp_path: Path):
     batch = torch.from_numpy(same).permute(0, 3, 1, 2)
     for form in (same, batch, batch.int()):
         assert torch.equal(prepare(model, form).batch, COLOURS(noise()).expand(2, -1, -1, -1))
+
+
+def test_images_have_a_type_in_every_signature():
+    from vitrail.guidance import detail
+
+    functions = [detail, *(one for name in vitrail.__all__ if inspect.isfunction(one := getattr(vitrail, name)))]
+    types = {
+        f"{one.__name__}({name})": parameter.annotation
+        for one in functions
+        for name, parameter in inspect.signature(one).parameters.items()
+        if name in ("image", "images")
+    }
+    assert {"explain(images)", "compare(image)", "plan(images)", "detail(image)"} <= set(types)
+    assert [name for name, kind in types.items() if kind in (Any, inspect.Parameter.empty)] == []
 
 
 @pytest.mark.parametrize("nothing", [[], (), iter(()), np.zeros((0, 4, 4, 3), np.uint8), torch.zeros(0, 3, 4, 4)])

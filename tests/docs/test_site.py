@@ -123,10 +123,11 @@ def _search_from_the_disk(page: Path) -> None:
     with playwright.sync_playwright() as session:
         browser = session.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         tab = browser.new_page()
+        tab.set_default_timeout(240_000)  # on a busy machine
         asked: list[str] = []
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(page.as_uri())
         tab.locator("input.md-search__input").fill("pointing")
-        tab.locator(".md-search-result__item").first.wait_for(timeout=30_000)
+        tab.locator(".md-search-result__item").first.wait_for()
         browser.close()
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
