@@ -1,5 +1,6 @@
 """The forms that `target=` takes: lists of every kind, one-hot rows, WordNet ids, functions, and what is refused."""
 
+import re
 from collections import deque
 
 import numpy as np
@@ -356,6 +357,10 @@ def index_of(one):
     if isinstance(one, str):
         names = [name.split(",")[0].casefold() for name in NAMES]
         word = " ".join(one.casefold().split())
-        return names.index(word) if word in names else int(one) if one.strip().isdecimal() else NAMES.index(one)
+        if word in names or one.strip().isdecimal():
+            return names.index(word) if word in names else int(one)
+        words = re.sub(r"\W+", " ", word).strip()
+        [found] = [i for i, name in enumerate(NAMES) if f" {words} " in f" {re.sub(r'[^a-z0-9]+', ' ', name.lower())} "]
+        return found
     assert not isinstance(one, bool | float | complex)
     return int(one)

@@ -95,6 +95,15 @@ def test_digits_are_a_name_where_a_class_is_called_so():
     assert class_index("7", ["zero", "7", "nine"]) == 1
 
 
+def test_digits_are_an_index_before_they_are_a_word_of_a_name():
+    names = ["5 o'clock", "Boeing 747", "kite"]
+    assert class_index("2", names) == 2
+    assert class_index("0", ["kite", "number 0"]) == 0
+    assert class_index("747", names) == 1
+    with pytest.raises(UnknownClassError, match="there is no class -5"):
+        class_index("-5", names)
+
+
 def test_without_names_indices_are_needed():
     assert class_index(5, None) == 5
     assert class_index("5", None, 7) == 5

@@ -41,10 +41,10 @@ def class_index(
 
     `wanted` is an index (Python, NumPy or torch integer, or its digits in a string) or a name. Names are compared
     without regard to case, with underscores read as spaces. The whole name and each of its synonyms (separated by
-    commas) match exactly; failing that, whole words of a name match when they occur in one class only. `count` is the
-    number of classes, where it is known from elsewhere than `names`. With `whole`, names are sentences, and match only
-    as a whole. A WordNet id (n02391049) is a class of a model that has the classes of ImageNet, or of one of its larger
-    lists.
+    commas) match exactly; failing that, digits are an index where there is one, and whole words of a name match when
+    they occur in one class only. `count` is the number of classes, where it is known from elsewhere than `names`. With
+    `whole`, names are sentences, and match only as a whole. A WordNet id (n02391049) is a class of a model that has the
+    classes of ImageNet, or of one of its larger lists.
 
     Raises:
         AmbiguousClassError: when several classes go by that name, listing them.
@@ -63,9 +63,14 @@ def class_index(
         return _in_range(index, count)
     if not isinstance(wanted, str) or not normal(wanted):
         raise UnknownClassError(f"a class is an index or a name, not {wanted!r} of type {type(wanted).__name__}")
+    number = int(wanted) if re.fullmatch(r"[+-]?\d{1,18}", wanted.strip()) else None
     if names is not None:
+        # "5" is the sixth class, whoever is called "5 o'clock"; "747" may be a word of one of a hundred aeroplanes.
+        by_words = number is None or (number >= len(names) and wanted.strip()[0] != "+")
         found = (
-            [i for i, name in enumerate(names) if normal(name) == normal(wanted)] if whole else _matches(wanted, names)
+            [i for i, name in enumerate(names) if normal(name) == normal(wanted)]
+            if whole
+            else _matches(wanted, names, by_words=by_words)
         )
         if len(found) == 1:
             return found[0]
@@ -77,8 +82,8 @@ def class_index(
     synset = WORDNET.fullmatch(wanted.strip())
     if synset is not None and (index := _synsets(None if names is None else tuple(names)).get(synset[0])) is not None:
         return index
-    if re.fullmatch(r"[+-]?\d{1,18}", wanted.strip()):
-        return _in_range(int(wanted), count)
+    if number is not None:
+        return _in_range(number, count)
     if names is None:
         span = f"0 to {count - 1}" if count else "counted from 0"
         raise UnknownClassError(
@@ -300,11 +305,11 @@ def normal(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-def _matches(wanted: str, names: Sequence[str]) -> list[int]:
-    """All exact matches; where there is none, all names that hold the words of `wanted` side by side."""
+def _matches(wanted: str, names: Sequence[str], *, by_words: bool) -> list[int]:
+    """All exact matches; where there is none, all names that hold the words of `wanted` side by side, if allowed."""
     wanted, plain = normal(wanted), [normal(name) for name in names]
     exact = [i for i, name in enumerate(plain) if name == wanted or wanted in (s.strip() for s in name.split(","))]
-    if exact:
+    if exact or not by_words:
         return exact
     words = f" {_words(wanted)} "
     return [i for i, name in enumerate(plain) if words.strip() and words in f" {_words(name)} "]
