@@ -117,13 +117,15 @@ def reworded(message: str, argument: Callable[[str, str], str | None], lacking: 
     return "".join(parts) + (f" {lacking.format(names=names)}" if names else "")
 
 
-def escaped(text: str) -> str:
+def escaped(text: str, keep: str = "\n\t") -> str:
     """The text with control and format characters written out: names in foreign files may hold a terminal's commands.
+
+    `keep` are the ones that stay as they are.
 
     >>> escaped("head\\x1b[2J, \\u202egpj.exe")
     'head\\\\x1b[2J, \\\\u202egpj.exe'
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 class VitrailError(Exception):

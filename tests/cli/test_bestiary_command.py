@@ -112,3 +112,9 @@ def test_the_demo_says_where_it_cannot_write(tmp_path) -> None:
     result = call("demo", "-o", tmp_path / "file")
     assert result.exit_code == 2
     assert "file" in result.output
+
+
+def test_the_demo_says_its_folder_without_commanding_the_terminal(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vitrail.demo.write_demo", lambda folder, **options: folder / "index.html")
+    result = call("demo", "-o", tmp_path / "a\x1b]0;b\x07\x9b\u202e\nc")
+    assert result.stdout == f"Open {tmp_path}/a\\x1b]0;b\\x07\\x9b\\u202e\\nc/index.html\n"

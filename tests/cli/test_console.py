@@ -1,20 +1,24 @@
 """What is said where: tables, lines, progress, failures."""
 
+import ast
 import io
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from vitrail.cli.console import Reporter, one_line, show_table, stop
+from vitrail.cli import console as door
+from vitrail.cli.console import Reporter, Terminal, one_line, show, show_json, show_table, stages, stop
 from vitrail.errors import NotAnImageError
 
 
-def terminal() -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=60, highlight=False)
+def terminal() -> Terminal:
+    return Terminal(file=io.StringIO(), force_terminal=True, width=60)
 
 
 def shown(console: Console) -> str:
@@ -37,7 +41,7 @@ def test_failures_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_progress_only_on_a_terminal_and_for_several_images(capsys: pytest.CaptureFixture[str]) -> None:
-    watched, single, plain = terminal(), terminal(), Console(file=io.StringIO())
+    watched, single, plain = terminal(), terminal(), Terminal(file=io.StringIO())
     for console, total in ((watched, 2), (single, 1), (plain, 2)):
         reporter = Reporter(as_json=False, console=console)
         with reporter.working(total):
@@ -99,10 +103,62 @@ def test_one_line() -> None:
 
 def test_a_long_method_shows_its_own_bar():
     text = io.StringIO()
-    reporter = Reporter(as_json=False, console=Console(file=text, force_terminal=True, width=90))
+    reporter = Reporter(as_json=False, console=Terminal(file=text, force_terminal=True, width=90))
     reporter.report("before", 1, 2)  # nobody watches yet
     with reporter.working(1):
         reporter.report("maximum flows", 3, 17)
     assert "maximum flows" in text.getvalue()
     assert "3/17" in text.getvalue()
     assert "before" not in text.getvalue()
+
+
+HOSTILE = "a\x1b]0;owned\x07b\x9b2Jc\u202egnp.d\nError: e"
+HARMLESS = one_line(HOSTILE)
+
+
+def test_nothing_commands_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "dumb")  # without bold headers
+    monkeypatch.setenv("COLUMNS", "200")
+    console = Terminal(file=io.StringIO(), width=200)
+    reporter = Reporter(as_json=False, console=console)
+    show(HOSTILE, 1)
+    show(Path(HOSTILE), err=True)
+    show_json({HOSTILE: HOSTILE})
+    show_table((HOSTILE,), [(HOSTILE,)])
+    reporter.fail(HOSTILE, ValueError(HOSTILE))
+    reporter.note(HOSTILE, HOSTILE)
+    reporter.say_notes()
+    with stages(console) as report:
+        report(HOSTILE, 1, 1)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_table((HOSTILE,), [(HOSTILE,)], fold=True)
+    show_table((HOSTILE,), [(HOSTILE,)])
+    console.print(Text(HOSTILE), soft_wrap=True)  # what is laid out in lines keeps its own
+    console.print(f"[b]{HOSTILE}", soft_wrap=True)
+    said = "".join(capsys.readouterr()) + shown(console)
+    assert not [c for c in said if not c.isprintable() and c not in "\n\t"]
+    assert said.count(HARMLESS) == 12
+    assert said.count("\nError: e") == 2
+
+
+def test_a_bar_moves_the_cursor_and_its_text_does_not():
+    text = io.StringIO()
+    with stages(Terminal(file=text, force_terminal=True, width=200)) as report:
+        report(HOSTILE, 1, 2)
+    assert "\x1b[?25l" in text.getvalue()
+    assert HARMLESS in text.getvalue()
+    assert not {"\x07", "\x9b", "\u202e"} & set(text.getvalue())
+    assert "\x1b]0" not in text.getvalue()
+
+
+def test_commands_print_through_one_door():
+    wrong = []
+    for path in sorted(Path(door.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            prints = called in ("print", "Console") or called.endswith(
+                (".echo", ".secho", "stdout.write", "stderr.write")
+            )
+            if prints and path.name != "console.py":
+                wrong.append(f"{path.name}:{node.lineno}: {called}")
+    assert not wrong, wrong

@@ -1,6 +1,7 @@
 """`vitrail text` from the words on the command line to the files, on a tiny BERT in a folder."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,20 @@ def test_weights_without_a_classifier_are_refused(run: Run, tmp_path: Path):
     result = run("a good film", "--model", "./bare")
     assert result.exit_code == 2
     assert "classifier" in result.stderr
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_names_and_tokens_command_no_terminal(run: Run, folder: Path, watched: bool, monkeypatch: pytest.MonkeyPatch):
+    hostile = "a\x1b]0;owned\x07\x9b2J\u202eb\nError: c"
+    model, tokenizer = vitrail.load_text(str(folder))
+    model.config.id2label = {index: f"{hostile} {index}" for index in model.config.id2label}
+    monkeypatch.setattr("vitrail.models.hugging_face_text.load_text", lambda *words, **options: (model, tokenizer))
+    if watched:
+        monkeypatch.setattr("rich.console.Console.is_terminal", True)
+        monkeypatch.setenv("NO_COLOR", "1")
+    result = run("a good \x1b]0;\x07\x9b\u202e film", "--model", hostile, "--output", "o\x1b[2J.html")
+    assert result.exit_code == 0
+    text = re.sub("\x1b\\[[0-9;]*m", "", result.output) if watched else result.output
+    assert all(c.isprintable() or c in "\n\t" for c in text)
+    assert r"a\x1b]0;owned\x07\x9b2J\u202eb\nError: c" in text
+    assert r"o\x1b[2J.html" in text

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import vitrail.cli
 from vitrail.cli import app, console
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import Reporter, one_line, show_table
 from vitrail.cli.inputs import Found, OutputNames, destination
 from vitrail.errors import OptionError, UnknownMethodError
 from vitrail.methods import find_method
@@ -164,6 +165,28 @@ def test_errors_that_nobody_foresaw_are_a_line(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("VITRAIL_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="odd"):
         ended(monkeypatch, RuntimeError("odd"))
+
+
+@pytest.mark.parametrize(
+    "words", [["\x1b]0;a\x07"], ["explain", "--\x9b2J"], ["explain", "a", "--format", "\u202ea\nb"]]
+)
+def test_words_that_cannot_be_used_command_no_terminal(words: list[str]):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert all(c.isprintable() or c == "\n" for c in result.output)
+    assert one_line(words[-1]) in result.output
+
+
+def test_warnings_command_no_terminal(monkeypatch: pytest.MonkeyPatch):
+    said = []
+
+    def warn(**options: Any) -> None:
+        said.append(warnings.formatwarning("\x1b[2J", UserWarning, "a", 1))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(vitrail.cli, "app", warn)
+    vitrail.cli.main()
+    assert r"UserWarning: \x1b[2J" in said[0]
 
 
 def test_ctrl_c_is_a_sentence(command: Run, photo: Path, monkeypatch: pytest.MonkeyPatch):

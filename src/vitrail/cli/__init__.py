@@ -3,6 +3,7 @@
 import codecs
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import typer
@@ -26,13 +27,15 @@ from vitrail.cli import (
     text,
     transfer,
 )
-from vitrail.cli.console import one_line
-from vitrail.cli.words import spelled
+from vitrail.cli.console import show
+from vitrail.cli.words import Group, spelled
+from vitrail.errors import escaped
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="vitrail",
+    cls=Group,
     help="See why a Vision Transformer decided as it did: which patches argue for a class, and which against it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -53,7 +56,7 @@ def _vitrail(
     if version:
         from vitrail import __version__
 
-        typer.echo(f"vitrail {__version__}")
+        show(f"vitrail {__version__}")
         raise typer.Exit
 
 
@@ -115,20 +118,20 @@ def main() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):  # a terminal or a file that cannot show every letter
             stream.reconfigure(errors="vitrail")
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **options: escaped(usual(*args, **options))
     try:
         app(prog_name="vitrail")
     except BrokenPipeError:  # the reader has gone, as in `vitrail methods | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
         sys.exit(1)
     except OSError as error:  # of the terminal or the file that output goes to: a full disk, say
-        where = f": {one_line(str(error.filename))}" if error.filename else ""
-        typer.echo(f"Error: {error.strerror or error}{where}", err=True)
+        where = f": {error.filename}" if error.filename else ""
+        show(f"Error: {error.strerror or error}{where}", err=True)
         sys.exit(1)
     except Exception as error:
         if os.environ.get("VITRAIL_TRACEBACK"):
             raise
-        kind, reason = type(error).__name__, one_line(" ".join(str(error).split()))
-        typer.echo(
-            f"Error: {kind}: {reason} (not foreseen; VITRAIL_TRACEBACK=1 shows where, for a bug report)", err=True
-        )
+        kind, reason = type(error).__name__, " ".join(str(error).split())
+        show(f"Error: {kind}: {reason} (not foreseen; VITRAIL_TRACEBACK=1 shows where, for a bug report)", err=True)
         sys.exit(70)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import stop
+from vitrail.cli.console import show, stop
 
 __all__ = ["app_command"]
 
@@ -76,7 +76,7 @@ def app_command(
         admission = Admission(token=None if known or no_token else secrets.token_urlsafe(24), auth=known)
         with _listening(host, port) as listening, _ended_by_signals(), _own_folder():
             address = _say_where(admission, listening, host, prefix)
-            typer.echo(f"loading {model} …")
+            show(f"loading {model} …")
             from vitrail.app.pictures import Limits
             from vitrail.app.server import application, serve
             from vitrail.app.service import Service
@@ -93,14 +93,15 @@ def app_command(
             )
             service = Service(shelf, Limits(max_bytes, max_pixels))
             server = application(service, host=host, admission=admission, root_path=prefix, hosts=names)
-            typer.echo("ready")
+            show("ready")
             if not no_browser:
                 _open(f"{address}?token={admission.invitation()}" if admission.token else address)
             try:
                 serve(server, listening, proxied=bool(prefix or names))
                 status = 0
             except KeyboardInterrupt:
-                typer.echo("\nended")
+                show()
+                show("ended")
                 status = 0
             except SystemExit as end:
                 status = end.code
@@ -110,7 +111,8 @@ def app_command(
     except VitrailError as error:
         stop(error)
     except KeyboardInterrupt:  # while the model was loading
-        typer.echo("\nended")
+        show()
+        show("ended")
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -134,7 +136,7 @@ def _say_where(admission: Any, listening: socket.socket, host: str, prefix: str)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}{prefix}/"
     token = f"?token={admission.token}" if admission.token else ""
-    typer.echo(f"Vitrail is at {address}{token}  (Ctrl-C ends it)")
+    show(f"Vitrail is at {address}{token}  (Ctrl-C ends it)")
     return address
 
 

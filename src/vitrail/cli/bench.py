@@ -1,6 +1,5 @@
 """`vitrail bench`: what an explanation costs on this machine, against the limit, stored maps and other libraries."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import stages, stop
+from vitrail.cli.console import show, show_json, stages, stop
 
 __all__ = ["bench_command"]
 
@@ -134,7 +133,11 @@ def bench_command(
             results = bench(plan, command=shlex.join(["vitrail", *sys.argv[1:]]), progress=progress, found=keep)
     except VitrailError as error:
         stop(error, as_json=as_json)
-    typer.echo(json.dumps(results.as_json(), indent=2) if as_json else markdown(results))
+    if as_json:
+        show_json(results.as_json())
+    else:
+        for line in markdown(results).splitlines():
+            show(line)
 
 
 def _full_name(model: str) -> str:

@@ -1,13 +1,12 @@
 """`vitrail bestiary …`: draw its creatures, train its model, measure the model and every method on it."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitrail.cli.console import show_table, stages, stop
+from vitrail.cli.console import show, show_json, show_table, stages, stop
 from vitrail.cli.options import DEFAULT_OUTPUT, AsJson, FolderOutput
 from vitrail.cli.words import spelled
 
@@ -70,7 +69,7 @@ def draw_command(
             path = folder / f"{kind.value}-{index:04d}-{'-'.join(scene.labels)}.png"
             with atomic_write(path) as file:
                 Image.fromarray(render(scene, size).image).save(file, format="png")
-            typer.echo(path)
+            show(path)
     except VitrailError as error:
         stop(error)
 
@@ -119,9 +118,9 @@ def train_command(
     except VitrailError as error:
         stop(error)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; the same command resumes from the last checkpoint in {output}", err=True)
+        show(f"stopped; the same command resumes from the last checkpoint in {output}", err=True)
         raise typer.Exit(130) from None
-    typer.echo(weights)
+    show(weights)
 
 
 @group.command("accuracy", cls=spelled())
@@ -141,7 +140,7 @@ def accuracy_command(
     except VitrailError as error:
         stop(error, as_json=as_json)
     if as_json:
-        typer.echo(json.dumps({"model": model, **found._asdict()}))
+        show_json({"model": model, **found._asdict()})
         return
     shares = PERCENT.format(100 * found.single), PERCENT.format(100 * found.pair)
     show_table(
@@ -200,7 +199,7 @@ def score_command(
             for line in lines
         ]
         meanings = {name: measure._asdict() for name, measure in MEASURES.items()}
-        typer.echo(json.dumps({"model": model, "scenes": count, "measures": meanings, "table": table}, indent=2))
+        show_json({"model": model, "scenes": count, "measures": meanings, "table": table})
         return
     show_table(("method", *MEASURES), [(line.label, *map(str, line.measures.values())) for line in lines])
 
@@ -231,19 +230,16 @@ def label_errors_command(
     except VitrailError as error:
         stop(error, as_json=as_json)
     if as_json:
-        typer.echo(
-            json.dumps(
-                [
-                    {
-                        "model": line.model,
-                        "method": line.method,
-                        "wrong_side": line.wrong_side._asdict(),
-                        "truly_wrong": line.truly_wrong._asdict(),
-                    }
-                    for line in found
-                ],
-                indent=2,
-            )
+        show_json(
+            [
+                {
+                    "model": line.model,
+                    "method": line.method,
+                    "wrong_side": line.wrong_side._asdict(),
+                    "truly_wrong": line.truly_wrong._asdict(),
+                }
+                for line in found
+            ]
         )
         return
     show_table(

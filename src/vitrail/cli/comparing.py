@@ -1,15 +1,12 @@
 """The work behind `vitrail compare`: methods and their options read, each image asked of all, sheets and figures."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vitrail.cli.console import Reporter, one_line, show_table, stages
+from vitrail.cli.console import Reporter, show_json, show_table, stages
 from vitrail.cli.explain import Request
 from vitrail.cli.explaining import FILES, load_model
 from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
@@ -48,7 +45,7 @@ def run(request: Request) -> bool:
         asked = {key: value for key, value in request.question.items() if key != "objective"}
         document = {"model": model.name, "metadata": dict(model.metadata), **asked, "options": options}
         document |= {"results": list(results), "failures": reporter.failures}
-        typer.echo(json.dumps(document, indent=2, default=str))
+        show_json(document)
     elif sys.stdout.isatty():
         kept = list(results)
         show_table(HEADER, (row for result in kept for row in _table(result)))
@@ -107,7 +104,7 @@ def _results(
 
             def progress(label: str, done: int, total: int, place: Path = image.path) -> None:
                 if not request.as_json:  # whose reader expects no other lines on stderr than failures
-                    report(f"{one_line(place.name)}, {label or 'done'}", done, total)
+                    report(f"{place.name}, {label or 'done'}", done, total)
 
             try:
                 answer = compare(

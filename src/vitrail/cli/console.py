@@ -15,10 +15,33 @@ from typing import Any, NoReturn
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.segment import Segment
 from rich.table import Table
 
-__all__ = ["STARTED", "Reporter", "in_own_words", "message_of", "one_line", "show_table", "stages", "stop"]
+from vitrail.errors import VitrailError, escaped, reworded
+
+__all__ = [
+    "STARTED",
+    "Reporter",
+    "Terminal",
+    "in_own_words",
+    "message_of",
+    "one_line",
+    "show",
+    "show_json",
+    "show_table",
+    "stages",
+    "stop",
+]
 
 
 STARTED = time.perf_counter()  # of the command, as near as can be told
@@ -32,13 +55,35 @@ def in_own_words(argument: Callable[[str, str], str | None]) -> None:
     _argument = argument
 
 
+def show(*fields: object, err: bool = False) -> None:
+    """Print one line of tab-separated fields; nothing in them commands the terminal or begins another line."""
+    typer.echo("\t".join(one_line(str(field)) for field in fields), err=err)
+
+
+def show_json(document: Any) -> None:
+    """Print a document for programs, in ASCII: any encoding of stdout holds it, and no terminal obeys it."""
+    typer.echo(json.dumps(document, indent=2, default=str))
+
+
+class Terminal(Console):
+    """A terminal that draws texts with their control characters written out, whatever holds them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
+        """The segments of a renderable; rich's own movements of the cursor are no text."""
+        for segment in super().render(*args, **options):
+            yield segment if segment.control else segment._replace(text=escaped(segment.text))
+
+
 class Reporter:
     """Failure lines, warnings and the progress bar of one run, which share a terminal."""
 
-    def __init__(self, *, as_json: bool, console: Console | None = None) -> None:
+    def __init__(self, *, as_json: bool, console: Terminal | None = None) -> None:
         self.as_json = as_json
         self.failures: list[dict[str, str]] = []
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Terminal(stderr=True)
         self._progress: Progress | None = None
         self._parts: dict[int, TaskID] = {}
         self.done = 0  # images or steps
@@ -70,11 +115,10 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print a line on stderr, above the progress bar where there is one; nothing in it commands the terminal."""
-        line = one_line(line)
         if self._progress is None:
-            typer.echo(line, err=True)
+            show(line, err=True)
         else:
-            self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+            self._console.print(one_line(line), soft_wrap=True)
 
     def advance(self, images: int = 1) -> None:
         """Move the progress bar by so many images."""
@@ -105,8 +149,7 @@ class Reporter:
         logger.addHandler(handler)
         try:
             if self._console.is_terminal:
-                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                self._progress = Progress(*columns, console=self._console, transient=True)
+                self._progress = Progress(*_columns(), console=self._console, transient=True)
                 self._progress.add_task(doing, total=total, visible=total > 1)
                 if total > 1:
                     self._progress.start()
@@ -132,25 +175,25 @@ class _Handler(logging.Handler):
 
 
 @contextmanager
-def stages(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
+def stages(console: Terminal | None = None) -> Iterator[Callable[[str, int, int], None]]:
     """A function (stage, done, total) that moves a progress bar, one for each stage, on stderr.
 
     Where nobody watches (a file, a pipe) it prints a line for each tenth of a stage instead.
     """
-    console = console or Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    console = console or Terminal(stderr=True)
+    with Progress(*_columns(), console=console, disable=not console.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
         tenths: dict[str, int] = {}
 
         def report(stage: str, done: int, total: int) -> None:
+            stage = one_line(stage)
             name = stage.partition(",")[0]  # what follows a comma changes from report to report, as a loss does
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
             progress.update(tasks[name], completed=done, total=total, description=stage)
             tenth = 10 * done // max(total, 1)
             if not console.is_terminal and tenth > tenths.get(name, 0):
-                console.print(f"{stage}: {done} of {total}", markup=False, soft_wrap=True)
+                console.print(f"{stage}: {done} of {total}", soft_wrap=True)
             tenths[name] = tenth
 
         yield report
@@ -159,10 +202,13 @@ def stages(console: Console | None = None) -> Iterator[Callable[[str, int, int],
 def stop(error: BaseException, *, as_json: bool = False) -> NoReturn:
     """End the run with exit code 2: the question itself cannot be asked, whatever the image."""
     message = message_of(error)
-    typer.echo(
-        json.dumps({"error": type(error).__name__, "message": message}) if as_json else f"Error: {message}", err=True
-    )
+    show(json.dumps({"error": type(error).__name__, "message": message}) if as_json else f"Error: {message}", err=True)
     raise typer.Exit(2)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    """What a progress bar shows; the description may hold a file's name, so it is no markup."""
+    return TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: bool = False) -> None:
@@ -172,19 +218,20 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: bo
     copied; `fold` breaks fields instead, where they are prose. A field of several paths is a tuple.
     """
     watched = sys.stdout.isatty()
+    header = [one_line(field) for field in header]
     lines = ([one_line(_field(field, watched)) for field in row] for row in rows)
     if not watched:
         for number, line in enumerate(lines):
             if number == 0:  # not before: there may be nothing below it
-                typer.echo("\t".join(header))
-            typer.echo("\t".join(line))
+                show(*header)
+            show(*line)
             sys.stdout.flush()
         return
     kept = list(lines)
     if not kept:
         return
     used = [column for column in range(len(header)) if any(line[column] for line in kept)]
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     if fold:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in used:
@@ -213,13 +260,11 @@ def one_line(text: str) -> str:
     >>> one_line("two\\nlines")
     'two\\\\nlines'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped(text, keep="")
 
 
 def message_of(error: BaseException | str) -> str:
     """An error in one line, in the words of the command at hand; the type stands before errors of other libraries."""
-    from vitrail.errors import VitrailError, reworded
-
     text = one_line(error if isinstance(error, str) else " ".join(str(error).split()))
     if not isinstance(error, VitrailError | str):
         return f"{type(error).__name__}: {text}"

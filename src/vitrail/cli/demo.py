@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import stages, stop
+from vitrail.cli.console import show, stages, stop
 
 __all__ = ["demo_command"]
 
@@ -30,4 +30,4 @@ def demo_command(
             page = write_demo(folder, count=count, quick=quick, progress=report)
     except VitrailError as error:
         stop(error)
-    typer.echo(f"Open {page}")
+    show(f"Open {page}")

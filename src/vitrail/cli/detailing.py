@@ -1,16 +1,13 @@
 """The work behind `vitrail detail`: the classes named once, each image compared, a sheet per pair."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from vitrail.cli.batches import QUESTION_ERRORS
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import Reporter, show_json, show_table
 from vitrail.cli.detail import DetailRequest
 from vitrail.cli.explaining import FILES, load_model
 from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
@@ -59,7 +56,7 @@ def run(request: DetailRequest) -> bool:
         losses = request.losses or list(dict.fromkeys(loss for row in results for loss in row["losses"]))
         asked = {**request.question, "losses": losses}
         document = {"model": model.name, "metadata": dict(model.metadata), **asked, "results": results}
-        typer.echo(json.dumps({**document, "failures": reporter.failures}, indent=2, default=str))
+        show_json({**document, "failures": reporter.failures})
     elif at_the_end:
         show_table(HEADER, map(_row, results))
     return bool(reporter.failures)

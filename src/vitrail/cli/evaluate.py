@@ -1,13 +1,12 @@
 """`vitrail evaluate`: methods measured by protocols on a data set, into a folder that a later run completes."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import show_table, stop
+from vitrail.cli.console import show_json, show_table, stop
 from vitrail.cli.explain import split_option
 
 __all__ = ["evaluate_command"]
@@ -181,7 +180,7 @@ def _list(as_json: bool) -> None:
         for info in list_protocols()
     ]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        show_json(found)
         return
     rows = [
         (

@@ -1,6 +1,5 @@
 """The work behind `vitrail evaluate`: words to values, the run with its progress, and what it found in few lines."""
 
-import json
 import os
 import shlex
 import signal
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vitrail.cli.console import message_of, one_line, show_table
+from vitrail.cli.console import Terminal, message_of, one_line, show, show_json, show_table
 from vitrail.cli.loading import load_named
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def run(
         question = {key: value for key, value in question.items() if key not in ("engine", "engine_options")}
         _show_plan(estimate(vision, data, **question), as_json)
         return False
-    console = Console(stderr=True, highlight=False, quiet=bool(rank))
+    console = Terminal(stderr=True, quiet=bool(rank))
     with _progress(console) as report, _interrupted(question["output"], report, console) as follow:
         outcome = evaluate(vision, data, **question, progress=follow)
     if rank:  # the first process speaks for all
@@ -76,7 +74,7 @@ def run(
             "unknown": len(found.failures) - len(failures),  # what the data do not tell of an image
             "notes": list(outcome.notes),
         }
-        typer.echo(json.dumps(document, indent=2))
+        show_json(document)
         return bool(failures)
     left_out = Counter(
         {
@@ -85,17 +83,17 @@ def run(
     )
     less = [f"{name} leaves out {count} of {outcome.images} images: {why}" for (name, why), count in left_out.items()]
     for note in (*outcome.notes, *less):
-        typer.echo(f"note: {one_line(note)}", err=True)
+        show(f"note: {note}", err=True)
     for failure in failures[:10]:
         where = " ".join(word for word in (failure.source, failure.method, failure.protocol) if word)
         # Most reasons begin with the file's path, of which the line has what matters.
         folder, found_it, rest = failure.reason.partition(failure.source)
         reason = rest.lstrip(" :") if found_it and " " not in folder else failure.reason
-        typer.echo(f"{one_line(where)}: {message_of(reason)}", err=True)
+        show(f"{where}: {message_of(reason)}", err=True)
     if len(failures) > 10:
-        typer.echo(f"… and {len(failures) - 10} failures more, all of them in the report", err=True)
+        show(f"… and {len(failures) - 10} failures more, all of them in the report", err=True)
     already = outcome.images - outcome.measured
-    typer.echo(
+    show(
         f"{outcome.measured} images measured" + (f", {already} were there already" if already else "") + f": "
         f"{len(found.rows)} rows in {outcome.folder}; vitrail report {outcome.folder} shows them"
     )
@@ -106,10 +104,10 @@ def _show_plan(found: "Estimate", as_json: bool) -> None:
     from vitrail.cli.planning import duration
 
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        show_json(asdict(found))
         return
     for note in found.notes:
-        typer.echo(f"note: {one_line(note)}", err=True)
+        show(f"note: {note}", err=True)
     there = f", {found.images - found.left} are there already" if found.left < found.images else ""
     rows = [
         ("images", f"{found.images}{there}"),
@@ -119,7 +117,7 @@ def _show_plan(found: "Estimate", as_json: bool) -> None:
 
 
 @contextmanager
-def _interrupted(output: Path, report: Report, console: Console) -> Iterator[Report]:
+def _interrupted(output: Path, report: Report, console: Terminal) -> Iterator[Report]:
     """Say at once, where somebody interrupts, how the run is resumed; the report that counts what is there."""
     last = [0, 0]
 
@@ -129,7 +127,7 @@ def _interrupted(output: Path, report: Report, console: Console) -> Iterator[Rep
 
     def say() -> None:
         there = f"{last[0]} of {last[1]} images are in {output}" if last[1] else "nothing was measured yet"
-        console.print(one_line(f"interrupted: {there}; resume with: {_same_command()}"), soft_wrap=True, markup=False)
+        console.print(one_line(f"interrupted: {there}; resume with: {_same_command()}"), soft_wrap=True)
 
     try:
         with told_at_once(say):
@@ -215,7 +213,7 @@ def _device_of(rank: int) -> str:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+def _progress(console: Terminal) -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and time left for eyes; for a file a line for each tenth, and each minute of a long run."""
     columns = (
         TextColumn("evaluating"),

@@ -1,6 +1,5 @@
 """The work behind `vitrail explain`: check the question, load the model once, explain in batches, write, report."""
 
-import json
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -11,7 +10,7 @@ import typer
 
 from vitrail.cli.ahead import in_threads
 from vitrail.cli.batches import in_batches
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import Reporter, show_json, show_table
 from vitrail.cli.explain import Request
 from vitrail.cli.inputs import OVERLAY, Found, OutputNames, destination, find_images, slug
 from vitrail.cli.loading import load_named
@@ -77,7 +76,7 @@ def run(request: Request) -> bool:
         asked = {**request.question, "objective": objective, "options": request.options}
         answers = {"results": rows, "failures": reporter.failures}
         document = {"model": model.name, "metadata": dict(model.metadata), **asked, **answers}
-        typer.echo(json.dumps(document, indent=2, default=str))
+        show_json(document)
     elif at_the_end:
         show_table(HEADER, map(_row, rows))
     return bool(reporter.failures)

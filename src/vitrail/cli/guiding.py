@@ -1,16 +1,13 @@
 """The work behind `vitrail guide`: each image explained with the guide and without, one picture of both."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from vitrail.cli.batches import in_batches
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import Reporter, show_json, show_table
 from vitrail.cli.explaining import FILES, check_question, load_model
 from vitrail.cli.guide import GuideRequest
 from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
@@ -67,7 +64,7 @@ def run(request: GuideRequest) -> bool:
         asked = {**request.question, "guide": {**request.guide, "pictures": str(request.guide["pictures"])}}
         answers = {"results": results, "failures": reporter.failures}
         document = {"model": model.name, "metadata": dict(model.metadata), **asked, **answers}
-        typer.echo(json.dumps(document, indent=2, default=str))
+        show_json(document)
     elif at_the_end:
         show_table(HEADER, map(_row, results))
     return bool(reporter.failures)

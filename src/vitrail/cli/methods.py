@@ -1,11 +1,10 @@
 """`vitrail methods`: what each method is and costs."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from vitrail.cli.console import show_table
+from vitrail.cli.console import show_json, show_table
 
 __all__ = ["methods_command"]
 
@@ -20,7 +19,7 @@ def methods_command(
     if as_json:
         fields = ("name", "signed", "class_specific", "passes", "level", "summary", "reference")
         document = [{field: getattr(info, field) for field in fields} | {"options": info.options} for info in infos]
-        typer.echo(json.dumps(document, indent=2, default=str))
+        show_json(document)
         return
     header = ("method", "signed", "by class", "passes", "level", "what it is", "reference")
     yes_no = {True: "yes", False: "no"}

@@ -1,9 +1,10 @@
 """`vitrail models [PATTERN]`: the names that `--model` takes."""
 
-import json
 from typing import Annotated
 
 import typer
+
+from vitrail.cli.console import show, show_json
 
 __all__ = ["models_command"]
 
@@ -17,9 +18,10 @@ def models_command(
 
     names = list_models(pattern)
     if as_json:
-        typer.echo(json.dumps(names, indent=2))
+        show_json(names)
     elif names:
-        typer.echo("\n".join(names))
+        for name in names:
+            show(name)
     if not names:
-        typer.echo(f"Error: no model matches {pattern!r}; * stands for anything, as in '*{pattern}*'", err=True)
+        show(f"Error: no model matches {pattern!r}; * stands for anything, as in '*{pattern}*'", err=True)
         raise typer.Exit(1)

@@ -1,15 +1,12 @@
 """The work behind `vitrail explain --plan`: what the same words without it would take, in memory and time."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import typer
-
-from vitrail.cli.console import STARTED, Reporter, show_table
+from vitrail.cli.console import STARTED, Reporter, show_json, show_table
 from vitrail.cli.explain import Request
 from vitrail.cli.explaining import (
     FILES,
@@ -62,7 +59,7 @@ def show_plan(request: Request) -> bool:
         more = {"peak": made.peak, "fits": made.fits, "seconds_per_image": made.seconds_per_image}
         document = {**asdict(made), **more, "images": len(found), "passes_at_once": lanes}
         document |= {"seconds_before": before, "seconds_in_all": seconds, "seconds_at_most": most}
-        typer.echo(json.dumps({**document, "failures": reporter.failures}, indent=2))
+        show_json({**document, "failures": reporter.failures})
     else:
         show_table(
             ("what", "how much"),

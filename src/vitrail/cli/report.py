@@ -1,13 +1,12 @@
 """`vitrail report`: what runs of `vitrail evaluate` found, on a page."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import one_line, show_table, stages, stop
+from vitrail.cli.console import show, show_json, show_table, stages, stop
 
 __all__ = ["report_command"]
 
@@ -53,10 +52,10 @@ def report_command(
             "warnings": list(written.warnings),
             "leaderboard": summary(written.board),
         }
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        show_json(found)
         return
     for warning in written.warnings:
-        typer.echo(f"warning: {one_line(warning)}", err=True)
+        show(f"warning: {warning}", err=True)
     columns = written.board.columns
     show_table(
         ("method", *(f"{column.title} {ARROWS[column.better]}".strip() for column in columns)),
@@ -65,4 +64,4 @@ def report_command(
             for label in ordered(written.board)
         ),
     )
-    typer.echo(f"Open {written.page}", err=True)
+    show(f"Open {written.page}", err=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_table, stages, stop
+from vitrail.cli.console import Reporter, show_json, show_table, stages, stop
 from vitrail.cli.explain import Request
 
 __all__ = ["reproduce_command"]
@@ -127,7 +127,7 @@ def _list(as_json: bool) -> None:
         for one in EXPERIMENTS.values()
     ]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        show_json(found)
         return
     rows = [
         (one["name"], f"Fig. {one['figure']}" if one["figure"] else "", one["needs"], one["shows"]) for one in found
@@ -172,11 +172,10 @@ def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
         results = experiment.function(replace(question, report=report))
     about = {"experiment": experiment.name, "figure": experiment.figure, "model": model.name}
     document: dict[str, Any] = {**about, "metadata": dict(model.metadata), **request.question, "results": results}
-    text = json.dumps(document, indent=2, default=str)
     with atomic_write(output / f"{experiment.name}.json") as file:
-        file.write(text.encode())
+        file.write(json.dumps(document, indent=2, default=str).encode())
     if request.as_json:
-        typer.echo(text)
+        show_json(document)
     else:
         show_table(("file",), [(Path(result["file"]),) for result in results])
     return bool(reporter.failures)

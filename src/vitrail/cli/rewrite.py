@@ -1,6 +1,5 @@
 """`vitrail rewrite`: a picture that looks the same and is another class."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import one_line, stop
+from vitrail.cli.console import Terminal, show, show_json, stop
 
 if TYPE_CHECKING:
     from vitrail.experiments.rewrite import Progress
@@ -160,12 +159,12 @@ def rewrite_command(
     reached = result.reached and held
     if as_json:
         read_back = {"file": str(saved), "figure": str(drawn), "probability_of_file": probability}
-        typer.echo(json.dumps(result.record() | {"reached": reached} | read_back, indent=2))
+        show_json(result.record() | {"reached": reached} | read_back)
     else:
-        typer.echo(f"{one_line(str(image))}: {one_line(result.summary())}", err=not reached)
-        typer.echo(
-            f"{one_line(str(saved))}: read back, {one_line(result.names[1])} {100 * probability:.2f} %; "
-            f"L2 {result.similarity.l2:.3f}, SSIM {result.similarity.ssim:.4f}; drawn in {one_line(str(drawn))}"
+        show(f"{image}: {result.summary()}", err=not reached)
+        show(
+            f"{saved}: read back, {result.names[1]} {100 * probability:.2f} %; "
+            f"L2 {result.similarity.l2:.3f}, SSIM {result.similarity.ssim:.4f}; drawn in {drawn}"
         )
     raise typer.Exit(0 if reached else 1)
 
@@ -177,7 +176,6 @@ def _bar(until: float, *, hidden: bool) -> "Iterator[Callable[[Progress], None] 
         yield None
         return
     from rich import progress
-    from rich.console import Console
 
     columns = (
         progress.TextColumn("step {task.fields[step]}"),
@@ -185,7 +183,7 @@ def _bar(until: float, *, hidden: bool) -> "Iterator[Callable[[Progress], None] 
         progress.TextColumn("{task.description}"),
         progress.TimeElapsedColumn(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress.Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task("rewriting", total=until, step="0")
 
         def show(at: "Progress") -> None:

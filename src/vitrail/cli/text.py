@@ -1,13 +1,12 @@
 """`vitrail text`: which words of a text argue for a class, and which against it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, one_line, stop
+from vitrail.cli.console import Reporter, Terminal, show, show_json, stop
 from vitrail.cli.explain import split_option
 
 if TYPE_CHECKING:
@@ -150,8 +149,6 @@ def _explain(
 
 
 def _print(ex: "TextExplanation", special: bool, as_json: bool, written: str | None, reporter: Reporter) -> None:
-    from rich.console import Console
-
     if as_json:
         answer = ex.answer
         document = {
@@ -163,9 +160,9 @@ def _print(ex: "TextExplanation", special: bool, as_json: bool, written: str | N
             "failures": reporter.failures,
             "file": written,
         }
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        show_json(document)
         return
-    console = Console(highlight=False)
+    console = Terminal()
     for text in range(len(ex)):
         for target in range(ex.targets):
             if console.is_terminal:
@@ -173,9 +170,9 @@ def _print(ex: "TextExplanation", special: bool, as_json: bool, written: str | N
 
                 console.print(text_lines(ex, text, target, special=special), end="\n\n")
                 continue
-            typer.echo(f"{one_line(ex.question(text, target))}")
+            show(ex.question(text, target))
             for token, score in _tokens(ex, text, target, special):
-                typer.echo(f"{one_line(token)}\t{score:.6g}")
+                show(token, f"{score:.6g}")
     for note in [] if console.is_terminal else ex.notes():
         reporter.say(note)
     if written is not None:

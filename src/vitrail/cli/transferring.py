@@ -1,14 +1,11 @@
 """The work behind `vitrail transfer`: load the model, take the steps, write record, figure and film, report."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vitrail.cli.console import Reporter, show_table
+from vitrail.cli.console import Reporter, show_json, show_table
 from vitrail.cli.inputs import Found, OutputNames, destination, slug
 from vitrail.cli.loading import load_named
 from vitrail.cli.transfer import TransferRequest
@@ -166,7 +163,7 @@ def _report(
             "classes": classes,
             "files": [str(path) for path in files],
         }
-        typer.echo(json.dumps(document, indent=2, default=str))
+        show_json(document)
         return
     header = ["step"]
     for index in found.classes:

@@ -4,14 +4,38 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
-from vitrail.cli.console import in_own_words, one_line
+from vitrail.cli.console import in_own_words, one_line, show
 
-__all__ = ["Command", "one_by_one", "spelled"]
+__all__ = ["Command", "Group", "one_by_one", "spelled"]
+
+
+class Group(TyperGroup):
+    """The commands; what Typer says of words that it cannot use, file names among them, stays one harmless line."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _written_out():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _written_out():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _written_out() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):  # of Typer's
+            error.message = one_line(str(error.message))
+        raise
 
 
 class Command(TyperCommand):
@@ -42,12 +66,12 @@ class Command(TyperCommand):
         """Run the command: what it loads is said at once where a person watches, and Ctrl-C ends it in a sentence."""
         model = ctx.params.get("model")
         if isinstance(model, str) and not ctx.params.get("list_") and sys.stderr.isatty():
-            typer.echo(f"loading {one_line(model)} …", err=True)  # before PyTorch is imported, which takes seconds
+            show(f"loading {model} …", err=True)  # before PyTorch is imported, which takes seconds
         in_own_words(self.argument)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("interrupted: every file that was written is whole", err=True)
+            show("interrupted: every file that was written is whole", err=True)
             raise typer.Exit(130) from None
 
     def argument(self, name: str, value: str) -> str | None:
@@ -79,7 +103,7 @@ class Command(TyperCommand):
             name, equals, value = word.partition("=")
             if options and name in self.renamed:
                 if "--json" not in words:  # whose reader expects nothing but failures on stderr
-                    typer.echo(f"note: {name} is now called {self.renamed[name]}", err=True)
+                    show(f"note: {name} is now called {self.renamed[name]}", err=True)
                 word = self.renamed[name] + equals + value
             written.append(word)
         return written
@@ -93,8 +117,8 @@ def _keep_weights_with_their_model(ctx: Any) -> None:
     usual, model = os.environ.get("VITRAIL_MODEL"), ctx.params["model"]
     if usual and usual != model:
         ctx.params["checkpoint"] = None
-        note = f"VITRAIL_CHECKPOINT holds weights of VITRAIL_MODEL, {one_line(usual)}: {one_line(model)} goes without"
-        typer.echo(f"note: {note}", err=True)
+        note = f"VITRAIL_CHECKPOINT holds weights of VITRAIL_MODEL, {usual}: {model} goes without"
+        show(f"note: {note}", err=True)
 
 
 def spelled(many: tuple[str, ...] = (), *, python: dict[str, str] | None = None, **renamed: str) -> type[Command]:

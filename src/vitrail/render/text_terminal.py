@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.style import Style
 from rich.text import Text
 
+from vitrail.errors import escaped
 from vitrail.render.lettering import number
 from vitrail.render.text_figure import caption, hidden_note, span_of
 from vitrail.render.text_page import hex_colour, ink_on
@@ -19,11 +20,11 @@ FAINT = 0.04  # of the largest score: below it a token keeps the terminal's own 
 
 def text_lines(ex: "TextExplanation", text: int = 0, target: int = 0, *, special: bool = False) -> Text:
     """One text with one target: the question, the coloured text, the range of its scores and the method."""
-    (name, verdict), *other = ex.answer.sides(text, target)
+    first, *other = (_in_line(" ".join(side)) for side in ex.answer.sides(text, target))
     shown = Text()
-    shown.append(f"{name} {verdict}", style="bold red")
+    shown.append(first, style="bold red")
     for side in other:
-        shown.append(f" against {side[0]} {side[1]}", style="bold blue")
+        shown.append(f" against {side}", style="bold blue")
     shown.append("\n")
     pieces = ex.pieces(text, target, special=special)
     low, high, limit = span_of(pieces)
@@ -35,10 +36,15 @@ def text_lines(ex: "TextExplanation", text: int = 0, target: int = 0, *, special
             shown.append(piece.text, style=_ground(piece.score / limit))
         shown.append(" " if piece.special else "")
     signed = ex.answer.signed
-    shown.append(f"\n{number(low, sign=signed)} to {number(high, sign=signed)} · {caption(ex)}", style="dim")
+    shown.append(f"\n{number(low, sign=signed)} to {number(high, sign=signed)} · {_in_line(caption(ex))}", style="dim")
     for note in [*ex.answer.metadata["image_notes"][text], *hidden_note(ex, text, target, special, limit)]:
-        shown.append(f"\n{note}", style="dim")
+        shown.append(f"\n{_in_line(note)}", style="dim")
     return shown
+
+
+def _in_line(text: str) -> str:
+    """A name or sentence that begins no line of its own: names of classes and models may hold line breaks."""
+    return escaped(text, keep="")
 
 
 def _ground(score: float) -> Style:
