@@ -10,6 +10,7 @@ import timm
 import torch
 from pictures_on_disk import class_folders, draw
 from PIL import Image
+from torch import nn
 
 import vitrail
 from vitrail.errors import (
@@ -301,6 +302,84 @@ def test_a_damaged_block_is_named(whole, tmp_path):
 def test_the_digest_tells_weights_apart(model):
     assert digest_of(model.module) == digest_of(tiny().module)
     assert digest_of(model.module) != digest_of(tiny(class_token=False, global_pool="avg").module)
+
+
+def _sparse(weight):
+    return weight.to_sparse()
+
+
+def _rows(weight):
+    return weight.to_sparse_csr()
+
+
+def _several(weight):
+    return torch.nested.nested_tensor([weight[:1], weight[:2]])
+
+
+def _integers(weight):
+    return torch.quantize_per_channel(weight, torch.tensor([0.1, 0.2]), torch.tensor([0, 1]), 0, torch.qint8)
+
+
+def _conjugate(weight):
+    return torch.view_as_complex(weight).conj()
+
+
+@pytest.mark.filterwarnings("ignore")  # nested tensors and CSR are prototypes
+@pytest.mark.parametrize("form", [_sparse, _rows, _several, _integers, _conjugate])
+def test_the_digest_reads_weights_of_every_form(form):
+    def of(values: list[list[float]]) -> str:
+        module = nn.Module()
+        module.register_buffer("weight", form(torch.tensor(values)))
+        return digest_of(module)
+
+    assert of([[1.0, 2.0], [3.0, 4.0]]) == of([[1.0, 2.0], [3.0, 4.0]]) != of([[1.0, 2.0], [3.0, 5.0]])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_digest_reads_quantized_layers_and_states_of_their_own():
+    from torch.ao.quantization import quantize_dynamic
+
+    def of(seed: int) -> str:
+        torch.manual_seed(seed)
+        return digest_of(quantize_dynamic(nn.Sequential(nn.Linear(2, 3)), {nn.Linear}))
+
+    assert of(0) == of(0) != of(1)
+    assert digest_of(_Stateful({"scale": torch.ones(1)})) != digest_of(_Stateful({"scale": torch.zeros(1)}))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_digest_reads_weights_made_of_other_tensors():
+    quantization = pytest.importorskip("torchao.quantization")
+
+    def of(seed: int) -> str:
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(64, 64))
+        quantization.quantize_(module, quantization.Int8WeightOnlyConfig())
+        return digest_of(module)
+
+    assert of(0) == of(0) != of(1)
+
+
+class _Stateful(nn.Module):
+    def __init__(self, state: object) -> None:
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.Linear(2, 3, device="meta"), "bias of Linear raised ValueError: on the meta device it holds no numbers"),
+        (nn.LazyLinear(3), "bias of LazyLinear raised RuntimeError: Can't access the shape of an uninitialized"),
+        (_Stateful(object()), "_extra_state of _Stateful raised TypeError: a state of type object has no fixed bytes"),
+    ],
+)
+def test_weights_that_have_no_digest_are_one_error(module, reason):
+    with pytest.raises(ModelError, match=f"cannot be told from others, .* {reason}"):
+        digest_of(module)
 
 
 # -- success without result --------------------------------------------------------------------------------------------
