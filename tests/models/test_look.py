@@ -123,6 +123,27 @@ def test_orders_are_found_behind_stems_whose_patches_overlap(kind, tokens):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+class PooledStem(ConvolutionalStem):
+    """No convolution has the grid of the patches, and one beside the stem has another that fits their number."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.beside = nn.Conv2d(3, 1, (8, 9), (8, 9))
+
+    def stem(self) -> nn.Module:
+        first, second = (nn.Conv2d(a, b, 5, 2, 2) for a, b in ((3, 8), (8, WIDTH)))
+        return nn.Sequential(first, nn.GELU(), second, nn.AvgPool2d(3, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.beside(x)
+        return super().forward(x)
+
+
+def test_a_grid_that_was_guessed_from_a_convolution_gives_way_to_the_one_that_the_pixels_show():
+    layout = layout_of(vitrail.wrap(build(PooledStem)), images())
+    assert (layout.rows, layout.cols, layout.prefix) == (ROWS, COLS, 0)
+
+
 def test_an_order_that_overlapping_patches_hide_is_refused():
     module = build(ConvolutionalStem, blocks_of_four())
     with pytest.raises(LayoutError, match=r"24 tokens.*taken for 4×6 patches.*both grid=\(rows, columns\) and prefix="):

@@ -7,8 +7,8 @@ from families import FAMILIES
 from torch import nn
 from torchvision import transforms
 
-from vitrail.errors import ModelError
-from vitrail.models import VisionModel, wrap
+from vitrail.errors import ModelError, OutputError
+from vitrail.models import VisionModel, load, wrap
 from vitrail.models.preprocess import Preprocess
 
 
@@ -219,6 +219,72 @@ def test_replaced_heads_of_other_libraries_lose_guessed_names_too():
         assert wrap(module).class_index("animal 5") == 5
         module.classifier = nn.Linear(24, 5)
         assert wrap(module).class_names is None
+
+
+class Normalising(nn.Module):
+    """A first layer that normalises what it is given."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x):
+        return self.first((x - 0.5) / 0.5)
+
+
+def test_preprocessing_is_not_guessed_for_a_model_that_prepares_the_images_itself(caplog):
+    module = replaced(nn.Linear(64, 5))
+    expected = wrap(module).preprocess
+    assert expected is not None
+    assert not caplog.records
+    module.patch_embed.proj = Normalising(module.patch_embed.proj)
+    assert wrap(module).preprocess is None
+    assert "changes the images before its first layer sees them" in caplog.text
+    assert wrap(module, preprocess=expected).preprocess == expected  # who says so knows better
+    module = replaced(nn.Linear(64, 5))
+    module.register_forward_pre_hook(lambda _, args: ((args[0] - 0.5) / 0.5,))
+    assert wrap(module).preprocess is None
+    assert wrap(nn.Sequential(replaced(nn.Linear(64, 5)), nn.Softmax(-1))).preprocess == expected
+
+
+def test_looking_for_preprocessing_draws_no_random_number():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Identity(), FAMILIES["timm_vit"].build())
+    module[1].pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    torch.manual_seed(0)
+    assert wrap(module).preprocess is not None
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_guessed_preprocessing_has_the_channels_of_the_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8, num_channels=1, num_labels=3)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    for mean, expected in (([0.5] * 3, (0.5,)), ([0.4, 0.5, 0.6], None)):
+        size = {"height": 32, "width": 32}
+        transformers.ViTImageProcessor(image_mean=mean, size=size).save_pretrained(tmp_path)
+        for model in (
+            wrap(transformers.ViTForImageClassification.from_pretrained(tmp_path)),
+            load(f"hf/{tmp_path}"),
+        ):
+            assert (model.preprocess and model.preprocess.mean) == expected
+            assert model.logits(torch.randn(1, 1, 32, 32)).shape == (1, 3)
+
+
+def test_a_kind_of_output_that_was_guessed_gives_way_to_the_numbers(caplog):
+    pytest.importorskip("transformers")
+    module = FAMILIES["hf_vit"].build()
+    module.config.problem_type = "multi_label_classification"
+    images = torch.randn(2, 3, *FAMILIES["hf_vit"].image_size)
+    assert wrap(module).kind_for(images).kind == "multilabel"
+    module.classifier = nn.Sequential(module.classifier, nn.Softmax(-1))
+    assert wrap(module).kind_for(images).kind == "probabilities"
+    assert "gives probabilities, and not multilabel as its library says" in caplog.text
+    with pytest.raises(OutputError, match="ends in a softmax, so its classes exclude each other"):
+        wrap(module, output="multilabel").kind_for(images)
 
 
 def test_averaged_models_and_adapters_keep_what_their_library_says():

@@ -20,7 +20,7 @@ from .fitting import head_classes, mismatch, unprefixed
 from .preprocess import Preprocess
 from .recipes import read_processor
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
-from .sources import Known, Request, defined_in, missing_package, outputs_of, source
+from .sources import Known, Request, defined_in, for_channels_of, missing_package, outputs_of, source
 from .vision_model import VisionModel
 
 __all__ = [
@@ -41,7 +41,7 @@ def recognise_hugging_face(module: nn.Module) -> Known | None:
     if not defined_in(module, "transformers") or config is None:
         return None
     origin = getattr(module, "name_or_path", "")
-    preprocess = _preprocess(origin, None, local=True) if origin else None
+    preprocess = for_channels_of(module, _preprocess(origin, None, local=True) if origin else None)
     return Known(
         preprocess, _class_names(module), _forward_options(module, preprocess), output_in_config(config, module)
     )
@@ -96,7 +96,7 @@ def load_hugging_face(request: Request) -> VisionModel:
             loaded = Loaded(auto.from_config(config))
             metadata["weights"] = "random"
         module = loaded.module
-        preprocess = _preprocess(request.name, request.size, local)
+        preprocess = for_channels_of(module, _preprocess(request.name, request.size, local))
         class_names, forward_options = _class_names(module), _forward_options(module, preprocess)
         output = output_in_config(module.config, module)
         if request.texts is not None:

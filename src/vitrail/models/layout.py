@@ -159,7 +159,10 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
     places: list[Places | None] = []
 
     def look(tokens: int, gradient: PixelGradient) -> None:
-        places.append(find_places(tokens, gradient, _candidates(model, tokens, stem_tap.patch_grids, size)))
+        grids = _candidates(model, tokens, stem_tap.patch_grids, size)
+        # A convolution beside the stem may have a grid that fits by chance; the pixels refute it, and others are tried.
+        grids += _possible_grids(tokens, size) if model.grid is None else []
+        places.append(find_places(tokens, gradient, grids))
 
     stem_tap: Tap
     with torch.enable_grad():

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from ..errors import ModelError, UnknownModelError, how_to_install
 from .preprocess import Preprocess
 from .vision_model import VisionModel
 
-__all__ = ["SOURCES", "Known", "Request", "Source", "find", "source"]
+__all__ = ["SOURCES", "Known", "Request", "Source", "find", "for_channels_of", "source"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,19 @@ def source(
         return load
 
     return register
+
+
+def for_channels_of(module: nn.Module, preprocess: Preprocess | None) -> Preprocess | None:
+    """A library's preprocessing for the channels that the module's first convolution takes.
+
+    None where its numbers, colour by colour, say nothing about them.
+    """
+    stem = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if preprocess is None or stem is None or stem.in_channels == preprocess.channels:
+        return preprocess
+    if stem.in_channels != 1 or len({*zip(preprocess.mean, preprocess.std, strict=True)}) > 1:
+        return None
+    return replace(preprocess, mean=preprocess.mean[:1], std=preprocess.std[:1])
 
 
 def find(spec: str) -> tuple[Source, str]:

@@ -4,7 +4,6 @@
 import difflib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -17,7 +16,7 @@ from .checkpoint import fingerprint
 from .fitting import build_and_fill
 from .preprocess import Preprocess
 from .recipes import from_timm
-from .sources import Known, Request, defined_in, outputs_of, refuse_random_head, source
+from .sources import Known, Request, defined_in, for_channels_of, outputs_of, refuse_random_head, source
 from .vision_model import VisionModel
 
 __all__ = ["load_timm", "recognise_timm", "timm_names"]
@@ -120,19 +119,11 @@ def _preprocess(module: nn.Module) -> Preprocess | None:
     from timm.data.config import resolve_data_config
 
     config = getattr(module, "pretrained_cfg", None)
-    stem = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = 3 if stem is None else stem.in_channels
-    if not config or channels not in (1, 3):
-        return None  # a module that timm did not configure, or one that takes no pictures
+    if not config:
+        return None  # a module that timm did not configure
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     options = {} if size is None else {"input_size": (3, *size)}
-    preprocess = from_timm(resolve_data_config(options, pretrained_cfg=dict(config)))
-    if channels == 3:
-        return preprocess
-    colours = {*zip(preprocess.mean, preprocess.std, strict=True)}
-    if len(colours) > 1:
-        return None  # normalised colour by colour, which says nothing about grey
-    return replace(preprocess, mean=preprocess.mean[:1], std=preprocess.std[:1])
+    return for_channels_of(module, from_timm(resolve_data_config(options, pretrained_cfg=dict(config))))
 
 
 def _output(module: nn.Module) -> str | None:

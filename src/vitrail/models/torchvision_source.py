@@ -12,7 +12,7 @@ from .checkpoint import fingerprint
 from .fitting import build_and_fill, fill
 from .preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from .recipes import from_torchvision
-from .sources import Known, Request, defined_in, outputs_of, refuse_random_head, source
+from .sources import Known, Request, defined_in, for_channels_of, outputs_of, refuse_random_head, source
 from .vision_model import VisionModel
 
 __all__ = ["load_torchvision", "recognise_torchvision", "torchvision_names"]
@@ -30,10 +30,8 @@ def recognise_torchvision(module: nn.Module) -> Known | None:
     side = getattr(module, "image_size", None)
     if not defined_in(module, "torchvision") or not isinstance(side, int):
         return None
-    preprocess = None
-    if getattr(getattr(module, "conv_proj", None), "in_channels", None) == 3:
-        preprocess = Preprocess((224, 224), 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD).with_size((side, side))
-    return Known(preprocess, _class_names(_weights("vit_b_16", "DEFAULT"), module))
+    preprocess = Preprocess((224, 224), 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD).with_size((side, side))
+    return Known(for_channels_of(module, preprocess), _class_names(_weights("vit_b_16", "DEFAULT"), module))
 
 
 @source("torchvision", names=torchvision_names, recognise=recognise_torchvision)

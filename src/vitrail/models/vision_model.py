@@ -32,7 +32,8 @@ class VisionModel:
     means worked out from the model at work. `logits_from` finds the logits in an unusual output, `output` is their kind
     (`vitrail.outputs.KINDS`; None: recognised where it is evident, else "logits"), `forward_options` go along with each
     call, and `metadata` says where the weights came from. `guessed` names the fields that Vitrail
-    filled in and nobody vouched for: guessed class names are dropped when the module has another number of classes.
+    filled in and nobody vouched for: guessed class names are dropped when the module has another number of classes, a
+    guessed kind of output when its numbers cannot be of that kind.
 
     Example:
         >>> toy = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
@@ -122,7 +123,17 @@ class VisionModel:
         Raises:
             OutputError: when they are not of the kind declared.
         """
-        return _OUTPUTS.setdefault(self, recognise(numbers, self.output, self.name, more))
+        try:
+            found = recognise(numbers, self.output, self.name, more)
+        except OutputError:
+            if "output" not in self.guessed:
+                raise
+            found = recognise(numbers, None, self.name, more)
+            log.warning(
+                "%s gives %s, and not %s as its library says; declare what the numbers are with output=",
+                *(self.name, found.kind, self.output),
+            )
+        return _OUTPUTS.setdefault(self, found)
 
     def _doubt_names(self, output: Any, batch: int) -> None:
         """Drop guessed names when the module has another number of classes: they were never the user's."""

@@ -1,5 +1,6 @@
 """Taking a module as its user has it."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import Parameter, signature
@@ -17,6 +18,8 @@ from .sources import SOURCES, Known
 from .vision_model import VisionModel
 
 __all__ = ["wrap"]
+
+_log = logging.getLogger("vitrail")
 
 
 def wrap(
@@ -59,13 +62,14 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise ModelError(f'a torch.nn.Module is needed, not {type(module).__name__}; load("timm/…") takes names')
     module = _inner(module)
-    known = _recognise(_wrapped(module))
+    known = _recognise(_wrapped(module), ask_preprocess=preprocess is None)
+    guessed = {"class_names": class_names is None, "output": output is None and logits_from is None}
     return VisionModel(
         module=module,
         name=name or type(module).__name__,
         preprocess=adapt(preprocess) if preprocess is not None else known.preprocess,
         class_names=named(class_names) if class_names is not None else known.class_names,
-        guessed=frozenset() if class_names is not None else frozenset({"class_names"}),
+        guessed=frozenset(name for name, left_out in guessed.items() if left_out),
         readout=readout,
         prefix=prefix,
         grid=grid,
@@ -100,7 +104,7 @@ def _wrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _recognise(module: nn.Module) -> Known:
+def _recognise(module: nn.Module, *, ask_preprocess: bool) -> Known:
     """What the module's library tells of it, or of the one module inside that holds all of its parameters.
 
     PeftModel, AveragedModel, Lightning modules and `nn.Sequential(vit, nn.Softmax())` are such wrappers.
@@ -109,16 +113,36 @@ def _recognise(module: nn.Module) -> Known:
     while inside is not None:
         for source in SOURCES.values():
             if source.recognise is not None and (known := source.recognise(inside)) is not None:
-                return known if inside is module else _through(module, inside, known)
+                if known.preprocess is not None and ask_preprocess and _prepares_itself(module, inside, known):
+                    _log.warning(
+                        "%s changes the images before %s sees them, so its library's preprocessing was left out: it "
+                        "might be done twice; give your own with preprocess=",
+                        *(type(module).__name__, "its first layer" if inside is module else type(inside).__name__),
+                    )
+                    known = replace(known, preprocess=None)
+                return known if inside is module else _through(module, known)
         inside = _only_child(inside)
     return Known()
 
 
-def _hands_on(wrapper: nn.Module, inside: nn.Module, preprocess: Preprocess) -> bool:
-    """Whether the module inside is given the very images that the wrapper is given; it is stopped before it runs."""
+def _prepares_itself(module: nn.Module, inside: nn.Module, known: Known) -> bool:
+    """Whether the images are changed (normalised, say) on their way to the library's module or to its first layer."""
+    assert known.preprocess is not None
+    if inside is not module and _hands_on(module, inside, known.preprocess, {}) is not True:
+        return True
+    stem = next((part for part in inside.modules() if isinstance(part, nn.Conv2d)), None)
+    options = known.forward_options if inside is module else {}
+    return stem is not None and _hands_on(module, stem, known.preprocess, options) is False
+
+
+def _hands_on(wrapper: nn.Module, inside: nn.Module, preprocess: Preprocess, options: Mapping[str, Any]) -> bool | None:
+    """Whether the module inside is given the very images that the wrapper is given; it is stopped before it runs.
+
+    None where it is not reached, or given something of another shape.
+    """
     like = next(iter(inside.parameters()), torch.empty(0))
     rows, cols = preprocess.size
-    probe = torch.rand(1, preprocess.channels, rows, cols).to(like)
+    probe = torch.rand(1, preprocess.channels, rows, cols, generator=torch.Generator().manual_seed(0)).to(like)
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _ReachedError([*args, *kwargs.values()])
@@ -126,15 +150,17 @@ def _hands_on(wrapper: nn.Module, inside: nn.Module, preprocess: Preprocess) -> 
     handle = inside.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with torch.no_grad():
-            wrapper(probe)
+            wrapper(probe, **options)
     except _ReachedError as reached:
-        given = [one for one in reached.args[0] if isinstance(one, Tensor)]
-        return any(one is probe or (not one.is_meta and torch.equal(one, probe)) for one in given)
-    except Exception:  # whatever a wrapper's own code raises: then it is not one that only hands on
-        return False
+        given = [one for one in reached.args[0] if isinstance(one, Tensor) and one.shape == probe.shape]
+        if not given or (given[0] is not probe and probe.is_meta):
+            return None
+        return any(one is probe or torch.equal(one, probe) for one in given)
+    except Exception:  # whatever a wrapper's own code raises
+        return None
     finally:
         handle.remove()
-    return False
+    return None
 
 
 class _ReachedError(Exception):
@@ -148,14 +174,8 @@ def _only_child(module: nn.Module) -> nn.Module | None:
     return holders[0] if len(holders) == 1 and own is None else None
 
 
-def _through(wrapper: nn.Module, inside: nn.Module, known: Known) -> Known:
-    """The same without the forward options that the wrapper's own forward does not take.
-
-    A wrapper that does something to the images before it hands them on (which normalises them itself, say) would see
-    them prepared twice: it comes without preprocessing.
-    """
-    if known.preprocess is not None and not _hands_on(wrapper, inside, known.preprocess):
-        known = replace(known, preprocess=None)
+def _through(wrapper: nn.Module, known: Known) -> Known:
+    """The same without the forward options that the wrapper's own forward does not take."""
     taken = signature(wrapper.forward).parameters.values()
     if any(one.kind is Parameter.VAR_KEYWORD for one in taken):
         return known
