@@ -1,7 +1,7 @@
 """Every error names what exists where it is raised: an option of that command, an argument of that function.
 
 The texts are read from the source. In the library they name arguments as Python does (`target=`), and the commands say
-them in their own words; in the command's own modules they name options.
+them in their own words; in the command's own modules they name options. In the page's they name its controls.
 """
 
 import ast
@@ -19,6 +19,7 @@ import pytest
 import typer
 
 import vitrail
+from vitrail.app.fragments import CONTROLS, on_page
 from vitrail.cli import app
 from vitrail.errors import how_to_install, reworded
 from vitrail.evaluate.protocols import PROTOCOLS
@@ -28,7 +29,7 @@ PACKAGE = Path(vitrail.__file__ or "").parent
 ARGUMENT = re.compile(r"(?<![\w.=/?&'\"{-])([a-z][a-z0-9_]*)=(?!=)")
 OPTION = re.compile(r"(?<!`ray start )(?<![\w-])--[a-z][a-z-]*")
 # Functions that make errors of their arguments, beside the errors themselves.
-MAKERS = {"needs", "refuse_texts", "missing_package", "BadParameter"}
+MAKERS = {"needs", "refuse_texts", "missing_package", "BadParameter", "Refused", "problem", "nothing"}
 # Where arguments come from, whatever module refuses them in the end.
 ENTRIES = (
     "vitrail.explain.explain", "vitrail.compare.compare", "vitrail.models.load", "vitrail.models.wrap",
@@ -208,6 +209,89 @@ def test_every_text_can_be_said_by_every_command():
             if lacking or not all(f"{argument}=" in note for argument in kept):
                 wrong.append(f"vitrail {name}, {file}:{line}: {sorted(lacking | kept)} in: {said}")
     assert not wrong, "\n".join(wrong[:40])
+
+
+# What is said before the page is there, on the command line, and what the page writes to be pasted into a shell.
+NOT_ON_THE_PAGE = ("app/admission.py", "app/recipes.py")
+QUOTED = re.compile(r"“([^”]+)”|[Pp]ress (?:<b>)?([^<.:;,]+)")
+
+
+def page_texts() -> list[tuple[str, int, str]]:
+    """(file, line, text) of every message that the page's own modules make."""
+    return [one for one in texts() if one[0].startswith("app/") and one[0] not in NOT_ON_THE_PAGE]
+
+
+@cache
+def labels() -> frozenset[str]:
+    """What is written on the page's controls: labels of Gradio's, and of those in HTML."""
+    found: set[str] = set()
+    for path in sorted((PACKAGE / "app").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "label":
+                found.add(text_of(node.value))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("gr.Button", "_combo"):
+                found |= {text_of(one) for one in node.args}
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("DRAW", "TITLES"):
+                found |= {text_of(one) for one in getattr(node.value, "values", ())}
+            elif isinstance(node, ast.Constant | ast.JoinedStr):
+                found |= set(re.findall(r"<(?:button|label|strong)\b[^>]*>([^<>{}]+)<", text_of(node)))
+    return frozenset(found)
+
+
+def test_the_pages_texts_and_controls_are_found():
+    assert len(page_texts()) > 40
+    assert {"Gradient", "Why this class?", "A guide of your own", "Stop", "Map", "Copy link"} <= labels()
+
+
+def test_the_page_names_no_option_and_no_argument():
+    wrong = [
+        f"{file}:{line}: {text}"
+        for file, line, text in strings()
+        if file.startswith("app/") and file not in NOT_ON_THE_PAGE and OPTION.search(text.replace("--vt-", ""))
+    ]
+    wrong += [f"{file}:{line}: {text}" for file, line, text in page_texts() if ARGUMENT.search(text)]
+    script = (PACKAGE / "app/page.js").read_text(encoding="utf-8").replace("--vt-", "")
+    assert not [*wrong, *OPTION.findall(script)], "\n".join(wrong)
+
+
+def test_controls_that_the_page_names_exist():
+    named = {f"{file}:{line}: {text}": QUOTED.findall(text) for file, line, text in page_texts()}
+    named |= {f"CONTROLS[{name!r}]": [(label, "")] for name, label in CONTROLS.items()}
+    wrong = [
+        f"{where}: {label}"
+        for where, found in named.items()
+        for label in map("".join, found)
+        if "{…}" not in label and not any(one.startswith(label) for one in labels())
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert sum(map(bool, named.values())) >= len(CONTROLS) + 3  # messages that name some
+
+
+def test_every_text_can_be_said_on_the_page():
+    """What the page makes of the library's texts names its controls, or says that only Python has such a thing."""
+    wrong = []
+    for file, line, text in texts():
+        if file.startswith(("cli/", "app/")) or not ARGUMENT.search(text):
+            continue
+        body, _, note = on_page(text).rpartition("(")
+        kept = set(ARGUMENT.findall(CALL.sub("", body or note)))
+        calls = [call for call in CALL.findall(body) if "=" in call]
+        told = "in Python, by whoever runs this page" in note
+        if OPTION.search(body) or ((kept or calls) and not told) or not all(f"{one}=" in note for one in kept):
+            wrong.append(f"{file}:{line}: {on_page(text)}")
+    assert not wrong, "\n".join(wrong[:40])
+
+
+def test_whatever_the_page_shows_of_an_error_passes_one_door():
+    """No view writes an error's own text: `problem`, `notes` and `on_page` put it in the page's words."""
+    wrong = []
+    for path in sorted((PACKAGE / "app").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "escape":
+                inside = ast.unparse(node)
+                if re.search(r"str\((?:\w+\.)?(?:error|failure)\)", inside) and "on_page" not in inside:
+                    wrong.append(f"{path.name}:{node.lineno}: {inside}")
+    assert not wrong, "\n".join(wrong)
 
 
 SAID = """

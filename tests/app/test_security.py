@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from app.conftest import LIMITS, Running, base64_of
+from app.conftest import LIMITS, Running, base64_of, new_service
 from app.test_server import come, join, number_of
 
 from vitrail.app import server
@@ -456,6 +456,28 @@ def test_no_file_of_the_server_is_opened_or_copied(page_server, tmp_path):
     assert httpx.get(page_server.address, timeout=5).status_code == 200
     assert time.monotonic() - began < 2
     assert temporary_files(page_server) == before
+
+
+def test_behind_the_gate_gradio_checks_paths_itself(tmp_path, monkeypatch):
+    """A mounted page leaves Gradio's own check off, and whatever passed the gate would be copied and served."""
+    pytest.importorskip("gradio", reason="needs the extra app: pip install 'vitrail[app]'")
+    from gradio import context, processing_utils
+    from gradio.exceptions import InvalidPathError
+
+    cache, secret = tmp_path / "cache", tmp_path / "secret.txt"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(cache))
+    secret.write_text("do not tell")
+    upload = {"name": "a", "content": {"path": str(secret), "meta": FILE}}
+
+    async def arrive() -> None:
+        gradio = server.application(new_service()).inner.routes[-1].app
+        context.LocalContext.blocks.set(gradio.get_blocks())
+        [sent, *_] = [one for one in gradio.get_blocks().blocks.values() if type(one).__name__ == "JSON"]
+        await processing_utils.async_move_files_to_cache(upload, sent, check_in_upload_folder=True)
+
+    with pytest.raises(InvalidPathError, match="not uploaded by a user"):
+        asyncio.run(arrive())
+    assert not any(path.is_file() for path in cache.rglob("*"))
 
 
 def _free_port() -> int:

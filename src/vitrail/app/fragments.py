@@ -20,6 +20,7 @@ from ..render.palette import colour
 from .work import Report
 
 __all__ = [
+    "CONTROLS",
     "bar",
     "css",
     "curves",
@@ -276,7 +277,7 @@ def section(*panels: str, kind: str = "") -> str:
 
 def notes(ex: Explanation) -> str:
     """What the reader of a map should know."""
-    return "".join(f'<p class="vt-note">{escape(note)}</p>' for note in ex.notes())
+    return "".join(f'<p class="vt-note">{escape(on_page(note))}</p>' for note in ex.notes())
 
 
 def nothing(text: str) -> str:
@@ -297,12 +298,12 @@ def progress(report: Report) -> str:
 
 
 def problem(message: str) -> str:
-    """Something could not be done, and why, without a trace of the machine."""
-    return f'<div class="vt-problem" role="alert">{escape(message)}</div>'
+    """Something could not be done, and why, in the page's words and without a trace of the machine."""
+    return f'<div class="vt-problem" role="alert">{escape(on_page(message))}</div>'
 
 
 def on_page(message: str) -> str:
-    """An error's message in the words of the page's controls.
+    """A message of the library in the words of the page's controls.
 
     >>> on_page('nothing comes near the target: try gradient="libra"')
     'nothing comes near the target: try “Gradient” at libra'

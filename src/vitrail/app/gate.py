@@ -286,10 +286,7 @@ class Gate:
         host = headers.get("host", "")
         name = _name(host)
         if (self.loopback or self.hosts) and not (is_loopback(name) or name in self.hosts):
-            raise Refused(
-                403,
-                "this page answers to 127.0.0.1, localhost and the names that whoever runs it gives with --allow-host",
-            )
+            raise Refused(403, "this page answers to 127.0.0.1, localhost and the names that whoever runs it allows")
         origin = headers.get("origin")
         if origin and method not in ("GET", "HEAD"):
             asking = _netloc(origin)

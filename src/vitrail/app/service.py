@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from ..errors import ImageError, VitrailError
 from .answer import Answer
 from .desk import Desk, Desks, person_of
-from .fragments import nothing, on_page, problem, progress
+from .fragments import nothing, problem, progress
 from .pictures import EXAMPLES, Limits, Picture, example_picture, look, offered, uploaded
 from .question import LONG, OPEN, Question
 from .recipes import Told, as_command, as_python
@@ -136,8 +136,8 @@ class Service:
         question, desk = read(query), self.desks.of(visitor)
         try:
             desk.guide = self._uploaded(name, content)
-        except VitrailError as error:
-            return Shown(question=question, status=problem(str(error)))
+        except Exception as error:
+            return Shown(question=question, status=excuse(error))
         desk.answers.pop("guide", None)
         said = nothing(f"The guide will be your picture {escape(desk.guide.name)}. Now press <b>{DRAW['guide']}</b>.")
         return Shown(question=question, views={"guide": said})
@@ -356,10 +356,9 @@ def read(query: str) -> Question:
     return Question.from_query(dict(parse_qsl(query.removeprefix("?"))))
 
 
-# What the page calls the arguments that errors name.
 def excuse(error: Exception) -> str:
     """What a visitor reads of an error; what only its operator can mend goes to the log."""
     if isinstance(error, VitrailError):
-        return problem(on_page(str(error)))
+        return problem(str(error))
     log.error("a question could not be answered", exc_info=error)
     return problem(SORRY)

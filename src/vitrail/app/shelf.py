@@ -52,9 +52,7 @@ class Shelf:
         """
         name = name or self.first
         if name not in self.names:
-            raise UnknownModelError(
-                f"this page offers {', '.join(self.names)}; whoever runs it can offer more with --allow-models"
-            )
+            raise UnknownModelError(f"this page offers {', '.join(self.names)}; whoever runs it can offer more")
         with self._loading[name]:  # who wants another model does not wait for this one's download
             if name not in self._models:
                 self._models[name] = self._load(name, self.checkpoints.get(name))
