@@ -188,7 +188,7 @@ FOREIGN = [
     {"path": "/etc/passwd", "meta": FILE}, {"path": "http://169.254.169.254/", "meta": FILE},
     {"name": "a.png", "content": {"path": "/etc/passwd", "meta": FILE}}, [{"path": "/etc/passwd", "meta": FILE}],
     {"a": [{"url": "http://x/"}]}, {"path": None}, {"meta": FILE}, [[[[1]]]], {"a": {"b": {"c": {}}}}, [0] * 65,
-    {str(n): n for n in range(17)}, 1e400, 2**63, "\ud800", {"\udfff": 1},
+    {str(n): n for n in range(17)}, 1e400, 2**63, 10**400, "\ud800", {"\udfff": 1},
 ]  # fmt: skip
 
 

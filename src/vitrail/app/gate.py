@@ -131,21 +131,19 @@ def _check(value: Any, depth: int) -> None:
             if value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value):  # half a character
                 return
         case int() | float():
-            if math.isfinite(value) and abs(value) < 2**53:
+            if abs(value) < 2**53:  # which neither infinity nor NaN is
                 return
         case list() if depth and len(value) <= 64:
             for each in value:
                 _check(each, depth - 1)
             return
+        case dict() if FILE_KEYS & value.keys():
+            raise Refused(400, "the page takes pictures themselves, not paths or addresses of files")
         case dict() if depth and len(value) <= 16:
-            if FILE_KEYS & value.keys():
-                raise Refused(400, "the page takes pictures themselves, not paths or addresses of files")
             for name, each in value.items():
                 _check(name, 0)
                 _check(each, depth - 1)
             return
-    if isinstance(value, dict) and FILE_KEYS & value.keys():
-        raise Refused(400, "the page takes pictures themselves, not paths or addresses of files")
     raise Refused(400, "a value in this question is none that the page sends")
 
 
