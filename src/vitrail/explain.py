@@ -22,7 +22,7 @@ from .errors import (
     VitrailError,
 )
 from .explanation import Explanation
-from .inputs import ImagesLike, Prepared, as_items, prepare, prepare_one, source_of
+from .inputs import GuideLike, ImagesLike, Prepared, as_items, prepare, prepare_one, source_of
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
@@ -64,7 +64,7 @@ def explain(
     centred: bool = False,
     start_layer: int | None = None,
     readout: Readout | None = None,
-    guide: Any = None,
+    guide: ImagesLike | GuideLike | None = None,
     batch_size: int | None = None,
     on_error: OnError | str = "raise",
     progress: Progress | None = None,

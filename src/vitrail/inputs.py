@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from .images import PictureLike, read_image
 from .models.preprocess import Preprocess
 from .models.vision_model import VisionModel
 
-__all__ = ["ImageLike", "ImagesLike", "Inputs", "Prepared", "as_items", "prepare", "prepare_one", "source_of"]
+__all__ = [
+    "GuideLike",
+    "ImageLike",
+    "ImagesLike",
+    "Inputs",
+    "Prepared",
+    "as_items",
+    "prepare",
+    "prepare_one",
+    "source_of",
+]
 
 
 _log = logging.getLogger("vitrail")
@@ -46,6 +56,18 @@ class Prepared:
 
 ImageLike: TypeAlias = PictureLike | Tensor | Prepared
 ImagesLike: TypeAlias = ImageLike | Iterable[ImageLike]
+
+
+@runtime_checkable
+class GuideLike(Protocol):
+    """A `vitrail.Guide`: pictures, and how they are laid beside the original."""
+
+    @property
+    def pictures(self) -> ImagesLike: ...
+
+    def stitches(self) -> list[tuple[str, str]]:
+        """Every layout with every side that is asked for."""
+        ...
 
 
 def prepare(model: VisionModel, images: ImagesLike, *, noted: bool = False) -> Inputs:

@@ -1,5 +1,6 @@
 """explain(guide=…): what is stitched, what comes back, what is refused, and that the model stays as it was."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from vitrail.errors import (
 )
 from vitrail.guidance import drawing
 from vitrail.guidance.far_class import class_likeness, far_class
-from vitrail.guidance.guide import guide_files
+from vitrail.guidance.guide import as_guide, guide_files
 from vitrail.guidance.stitching import Box, plan_stitch, stitch
 
 NAMES = ("horse", "zebra", "elephant", "tusker", "kite", "eagle", "snail")
@@ -304,9 +305,18 @@ class TestRefusals:
         with pytest.raises(error or OptionError, match=message):
             vitrail.explain(model, images, 0, guide=make())
 
+    def test_guides_in_every_form_of_a_picture(self, tmp_path):
+        path = tmp_path / "a.png"
+        Image.new("RGB", (20, 20), (200, 30, 30)).save(path)
+        content = path.read_bytes()
+        for one in (path, str(path), content, bytearray(content), memoryview(content), io.BytesIO(content)):
+            assert as_guide(one).items() == [one]
+        assert as_guide(name for name in (path, path)).items() == [path, path]
+        assert vitrail.Guide(iter([path])).items() == [path]
+
     def test_what_is_no_guide(self, model, images, guide, tmp_path):
         with pytest.raises(OptionError, match=r"guide= holds a int; give a path, a folder, a picture"):
-            vitrail.explain(model, images, 0, guide=3)
+            as_guide(3)
         with pytest.raises(NotAnImageError, match="holds no image that could be a guide"):
             vitrail.explain(model, images, 0, guide=tmp_path)
         with pytest.raises(NotAnImageError, match="does not exist"):

@@ -1,7 +1,7 @@
 """What a user says of a guide: which pictures, how they are laid beside the original, and over what is averaged."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import NotAnImageError, OptionError
+from ..inputs import ImageLike, ImagesLike
 from .stitching import LAYOUTS, check_words
 
 __all__ = ["Guide", "as_guide", "guide_files"]
@@ -41,7 +42,7 @@ class Guide:
         [('wide', 'left'), ('wide', 'right')]
     """
 
-    pictures: Any = "auto"
+    pictures: ImagesLike = "auto"
     layout: str | Sequence[str] = "side"
     side: str | None = None
     fit: str = "squash"
@@ -50,6 +51,8 @@ class Guide:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.pictures, Iterator):  # a generator: the pictures are gone through more than once
+            object.__setattr__(self, "pictures", list(self.pictures))
         stitches = self.stitches()
         if not stitches:
             raise OptionError(f"layout=() of a guide names none of {', '.join(LAYOUTS)}")
@@ -89,17 +92,15 @@ class Guide:
             pairs += [(layout, side) for side in sides]
         return pairs
 
-    def items(self) -> list[Any]:
+    def items(self) -> list[ImageLike]:
         """The pictures one by one, folders opened.
 
         Raises:
             NotAnImageError: for a folder without images.
             OptionError: for an empty list.
         """
-        given = self.pictures
-        many = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-        found = []
-        for item in given if many else [given]:
+        found: list[ImageLike] = []
+        for item in _each(self.pictures):
             path = Path(item) if isinstance(item, str | os.PathLike) else None
             found += guide_files(path, self.most) if path is not None and path.is_dir() else [item]
         if not found:
@@ -115,14 +116,20 @@ def as_guide(guide: Any) -> Guide:
     """
     if isinstance(guide, Guide):
         return guide
-    many = isinstance(guide, Sequence) and not isinstance(guide, str | bytes)
-    for item in guide if many else [guide]:
-        if not isinstance(item, str | os.PathLike | Image.Image | np.ndarray | Tensor | bytes):
+    guide = Guide(list(guide) if isinstance(guide, Iterator) else guide)
+    for item in _each(guide.pictures):
+        kinds = str | os.PathLike | Image.Image | np.ndarray | Tensor | bytes | bytearray | memoryview
+        if not isinstance(item, kinds) and not hasattr(item, "read"):
             kind = type(item).__name__
             raise OptionError(
                 f'guide= holds a {kind}; give a path, a folder, a picture, a list of them, "auto" or a vitrail.Guide'
             )
-    return Guide(guide)
+    return guide
+
+
+def _each(pictures: ImagesLike) -> Sequence[ImageLike]:
+    many = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes | bytearray | memoryview)
+    return pictures if many else [pictures]  # type: ignore[return-value, list-item]
 
 
 def guide_files(folder: Path, most: int) -> list[Path]:
