@@ -203,7 +203,7 @@ class LayoutError(ModelError):
 
 
 class InputSizeError(ModelError):
-    """The model does not take an input of this size, or with so many channels."""
+    """The model does not take an input of this size, or with this number of channels."""
 
 
 class NoAttentionError(ModelError):

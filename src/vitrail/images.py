@@ -107,7 +107,7 @@ def walk_images(
     """The pictures below a folder in the order of their names, and how many other files there are of each suffix.
 
     The suffix decides what is a picture. Links are followed, each folder once; hidden files and the folder `leave_out`
-    are passed over. `refuse` is called with the error of a folder that cannot be read.
+    are skipped. `refuse` is called with the error of a folder that cannot be read.
     """
     found: list[Path] = []
     others: Counter[str] = Counter()

@@ -536,7 +536,7 @@ def test_a_whole_clip_is_told_that_texts_are_embedded_first():
         def forward(self, x: Tensor) -> Tensor:
             return self.clip(pixel_values=x, input_ids=torch.tensor([[3, 4, 2], [5, 6, 2]])).logits_per_image
 
-    with pytest.raises(ModelError, match=r"takes texts beside the images.*vitrail\.load\(…, texts="):
+    with pytest.raises(ModelError, match=r"takes texts as well as images.*vitrail\.load\(…, texts="):
         vitrail.explain(clip, torch.randn(1, 3, 32, 32))
     with pytest.raises(UnsupportedAttentionError, match=r"For a whole CLIP embed the texts first.*texts="):
         vitrail.explain(WithTexts(), torch.randn(1, 3, 32, 32))

@@ -18,7 +18,7 @@ class NormWatcher(TorchFunctionMode):
     """Keeps the output of the last token norm before the most recent attention.
 
     Enter it inside the tap's block: what it does not keep goes on to the tap. Norms of queries and keys have four
-    dimensions and are passed over. `latest` is the last token norm so far, and `first` the first one since `begin`.
+    dimensions and are skipped. `latest` is the last token norm so far, and `first` the first one since `begin`.
     """
 
     def __init__(self) -> None:

@@ -118,7 +118,7 @@ class ShapeObserver:
             if not self._follows[layer]:
                 raise UnsupportedAttentionError(
                     f"attention {layer} of {count} does not follow from attention {layer - 1}: blocks side by side, "
-                    "several passes in one forward, a text tower beside the image's, or a part under no_grad; a "
+                    "several passes in one forward, a text tower next to the image's, or a part under no_grad; a "
                     "relevance row needs one attention after the other. For a whole CLIP embed the texts first: "
                     "vitrail.load(…, texts=[…])"
                 )

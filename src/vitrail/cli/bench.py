@@ -59,7 +59,7 @@ def bench_command(
     memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure the peaks of memory.")] = True,
     clock: Annotated[
         str,
-        typer.Option("--clock", help="Time that is measured: wall, or processor where other work runs beside."),
+        typer.Option("--clock", help="Time that is measured: wall, or processor where other work runs too."),
     ] = "wall",
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-c", help="File of the model's weights. Default: random weights.")

@@ -48,7 +48,7 @@ def detail_command(
         Path | None,
         typer.Option(
             "--typical",
-            help="Folder of typical pictures of the opposing class, or one per class, drawn beside. Default: none.",
+            help="Folder of typical pictures of the opposing class, or one per class, to be drawn too. Default: none.",
         ),
     ] = None,
     loss: Annotated[

@@ -41,7 +41,7 @@ def find_images(
     """All images that files, folders (searched to the bottom) and wildcard patterns name, each once, in a stable order.
 
     An existing file is taken whatever its suffix; in folders the suffix decides, links are followed, and hidden files
-    and the folder `leave_out`, where results go, are passed over. Second come the arguments that name nothing, each
+    and the folder `leave_out`, where results go, are skipped. Second come the arguments that name nothing, each
     with its error. Files in folders that could be pictures and are not read are counted in one line of the log.
     """
     found: dict[str, Found] = {}

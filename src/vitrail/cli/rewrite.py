@@ -98,7 +98,7 @@ def rewrite_command(
     ] = shared.DEFAULT_OUTPUT,
     figure: Annotated[
         Path | None,
-        typer.Option("--figure", help="File of the figure: .png, .jpg, .pdf or .svg. Default: beside the picture."),
+        typer.Option("--figure", help="File of the figure: .png, .jpg, .pdf or .svg. Default: next to the picture."),
     ] = None,
     method: shared.Method = "complete",
     gradient: shared.GradientMode = shared.Gradient.full,

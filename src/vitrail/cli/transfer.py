@@ -72,7 +72,7 @@ def transfer_command(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", help="Class to watch beside it, by name or index. Default: the strongest other."),
+        typer.Option("--against", help="Class to watch as well, by name or index. Default: the strongest other."),
     ] = None,
     also: Annotated[
         list[str] | None, typer.Option("--also", help="One more class to watch; several: repeat. Default: none.")

@@ -71,7 +71,7 @@ def typical_pictures(
     """Classify the pictures of some classes that lie in a folder, one subfolder per class, or in the folder itself.
 
     A subfolder is named by its class's name or index, by an ImageNet identifier (n01608432), or both (n01608432_kite);
-    those of other classes are passed over. Pictures that lie in the folder itself are of the one class in `opposing`
+    those of other classes are skipped. Pictures that lie in the folder itself are of the one class in `opposing`
     (by default the last of `classes`).
 
     Raises:

@@ -177,7 +177,7 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
                 if not (hasattr(model.module, "text_model") and hasattr(model.module, "vision_model")):
                     raise
                 raise ModelError(
-                    f"{model.name} takes texts beside the images and ran without them ({error}): embed the texts "
+                    f"{model.name} takes texts as well as images and ran without them ({error}): embed the texts "
                     "first, with vitrail.load(…, texts=[…]), or wrap its image tower with a head of its own"
                 ) from error
     more = None

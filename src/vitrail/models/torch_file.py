@@ -232,7 +232,7 @@ def _read_archive(path: Path, file: IO[bytes]) -> Any:
     def record(name: str) -> bytes:
         start, size = numbers.places.get(name, (0, 0))
         if size > MOST_PICKLED:
-            raise CheckpointError(f"{path} holds {size} bytes beside its numbers; {MOST_PICKLED} are read at most")
+            raise CheckpointError(f"{path} holds {size} bytes that are no weights; {MOST_PICKLED} are read at most")
         file.seek(start)
         return file.read(size)
 
@@ -288,7 +288,7 @@ class _Bounded:
         self._read += len(content)
         if self._read > MOST_PICKLED:
             raise CheckpointError(
-                f"{self._path} holds more than {MOST_PICKLED} bytes beside its numbers, and is not read"
+                f"{self._path} holds more than {MOST_PICKLED} bytes that are no weights, and is not read"
             )
         return content
 

@@ -84,7 +84,7 @@ class VisionModel:
 
         Raises:
             OutputError: when the output holds no tensor of batch x classes, or is not of the kind declared.
-            InputSizeError: when the model does not take images of that size or with so many channels.
+            InputSizeError: when the model does not take images of that size or with this number of channels.
             ModelError: when there are not as many class names as classes.
         """
         return self.kind_for(images).logits(self.answer(images, rows=rows))
