@@ -14,7 +14,7 @@ from torch import nn
 
 import vitrail
 from vitrail.errors import ImageError, InputSizeError, ModelError
-from vitrail.inputs import prepare
+from vitrail.inputs import as_items, prepare
 from vitrail.models import VisionModel, wrap
 from vitrail.models.preprocess import Preprocess
 
@@ -307,3 +307,9 @@ def test_evaluation_refuses_patches_that_are_not_those_of_the_picture(tmp_path: 
     model = wrap(padded_at_run_time(), preprocess=Preprocess((34, 34)))
     with pytest.raises(DataError, match="pads or cuts its input of 34 x 34 pixels to 40 x 40"):
         evaluate(model, tmp_path, "raw", ["insertion"], output=tmp_path / "run")
+
+
+@pytest.mark.parametrize(("images", "why"), [({"a": 1}, "dict, which has names"), ({1, 2}, "set, which has no order")])
+def test_pictures_without_an_order_are_refused(images, why):
+    with pytest.raises(ImageError, match=f"the images are a {why}: give a list"):
+        as_items(images)

@@ -2,6 +2,7 @@
 
 import re
 from collections import deque
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -293,6 +294,18 @@ def test_compare_and_detail_take_the_same_forms(model, images):
     from vitrail.guidance.detail import detail
 
     assert detail(model, images[:1], 1, np.array([2, 3])).pairs == ((1, 2), (1, 3))
+
+
+def test_tables_and_enums_are_read_by_what_they_hold():
+    pandas = pytest.importorskip("pandas")
+    model = vitrail.wrap(nn.Identity(), class_names=NAMES)
+
+    class Own(Enum):
+        KITE, CAT = "kite", "cat"
+
+    assert parse_targets(model, [Own.KITE, Own.CAT], 2, 7).index.tolist() == [[3], [0]]
+    table = pandas.DataFrame([[3, 1], [0, 2]], columns=["cat", "dog"])  # the columns are no targets
+    assert parse_targets(model, table, 2, 7).index.tolist() == [[3, 1], [0, 2]]
 
 
 scalars = st.one_of(

@@ -290,8 +290,8 @@ def _check_options(
         raise OptionError(f"centred=True is not defined for {info.name}")
     if start_layer and "start_layer" not in info.accepts:
         raise OptionError(f"start_layer={start_layer} is not defined for {info.name}")
-    if batch_size is not None and batch_size < 1:
-        raise OptionError(f"batch_size={batch_size} must be 1 or more")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise OptionError(f"batch_size={batch_size!r} must be 1 or more")
 
 
 def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " queries"]:

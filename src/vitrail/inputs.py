@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -110,6 +110,9 @@ def as_items(images: ImagesLike) -> list[ImageLike]:
     Raises:
         ImageError: for an empty list or batch.
     """
+    if isinstance(images, Mapping | set | frozenset):
+        kind, has = type(images).__name__, "names" if isinstance(images, Mapping) else "no order"
+        raise ImageError(f"the images are a {kind}, which has {has}: give a list of them, in the order of the targets")
     items: list[Any] = [images] if _is_one(images) else list(images)  # type: ignore[arg-type]
     if not items:
         raise ImageError("the list holds no image")

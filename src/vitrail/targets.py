@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import islice
 from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
@@ -279,6 +280,7 @@ def _settled(model: HasClasses, wanted: Any, classes: int | None, name: str, fun
             )
         picked = _picked(wanted, classes)
         return wanted if picked is None else picked
+    wanted = wanted.value if isinstance(wanted, Enum) else wanted
     number = _integer(wanted)
     if number is None and not isinstance(wanted, str):
         raise TargetError(f"{name}={_short(wanted)} ({type(wanted).__name__}) is no class: give a name or an index")
@@ -331,6 +333,8 @@ def as_lists(wanted: Any, name: str, classes: int | None, depth: int = 0) -> Any
         return wanted
     if isinstance(wanted, Mapping | Set):
         raise TargetError(f"{name} is a {type(wanted).__name__}, which has no order: give a list, one class per image")
+    if not hasattr(wanted, "tolist") and hasattr(wanted, "to_numpy"):  # a table, which would list its columns
+        wanted = wanted.to_numpy()
     if hasattr(wanted, "tolist"):  # tensors, arrays and their scalars, Series
         wanted = _array(wanted, name, classes, depth)
     elif not isinstance(wanted, Iterable):

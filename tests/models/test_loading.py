@@ -508,3 +508,8 @@ def test_a_head_is_never_random_beside_published_weights():
 @pytest.mark.parametrize("word", ["bfloat16", "bf16", "torch.bfloat16", torch.bfloat16])
 def test_a_type_may_be_named(word):
     assert load(TINY, pretrained=False, dtype=word).dtype == torch.bfloat16
+
+
+def test_a_path_is_read_as_its_name(tmp_path):
+    with pytest.raises(UnknownModelError, match=f"did you mean hf/{tmp_path}"):
+        load(tmp_path)

@@ -1,3 +1,4 @@
+from enum import Enum, IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -344,10 +345,31 @@ def test_class_names_from_files(tmp_path: Path, name: str):
     assert wrap(nn.Identity(), class_names=str(tmp_path / name)).class_names == ("cat", "dog")
 
 
+class Species(Enum):
+    CAT = "cat"
+    DOG = "dog"
+
+
+class Numbered(IntEnum):
+    dog = 1
+    cat = 0
+
+
+@pytest.mark.parametrize("names", [Species, list(Species), Numbered, [Numbered.cat, Numbered.dog]])
+def test_class_names_from_enums(names):
+    assert wrap(nn.Identity(), class_names=names).class_names == ("cat", "dog")
+
+
+def test_a_set_of_class_names_has_no_order():
+    with pytest.raises(ModelError, match="class_names is a set, which has no order"):
+        wrap(nn.Identity(), class_names={"cat", "dog"})
+
+
 def test_class_names_from_pandas():
     pandas = pytest.importorskip("pandas")
     assert wrap(nn.Identity(), class_names=pandas.Series(["cat", "dog"])).class_names == ("cat", "dog")
     assert wrap(nn.Identity(), class_names=pandas.Series([1, 0], ["dog", "cat"])).class_names == ("cat", "dog")
+    assert wrap(nn.Identity(), class_names=pandas.Index(["cat", "dog"], name="y")).class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -118,8 +119,12 @@ def named(class_names: ClassNames) -> tuple[str, ...]:
             )
         return read_class_names(class_names)
     held: Any = class_names
-    if isinstance(getattr(held, "names", None), list | tuple):  # a feature of Hugging Face's datasets
-        held = held.names
+    if isinstance(held, set | frozenset):
+        raise ModelError("class_names is a set, which has no order; give a list in the order of the classes")
+    if isinstance(held, type) and issubclass(held, Enum):  # its members are the names, or have them as values
+        held = {one.name: one.value for one in held} if all(_digits(one.value) is not None for one in held) else [*held]
+    elif isinstance(getattr(held, "names", None), list | tuple) and not hasattr(held, "tolist"):
+        held = held.names  # a feature of Hugging Face's datasets
     elif not isinstance(held, Mapping) and hasattr(held, "to_dict"):  # a Series of pandas
         held = held.to_dict()
     if isinstance(held, Mapping):
@@ -221,10 +226,18 @@ def _is_file(path: str) -> bool:
 def _as_names(names: Sequence[Any]) -> tuple[str, ...]:
     if not names:
         raise ModelError("class_names holds no names; give one per class")
+    names = [_value(name) for name in names]
     for name in names:
         if isinstance(name, Mapping | list | tuple) or name is None:
             raise ModelError(f"class_names holds {str(name)[:60]!r}, which is no name; give one string per class")
     return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
+
+
+def _value(name: Any) -> Any:
+    """What a member of an Enum stands for: the name that it has as its value, or its own."""
+    if not isinstance(name, Enum):
+        return name
+    return name.value if isinstance(name.value, str) else name.name
 
 
 def _by_index(held: Mapping[Any, Any]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["list_models", "load"]
 
 @torch.inference_mode(False)  # weights that are made in it could never be explained
 def load(
-    spec: str,
+    spec: str | PathLike[str],
     *,
     checkpoint: str | PathLike | None = None,
     device: str | torch.device | None = None,
@@ -62,6 +62,7 @@ def load(
         ((224, 224), 'zebra')
     """
     check_kind(output)
+    spec = fspath(spec)
     source, name = find(spec)
     if "img_size" in options:
         if size is not None:
