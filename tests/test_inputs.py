@@ -309,7 +309,9 @@ def test_evaluation_refuses_patches_that_are_not_those_of_the_picture(tmp_path: 
         evaluate(model, tmp_path, "raw", ["insertion"], output=tmp_path / "run")
 
 
-@pytest.mark.parametrize(("images", "why"), [({"a": 1}, "dict, which has names"), ({1, 2}, "set, which has no order")])
+@pytest.mark.parametrize(
+    ("images", "why"), [({"a": 1}, "dict, which has names"), ({"a", "b"}, "set, which has no order")]
+)
 def test_pictures_without_an_order_are_refused(images, why):
     with pytest.raises(ImageError, match=f"the images are a {why}: give a list"):
         as_items(images)

@@ -333,8 +333,8 @@ def as_lists(wanted: Any, name: str, classes: int | None, depth: int = 0) -> Any
         return wanted
     if isinstance(wanted, Mapping | Set):
         raise TargetError(f"{name} is a {type(wanted).__name__}, which has no order: give a list, one class per image")
-    if not hasattr(wanted, "tolist") and hasattr(wanted, "to_numpy"):  # a table, which would list its columns
-        wanted = wanted.to_numpy()
+    if not hasattr(wanted, "tolist") and (rows := getattr(wanted, "to_numpy", None)) is not None:
+        wanted = rows()  # of a table, which would list its columns
     if hasattr(wanted, "tolist"):  # tensors, arrays and their scalars, Series
         wanted = _array(wanted, name, classes, depth)
     elif not isinstance(wanted, Iterable):

@@ -33,8 +33,9 @@ def _written_out() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "message"):  # of Typer's
-            error.message = one_line(str(error.message))
+        said: Any = error
+        if hasattr(said, "format_message") and hasattr(said, "message"):  # of Typer's
+            said.message = one_line(str(said.message))
         raise
 
 

@@ -302,7 +302,7 @@ def _add(found: "hashlib._Hash", held: Any) -> None:
         case torch.Tensor():
             found.update(f"{tuple(held.shape) if not held.is_nested else 'nested'} {held.dtype}".encode())
             if _plain(held):
-                data = held.detach().resolve_conj().resolve_neg().cpu().contiguous()
+                data: Any = held.detach().resolve_conj().resolve_neg().cpu().contiguous()
                 found.update(data.view(-1).view(torch.uint8).numpy())
             else:
                 _add(found, _parts(held.detach()))
@@ -327,7 +327,7 @@ def _plain(tensor: torch.Tensor) -> bool:
     )
 
 
-def _parts(tensor: torch.Tensor) -> list[Any]:
+def _parts(tensor: Any) -> list[Any]:
     """The tensors and values that a tensor consists of which is not a plain one."""
     if hasattr(tensor, "full_tensor"):  # distributed
         if tensor.device_mesh.size() > 1:

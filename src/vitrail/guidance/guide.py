@@ -51,8 +51,7 @@ class Guide:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.pictures, Iterator):  # a generator: the pictures are gone through more than once
-            object.__setattr__(self, "pictures", list(self.pictures))
+        object.__setattr__(self, "pictures", _kept(self.pictures))
         stitches = self.stitches()
         if not stitches:
             raise OptionError(f"layout=() of a guide names none of {', '.join(LAYOUTS)}")
@@ -116,15 +115,20 @@ def as_guide(guide: Any) -> Guide:
     """
     if isinstance(guide, Guide):
         return guide
-    guide = Guide(list(guide) if isinstance(guide, Iterator) else guide)
-    for item in _each(guide.pictures):
+    pictures = _kept(guide)
+    for item in _each(pictures):
         kinds = str | os.PathLike | Image.Image | np.ndarray | Tensor | bytes | bytearray | memoryview
         if not isinstance(item, kinds) and not hasattr(item, "read"):
             kind = type(item).__name__
             raise OptionError(
                 f'guide= holds a {kind}; give a path, a folder, a picture, a list of them, "auto" or a vitrail.Guide'
             )
-    return guide
+    return Guide(pictures)
+
+
+def _kept(pictures: Any) -> Any:
+    """A generator's pictures as a list, for they are gone through more than once; everything else as it is."""
+    return list(pictures) if isinstance(pictures, Iterator) and not hasattr(pictures, "read") else pictures
 
 
 def _each(pictures: ImagesLike) -> Sequence[ImageLike]:
