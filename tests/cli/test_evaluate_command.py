@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from pictures_on_disk import class_folders
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from vitrail.cli import app, evaluating
+from vitrail.cli.console import Terminal
 from vitrail.evaluate.folder import RunFolder
 from vitrail.evaluate.presets import PRESETS
 from vitrail.evaluate.protocols import PROTOCOLS
@@ -209,7 +209,7 @@ def test_threads_are_left_as_they_were(run):
 def lines_of(reports: list[tuple[float, int]], total: int, capsys) -> list[str]:
     """What a log is told of `done` images at so many seconds."""
     now = [0.0]
-    console = Console(stderr=True, highlight=False, force_terminal=False, get_time=lambda: now[0])
+    console = Terminal(stderr=True, force_terminal=False, get_time=lambda: now[0])
     with evaluating._progress(console) as report:
         for second, done in reports:
             now[0] = second

@@ -131,7 +131,7 @@ def _kept(pictures: Any) -> Any:
     return list(pictures) if isinstance(pictures, Iterator) and not hasattr(pictures, "read") else pictures
 
 
-def _each(pictures: ImagesLike) -> Sequence[ImageLike]:
+def _each(pictures: Any) -> Sequence[Any]:
     many = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes | bytearray | memoryview)
     return pictures if many else [pictures]  # type: ignore[return-value, list-item]
 

@@ -63,7 +63,8 @@ def wrap(
         raise ModelError(f'a torch.nn.Module is needed, not {type(module).__name__}; load("timm/…") takes names')
     module = _inner(module)
     known = _recognise(_wrapped(module), ask_preprocess=preprocess is None)
-    guessed = {"class_names": class_names is None, "output": output is None and logits_from is None}
+    told = known.output if output is None and logits_from is None else None  # by a library, not by the user
+    guessed = {"class_names": class_names is None, "output": told is not None}
     return VisionModel(
         module=module,
         name=name or type(module).__name__,
@@ -75,7 +76,7 @@ def wrap(
         grid=grid,
         logits_from=logits_from,
         forward_options=dict(forward_options if forward_options is not None else known.forward_options),
-        output=output or (known.output if logits_from is None else None),
+        output=output or told,
         metadata={"source": "wrap", "module": f"{type(module).__module__}.{type(module).__qualname__}"},
     )
 
