@@ -136,8 +136,10 @@ def prepare_one(model: VisionModel, item: ImageLike) -> Prepared:
         if item.dim() == 4 and len(item) == 1:
             item = item[0]
         if item.dim() != 3:
+            video = "; a video's frames are given as channels, to a model that splits them" if item.dim() > 3 else ""
             raise ImageError(
-                f"a float tensor of shape {tuple(item.shape)} is no image: give (channels, height, width), or a batch"
+                f"a float tensor of shape {tuple(item.shape)} is no image: give (channels, height, width), or a "
+                f"batch{video}"
             )
         shown = _pictures(model.preprocess, item[None])
         return Prepared(item, None if shown is None else shown[0], None)

@@ -150,6 +150,30 @@ def test_a_class_that_another_library_has_patched_is_named(monkeypatch: pytest.M
         vitrail.explain(tiny(), IMAGES)
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_another_gradient_put_into_a_class_is_refused_with_its_cause(held: bool, monkeypatch: pytest.MonkeyPatch):
+    """As HiLRP and LXT do it for every model of the process: the numbers stay as they are."""
+    from timm.layers import LayerNorm
+
+    def forward(self, x):
+        mean = x.mean(-1, keepdim=True)
+        deviation = (x.var(-1, unbiased=False, keepdim=True) + self.eps).sqrt()
+        return (x - mean) / (deviation.detach() if held else deviation) * self.weight + self.bias
+
+    model = wrap(tiny())
+    expected = vitrail.explain(model, IMAGES, 1).scores
+    forward.__module__ = "lxt.efficient.patches"
+    monkeypatch.setattr(LayerNorm, "forward", forward)
+    if held:
+        with pytest.raises(
+            ModelError,
+            match=r"lxt\.efficient\.patches has replaced the forward of LayerNorm .* gradient is not the deriv",
+        ):
+            vitrail.explain(model, IMAGES, 1)
+    else:  # what differentiates as before explains as before
+        torch.testing.assert_close(vitrail.explain(model, IMAGES, 1).scores, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_a_note_that_cannot_be_worked_out_costs_nothing(monkeypatch: pytest.MonkeyPatch):
     def fails(*args):
         raise NotImplementedError("aten.mean")

@@ -33,7 +33,8 @@ class Observation:
     `reads` is the size of the logits' gradient at each query of that last attention: zero where the head does not look.
     `classes` is the number of logits. `places` says where the tokens of the first attention lie in the image, where
     that is known. `beside` says for each attention how much of the gradient at one of its tokens comes from other
-    tokens as the attention before left them: there something mixes tokens that is no attention.
+    tokens as the attention before left them: there something mixes tokens that is no attention. `after` says for each
+    which attentions it follows from with none between, and `calls` how many there were, with those that do not matter.
     """
 
     shapes: tuple[AttentionShape, ...]
@@ -42,6 +43,13 @@ class Observation:
     classes: int
     places: Places | None = None
     beside: tuple[float, ...] = ()
+    after: tuple[frozenset[int], ...] = ()
+    calls: int = 0
+
+    @property
+    def broken(self) -> int | None:
+        """The first attention that does not follow from the one before it; None where they form a chain."""
+        return next((layer for layer in range(1, len(self.after)) if layer - 1 not in self.after[layer]), None)
 
 
 class ShapeObserver:
@@ -57,8 +65,8 @@ class ShapeObserver:
         self.first: Tensor | None = None
         self._beside: list[float] = []
         self._outputs: list[Tensor] = []
-        self._starts: list[Node] = []
-        self._follows: list[bool] = []
+        self._starts: dict[Node, int] = {}
+        self._after: list[frozenset[int]] = []
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         self.shapes.append(AttentionShape(call.images, call.heads, call.queries, call.keys))
@@ -85,15 +93,17 @@ class ShapeObserver:
         mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
         scalar = (logits * mixture).sum()
         classes = logits.shape[1]
-        for count in range(len(self._outputs), 0, -1):
-            if not _leads_to(self._starts[count - 1], scalar):
-                continue
+        for count in sorted((start + 1 for start in self._behind(scalar)), reverse=True):
             (gradient,) = torch.autograd.grad(scalar, self._outputs[count - 1], retain_graph=True)
             if bool(gradient.any()):
-                self._check_chain(count)
                 reads = gradient.float().square().sum(dim=(0, 1, 3)).sqrt()
-                beside = tuple(self._beside[:count])
-                return Observation(tuple(self.shapes[:count]), patch_grids, reads, classes, beside=beside)
+                beside, after = tuple(self._beside[:count]), tuple(self._after[:count])
+                return Observation(
+                    *(tuple(self.shapes[:count]), patch_grids, reads, classes),
+                    beside=beside,
+                    after=after,
+                    calls=len(self.shapes),
+                )
         return Observation((), patch_grids, torch.zeros(0), classes)
 
     def _note_first(self, tokens: Float[Tensor, "images heads queries width"]) -> None:
@@ -110,18 +120,10 @@ class ShapeObserver:
             (found,) = torch.autograd.grad(of_tokens, before, mixture, retain_graph=True, allow_unused=True)
             if found is not None and bool(found.any()):
                 by_token = found.float().abs().sum(dim=(0, 1, 3))
-                share = 1 - float(by_token[own].sum() / by_token.sum())
+                whole = by_token.sum()
+                by_token[own] = 0  # so that where no other token takes part, the share is zero and not a rounding error
+                share = float(by_token.sum() / whole)
         self._beside.append(share)
-
-    def _check_chain(self, count: int) -> None:
-        for layer in range(1, count):
-            if not self._follows[layer]:
-                raise UnsupportedAttentionError(
-                    f"attention {layer} of {count} does not follow from attention {layer - 1}: blocks side by side, "
-                    "several passes in one forward, a text tower next to the image's, or a part under no_grad; a "
-                    "relevance row needs one attention after the other. For a whole CLIP embed the texts first: "
-                    "vitrail.load(…, texts=[…])"
-                )
 
     def _start_anew(self, output: Tensor, *inputs: Tensor) -> Tensor:
         if torch.is_inference_mode_enabled():
@@ -129,7 +131,7 @@ class ShapeObserver:
                 "the model's forward runs under torch.inference_mode(), where nothing has a gradient: take it off "
                 "there, and put it around your own calls of the model instead"
             )
-        self._follows.append(bool(self._starts) and _leads_to(self._starts[-1], *inputs))
+        self._after.append(self._behind(*inputs))
         output.requires_grad_()
         self._outputs.append(output)
         # A leaf that asks for a gradient is taken for a weight by the tap, and cannot be changed in place; a copy is
@@ -137,19 +139,17 @@ class ShapeObserver:
         with torch.enable_grad():
             copy = output.clone()
         assert copy.grad_fn is not None
-        self._starts.append(copy.grad_fn)
+        self._starts[copy.grad_fn] = len(self._starts)
         return copy
 
-
-def _leads_to(start: Node, *results: Tensor) -> bool:
-    """Whether the graph of any of the results goes back to the node where something started."""
-    waiting = [result.grad_fn for result in results if result.grad_fn is not None]
-    seen: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is start:
-            return True
-        if node not in seen:
-            seen.add(node)
-            waiting += [before for before, _ in node.next_functions if before is not None]
-    return False
+    def _behind(self, *results: Tensor) -> frozenset[int]:
+        """The attentions in the results' graph; it ends at each of them."""
+        waiting = [result.grad_fn for result in results if result.grad_fn is not None]
+        seen: set[Node] = set()
+        while waiting:
+            node = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                if node not in self._starts:
+                    waiting += [before for before, _ in node.next_functions if before is not None]
+        return frozenset(self._starts[node] for node in seen if node in self._starts)

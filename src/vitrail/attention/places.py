@@ -27,6 +27,8 @@ PixelGradient: TypeAlias = Callable[[Float[Tensor, " tokens"]], Float[Tensor, "c
 TRACE = 0.03
 # Fewer pixels than these out of reach of half of the tokens: their regions overlap, and no pixel has one token.
 APART = 0.15
+# Heads that share fewer of the pixels that they take from than this are windows.
+SHARED = 0.1
 # How far what a ramp over the tokens leaves at the pixels may be from the ramp (relative, RMS).
 LIKE_A_RAMP = 0.22
 
@@ -37,7 +39,8 @@ class Places:
 
     `grid` is rows, columns of patches; `first` the number of tokens before them, and `order[i]` the place among the
     patch tokens of the patch at cell i of the grid, row after row (None: they stand in that order). `carrying` counts
-    the tokens that carry anything of the image. `problem` says why there is no such grid; the rest is then zero.
+    the tokens that carry anything of the image, and `counted` says whether they were counted one by one. `problem` says
+    why there is no such grid; the rest is then zero.
     """
 
     carrying: int
@@ -45,18 +48,20 @@ class Places:
     first: int = 0
     order: Int[Tensor, " patches"] | None = None
     problem: str | None = None
+    counted: bool = False
 
 
 class StemObserver:
     """Calls `look(tokens, gradient)` at the first attention, and ends the graph there.
 
     The image must ask for a gradient; nothing behind the first attention is recorded. `first` keeps something of every
-    token there, to be compared with another pass.
+    token there, to be compared with another pass; `windows` says whether its heads take from different pixels.
     """
 
     def __init__(self, image: Tensor, look: Callable[[int, PixelGradient], None]) -> None:
         self.image, self.look = image, look
         self.first: Tensor | None = None
+        self.windows = False
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         if self.first is None:
@@ -83,8 +88,22 @@ class StemObserver:
                 (found,) = torch.autograd.grad(given, self.image, mixture * both, retain_graph=True, allow_unused=True)
                 return torch.zeros_like(self.image[0]) if found is None else found[0].float()
 
+            self.windows = given.shape[1] > 1 and _apart(given[:, 0], given[:, -1], self.image)
             self.look(tokens, gradient)
         torch.set_grad_enabled(False)
+
+
+def _apart(one: Tensor, other: Tensor, image: Float[Tensor, "images channels height width"]) -> bool:
+    """Whether two heads take from different pixels: then they are windows, which were joined with the heads."""
+    read = []
+    for given in (one, other):
+        mixture = torch.randn(given.shape, generator=torch.Generator().manual_seed(4)).to(given)
+        (found,) = torch.autograd.grad(given, image, mixture, retain_graph=True, allow_unused=True)
+        if found is None or not bool(found.any()):
+            return False
+        size = found[0].float().abs().sum(dim=0)
+        read.append(size / size.sum())
+    return float(torch.minimum(*read).sum()) < SHARED
 
 
 def find_places(tokens: int, gradient: PixelGradient, grids: Sequence[tuple[int, int]]) -> Places | None:
@@ -155,7 +174,7 @@ def _as_grid(carries: Bool[Tensor, " tokens"], centre: Float[Tensor, "tokens 2"]
     carrying = int(carries.sum())
     first = int(carries.int().argmax())
     if not bool(carries[first : first + carrying].all()):
-        return Places(carrying, problem="they do not follow each other: other tokens stand between them")
+        return Places(carrying, problem="they do not follow each other: other tokens stand between them", counted=True)
     places = centre[first : first + carrying]
     rows, cols = _ranks(places[:, 0]), _ranks(places[:, 1])
     grid = int(rows.max()) + 1, int(cols.max()) + 1
@@ -164,12 +183,15 @@ def _as_grid(carries: Bool[Tensor, " tokens"], centre: Float[Tensor, "tokens 2"]
         return Places(
             carrying,
             problem=f"they lie over {len(cell.unique())} different places of the image, several over the same pixels, "
-            "as frames of a video or channels that are embedded one by one do",
+            "as frames of a video or channels that are embedded one by one do (there grid=(frames × rows, columns) "
+            "lays them one below the other)",
+            counted=True,
         )
     if carrying != grid[0] * grid[1]:
-        return Places(carrying, problem=f"they do not fill a grid of {grid[0]}×{grid[1]} places")
+        return Places(carrying, problem=f"they do not fill a grid of {grid[0]}×{grid[1]} places", counted=True)
     order = cell.argsort()
-    return Places(carrying, grid, first, None if bool((order == torch.arange(carrying)).all()) else order)
+    in_order = bool((order == torch.arange(carrying)).all())
+    return Places(carrying, grid, first, None if in_order else order, counted=True)
 
 
 def _ranks(position: Float[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:

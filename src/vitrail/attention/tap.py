@@ -21,7 +21,12 @@ from .gradient_modes import GradientMode, libra_rules
 from .multihead import run_multi_head_attention
 from .reached import linear
 
-__all__ = ["Tap", "Visitor"]
+__all__ = ["OTHER_WAY", "PRODUCTS", "Tap", "Visitor"]
+
+# What a model can be asked whose tokens cannot be followed; the first look at it names the layer.
+OTHER_WAY = 'method="gradcam" with layer=, a layer whose output is a grid, needs none of this'
+
+PRODUCTS = (torch.matmul, torch.bmm, torch.einsum, Tensor.matmul, Tensor.bmm, Tensor.__matmul__)
 
 
 @runtime_checkable
@@ -85,6 +90,7 @@ class Tap(TorchFunctionMode):
         self.patch_grids: list[tuple[int, int]] = []
         self.attention_calls = 0
         self.other_softmax: list[tuple[tuple[int, ...], int | None]] = []
+        self.products = 0
         self._rules: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._attend,
             F.multi_head_attention_forward: self._multi_head,
@@ -96,6 +102,7 @@ class Tap(TorchFunctionMode):
             torch.dropout: partial(_refuse_dropout, torch.dropout),
             F.conv2d: partial(self._convolve, F.conv2d),
             torch.conv2d: partial(self._convolve, torch.conv2d),
+            **{function: partial(self._multiply, function) for function in PRODUCTS},
         }
         if layers is not None:
             self._rules[F.linear] = partial(self._linear, layers)
@@ -138,14 +145,15 @@ class Tap(TorchFunctionMode):
             )
         if attn_mask is not None and attn_mask.requires_grad:
             raise UnsupportedAttentionError(
-                f"attention {self.attention_calls} has a bias that depends on the image; its gradient would be lost"
+                f"attention {self.attention_calls} has a bias that depends on the image (relative positions times "
+                f"queries, as in SAM); its gradient would be lost; {OTHER_WAY}"
             )
         if query.dim() not in (3, 4) and isinstance(self.visitor, AnyAttention):
             return self.visitor.attend_any(query, key, value, attn_mask, is_causal, scale, enable_gqa)
         if query.dim() not in (3, 4):
             raise UnsupportedAttentionError(
                 f"attention {self.attention_calls} works on tensors of {query.dim()} dimensions {tuple(query.shape)}: "
-                "attention within windows of a pyramid (Hiera) is not supported"
+                f"attention within windows of a pyramid (Hiera) is not supported; {OTHER_WAY}"
             )
         call = from_scaled_dot_product(self.images, query, key, value, attn_mask, is_causal, scale, enable_gqa)
         self._check_images(call.images)
@@ -184,13 +192,20 @@ class Tap(TorchFunctionMode):
 
         Three dimensions count only when queries and keys are as many: others are gates over experts and the like.
         """
-        if dim not in (-1, scores.dim() - 1) or scores.dim() not in (3, 4) or scores.shape[0] % self.images:
+        if dim not in (-1, scores.dim() - 1) or scores.dim() not in (3, 4):
             return False
-        return scores.dim() == 4 or scores.shape[-1] == scores.shape[-2] > 1
+        if scores.dim() == 4:  # fewer than the images are given are packed, and windows a multiple
+            return scores.shape[0] < self.images or not scores.shape[0] % self.images
+        return not scores.shape[0] % self.images and scores.shape[-1] == scores.shape[-2] > 1
 
     def _linear(self, layers: int, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # In front of it all rows are reached, and a look at each gradient would be for nothing.
         return (linear if self.attention_calls >= layers else F.linear)(input, weight, bias)
+
+    def _multiply(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        # Weights have no gradient here: a product of two tensors that have one is attention of some form.
+        self.products += sum(isinstance(one, Tensor) and one.requires_grad for one in args) > 1
+        return function(*args, **kwargs)
 
     def _convolve(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         output = function(*args, **kwargs)

@@ -74,7 +74,7 @@ def _opened(guide: "Guide") -> list[Any]:
     """The guide's files, each read once, so that one which is no picture stops the run at its start."""
     from vitrail.images import read_image
 
-    items = guide.items()
+    items: list[Any] = guide.items()
     for item in items:
         read_image(item)
     return items

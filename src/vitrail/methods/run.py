@@ -17,7 +17,7 @@ from ..attention.record import CallRecorder, RecordedLayer
 from ..attention.replace import Replacement
 from ..attention.tap import Tap, Visitor
 from ..attention.token_stream import StreamWatcher, TokenStream
-from ..errors import LayoutError, OptionError
+from ..errors import LayoutError, OptionError, PackedBatchError
 from ..models.layout import TokenLayout
 from ..models.vision_model import VisionModel
 from ..objectives import Objective, evaluate_objective
@@ -265,7 +265,14 @@ class Run:
 
         Raises:
             LayoutError: naming how often it called attention, and for how many logits.
+            PackedBatchError: where it calls attention for each image of the batch anew.
         """
+        if self.layout.calls is not None and calls > self.layout.calls and len(self.images) > 1:
+            raise PackedBatchError(
+                f"the model calls attention {calls} times for a batch of {len(self.images)} images, and "
+                f"{self.layout.calls} times for one: it sends the images one after another; explain one image at a "
+                "time, with batch_size=1 or in calls of their own"
+            )
         if calls < self.layout.layers or logits.shape[1] != self.layout.classes:
             raise LayoutError(
                 f"the model called attention {calls} times for {logits.shape[1]} logits, but "

@@ -1,34 +1,40 @@
 """How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
 
-import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..attention.calls import AttentionCall
 from ..attention.eager import eager
 from ..attention.modules import at_output, find_module
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.places import PixelGradient, Places, StemObserver, find_places
-from ..attention.tap import Tap
+from ..attention.tap import OTHER_WAY, Tap
 from ..errors import ForwardError, LayoutError, ModelError, NoAttentionError, OptionError, UnsupportedAttentionError
 from ..outputs import may_be_probabilities
-from .readiness import model_errors
+from .readiness import model_errors, refuse_replaced
 from .readout import readout_weights, worked_out_readout
+from .unsupported import LARGEST_PREFIX, WINDOWS, map_in, no_attention, no_chain, other_way, reads_texts, why_not
 from .vision_model import VisionModel
 
 __all__ = ["TokenLayout", "layout_of", "layout_of_layer", "observe", "work_out_layout"]
 
-# Class, distillation and register tokens together; more than this is not a prefix but a grid that does not fit.
-LARGEST_PREFIX = 32
-# Shares of a token's gradient that come from other tokens by another way than attention: worth a word, and too much.
-LOCAL_MIXING = 1e-3
+# The share of a token's gradient that comes from other tokens by another way than attention which is too much. Any
+# share is worth a word: how small it is says how a layer scale begins, and not how the model is built.
 ALMOST_ALL = 0.9
-OTHER_WAY = 'method="gradcam" with layer=, a layer whose output is a grid, needs none of this'
+# Two passes whose numbers differ by this share of the largest do not do the same.
+DIFFERENT = 1e-2
+_DRAWN = (
+    "Models that shuffle or drop tokens at random (ViTMAE, ViLT) do so also with model.eval(): let them draw the same "
+    "for every image, with forward_options= (for ViTMAE {'noise': torch.arange(patches)[None]}), or in a module around "
+    "them that seeds the draw before each image and sends one image after the other; then wrap again"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,7 @@ class TokenLayout:
     the number of attention calls that the logits depend on, `pools` how many of them, at the end, pool the tokens;
     `classes` is the number of logits. `all_tokens` counts those that may follow the patches too. `order` says which of
     the patch tokens shows each cell of the grid, row after row; None where they stand in that order. `notes` are for
-    every map of the model.
+    every map of the model. `calls` is how often the model calls attention for one image in all, where that is known.
     """
 
     rows: int
@@ -54,6 +60,7 @@ class TokenLayout:
     all_tokens: int
     order: Int[Tensor, " patches"] | None = None
     notes: tuple[str, ...] = ()
+    calls: int | None = None
 
     @property
     def reads_patches(self) -> bool:
@@ -92,16 +99,25 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
     Raises:
         NoAttentionError: when the model calls no attention that PyTorch can show.
         UnsupportedAttentionError: when attention runs within windows or over changing numbers of tokens.
+        ModelError: when another library has replaced parts of the model by some with another gradient.
         LayoutError: when the tokens fit no grid; the message names the numbers.
     """
+    refuse_replaced(model.module, lambda: model.answer(_noise(images, 1, seed=0)))
     known = _LAYOUTS.setdefault(model, {})
     size = tuple(images.shape[1:])
     if size not in known:
-        with model_errors(model.name, model.module):
-            seen = observe(model, images)
-        known[size] = work_out_layout(
-            model, seen, (images.shape[-2], images.shape[-1]), partial(_reads_of_another, model, images)
-        )
+        try:
+            with model_errors(model.name, model.module):
+                seen = observe(model, images)
+            layout = work_out_layout(
+                model, seen, (images.shape[-2], images.shape[-1]), partial(_reads_of_another, model, images)
+            )
+        except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
+            if OTHER_WAY in str(error):
+                error.args = (str(error).replace(OTHER_WAY, other_way(model, _noise(images, 1, seed=0))),)
+            raise
+        _refuse_an_order_of_its_own(model, images)
+        known[size] = layout
     return known[size]
 
 
@@ -114,24 +130,66 @@ def layout_of_layer(
         OptionError: when the output is no map of features, (images, channels, rows, columns) or channels last.
     """
     shapes: list[tuple[int, ...]] = []
+    maps: list[tuple[int, int] | None] = []
 
     def see(output: Tensor) -> Tensor:
         shapes.append(tuple(output.shape))
+        maps.append(map_in(output, images.shape[-2:]))
         return output
 
     with torch.no_grad(), eager(), at_output(find_module(model.module, layer), see):
         logits = model.logits(images[:1])
     height, width = images.shape[-2:]
-    for shape in shapes[-1:]:
-        for rows, cols in (shape[2:], shape[1:3]) if len(shape) == 4 else ():
-            if rows * cols > 1 and rows <= height and cols <= width and abs(rows * width / (cols * height) - 1) < 0.2:
-                nothing = logits.new_zeros(rows * cols)
-                return TokenLayout(rows, cols, 0, nothing, f"layer {layer}", 0, 0, 0, logits.shape[1], rows * cols)
+    if maps and maps[-1] is not None:
+        rows, cols = maps[-1]
+        nothing = logits.new_zeros(rows * cols)
+        return TokenLayout(rows, cols, 0, nothing, f"layer {layer}", 0, 0, 0, logits.shape[1], rows * cols)
     gives = f"gives a tensor of shape {shapes[-1]}" if shapes else "returns no tensor"
     raise OptionError(
         f"layer={layer!r} {gives} for an image of {height}×{width} pixels, which is no map: in a model whose "
         "tokens Vitrail cannot place, name a layer whose output is (images, channels, rows, columns)"
     )
+
+
+class _ReachedError(Exception):
+    """The first attention is reached, and no more is needed."""
+
+
+class _FirstTokens:
+    """Keeps something of every token at the first attention, and ends the forward pass there."""
+
+    found: Tensor | None = None
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        return self.normalise(call.key)
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        self.found = scores.detach()
+        raise _ReachedError
+
+
+def _refuse_an_order_of_its_own(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> None:
+    """Refuse a model that places the tokens of each image of a batch anew; only its stem runs, on one image and on two.
+
+    Raises:
+        UnsupportedAttentionError: where two copies of an image do not get the tokens of the one.
+    """
+    image = _noise(images, 1, seed=0).to(model.device, model.dtype)
+    tokens = []
+    for count in (1, 2):
+        keeper = _FirstTokens()
+        with suppress(Exception), torch.no_grad(), eager(), Tap(keeper, images=count):
+            model.module(image.expand(count, -1, -1, -1).contiguous(), **model.forward_options)
+        tokens.append(keeper.found)
+    alone, both = tokens
+    if alone is None or both is None or both.shape != (2 * len(alone), *alone.shape[1:]):
+        return  # images in one sequence are sent one by one
+    one, two = alone.float(), both.float().unflatten(0, (2, -1))
+    if float((two - one).nan_to_num().abs().max()) > DIFFERENT * float(one.nan_to_num().abs().max()):
+        raise UnsupportedAttentionError(
+            f"{model.name} does not do the same with every image of a batch: two copies of an image get other tokens "
+            f"than the image alone. {_DRAWN}"
+        )
 
 
 def _reads_of_another(
@@ -174,11 +232,11 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
             try:
                 first_numbers = model.answer(image).detach()
             except ForwardError as error:
-                if not (hasattr(model.module, "text_model") and hasattr(model.module, "vision_model")):
+                if not reads_texts(model.module):
                     raise
                 raise ModelError(
-                    f"{model.name} takes texts as well as images and ran without them ({error}): embed the texts "
-                    "first, with vitrail.load(…, texts=[…]), or wrap its image tower with a head of its own"
+                    f"{model.name} takes texts as well as images and ran without them ({error.__cause__}): embed the "
+                    "texts first, with vitrail.load(…, texts=[…]), or wrap its image tower with a head of its own"
                 ) from error
     more = None
     if model.output is not None or may_be_probabilities(first_numbers):
@@ -191,13 +249,19 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
             numbers = model.answer(noise)
             logits = model.learn_kind(numbers, more).logits(numbers)
         if not observer.shapes:
-            raise NoAttentionError(_no_attention(model, tap.other_softmax))
+            raise NoAttentionError(no_attention(model, stem_tap))
+        if stem.windows:
+            raise UnsupportedAttentionError(
+                f"the heads of attention 0 of {len(observer.shapes)} see different parts of the image: they are "
+                f"windows (ViTDet, SAM) that the model joins with its heads; {WINDOWS}; {OTHER_WAY}"
+            )
         _refuse_chance(model, stem.first, observer.first, first_numbers, numbers.detach())
         seen = observer.observation(logits, tuple(tap.patch_grids))
     if not seen.shapes:
         raise NoAttentionError(
             f"{model.name} calls attention {len(observer.shapes)} times, but its logits do not depend on any of it: "
-            "the output is constant, or detached from the graph inside the model"
+            "the output is constant, detached from the graph inside the model or computed in integers (quantized "
+            "activations have no gradient), or weights that are zero, as before training, keep the attention out"
         )
     return replace(seen, places=places[0] if places else None)
 
@@ -214,13 +278,10 @@ def _refuse_chance(model: VisionModel, *pairs: Tensor | None) -> None:
         same = once.shape == again.shape
         largest = float(once.float().nan_to_num().abs().max()) if once.numel() else 0.0
         differ = float((once.float() - again.float()).nan_to_num().abs().max()) if same and once.numel() else 0.0
-        if not same or differ > 1e-2 * largest:
+        if not same or differ > DIFFERENT * largest:
             by = f"differ by {differ:.3g} where the largest is {largest:.3g}" if same else "change in number"
             raise UnsupportedAttentionError(
-                f"{model.name} does not do the same twice: given the same image again, its {what} {by}. Models that "
-                "shuffle or drop tokens at random (ViTMAE, ViLT) do so also with model.eval(): fix what they draw, "
-                "with forward_options= (for ViTMAE {'noise': torch.arange(patches)[None]}) or in a module around them, "
-                "and wrap again"
+                f"{model.name} does not do the same twice: given the same image again, its {what} {by}. {_DRAWN}"
             )
 
 
@@ -231,10 +292,18 @@ def work_out_layout(
     again: Callable[[], Float[Tensor, " queries"]] | None = None,
 ) -> TokenLayout:
     """The layout that an observation shows, with the user's own `grid`, `prefix` and `readout` where given."""
+    if seen.broken is not None and (reads_texts(model.module) or all(shape.images == 1 for shape in seen.shapes)):
+        raise UnsupportedAttentionError(no_chain(model, seen, seen.broken))
     pools = _pools(seen.shapes)
+    notes = _mixing(seen, model.name)
     tokens = seen.shapes[0].keys
     prefix, (rows, cols), order = _grid(model, tokens, seen, image_size)
-    notes = _mixing(seen, model.name)
+    places = seen.places
+    if places is not None and places.counted and places.carrying > rows * cols:
+        notes += (
+            f"{places.carrying} tokens carry the image, and the grid of {rows}×{cols} that was given shows "
+            f"{rows * cols} of them.",
+        )
     if model.readout is None:
         weights, reads = worked_out_readout(seen.reads, prefix, rows * cols, pools, again)
     else:
@@ -242,7 +311,10 @@ def work_out_layout(
         reads = f"readout={model.readout!r}" if not isinstance(model.readout, Tensor) else "given weights"
     weights = weights.to(seen.reads)
     heads, layers = seen.shapes[0].heads, len(seen.shapes)
-    return TokenLayout(rows, cols, prefix, weights, reads, layers, pools, heads, seen.classes, tokens, order, notes)
+    return TokenLayout(
+        *(rows, cols, prefix, weights, reads, layers, pools, heads, seen.classes, tokens, order, notes),
+        calls=seen.calls,
+    )
 
 
 def _mixing(seen: Observation, name: str) -> tuple[str, ...]:
@@ -252,18 +324,18 @@ def _mixing(seen: Observation, name: str) -> tuple[str, ...]:
         UnsupportedAttentionError: where the attentions stand in a pyramid of convolutions, or have no tokens in common.
     """
     most = max(seen.beside)
-    if most < LOCAL_MIXING:
+    if not most:
         return ()
     at = seen.beside.index(most)
     stages = len(dict.fromkeys(seen.patch_grids))
-    where = (
-        f"between attention {at - 1} and attention {at} of {len(seen.beside)}, {most:.0%} of the gradient at a token"
-    )
+    share = f"{most:.0%}" if most >= 0.01 else "less than 1%"
+    where = f"between attention {at - 1} and attention {at} of {len(seen.beside)}, {share} of the gradient at a token"
     if stages > 2 or most > ALMOST_ALL:
         what = (
-            f"convolutions in {stages} sizes stand in front of the attention and more of them between"
-            if stages > 2
-            else "they may not be the same tokens: attention among channels, or a mixing of all tokens"
+            "they may not be the same tokens: attention among channels, or a mixing of all tokens"
+            if most > ALMOST_ALL and stages <= 2
+            else f"convolutions in {stages} sizes stand in front of the attention and more of them between, as in "
+            "FastViT, LowFormer and CPUBone"
         )
         raise UnsupportedAttentionError(
             f"{where} comes from other tokens by another way than attention ({what}), so attention alone does not say "
@@ -288,41 +360,9 @@ def _pools(shapes: Sequence[AttentionShape]) -> int:
             raise UnsupportedAttentionError(
                 f"attention {index} of {len(shapes)} lets {shape.queries} queries see {shape.keys} keys in "
                 f"{shape.images} window(s) per image, where attention 0 has {first.queries} queries and {first.keys} "
-                f"keys: {_why(shapes, index, pools)}; {OTHER_WAY}"
+                f"keys: {why_not(shapes, index, pools)}; {OTHER_WAY}"
             )
     return pools
-
-
-def _why(shapes: Sequence[AttentionShape], index: int, pools: int) -> str:
-    """The reason why the attention `index` breaks the chain, in words."""
-    shape, first = shapes[index], shapes[0]
-    if shape.images != 1:
-        return (
-            "attention within windows (Swin, MaxViT, SAM) is not supported, a map needs attention over the whole image"
-        )
-    if pools == len(shapes):
-        return "all its attentions pool, none is self-attention among patches"
-    if shape.queries != shape.keys and index >= len(shapes) - pools:
-        more = shape.keys - first.keys
-        if more > LARGEST_PREFIX:
-            return (
-                "the blocks attend among other things than the tokens that the head reads, as attention among channels "
-                "does (XCiT), which joins no patches"
-            )
-        if more > 0:
-            return (
-                f"{more} token(s) join after the blocks, to read the patches by class attention (CaiT, VOLO), which is "
-                "not supported"
-            )
-        return f"the head's attention pooling leaves out {-more} of the blocks' tokens, which is not supported"
-    if shape.queries < shape.keys:
-        return "queries are fewer than keys: attention pools the tokens between stages (LeViT), which is not supported"
-    if shape.queries > shape.keys:
-        return "keys are fewer than queries (PVT, SegFormer, MViT) or another set of tokens, which is not supported"
-    return (
-        "the number of tokens changes between attentions: stages of a pyramid (not supported), or attention among "
-        "channels (XCiT, DaViT), which joins no patches"
-    )
 
 
 def _grid(
@@ -387,38 +427,3 @@ def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int,
             if rows * cols > 1 and 0 <= tokens - rows * cols <= 8:
                 grids.append((rows, cols))
     return grids
-
-
-def _no_attention(model: VisionModel, other_softmax: Sequence[tuple[tuple[int, ...], int | None]]) -> str:
-    start = (
-        f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, "
-        "multi_head_attention_forward or a softmax over (images, heads, queries, keys)"
-    )
-    alike = re.compile("attn|attention|mhsa|mla$", re.IGNORECASE)  # LiteMLA: EfficientViT's linear attention
-    names = [
-        name
-        for name, part in model.module.named_modules()
-        if alike.search(name.rpartition(".")[2]) or alike.search(type(part).__name__)
-    ]
-    if not names and any(isinstance(part, nn.Conv2d | nn.Conv1d | nn.Conv3d) for part in model.module.modules()):
-        return (
-            f"{model.name} ran, but it has no attention: it looks like a convolutional network, and Vitrail explains "
-            "models by their attention; take a library for convolutional networks, such as Captum or pytorch-grad-cam"
-        )
-    like = f"modules that look like attention: {', '.join(names[:3])}" if names else "no module is named like attention"
-    many = next((shape for shape, dim in other_softmax if len(shape) > 4 and dim in (-1, len(shape) - 1)), None)
-    if many is not None:
-        return (
-            f"{start}, but a softmax over {many}, {len(many)} dimensions: attention within windows (Hiera, MaxViT), "
-            f"which is not supported; {OTHER_WAY}"
-        )
-    factor = next(((shape, dim) for shape, dim in other_softmax if len(shape) > 2), None)
-    if factor is not None:
-        return (
-            f"{start}, but a softmax over dimension {factor[1]} of {factor[0]}: attention that is factorised (CoaT) or "
-            f"of another form, without a matrix of queries and keys to follow; {OTHER_WAY}"
-        )
-    return (
-        f"{start} ({like}). Either it has none (a convolutional network), or linear attention without a softmax "
-        f"(EfficientViT), or compiled, scripted or custom kernels hide it: then use its plain PyTorch form. {OTHER_WAY}"
-    )

@@ -1,20 +1,23 @@
 """What a model must not be doing while it is explained, and what is said of it when its own code fails."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
+from inspect import signature
 from traceback import walk_tb
 from types import TracebackType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import ForwardError, ModelError, NoAttentionError, TrainingModeError, UnsupportedAttentionError
 
-__all__ = ["model_errors", "refuse_training"]
+__all__ = ["model_errors", "refuse_replaced", "refuse_training", "takes_no_images"]
 
 _EXPORTED = re.compile(r"aten\.\w*(attention|softmax)")
 
@@ -35,9 +38,10 @@ _REMEDIES = (
 
 
 @contextmanager
-def model_errors(name: str, module: nn.Module) -> Iterator[None]:
+def model_errors(name: str, module: nn.Module, images: bool = True) -> Iterator[None]:
     """In this block, whatever a model's own code raises becomes a `ForwardError` that names the part and the cause.
 
+    `images` says that it was given images, and not texts.
     Vitrail's own errors pass, and so does memory that has run out, which may be answered by a smaller batch.
     """
     try:
@@ -51,12 +55,36 @@ def model_errors(name: str, module: nn.Module) -> Iterator[None]:
             raise
         said = (str(error).strip().splitlines() or [""])[0][:300]
         remedy = next(
-            (remedy for words, remedy in _REMEDIES if words in str(error) or words in type(error).__name__), ""
+            (remedy for words, remedy in _REMEDIES if words in str(error) or words in type(error).__name__),
+            takes_no_images(module, error) if images else "",
         )
         clauses = [f"{_part(module, error.__traceback__)} raised {type(error).__name__}{f': {said}' if said else ''}"]
         clauses += [remedy] if remedy else []
         clauses += [cause] if (cause := patched(module)) else []
         raise ForwardError(f"{name} cannot be run: {'; '.join(clauses)}") from error
+
+
+def takes_no_images(module: nn.Module, error: Exception) -> str:
+    """What else a module's forward takes, where that explains its error, and how images are brought to it; else ""."""
+    try:
+        names = list(signature(module.forward).parameters)
+    except (TypeError, ValueError):  # a forward that is no Python
+        return ""
+    first, by_name = names[0] if names else "", "wrap it in a module whose forward(images) calls it by name, as in"
+    if "spatial_shapes" in names:
+        return (
+            "it takes patches that its processor cuts out, and not images: wrap it in a module whose forward(images) "
+            "cuts them and gives pixel_attention_mask and spatial_shapes along"
+        )
+    if first == "input_values":
+        return f"it takes spectrograms: {by_name} model(input_values=images[:, 0])"
+    if first == "input_ids" and "pixel_values" in names:
+        return f"it takes texts first: {by_name} model(pixel_values=images, input_ids=…)"
+    if first == "input_ids":
+        return "it takes whole numbers that stand for words or colours, and no gradient leads from them to an image"
+    if first == "pixel_values_videos" or "expected 5, got 4" in str(error):
+        return f"it takes videos: {by_name} model({first}=images.unflatten(1, (-1, 3))), which makes frames of channels"
+    return ""
 
 
 def _part(module: nn.Module, traceback: TracebackType | None) -> str:
@@ -75,14 +103,11 @@ def patched(module: nn.Module) -> str:
 
     Libraries that replace methods of other libraries' classes do so for every model of the process.
     """
-    for part in module.modules():
-        owners = {base.__module__.partition(".")[0] for base in type(part).__mro__}
-        author = getattr(type(part).forward, "__module__", None) or ""
-        if author and author.partition(".")[0] not in owners and not author.startswith(("torch.", "vitrail")):
-            return (
-                f"{author} has replaced the forward of {type(part).__name__} in this process: explain the model in a "
-                "process where it has not"
-            )
+    for kind, _ in _replaced(module):
+        return (
+            f"{kind.forward.__module__} has replaced the forward of {kind.__name__} in this process: explain the model "
+            "in a process where it has not"
+        )
     return ""
 
 
@@ -95,6 +120,92 @@ def _rounds_its_input(part: nn.Linear) -> bool:
         probe = torch.ones(1, part.in_features, dtype=weight.dtype, device=weight.device, requires_grad=True)
         return not nn.functional.linear(probe, weight).requires_grad
     return False
+
+
+def _replaced(module: nn.Module) -> list[tuple[type[nn.Module], nn.Module]]:
+    """The classes whose forward another library has replaced, each with a part of that class."""
+    found = []
+    for kind, part in {type(part): part for part in module.modules()}.items():
+        owners = {base.__module__.partition(".")[0] for base in kind.__mro__}
+        author = getattr(kind.forward, "__module__", None) or ""
+        if author and author.partition(".")[0] not in owners and not author.startswith(("torch.", "vitrail")):
+            found.append((kind, part))
+    return found
+
+
+def refuse_replaced(module: nn.Module, run: Callable[[], object]) -> None:
+    """Refuse a module with a part whose forward another library has replaced by one with another gradient.
+
+    Libraries for LRP do so (LXT, HiLRP), and leave the numbers as they are. The gradient is compared with differences
+    of the part's output, at what it is given when `run` sends something through the module.
+
+    Raises:
+        ModelError: naming the class, and whose code has replaced it.
+    """
+    given: dict[type[nn.Module], tuple[nn.Module, tuple, dict[str, Any]]] = {}
+
+    def note(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given.setdefault(type(part), (part, args, kwargs))
+
+    handles = [
+        part.register_forward_pre_hook(note, with_kwargs=True)
+        for kind, _ in _replaced(module)
+        for part in module.modules()
+        if type(part) is kind
+    ]
+    if not handles:
+        return
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for kind, (part, args, kwargs) in given.items():
+        if (off := _off(part, args, kwargs)) > 0.01:
+            raise ModelError(
+                f"{kind.forward.__module__} has replaced the forward of {kind.__name__} in this process by one whose "
+                f"gradient is not the derivative ({off:.0%} off), as libraries for LRP do, so every map would be "
+                "another: explain the model in a process where it has not"
+            )
+
+
+def _off(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> float:
+    """How far a part's gradient is from the differences of its output (relative); 0 where neither can be had."""
+    names: list[Any] = [*range(len(args)), *kwargs]
+    values = [one.double() if _is_float(one) else one for one in (*args, *kwargs.values())]
+    at = next((i for i, one in enumerate(values) if _is_float(one)), None)
+    if at is None:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
+
+    def call(value: Tensor) -> Tensor:
+        now = [*values[:at], value, *values[at + 1 :]]
+        found = copy(*now[: len(args)], **dict(zip(names[len(args) :], now[len(args) :], strict=True)))
+        return next(one for one in (found if isinstance(found, tuple | list) else [found]) if _is_float(one))
+
+    try:
+        copy = deepcopy(part).double()
+        with torch.enable_grad():
+            point = values[at].detach().clone().requires_grad_()
+            output = call(point)
+            weights, gradient = draw(output), torch.zeros_like(point)
+            if output.requires_grad:
+                (gradient,) = torch.autograd.grad((output * weights).sum(), point)
+        with torch.no_grad():
+            steps = [1e-5 * values[at].std() * draw(point) for _ in range(8)]
+            seen = torch.stack([((call(point + step) - call(point - step)) * weights).sum() / 2 for step in steps])
+            said = torch.stack([(gradient * step).sum() for step in steps])
+    except Exception:  # whatever a foreign forward does when it is called apart
+        return 0.0
+    return float((said - seen).norm() / seen.norm().clamp(min=torch.finfo(torch.float64).tiny))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def refuse_training(module: nn.Module) -> None:

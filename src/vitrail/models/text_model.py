@@ -136,7 +136,7 @@ class TextModel:
             OutputError: when the output holds no tensor of texts x classes.
             ModelError: when there are not as many class names as classes.
         """
-        with model_errors(self.name, self.module):
+        with model_errors(self.name, self.module, images=False):
             output = self.module(**batch.inputs, attention_mask=batch.real.long())
         return logits_of(output, len(batch), self.name, self.class_names, self.logits_from, "texts")
 

@@ -15,7 +15,7 @@ from ..errors import InputSizeError, ModelError, OutputError, VitrailError
 from ..outputs import Output, check_kind, recognise
 from .class_names import class_index, short_name
 from .preprocess import Preprocess
-from .readiness import model_errors
+from .readiness import model_errors, takes_no_images
 
 __all__ = ["VisionModel", "find_logits", "logits_of", "tensor_in"]
 
@@ -166,7 +166,11 @@ class VisionModel:
     def _refuse_size(self, shape: torch.Size, error: Exception) -> None:
         """Raises `InputSizeError` where the input is not what the module says it takes, which explains its error."""
         channels, size = self.takes()
-        if len(shape) != 4 or (channels in (None, shape[1]) and size in (None, tuple(shape[2:]))):
+        if (
+            len(shape) != 4
+            or takes_no_images(self.module, error)
+            or (channels in (None, shape[1]) and size in (None, tuple(shape[2:])))
+        ):
             return
         wanted = f"{channels or 'channels'} x {' x '.join(map(str, size)) if size else 'height x width'}"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.optim.swa_utils
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ..errors import ModelError
 from .class_names import ClassNames, named
@@ -59,6 +60,8 @@ def wrap(
     """
     if isinstance(module, VisionModel):
         raise ModelError("this is a VisionModel already; change a field of it with dataclasses.replace")
+    if isinstance(module, ExportedProgram):
+        raise ModelError("an exported program hides the attention inside; wrap the module that it was made from")
     if not isinstance(module, nn.Module):
         raise ModelError(f'a torch.nn.Module is needed, not {type(module).__name__}; load("timm/…") takes names')
     module = _inner(module)

@@ -20,7 +20,7 @@ from ..errors import (
     UnsupportedAttentionError,
 )
 from ..models.class_names import class_index, short_name
-from ..models.readiness import refuse_training
+from ..models.readiness import refuse_replaced, refuse_training
 from ..models.vision_model import find_logits, logits_of
 from ..objectives import Objective, default_objective, evaluate_objective, objective_name
 from ..outputs import Output, check_kind, recognise
@@ -88,6 +88,7 @@ def explain_pair(
         raise OptionError(f"method={method!r} has no rules for two streams; there are gae, complete and absolute")
     objective_name(objective, against)
     refuse_training(module)
+    refuse_replaced(module, lambda: module(**inputs))
     batch = _batch(inputs)
     with torch.enable_grad():
         numbers, recorder = _forward(module, inputs, batch, query, logits_from, class_names)

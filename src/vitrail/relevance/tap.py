@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.multihead import bound_arguments, run_multi_head_attention
-from ..attention.tap import Tap, Visitor
+from ..attention.tap import PRODUCTS, Tap, Visitor
 from ..errors import UnsupportedOperationError
 from .moves import CASTS, MOVES
 from .whereabouts import module_at_work
@@ -68,7 +68,7 @@ class RelevanceTap(Tap):
         instead: str,
     ) -> None:
         super().__init__(visitor, images)
-        self.attention = set(self._rules) - {F.dropout, torch.dropout, F.conv2d, torch.conv2d}
+        self.attention = set(self._rules) - {F.dropout, torch.dropout, F.conv2d, torch.conv2d, *PRODUCTS}
         self.rules = rules
         self.dtype = dtype
         self.model = model

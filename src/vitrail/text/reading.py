@@ -13,7 +13,7 @@ from ..attention.observe import Observation, ShapeObserver
 from ..attention.tap import Tap
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
 from ..models.layout import TokenLayout
-from ..models.readiness import model_errors
+from ..models.readiness import model_errors, refuse_replaced
 from ..models.text_model import TextModel
 from ..outputs import LOGITS, Output, recognise
 
@@ -48,15 +48,17 @@ def reading_of(model: TextModel, reads: str | None = None) -> Reading:
 
     Raises:
         NoAttentionError: when no attention is seen that the logits depend on.
+        ModelError: when another library has replaced parts of the model by some with another gradient.
         UnsupportedAttentionError: when an attention does not join all tokens to all.
         LayoutError: when the head reads in no way that is known here; the message says which tokens.
     """
+    refuse_replaced(model.module, lambda: model.logits(model.batch([model.encode(PROBE)])))
     given = None if reads is None else _known_way(reads)
     known = _KNOWN.setdefault(model.module, {})
     # An output function may find other logits, which may hang on other tokens.
     key = given, model.logits_from, model.output
     if key not in known:
-        with model_errors(model.name, model.module):
+        with model_errors(model.name, model.module, images=False):
             known[key] = _work_out(model, given)
     return known[key]
 
@@ -89,7 +91,16 @@ def _work_out(model: TextModel, given: Reads | None) -> Reading:
         output = recognise(numbers, model.output, model.name)
         seen = observer.observation(output.logits(numbers), ())
     if not seen.shapes:
-        raise NoAttentionError(f"{model.name} calls attention, but its logits do not depend on any of it")
+        raise NoAttentionError(
+            f"{model.name} calls attention, but its logits do not depend on any of it: the output is constant, "
+            "detached from the graph, or computed in integers (quantized activations have no gradient)"
+        )
+    if seen.broken is not None:
+        raise UnsupportedAttentionError(
+            f"attention {seen.broken} of {len(seen.shapes)} does not follow from attention {seen.broken - 1}: blocks "
+            "stand side by side, the text goes through several times, or a part runs under no_grad; a map needs one "
+            "attention after the other; for an encoder with a decoder see vitrail.multimodal.explain_pair"
+        )
     tokens = batch.real.shape[1]
     for index, shape in enumerate(seen.shapes):
         if (shape.images, shape.queries, shape.keys) != (1, tokens, tokens):
