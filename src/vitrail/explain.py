@@ -27,6 +27,7 @@ from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method
 from .methods.run import Progress, Run
 from .models import wrap
+from .models.class_likeness import class_rows
 from .models.layout import TokenLayout, layout_of, layout_of_layer
 from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
@@ -117,7 +118,6 @@ def explain(
     """
     # Guidance steers the question that is asked here; other parts of it ask by this function themselves.
     from .guidance.dominance import WARNING, dominates, explain_by_rule, misleads
-    from .guidance.far_class import class_rows
     from .guidance.guide import as_guide
     from .guidance.guided import explain_guided
 

@@ -20,7 +20,7 @@ from vitrail.guidance.dominance import (
     dominates,
     rivals,
 )
-from vitrail.guidance.far_class import class_rows
+from vitrail.models.class_likeness import class_rows
 
 
 @pytest.fixture(scope="module")

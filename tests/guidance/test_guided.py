@@ -18,9 +18,10 @@ from vitrail.errors import (
     UnknownClassError,
 )
 from vitrail.guidance import drawing
-from vitrail.guidance.far_class import class_likeness, far_class
+from vitrail.guidance.far_class import far_class
 from vitrail.guidance.guide import as_guide, guide_files
 from vitrail.guidance.stitching import Box, plan_stitch, stitch
+from vitrail.models.class_likeness import class_likeness
 
 NAMES = ("horse", "zebra", "elephant", "tusker", "kite", "eagle", "snail")
 PREPROCESS = vitrail.Preprocess(size=(64, 64), resize=72, mean=(0.5,) * 3, std=(0.5,) * 3)

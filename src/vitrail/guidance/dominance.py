@@ -18,9 +18,9 @@ from torch.nn.functional import one_hot
 from ..explanation import PER_IMAGE, Explanation
 from ..inputs import ImagesLike, prepare
 from ..memory import in_passes
+from ..models.class_likeness import class_rows
 from ..models.vision_model import VisionModel
 from ..targets import Wanted
-from .far_class import class_rows
 
 __all__ = ["contrary", "dominates", "explain_by_rule", "misleads", "rivals"]
 

@@ -17,12 +17,13 @@ from ..errors import GuideError, LayoutError
 from ..explanation import Explanation, percent
 from ..inputs import ImagesLike, Inputs, prepare
 from ..methods.run import Progress
+from ..models.class_likeness import class_likeness
 from ..models.layout import TokenLayout, layout_of
 from ..models.vision_model import VisionModel
 from ..targets import Targets, Wanted, parse_targets, predicted
 from .dominance import WARNING, logits_of
 from .drawing import draw_guide
-from .far_class import class_likeness, far_class
+from .far_class import far_class
 from .guide import Guide
 from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid
 from .widening import widened
