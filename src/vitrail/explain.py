@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attention.gradient_modes import GradientMode, check_gradient_mode
+from .competition import Rivals, joined, subtract
 from .errors import (
     ImageError,
     LayoutError,
@@ -24,7 +25,7 @@ from .errors import (
 from .explanation import Explanation
 from .inputs import GuideLike, ImagesLike, Prepared, as_items, prepare, prepare_one, source_of
 from .memory import Sizing, in_passes, kept_bytes
-from .methods import MethodInfo, find_method
+from .methods import MethodInfo, find_method, list_methods
 from .methods.run import Progress, Run
 from .models import wrap
 from .models.class_likeness import class_rows
@@ -51,6 +52,8 @@ from .targets import (
 
 __all__ = ["explain"]
 
+NO_ROWS = "The model has no linear classifier to tell which classes are alike: every other class counts as a rival."
+
 
 @torch.inference_mode(False)
 def explain(
@@ -62,6 +65,7 @@ def explain(
     method: str = "complete",
     objective: Objective | None = None,
     gradient: GradientMode | str = "full",
+    compete: bool = False,
     centred: bool = False,
     start_layer: int | None = None,
     readout: Readout | None = None,
@@ -86,6 +90,9 @@ def explain(
             target's logit, with `against` Eq. 8 (for scores and embeddings: the difference).
         gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too); "auto"
             is full where a class unlike the target stands against it, else libra, which the notes tell.
+        compete: subtract what argues for other classes that are present elsewhere in the image (see
+            `vitrail.competition`); the target's own map less `rivals.scores` of the result. One more backward pass
+            where any rival is present. Of one class's logit only.
         centred: take out of ∇A its mean under A in each row.
         start_layer: first block that takes part, counted from 0, negative from the end; default: the method's own.
         readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights);
@@ -126,7 +133,8 @@ def explain(
     check_on_error(on_error)
     target, against = repeatable(target), repeatable(against, "against")
     if on_error == "skip":
-        question = {"method": method, "objective": objective, "gradient": gradient, "centred": centred}
+        question = {"method": method, "objective": objective, "gradient": gradient, "compete": compete}
+        question |= {"centred": centred}
         question |= {"start_layer": start_layer, "readout": readout, "guide": guide, "batch_size": batch_size}
         ask = partial(explain, model, **question, progress=progress, **options)
         return _without_failures(ask, model, images, target, against)
@@ -137,10 +145,13 @@ def explain(
     by_rule = gradient == "auto" and guide is None and misleads(info.name, objective_label)
     mode = check_gradient_mode("full" if gradient == "auto" else gradient)
     _check_options(info, mode, centred, start_layer, batch_size)
+    if compete:
+        _check_competition(info, objective_label, guide)
     refuse_training(model.module)
     if guide is not None or by_rule:
         question = {"against": against, "method": method, "objective": objective, "centred": centred}
         question |= {
+            "compete": compete,
             "start_layer": start_layer,
             "readout": readout,
             "batch_size": batch_size,
@@ -173,12 +184,16 @@ def explain(
         objective_label = "function"  # of the images that name a class, its logit
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     first = info.first_layer(layout.layers) if start_layer is None else start_layer
-    kind = (info.name, repr(sorted(options.items())), mode, first, wanted.index.shape[1] if wanted else 1)
+    if compete and wanted is not None and wanted.functions is not None:
+        raise OptionError("compete=True holds a class against its rivals, and target= is a function: leave one out")
+    kind = (info.name, repr(sorted(options.items())), mode, compete, first, wanted.index.shape[1] if wanted else 1)
+    competes = compete and output.link == "softmax" and layout.classes > 1
+    rows = class_rows(model, layout.classes) if competes else None
     sizing = Sizing(
         model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, partial(kept_bytes, model, inputs.batch[:1])
     )
 
-    def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor, Rivals | None]:
         run = Run(
             model=model,
             images=inputs.batch[some],
@@ -192,19 +207,23 @@ def explain(
             centred=centred,
             progress=progress,
             output=output,
+            competes=competes,
+            class_rows=rows,
         )
         with sizing.watching(len(run.images)):
             relevance = info.function(run, **options)
         maps = relevance.detach() if info.level == "pixel" else layout.as_grid(relevance.detach())
         none = torch.zeros(len(relevance), 1, dtype=torch.bool)
-        return (
-            run.logits,
-            maps.expand(-1, run.targets.index.shape[1], -1, -1),
-            torch.stack(run.replaced, dim=1) if run.replaced else none,
-        )
+        targets = run.targets.index.shape[1]
+        replaced = torch.stack(run.replaced[:targets], dim=1) if run.replaced else none
+        if not competes:
+            return run.logits, maps.expand(-1, targets, -1, -1), replaced, None
+        own, theirs = maps[:, :targets], maps[:, targets:]
+        maps, taken = subtract(own, theirs if theirs.shape[1] else torch.zeros_like(own))
+        return run.logits, maps, replaced, Rivals(*run.rivals, taken)
 
     passes = in_passes(explain_some, count, size=sizing.size, halved=sizing.halved)
-    logits, scores, replaced = zip(*passes, strict=True)
+    logits, scores, replaced, subtracted = zip(*passes, strict=True)
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()
     targets = predicted(all_logits) if wanted is None else wanted
@@ -212,16 +231,19 @@ def explain(
     _check_finite(all_logits, all_scores, inputs.sources, _dropped_signs(info, options))
     nested = targets.nested
     fallback = torch.cat(replaced).cpu()
+    rivals = joined([one for one in subtracted if one is not None], nested=nested)
     doubtful = torch.zeros(count, dtype=torch.bool)
     if mode == "full" and misleads(info.name, objective_label) and output.link is not None:
         with advice():
             doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
+    unlike = [NO_ROWS] if competes and rows is None else []
     metadata = {
         "model": model.name,
         **model.metadata,
         "sources": list(inputs.sources),
         "gradient": mode,
         "uses_gradient": info.uses_gradient,
+        **({"compete": True} if compete else {}),
         "centred": centred,
         "start_layer": first,
         "readout": layout.reads if readout is None else repr(readout),
@@ -232,7 +254,7 @@ def explain(
         "class_specific": info.class_specific,
         **output.record(),
         "image_notes": [
-            [*read, *([WARNING] if warn else []), *_notes(row, objective_label), *layout.notes, *grown]
+            [*read, *([WARNING] if warn else []), *unlike, *_notes(row, objective_label), *layout.notes, *grown]
             for read, row, warn, grown in zip(
                 inputs.notes, fallback, doubtful.tolist(), _growth(info, all_scores, all_logits), strict=True
             )
@@ -248,8 +270,9 @@ def explain(
         against=None if other is None else (other.index if nested else other.index[:, 0]),
         method=info.name,
         objective=objective_label,
-        signed=info.is_signed(options),
+        signed=info.is_signed(options) or competes,
         class_names=model.class_names,
+        rivals=rivals,
         images=inputs.pictures,
         metadata=metadata,
     )
@@ -292,6 +315,19 @@ def _check_options(
         raise OptionError(f"start_layer={start_layer} is not defined for {info.name}")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise OptionError(f"batch_size={batch_size!r} must be 1 or more")
+
+
+def _check_competition(info: MethodInfo, objective: str, guide: Any) -> None:
+    if "compete" not in info.accepts:
+        able = ", ".join(one.name for one in list_methods() if "compete" in one.accepts)
+        raise OptionError(f"compete=True is not defined for {info.name}; these take it: {able}")
+    if objective != "logit":
+        raise OptionError(
+            f"compete=True subtracts the maps of rival classes from the map of a logit, not of {objective}: leave "
+            "compete=, or against= and objective=, out"
+        )
+    if guide is not None:
+        raise OptionError("compete=True and guide= are two ways to hold a class against others: leave one of them out")
 
 
 def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " queries"]:

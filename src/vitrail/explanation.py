@@ -15,6 +15,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.files import atomic_write, open_regular
 from vitrail.on_error import failure_notes
@@ -29,7 +30,7 @@ __all__ = ["Explanation", "ExplanationFileError", "percent", "verdict_of"]
 
 # One key in the header: safetensors promises no order for several, and equal results shall make equal files.
 HEADER = "vitrail"
-VERSION = 2  # a file without guides is written as version 1, which older readers know
+VERSION = 3  # of rivals; with guides it is 2, else 1, which older readers know
 
 # Metadata that are lists with one entry for each image, and are cut with the images.
 PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "gradients", "positions", "functions")
@@ -60,6 +61,9 @@ class Explanation:
     entry `stitch` says where the original's patches are. `scores` is then the mean of these maps on those patches,
     while `logits` are those of the originals alone.
 
+    `rivals` is what competed with the target (`compete=True`): the classes, how far each is present, and the map that
+    was subtracted, of the shape of `scores`; None where nothing did.
+
     Raises `ValueError` when the shapes of the tensors disagree.
 
     >>> ex = Explanation(
@@ -86,6 +90,7 @@ class Explanation:
     class_names: tuple[str, ...] | None = None
     images: UInt8[Tensor, "batch height width 3"] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    rivals: Rivals | None = None
     guided: tuple["Explanation", ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,6 +103,7 @@ class Explanation:
             ("target", self.target, questions),
             ("against", self.against, questions),
             ("logits", self.logits, (batch, *self.logits.shape[1:2])),
+            *(() if self.rivals is None else self._rival_shapes(self.rivals)),
             ("images", self.images, (batch, *self.images.shape[1:3], 3) if self.images is not None else ()),
         ):
             if tensor is not None and tensor.shape != torch.Size(expected):
@@ -110,6 +116,14 @@ class Explanation:
                     f"a guided map of {_shape(part.scores)} does not belong to one of {_shape(self.scores)}"
                 )
         object.__setattr__(self, "metadata", dict(self.metadata))
+
+    def _rival_shapes(self, rivals: Rivals) -> tuple[tuple[str, Tensor, Sequence[int]], ...]:
+        several = (*self.scores.shape[:-2], *rivals.classes.shape[-1:])
+        return (
+            ("rivals.scores", rivals.scores, self.scores.shape),
+            ("rivals.classes", rivals.classes, several),
+            ("rivals.weights", rivals.weights, several),
+        )
 
     # -- the question ------------------------------------------------------------------------------------------------
 
@@ -180,6 +194,23 @@ class Explanation:
         if self.against is not None:
             classes.append(self._by_target(self.against)[image, target].item())
         return [(self.class_name(index), self.verdict(index, image)) for index in map(int, classes)]
+
+    def competitors(self, image: int = 0, target: int = 0) -> list[tuple[str, float]]:
+        """The classes that competed with the target, the most present first: a short name, and the presence in (0, 1].
+
+        Empty where none did, for want of a rival or because nobody asked for competition.
+        """
+        if self.rivals is None:
+            return []
+        classes, weights = (self._by_target(t)[image, target] for t in (self.rivals.classes, self.rivals.weights))
+        return [(self.class_name(c), w) for c, w in zip(classes.tolist(), weights.tolist(), strict=True) if w > 0]
+
+    def competition_words(self, image: int = 0, target: int = 0) -> str:
+        """What was subtracted, in words: "less what argues for African elephant, tusker"; "" without competition."""
+        if not self.metadata.get("compete"):
+            return ""
+        named = ", ".join(name for name, _ in self.competitors(image, target))
+        return f"less what argues for {named}" if named else "no rival class is present"
 
     def notes(self) -> list[str]:
         """What the reader should know: of all images, then each sentence once with the images that it is about."""
@@ -343,6 +374,7 @@ class Explanation:
             against=None if self.against is None else self.against[index],
             images=None if self.images is None else self.images[index],
             metadata=metadata,
+            rivals=None if self.rivals is None else self.rivals[index],
             guided=tuple(part[index] for part in self.guided),
         )
 
@@ -385,7 +417,7 @@ class Explanation:
                 f"{', '.join(f'.{kind}' for kind in PICTURES[:-1])} or .{PICTURES[-1]} for the figure"
             )
         text = {
-            "version": VERSION if self.guided else 1,
+            "version": VERSION if self.rivals is not None else 2 if self.guided else 1,
             "method": self.method,
             "objective": self.objective,
             "signed": self.signed,
@@ -445,7 +477,7 @@ class Explanation:
                 _check_tensors(own)
                 guided.append(Explanation(**own, **fields, metadata=metadata))
             _check_tensors(tensors, functions=bool(text["metadata"].get("functions")))
-            return Explanation(**tensors, **fields, metadata=text["metadata"], guided=tuple(guided))
+            return Explanation(**_with_rivals(tensors), **fields, metadata=text["metadata"], guided=tuple(guided))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             said = f"it has no entry {error}" if isinstance(error, KeyError) else error
             raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {said}") from error
@@ -513,11 +545,12 @@ def _check_tensors(tensors: Mapping[str, Tensor], *, functions: bool = False) ->
         )
     for name, tensor in tensors.items():
         kinds = (torch.uint8,) if name == "images" else (torch.int32, torch.int64)
-        if not (tensor.is_floating_point() if name in ("scores", "logits") else tensor.dtype in kinds):
+        real = name in ("scores", "logits", "rivals.scores", "rivals.weights")
+        if not (tensor.is_floating_point() if real else tensor.dtype in kinds):
             raise ValueError(f"{name} are {tensor.dtype}")
-        if name in ("scores", "logits") and not bool(tensor.isfinite().all()):
+        if real and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} hold NaN or infinity")
-        if name in ("target", "against") and tensor.numel():
+        if name in ("target", "against", "rivals.classes") and tensor.numel():
             low, high = int(tensor.min()), int(tensor.max())
             least = -1 if functions and name == "target" else 0
             if low < least or high >= logits.shape[1]:
@@ -525,7 +558,15 @@ def _check_tensors(tensors: Mapping[str, Tensor], *, functions: bool = False) ->
 
 
 def _tensors(ex: Explanation) -> dict[str, Tensor | None]:
-    return {name: getattr(ex, name) for name in ("scores", "logits", "target", "against", "images")}
+    own = {name: getattr(ex, name) for name in ("scores", "logits", "target", "against", "images")}
+    return own if ex.rivals is None else {**own, **{f"rivals.{name}": t for name, t in vars(ex.rivals).items()}}
+
+
+def _with_rivals(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of an explanation from the tensors of its file."""
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("rivals.")}
+    theirs = {name.removeprefix("rivals."): t for name, t in tensors.items() if name not in own}
+    return {**own, "rivals": Rivals(**theirs)} if theirs else own
 
 
 def _short(name: str) -> str:

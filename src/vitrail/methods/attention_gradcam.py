@@ -78,6 +78,7 @@ class LastAttention:
     passes="1F and the last block's B",
     reference="Chefer, Gur, Wolf, CVPR 2021 (after Selvaraju et al. 2017)",
     start_layer=-1,
+    accepts=("compete",),
 )
 def attn_gradcam(run: Run, *, relu: bool = True) -> Float[Tensor, "images targets tokens"]:
     """Grad-CAM on the last attention: heads weighted by their mean gradient at the readout, and clamped at zero.

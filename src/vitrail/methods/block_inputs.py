@@ -29,7 +29,7 @@ __all__ = ["attcat", "fullgrad_plus"]
     uses_gradient=True,
     passes="1F 1B",
     reference="Qiang et al. 2022, as in LibraGrad",
-    accepts=("start_layer",),
+    accepts=("start_layer", "compete"),
 )
 def attcat(run: Run) -> Float[Tensor, "images targets tokens"]:
     """AttCAT: Σ_l a^l ⊙ Σ_c (x_{l+1} ⊙ ∂s/∂x_{l+1}), a^l how much attention each token is given in block l.
@@ -55,7 +55,7 @@ def attcat(run: Run) -> Float[Tensor, "images targets tokens"]:
     uses_gradient=True,
     passes="1F 1B",
     reference="Mehri et al. 2025",
-    accepts=("start_layer",),
+    accepts=("start_layer", "compete"),
 )
 def fullgrad_plus(run: Run) -> Float[Tensor, "images targets tokens"]:
     """FullGrad+: Σ_l Σ_c (x_l ⊙ ∂s/∂x_l) over the inputs of all blocks; give gradient="libra" for Libra FullGrad+.
@@ -90,7 +90,7 @@ def _input_times_gradient(run: Run, chosen: range, visitor: Visitor) -> list[Flo
         watchers.append(at_input(block, see))
     logits = run.graph(visitor, *watchers)
     products = []
-    count = run.targets.index.shape[1]
+    count = run.questions
     for number in range(count):
         gradients = torch.autograd.grad(run.scalar(logits, number), inputs, retain_graph=number + 1 < count)
         products.append(torch.stack([_product(x, g, len(run.images)) for x, g in zip(inputs, gradients, strict=True)]))

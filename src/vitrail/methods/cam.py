@@ -27,6 +27,7 @@ Matrix: TypeAlias = Float[Tensor, "images patches width"]
     uses_gradient=True,
     passes="1F 1B",
     reference="Selvaraju et al. 2017, Eq. 1–2",
+    accepts=("compete",),
 )
 def gradcam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Grad-CAM: features weighted by their mean gradient, Σ_c w_c a_c with w_c = mean_p g_c."""
@@ -40,6 +41,7 @@ def gradcam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[
     uses_gradient=True,
     passes="1F 1B",
     reference="Chattopadhyay et al. 2018, Eq. 19",
+    accepts=("compete",),
 )
 def gradcam_plus_plus(
     run: Run, *, layer: str | None = None, relu: bool = False, epsilon: float = 1e-6
@@ -65,6 +67,7 @@ def gradcam_plus_plus(
     uses_gradient=True,
     passes="1F 1B",
     reference="Fu et al. 2020",
+    accepts=("compete",),
 )
 def xgradcam(
     run: Run, *, layer: str | None = None, relu: bool = False, epsilon: float = 1e-7
@@ -85,6 +88,7 @@ def xgradcam(
     uses_gradient=True,
     passes="1F 1B",
     reference="Draelos and Carin 2020",
+    accepts=("compete",),
 )
 def hirescam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
     """HiResCAM: gradient times features, patch by patch, Σ_c g_c a_c."""
@@ -98,6 +102,7 @@ def hirescam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float
     uses_gradient=True,
     passes="1F 1B",
     reference="Jiang et al. 2021",
+    accepts=("compete",),
 )
 def layercam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
     """LayerCAM: positive gradient times features, Σ_c g⁺_c a_c; negative where such features are negative."""

@@ -44,7 +44,7 @@ def features_and_gradients(run: Run, layer: str | None) -> Features:
     logits = run.graph(visitor, *watchers, images=images)
     output = _last(seen, run, layer)
     gradients = []
-    for number in range(run.targets.index.shape[1]):
+    for number in range(run.questions):
         (gradient,) = torch.autograd.grad(run.scalar(logits, number), [output], retain_graph=True, allow_unused=True)
         gradient = torch.zeros_like(output) if gradient is None else gradient
         gradients.append(patches_of(gradient, run.layout, len(run.images), layer))

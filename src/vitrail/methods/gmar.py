@@ -28,7 +28,7 @@ __all__ = ["gmar_l1", "gmar_l2"]
     uses_gradient=True,
     passes="1F 1B",
     reference="Jo, Jang, Park 2025, L1",
-    accepts=("start_layer",),
+    accepts=("start_layer", "compete"),
     text=True,
 )
 def gmar_l1(
@@ -59,7 +59,7 @@ def gmar_l1(
     uses_gradient=True,
     passes="1F 1B",
     reference="Jo, Jang, Park 2025, L2",
-    accepts=("start_layer",),
+    accepts=("start_layer", "compete"),
     text=True,
 )
 def gmar_l2(

@@ -70,7 +70,7 @@ def grad_eclip(
     split = call.heads if similarity == "per_head" else 1
     likeness = similarity_of(query[:, read], key[:, patches], split)
     maps = []
-    for number in range(run.targets.index.shape[1]):
+    for number in range(run.questions):
         (gradient,) = torch.autograd.grad(run.scalar(logits, number), [output], retain_graph=True)
         weights = None if similarity == "none" else likeness
         scores = weighted_values(gradient.to(dtype)[:, read], value[:, patches], weights, split)

@@ -28,7 +28,7 @@ __all__ = ["absolute", "complete", "gae"]
     uses_gradient=True,
     passes="1F 1B",
     reference="Chefer, Gur, Wolf 2021 (Eq. 4 of Cui, Fan, Chen)",
-    accepts=("start_layer", "centred"),
+    accepts=("start_layer", "centred", "compete"),
     text=True,
 )
 def gae(run: Run, *, identity: bool = False, clamp: str = "head") -> Float[Tensor, "images targets tokens"]:
@@ -49,7 +49,7 @@ def gae(run: Run, *, identity: bool = False, clamp: str = "head") -> Float[Tenso
     uses_gradient=True,
     passes="1F 1B",
     reference="Cui, Fan, Chen, Eq. 5",
-    accepts=("start_layer", "centred"),
+    accepts=("start_layer", "centred", "compete"),
     text=True,
 )
 def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
@@ -64,7 +64,7 @@ def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targe
     uses_gradient=True,
     passes="1F 1B",
     reference="Cui, Fan, Chen, Eq. 6",
-    accepts=("start_layer", "centred"),
+    accepts=("start_layer", "centred", "compete"),
     text=True,
 )
 def absolute(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:

@@ -34,7 +34,7 @@ VARIANTS = ("paper", "released")
     uses_gradient=True,
     passes="1F 2B",
     reference="Bousselham et al. 2025",
-    accepts=("start_layer",),
+    accepts=("start_layer", "compete"),
     start_layer=-2,
 )
 def legrad(run: Run, *, variant: str = "paper") -> Float[Tensor, "images targets tokens"]:
@@ -60,7 +60,7 @@ def legrad(run: Run, *, variant: str = "paper") -> Float[Tensor, "images targets
     if variant == "released":
         by_block = _of_length_one(by_block, run)
     maps = []
-    for number in range(run.targets.index.shape[1]):
+    for number in range(run.questions):
         replaced = torch.zeros(count, dtype=torch.bool, device=logits.device)
         rows = []
         for layer, own in zip(chosen, by_block, strict=True):

@@ -109,10 +109,10 @@ def register_method(
     A method of level "pixel" gives (images, targets, height, width) of the model's input instead.
 
     The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
-    those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred";
-    `start_layer` is then its default for twelve blocks, counted from 0 (see `MethodInfo.first_layer`). `text` says that
-    the method heeds padding (`Run.real`) and asks nothing of pixels or patches. `objectives` and `differentiates` are
-    as in `MethodInfo`.
+    those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred",
+    "compete" (it asks about `Run.questions` scalars); `start_layer` is then its default for twelve blocks, counted from
+    0 (see `MethodInfo.first_layer`). `text` says that the method heeds padding (`Run.real`) and asks nothing of pixels
+    or patches. `objectives` and `differentiates` are as in `MethodInfo`.
     """
 
     def register(function: Callable) -> Callable:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from ..attention.record import CallRecorder, RecordedLayer
 from ..attention.replace import Replacement
 from ..attention.tap import Tap, Visitor
 from ..attention.token_stream import StreamWatcher, TokenStream
+from ..competition import find_rivals, rival_logit
 from ..errors import LayoutError, OptionError, PackedBatchError
 from ..models.layout import TokenLayout
 from ..models.vision_model import VisionModel
@@ -37,6 +39,9 @@ class Run:
     After `forward` or `differentiate`, `logits` and `targets` are known, and `replaced` says, target by target, for
     which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`);
     `by_difference` says for which it must.
+
+    With `competes`, each target has one more scalar: its rivals' (see `vitrail.competition`). A method that asks about
+    `questions` scalars gives the targets' maps, then as many of their rivals; `class_rows` tell who is a rival.
     """
 
     model: VisionModel
@@ -53,6 +58,8 @@ class Run:
     progress: Progress | None = None
     by_difference: Bool[Tensor, "images targets"] | None = None
     output: Output = LOGITS
+    competes: bool = False
+    class_rows: Float[Tensor, "classes width"] | None = None
     logits: Tensor = field(init=False)
     replaced: list[Tensor] = field(init=False, default_factory=list)
 
@@ -74,6 +81,17 @@ class Run:
     def targets(self) -> Targets:
         """The targets asked for, or the predicted classes once the logits are known."""
         return predicted(self.logits) if self.target is None else self.target
+
+    @cached_property
+    def rivals(self) -> tuple[Int[Tensor, "images targets rivals"], Float[Tensor, "images targets rivals"]]:
+        """Returns each target's rivals and how far each is present, once the logits are known."""
+        return find_rivals(self.logits, self.targets.index, self.class_rows)
+
+    @property
+    def questions(self) -> int:
+        """The number of scalars to differentiate: one per target, and as many again where any rival is present."""
+        targets = self.targets.index.shape[1]
+        return 2 * targets if self.competes and bool((self.rivals[1] > 0).any()) else targets
 
     @property
     def real(self) -> Bool[Tensor, "images tokens"] | None:
@@ -166,7 +184,7 @@ class Run:
         first_layer: int | None = None,
         watcher: AbstractContextManager[Any] | None = None,
     ) -> list[Result]:
-        """One forward pass, then one backward pass per target; what the listener heard of each target.
+        """One forward pass, then one backward pass per question; what the listener heard of each.
 
         Nothing before `first_layer` (default: the run's own) is differentiated. `watcher` is entered inside the tap.
         """
@@ -182,7 +200,7 @@ class Run:
                 logits = self.answer()
             self.logits = logits.detach()
             self._check_layout(tap)
-            count = self.targets.index.shape[1]
+            count = self.questions
             for number in range(count):
                 listener.begin(self.readout_row())
                 attention.backward(self.scalar(logits, number), keep=number + 1 < count)
@@ -231,7 +249,7 @@ class Run:
         return seeds
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
-        """The gradient, per target, at the normalisation in front of the last attention; `recorder` sees the layers."""
+        """The gradient, per question, at the norm in front of the last attention; `recorder` sees the layers."""
         watcher = NormWatcher()
         gradients = []
         with torch.enable_grad():
@@ -246,7 +264,7 @@ class Run:
                     "grad_at='last_ln', but this model calls no layer norm before its last attention, "
                     "or writes that attention out by hand"
                 )
-            for number in range(self.targets.index.shape[1]):
+            for number in range(self.questions):
                 (gradient,) = torch.autograd.grad(self.scalar(logits, number), [at], retain_graph=True)
                 gradients.append(gradient)
         return gradients
@@ -283,7 +301,11 @@ class Run:
     def objective_values(
         self, logits: Float[Tensor, "images classes"], number: int
     ) -> tuple[Float[Tensor, " images"], Bool[Tensor, " images"]]:
-        """The objective of target `number` for each image, and where the difference stood in."""
+        """The objective of question `number` for each image, and where the difference stood in."""
+        targets = self.targets.index.shape[1]
+        if number >= targets:
+            classes, weights = (found[:, number - targets] for found in self.rivals)
+            return rival_logit(logits, classes, weights), torch.zeros_like(weights[:, 0], dtype=torch.bool)
         target = self.targets.index[:, number].to(logits.device)
         against = None if self.against is None else self.against.index[:, number].to(logits.device)
         by_difference = None if self.by_difference is None else self.by_difference[:, number].to(logits.device)
@@ -296,7 +318,7 @@ class Run:
         return torch.stack(rows), nowhere
 
     def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
-        """The objective of target `number`, summed over the images; where the difference stood in, is noted."""
+        """The objective of question `number`, summed over the images; where the difference stood in, is noted."""
         values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()
