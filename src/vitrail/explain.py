@@ -52,6 +52,7 @@ from .targets import (
 
 __all__ = ["explain"]
 
+NO_COMPETITION = "The model's classes do not exclude each other, so they do not compete: the map is the class's own."
 NO_ROWS = "The model has no linear classifier to tell which classes are alike: every other class counts as a rival."
 
 
@@ -236,14 +237,14 @@ def explain(
     if mode == "full" and misleads(info.name, objective_label) and output.link is not None:
         with advice():
             doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
-    unlike = [NO_ROWS] if competes and rows is None else []
+    told = [NO_COMPETITION] if compete and not competes else [NO_ROWS] if competes and rows is None else []
     metadata = {
         "model": model.name,
         **model.metadata,
         "sources": list(inputs.sources),
         "gradient": mode,
         "uses_gradient": info.uses_gradient,
-        **({"compete": True} if compete else {}),
+        **({"compete": True} if competes else {}),
         "centred": centred,
         "start_layer": first,
         "readout": layout.reads if readout is None else repr(readout),
@@ -254,7 +255,7 @@ def explain(
         "class_specific": info.class_specific,
         **output.record(),
         "image_notes": [
-            [*read, *([WARNING] if warn else []), *unlike, *_notes(row, objective_label), *layout.notes, *grown]
+            [*read, *([WARNING] if warn else []), *told, *_notes(row, objective_label), *layout.notes, *grown]
             for read, row, warn, grown in zip(
                 inputs.notes, fallback, doubtful.tolist(), _growth(info, all_scores, all_logits), strict=True
             )

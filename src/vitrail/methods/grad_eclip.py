@@ -39,6 +39,7 @@ SIMILARITIES = ("full", "per_head", "none")
     uses_gradient=True,
     passes="1F 1B",
     reference="Zhao et al. 2024",
+    accepts=("compete",),
 )
 def grad_eclip(
     run: Run, *, heads: str = "true", similarity: str = "full", relu: bool = True

@@ -59,7 +59,7 @@ class Run:
     by_difference: Bool[Tensor, "images targets"] | None = None
     output: Output = LOGITS
     competes: bool = False
-    class_rows: Float[Tensor, "classes width"] | None = None
+    class_rows: Float[Tensor, "classes features"] | None = None
     logits: Tensor = field(init=False)
     replaced: list[Tensor] = field(init=False, default_factory=list)
 
