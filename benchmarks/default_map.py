@@ -3,9 +3,8 @@
 The protocol was written down before the runs that it describes:
 
 - **Candidates for one class**: `complete` under the full gradient, under libra, and libra with class competition in
-  four forms (τ = 8 or 4; without the factor for overlap; with every other class taken for unlike). `gae` for
-  comparison. Before the old rule `auto` was removed (commit "explain: make class competition the default map"), it
-  stood in the tables too.
+  five forms (τ = 8 or 4; presence squared, added when the bestiary's figures of the choice were known; without the
+  factor for overlap; with every other class taken for unlike). The rule `auto` and `gae` for comparison.
 - **Candidates for two classes**: Eq. 8 and the plain difference, each under the full gradient and under libra.
 - **Choice** (`--part choose`): the first 150 photographs of the box list, mosaics of these, the photographs of two
   animals el1 … el3, and bestiary scenes from seed 0 on. That form of competition is taken whose signs are best on
@@ -17,9 +16,10 @@ The protocol was written down before the runs that it describes:
   the tolerance (pointing and energy .02, every AUC .015), and if it is better on signs.
 
 Measures: pointing and energy on photographs whose boxes cover less than half, positive and negative AUC (as in
-`localisation.py`), insertion and deletion (28 steps, probability of the label), sign accuracy on mosaics of four (the
-mean over their classes), on photographs of two animals or objects the mass with the right sign on both, on the bestiary
-the measures of `vitrail bestiary score`. Intervals are 95 % bootstrap intervals over images; differences are paired.
+`localisation.py`), in the judgement insertion and deletion (28 steps, probability of the label), sign accuracy on
+mosaics of four (the mean over their classes), on photographs of two animals or objects the mass with the right sign on
+both, on the bestiary the measures of `vitrail bestiary score`. Intervals are 95 % bootstrap intervals over images;
+differences are paired.
 
     python benchmarks/default_map.py --part judge --checkpoint w.safetensors --data folder
 
@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from localisation import Photograph, measures, read_photographs
+from localisation import Photograph, measures, read_photographs, squashed
 from paper_claims import KINDS, MARKED, PAIRS, SIDE, kinds_in
 from PIL import Image
 from torch import Tensor
@@ -53,6 +53,7 @@ from vitrail.evaluate.insertion import mean_height
 from vitrail.evaluate.protocols.insertion import deletion, insertion
 from vitrail.evaluate.score import _of_maps, _truths
 from vitrail.evaluate.signs import sides, signs
+from vitrail.inputs import prepare
 from vitrail.models.class_likeness import class_rows
 
 Maps = dict[str, Tensor]  # by candidate: (images, targets, rows, cols)
@@ -68,13 +69,14 @@ PARTS = {
     },
 }
 CHOSEN = "compete"
-FORMS = {  # of competition: τ, whether overlap counts, whether the classifier tells who is unlike
-    "compete": (8.0, True, True),
-    "compete, τ = 4": (4.0, True, True),
-    "compete, whatever the overlap": (8.0, False, True),
-    "compete, all unlike": (8.0, True, False),
+FORMS = {  # of competition: τ, the power of the presence, whether overlap counts, whether the classifier is asked
+    "τ = 8": (8.0, 1, True, True),
+    "τ = 4": (4.0, 1, True, True),
+    "τ = 8, squared": (8.0, 2, True, True),
+    "τ = 8, whatever the overlap": (8.0, 1, False, True),
+    "τ = 8, all unlike": (8.0, 1, True, False),
 }
-DUELS = {
+DUELS: dict[str, dict[str, Any]] = {
     f"{loss.replace('_', ' ')}, {mode}": {"objective": loss, "gradient": mode}
     for loss in ("normalized_difference", "difference")
     for mode in ("full", "libra")
@@ -85,19 +87,19 @@ BATCH = 25
 def single_maps(model: vitrail.VisionModel, batch: Tensor, targets: list[list[int]], names: Sequence[str]) -> Maps:
     """The maps of every candidate, each of one class at a time."""
     ask = partial(vitrail.explain, model, batch, targets)
-    plain = {"full": {"gradient": "full"}, "libra": {"gradient": "libra"}, "auto": {"gradient": "auto"}}
+    plain: dict[str, Any] = {mode: {"gradient": mode} for mode in ("full", "libra", "auto")}
     found: Maps = {name: ask(**plain[name]).scores for name in names if name in plain}
     if "gae" in names:
         found["gae"] = ask(method="gae").scores
     if CHOSEN in names:
         found[CHOSEN] = ask(gradient="libra", compete=True).scores
     ex = ask(gradient="libra")
-    for name in [name for name in names if name in FORMS and name != CHOSEN]:
-        tau, disjoint, told = FORMS[name]
+    for name in [name for name in names if name in FORMS]:
+        tau, power, disjoint, told = FORMS[name]
         rows = class_rows(model, ex.logits.shape[1]) if told else None
         classes, weights = find_rivals(ex.logits, ex.target, rows)
         best = ex.logits.amax(dim=1)[:, None, None]
-        weights = torch.where(weights.isfinite(), (1 - (best - _at(ex.logits, classes)) / tau).clamp(0, 1), 0)
+        weights = torch.where(weights.isfinite(), (1 - (best - _at(ex.logits, classes)) / tau).clamp(0, 1) ** power, 0)
         weights = torch.where(_alike(rows, ex.target, classes), 0, weights)
         maps = []
         for number in range(classes.shape[1]):
@@ -127,8 +129,10 @@ def duel_maps(model: vitrail.VisionModel, batch: Tensor, one: list[list[int]], o
     return {name: vitrail.explain(model, batch, one, against=other, **how).scores for name, how in DUELS.items()}
 
 
-def on_photographs(model: vitrail.VisionModel, photographs: list[Photograph], names: Sequence[str]) -> Figures:
-    """Localisation, perturbation, insertion and deletion, the photograph's label explained."""
+def on_photographs(
+    model: vitrail.VisionModel, photographs: list[Photograph], names: Sequence[str], *, more: bool
+) -> Figures:
+    """Localisation and perturbation, with `more` insertion and deletion too, the photograph's label explained."""
     figures: Figures = defaultdict(lambda: defaultdict(list))
     answerer = Answerer(model, batch=32)
     for start in range(0, len(photographs), BATCH):
@@ -146,7 +150,7 @@ def on_photographs(model: vitrail.VisionModel, photographs: list[Photograph], na
                 scores = maps[number, 0]
                 for measure, value in measures(model, photograph, scores).items():
                     figures[measure][name].append(value)
-                for measure, protocol in (("insertion", insertion), ("deletion", deletion)):
+                for measure, protocol in (("insertion", insertion), ("deletion", deletion)) if more else ():
                     (curve,) = answerer.run([protocol(case, scores, step=1792, target="explained")], _no_maps)
                     assert isinstance(curve, list)
                     figures[measure][name].append(float(mean_height(torch.tensor([one.value for one in curve]))))
@@ -174,19 +178,20 @@ def on_mosaics(
     opened = open_data(f"mosaic:{data / 'imagenet-val'}", model, labels=part)
     figures: Figures = defaultdict(lambda: defaultdict(list))
     for index in range(len(opened)):
-        sample = opened[index]
-        classes = list(sample.regions)
-        found = single_maps(model, sample.image[None], [classes], names)
+        sample = opened.sample(index)
+        regions = {index: torch.from_numpy(region) for index, region in sample.regions.items()}
+        classes, batch = list(regions), (squashed(sample.picture)[None] - 0.5) / 0.5
+        found = single_maps(model, batch, [classes], names)
         for one in classes:
             others = [[other for other in classes if other != one]]
-            pairs = duel_maps(model, sample.image[None], [[one] * len(others[0])], others)
+            pairs = duel_maps(model, batch, [[one] * len(others[0])], others)
             for name, maps in pairs.items():
-                region = [sides({one: sample.regions[one], other: sample.regions[other]}, one) for other in others[0]]
+                region = [sides({one: regions[one], other: regions[other]}, one) for other in others[0]]
                 values = [signs(_large(m), *both).sign_accuracy for m, both in zip(maps[0], region, strict=True)]
                 figures["mosaics, told the other"].setdefault(name, []).append(float(np.mean(values)))
         for name, maps in found.items():
             values = [
-                signs(_large(scores), *sides(sample.regions, one)).sign_accuracy
+                signs(_large(scores), *sides(regions, one)).sign_accuracy
                 for one, scores in zip(classes, maps[0], strict=True)
             ]
             figures["mosaics"][name].append(float(np.mean(values)))
@@ -211,7 +216,7 @@ def on_two(model: vitrail.VisionModel, pictures: list[Marked], names: Sequence[s
     figures: Figures = defaultdict(lambda: defaultdict(list))
     for path, (first, on_first), (second, on_second) in pictures:
         image: Any = [path]
-        batch = vitrail.inputs.prepare(model, image).batch
+        batch = prepare(model, image).batch
         single = single_maps(model, batch, [[first, second]], names)
         duel = duel_maps(model, batch, [[first, second]], [[second, first]])
         for name, maps in single.items():
@@ -293,7 +298,7 @@ def _asker(model: vitrail.VisionModel, name: str) -> Callable[..., Tensor]:
 
 def show(title: str, figures: Figures) -> None:
     """Means with intervals, and the paired difference of the competing map from each of the others."""
-    print(f"\n{title}\n")
+    print(f"\n{title}\n", flush=True)
     for measure, by_name in figures.items():
         cells = []
         for name, values in by_name.items():
@@ -302,7 +307,7 @@ def show(title: str, figures: Figures) -> None:
             else:
                 found = bootstrap(values)
                 cells.append(f"{name} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] ({found.size})")
-        print(f"- {measure}: " + " · ".join(cells))
+        print(f"- {measure}: " + " · ".join(cells), flush=True)
         if CHOSEN in by_name and not measure.startswith("bestiary"):
             for other in [one for one in by_name if one != CHOSEN]:
                 gap = bootstrap(np.subtract(by_name[CHOSEN], by_name[other]).tolist())
@@ -317,7 +322,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("out/default-map"))
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--maps", nargs="+", default=["full", "libra", "gae", *FORMS])
+    parser.add_argument("--maps", nargs="+", default=["full", "libra", "auto", "gae", CHOSEN])
     parser.add_argument("--only", nargs="+", default=["bestiary", "pairs", "mosaics", "photographs"])
     options = parser.parse_args()
     model = vitrail.load(options.model, checkpoint=options.checkpoint)
@@ -336,7 +341,7 @@ def main() -> None:
         first, last = part["photographs"]
         images = options.data / "imagenet-val"
         photographs = read_photographs(images, images / "boxes.csv", last - first, first)
-        show("Photographs", on_photographs(model, photographs, options.maps))
+        show("Photographs", on_photographs(model, photographs, options.maps, more=options.part == "judge"))
 
 
 if __name__ == "__main__":

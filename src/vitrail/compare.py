@@ -25,7 +25,7 @@ from .targets import Targets, Wanted, as_lists, pair_up, parse_targets, predicte
 __all__ = ["COMMON", "compare"]
 
 # Options of `explain` itself that a method can be given alone.
-COMMON = ("gradient", "start_layer", "centred")
+COMMON = ("gradient", "compete", "start_layer", "centred")
 
 
 @torch.inference_mode(False)
@@ -55,7 +55,7 @@ def compare(
         methods: names of methods or groups: "all", "fast" (at most four passes), "signed", "unsigned", "class",
             "gradient", "patch", "pixel"; several as a list or separated by commas; "-name" takes one out;
             "complete:libra" asks a method in a gradient mode of its own.
-        options: by method, options for it alone: its own, and gradient, start_layer, centred.
+        options: by method, options for it alone: its own, and gradient, compete, start_layer, centred.
         objective: as for `explain`.
         gradient: "full", "leaf" or "libra", for the methods that use gradients.
         seed: given to every method that takes a seed.

@@ -2,7 +2,7 @@
 
 With the target's map S, and for the rivals k (the best classes unlike the target) their presence
 
-    w_k = clamp(1 − (max_j l_j − l_k) / τ, 0, 1)
+    w_k = clamp(1 − (max_j l_j − l_k) / τ, 0, 1)    (rounded to 1/1024)
 
 one more backward pass gives the map J of Σ_k w_k l_k / max(1, Σ_k w_k). A rival counts only as far as its evidence
 lies elsewhere, so that the competing map is
@@ -22,7 +22,8 @@ __all__ = ["MOST_RIVALS", "REACH", "UNLIKE", "Rivals", "find_rivals", "joined", 
 
 UNLIKE = 0.5  # two classes whose classifier rows have a cosine of this or more are no rivals
 MOST_RIVALS = 4
-REACH = 8.0  # τ: a class whose logit lies this far below the largest is absent
+REACH = 4.0  # τ: a class whose logit lies this far below the largest is absent
+STEPS = 1024  # to which presence is rounded: a batch of another size moves the last digits of the logits, and no map
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,10 @@ class Rivals:
     def __getitem__(self, images: slice) -> "Rivals":
         """Returns the rivals of some of the images."""
         return Rivals(self.classes[images], self.weights[images], self.scores[images])
+
+    def of_target(self, number: int) -> "Rivals":
+        """Returns the rivals of one of several targets, without the axis of targets."""
+        return Rivals(self.classes[:, number], self.weights[:, number], self.scores[:, number])
 
 
 def joined(parts: Sequence[Rivals], *, nested: bool) -> Rivals | None:
@@ -68,7 +73,7 @@ def find_rivals(
         >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # the first and the last class are alike
         >>> classes, presence = find_rivals(logits, torch.tensor([[0]]), rows)
         >>> classes[0, 0, 0].item(), presence[0, 0].tolist()
-        (1, [0.75, 0.0, 0.0])
+        (1, [0.5, 0.0, 0.0])
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     target = target.to(logits.device)
@@ -79,7 +84,8 @@ def find_rivals(
         alike |= one_hot(target, logits.shape[1]).bool()  # a row of zeros is unlike even itself
     others = wide[:, None].expand_as(alike).masked_fill(alike, -torch.inf)
     best, classes = others.topk(min(MOST_RIVALS, logits.shape[1]), dim=2)
-    return classes, (1 - (wide.amax(dim=1)[:, None, None] - best) / REACH).clamp(0, 1)
+    presence = (1 - (wide.amax(dim=1)[:, None, None] - best) / REACH).clamp(0, 1)
+    return classes, (presence * STEPS).round() / STEPS
 
 
 def rival_logit(

@@ -52,8 +52,8 @@ from .targets import (
 
 __all__ = ["explain"]
 
-NO_COMPETITION = "The model's classes do not exclude each other, so they do not compete: the map is the class's own."
-NO_ROWS = "The model has no linear classifier to tell which classes are alike: every other class counts as a rival."
+NO_COMPETITION = "The model's outputs do not exclude each other, so they do not compete: the map is the class's own."
+NO_ROWS = "No linear classifier tells which classes are alike to the model, so every other class counts as a rival."
 
 
 @torch.inference_mode(False)
@@ -143,11 +143,13 @@ def explain(
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
     objective_label = objective_name(objective or info.default_objective(against is not None), against)
+    if compete and gradient == "auto":
+        gradient = "libra"  # rivals are subtracted: there is nothing left for the rule to decide
     by_rule = gradient == "auto" and guide is None and misleads(info.name, objective_label)
     mode = check_gradient_mode("full" if gradient == "auto" else gradient)
     _check_options(info, mode, centred, start_layer, batch_size)
     if compete:
-        _check_competition(info, objective_label, guide)
+        _check_competition(info, objective_label, guide, options)
     refuse_training(model.module)
     if guide is not None or by_rule:
         question = {"against": against, "method": method, "objective": objective, "centred": centred}
@@ -318,7 +320,7 @@ def _check_options(
         raise OptionError(f"batch_size={batch_size!r} must be 1 or more")
 
 
-def _check_competition(info: MethodInfo, objective: str, guide: Any) -> None:
+def _check_competition(info: MethodInfo, objective: str, guide: Any, options: dict[str, Any]) -> None:
     if "compete" not in info.accepts:
         able = ", ".join(one.name for one in list_methods() if "compete" in one.accepts)
         raise OptionError(f"compete=True is not defined for {info.name}; these take it: {able}")
@@ -326,6 +328,10 @@ def _check_competition(info: MethodInfo, objective: str, guide: Any) -> None:
         raise OptionError(
             f"compete=True subtracts the maps of rival classes from the map of a logit, not of {objective}: leave "
             "compete=, or against= and objective=, out"
+        )
+    if options.get("identity"):
+        raise OptionError(
+            "identity=True adds the same to every patch, which hides where classes compete: leave one out"
         )
     if guide is not None:
         raise OptionError("compete=True and guide= are two ways to hold a class against others: leave one of them out")

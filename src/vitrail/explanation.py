@@ -195,6 +195,11 @@ class Explanation:
             classes.append(self._by_target(self.against)[image, target].item())
         return [(self.class_name(index), self.verdict(index, image)) for index in map(int, classes)]
 
+    @property
+    def competes(self) -> bool:
+        """Whether classes competed: what argues for the target's rivals is subtracted, where any is present."""
+        return bool(self.metadata.get("compete"))
+
     def competitors(self, image: int = 0, target: int = 0) -> list[tuple[str, float]]:
         """The classes that competed with the target, the most present first: a short name, and the presence in (0, 1].
 
@@ -207,7 +212,7 @@ class Explanation:
 
     def competition_words(self, image: int = 0, target: int = 0) -> str:
         """What was subtracted, in words: "less what argues for African elephant, tusker"; "" without competition."""
-        if not self.metadata.get("compete"):
+        if not self.competes:
             return ""
         named = ", ".join(name for name, _ in self.competitors(image, target))
         return f"less what argues for {named}" if named else "no rival class is present"
@@ -386,7 +391,8 @@ class Explanation:
             f"{self.targets} targets each, " if self.targets > 1 else ""
         )
         question = f", {self.question()}" if len(self) == self.targets == 1 else ""
-        how = ", ".join(filter(None, (f"{self.method} of {self.objective}", self.gradient_words())))
+        words = (f"{self.method} of {self.objective}", self.gradient_words(), "class competition" * self.competes)
+        how = ", ".join(filter(None, words))
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"Explanation({how}, {count}{self.grid[0]} x {self.grid[1]} patches{question}{failed})"
 

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.explanation import Explanation
 from vitrail.render import draw, save_figure, save_picture
@@ -192,6 +193,15 @@ def test_many_images_fill_a_grid_and_say_what_they_share_once() -> None:
     assert len(draw(ex[:8], photograph=True).axes) == 8 * 3
     mixed = make(batch=7, metadata={"gradient": "auto", "gradients": ["full"] + ["libra"] * 6})
     assert words(draw(mixed)).count("complete · logit · libra gradient") == 6
+
+
+def test_what_competed_is_named_below_the_map() -> None:
+    ex = make(batch=2, metadata={"gradient": "libra", "compete": True})
+    classes, weights = torch.tensor([[2, 1]] * 2), torch.tensor([[1.0, 0.0]] * 2)
+    ex = replace(ex, rivals=Rivals(classes, weights, torch.zeros_like(ex.scores)))
+    said = words(draw(ex))
+    assert said.count("complete · logit · libra gradient, class competition") == 2
+    assert said.count("less what argues for kite") == 2
 
 
 def test_the_figure_says_how_many_images_it_leaves_out() -> None:

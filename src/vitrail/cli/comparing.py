@@ -64,7 +64,7 @@ def typed_by_method(words: Mapping[str, Mapping[str, str]]) -> dict[str, dict[st
     from vitrail.methods import find_method
     from vitrail.methods.option_values import option_value, typed_options
 
-    defaults: dict[str, Any] = {"gradient": "full", "start_layer": 0, "centred": False}
+    defaults: dict[str, Any] = {"gradient": "full", "compete": False, "start_layer": 0, "centred": False}
     typed: dict[str, dict[str, Any]] = {}
     for name, given in words.items():
         info = find_method(name, {})

@@ -74,6 +74,12 @@ def explain_command(
             "auto: full where a class stands against the target, else libra.",
         ),
     ] = shared.Gradient.auto,
+    compete: Annotated[
+        bool,
+        typer.Option(
+            "--compete", help="Subtract what argues for other classes in the image. Not with --against or --objective."
+        ),
+    ] = False,
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
     readout: Annotated[
@@ -126,6 +132,7 @@ def explain_command(
             "method": method,
             "objective": objective,
             "gradient": gradient.value,
+            "compete": compete,
             "start_layer": start_layer,
             "centred": centred,
             "readout": None if readout is None else _readout(readout),

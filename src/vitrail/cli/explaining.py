@@ -239,6 +239,7 @@ def _rows(ex: Explanation, image: Found, files: Sequence[Path]) -> Iterator[dict
         row |= {
             "method": ex.method,
             "gradient": ex.gradient_mode(),
+            **({"rivals": dict(ex.competitors(target=j))} if ex.competes else {}),
             **ex.output.record(),
             "lowest": scores.min().item(),
             "highest": scores.max().item(),

@@ -81,6 +81,7 @@ class Detail:
             scores=ex.scores[:, at],
             target=ex.target[:, at],
             against=None if ex.against is None else ex.against[:, at],
+            rivals=None if ex.rivals is None else ex.rivals.of_target(at),
             metadata={**ex.metadata, "image_notes": [notes], "difference_instead": [[instead]]},
         )
 

@@ -69,7 +69,7 @@ def draw(
     count = sum(ex.targets for ex in columns) + photograph
     group = count * wide + (count - 1) * GAP
     head = MARGIN / 2 + HEAD + SECOND * any(ex.against is not None for ex in columns)
-    row = head + high + FOOT
+    row = head + high + FOOT + NOTE * any(ex.competes for ex in columns)
     across = min(max(round((ASPECT * rows * row / group) ** 0.5), 1), rows) if small else 1
     width = 2 * MARGIN + across * group + (across - 1) * APART
     # In a grid there is room for a file's name below a map, and what all maps share is said once.
@@ -167,6 +167,9 @@ def explained(
     _title(figure, ex, i, target, box, plain=look.get("colormap") is not None)
     below = method_words(ex, i) if below is None else below
     write(figure, x, y - 0.51, below, width=wide, size=8.0, smallest=5.0, color=PALE)
+    if ex.competes:
+        rivals = ex.competition_words(i, target)
+        write(figure, x, y - 0.51 - NOTE, rivals, width=wide, size=8.0, smallest=5.0, color=PALE)
 
 
 def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box, *, plain: bool) -> None:
@@ -185,5 +188,9 @@ def method_words(ex: Explanation, i: int = 0) -> str:
     """How the map was made, in one line: "complete · logit · libra gradient, chosen automatically"."""
     specific = ex.metadata.get("class_specific", True)
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
-    parts += [ex.gradient_words(i), "centred" if ex.metadata.get("centred") else "", "" if ex.signed else "unsigned"]
+    parts += [
+        ", ".join(filter(None, (ex.gradient_words(i), "class competition" * ex.competes))),
+        "centred" if ex.metadata.get("centred") else "",
+        "" if ex.signed else "unsigned",
+    ]
     return " · ".join(filter(None, parts))
