@@ -14,6 +14,7 @@ def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
     """The two classes least like each other.
 
     Example:
+        >>> import torch
         >>> poles(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]))
         (0, 2)
     """
@@ -30,6 +31,7 @@ def far_class(likeness: Float[Tensor, "classes classes"], targets: Sequence[int]
         TargetError: when no class is left.
 
     Example:
+        >>> import torch
         >>> far_class(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]), [1])
         0
     """
