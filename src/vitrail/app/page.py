@@ -381,7 +381,7 @@ class _Page:
 
 
 def _taking(function: Callable, count: int) -> Callable:
-    """The function with so many parameters in its signature, and the request behind them, where Gradio looks for it."""
+    """Returns the function with `count` parameters in its signature, then the request, where Gradio looks for it."""
     import inspect
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

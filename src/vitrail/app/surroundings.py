@@ -49,7 +49,7 @@ def _sin(eighth: int) -> float:
 
 
 def picker(most: int) -> str:
-    """Where a picture of at most so many bytes is put in, by mouse, finger or clipboard."""
+    """Returns the field that takes a picture of at most `most` bytes, by mouse, finger or clipboard."""
     return (
         f'<h2 class="vt-step">A picture</h2><label class="vt-drop" data-limit="{most}">'
         '<strong><span class="vt-mouse">Drop a photograph here</span>'
@@ -79,7 +79,7 @@ def _thumb(key: str) -> str:
 
 
 def own_guide(most: int) -> str:
-    """Where a guide of at most so many bytes is dropped."""
+    """Returns the field that takes a guide of at most `most` bytes."""
     return (
         f'<label class="vt-drop" data-limit="{most}"><strong>A guide of your own</strong>'
         "<span>of another class; without one the model draws its own</span>"

@@ -25,7 +25,7 @@ Result = TypeVar("Result", covariant=True)
 
 @runtime_checkable
 class LayerListener(Protocol[Result]):
-    """Is told of every layer in the backward pass, last layer first."""
+    """Receives A and ∇A of each layer in the backward pass, last layer first."""
 
     only_complete: bool
     """Whether r · (∇A ⊙ A) is all that the listener wants of a layer, so that the fused backward can give it."""

@@ -21,7 +21,7 @@ from numpy import ndarray
 
 __all__ = ["UNITS", "FlowGraph", "flows_to_inputs", "whole_flow"]
 
-# The solver counts in whole numbers. The bound of each sink is cut into so many units (its numbers end at 2³¹ − 1).
+# The solver counts in whole numbers up to 2³¹ − 1: the bound of each sink is cut into this number of units.
 UNITS = 2**30
 
 

@@ -121,7 +121,7 @@ class Reporter:
             self._console.print(one_line(line), soft_wrap=True)
 
     def advance(self, images: int = 1) -> None:
-        """Move the progress bar by so many images."""
+        """Moves the progress bar by `images`."""
         self.done += images
         if self._progress is not None:
             self._progress.advance(self._progress.task_ids[0], images)

@@ -21,7 +21,7 @@ __all__ = ["Answerer", "Explain"]
 
 # From images, one class for each, and the number of layers drawn anew, to maps (images, rows, cols).
 Explain = Callable[[Tensor, Sequence[int], int], Float[Tensor, "images rows cols"]]
-MOST = 4  # so many more rows than usual may go together when they are short
+MOST = 4  # the factor by which a batch may grow when its rows are short
 
 
 @runtime_checkable
@@ -42,7 +42,8 @@ class FewerTokens(Protocol):
 class Answerer:
     """Runs evaluations side by side; `batch` rows go through the model together, fewer once memory has run out.
 
-    `smaller` is told of each such halving. Answers are on the CPU, in float32 (float64 for a model in float64).
+    `smaller` is called with the new size after each halving. Answers are on the CPU, in float32 (float64 for a model in
+    float64).
     """
 
     model: VisionModel
@@ -150,7 +151,7 @@ class Answerer:
         return self._in_halves(lambda some: self.model.logits(some), images)
 
     def _rows_of(self, kept: int, image: Tensor) -> int:
-        """As many rows of so few tokens as hold the tokens of a whole batch; `MOST` times as many at most."""
+        """Returns how many rows of `kept` tokens hold the tokens of a whole batch, at most `MOST` times a batch."""
         return self.batch * min(MOST, max(1, self._drops(image).patches // max(1, kept)))
 
     def _drops(self, image: Float[Tensor, "1 channels height width"]) -> FewerTokens:

@@ -28,7 +28,7 @@ class Interval(NamedTuple):
 
 
 def draws(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Int[np.ndarray, "some size"]]:
-    """`resamples` times `size` of `size` things with replacement, so many rows at a time as fit into little memory.
+    """`resamples` times `size` of `size` things with replacement, as many rows at a time as fit into little memory.
 
     The same rows from the same seed, however many come at a time.
 

@@ -95,7 +95,7 @@ def evaluate(
         protocol_options: options by the name of the protocol.
         target: the class that is explained, "label" or "predicted".
         fit: "model" for the model's own preprocessing, "squash" for whole pictures squashed to its size.
-        limit: so many images at most, evenly over the classes.
+        limit: the largest number of images, evenly over the classes.
         seed: of everything that is drawn.
         block: images that are measured and written together; a killed run loses one block's work at most.
         batch_size: rows in one pass; default: chosen for the device, and as before where a run resumes.

@@ -50,7 +50,7 @@ PLACES = ("photograph", "input")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the search stands: so many of at most `steps` steps, and the probabilities of both classes."""
+    """Says where the search stands: the step, of at most `steps`, and the probabilities of both classes."""
 
     step: int
     steps: int

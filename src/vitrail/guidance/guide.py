@@ -30,7 +30,7 @@ class Guide:
             large as the model's own input, which the model must take: Vitrail's extension), or several of them.
         side: where the original lies: "left" or "right", "top" or "bottom", or "both"; None for left or top.
         fit: "squash", "crop" or "pad", for side and stack.
-        most: so many pictures of a folder at most, evenly spread over it.
+        most: the largest number of pictures of a folder, evenly spread over it.
         guide_class: the class that "auto" draws; None for one that is far from the target.
         seed: of the drawing's first noise.
 
@@ -137,7 +137,7 @@ def _each(pictures: Any) -> Sequence[Any]:
 
 
 def guide_files(folder: Path, most: int) -> list[Path]:
-    """At most so many pictures of a folder and of those inside it, evenly spread over their sorted names.
+    """Returns at most `most` pictures of a folder and of those inside it, evenly spread over their sorted names.
 
     Raises:
         NotAnImageError: when there is none.

@@ -74,7 +74,7 @@ def explain_guided(
     """Explain every image beside its guides; the scores are those of the images' own patches.
 
     `ask(model, batch, target)` explains one batch of inputs; `step` is how many images may pass at a time; `progress`
-    is told of the drawing of a guide, as in `explain`.
+    is called while a guide is drawn, as in `explain`.
 
     Raises:
         GuideError: when the model sees the target in a guide.

@@ -47,7 +47,7 @@ class Known:
 
 
 def usable(free: int, device: str) -> int:
-    """Of so many free bytes on a device of this type, those that tensors may fill.
+    """Returns how many of the `free` bytes on a device of this type tensors may fill.
 
     Example:
         >>> usable(1000, "cpu"), usable(1000, "cuda")
@@ -57,7 +57,7 @@ def usable(free: int, device: str) -> int:
 
 
 def fitting(first: int, each: int, room: int) -> int:
-    """How many images a pass may hold in so many bytes, where one takes `first` and each more `each`; 1 at least.
+    """Returns how many images a pass holds in `room` bytes, where one takes `first` and each more `each`; 1 at least.
 
     Example:
         >>> fitting(100, 50, 400)

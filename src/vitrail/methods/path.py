@@ -25,7 +25,7 @@ TOKENS_PER_PASS = {"cpu": 2**10, "cuda": 2**15}
 
 
 def points(steps: int) -> list[float]:
-    """Equally spaced points from 0 to 1 with so many steps between them, the picture itself (1) first.
+    """Equally spaced points from 0 to 1 with `steps` steps between them, the picture itself (1) first.
 
     Example:
         >>> points(4)

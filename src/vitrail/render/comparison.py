@@ -103,7 +103,7 @@ def _grid(found: list[Comparison], columns: int | None) -> list[list[Cell]]:
 
 
 def _bands(count: int, rows: int) -> int:
-    """Into how many bands so many methods go, each of that many rows: about twice as wide as high."""
+    """Returns the number of bands for a sheet about twice as wide as high."""
 
     def unlike(bands: int) -> float:
         wide = (-(-count // bands) + 1) * (SIDE + GAP)

@@ -78,7 +78,7 @@ def open_data(
         masks: a folder of PNG files with the pictures' stems.
         category: the value, or values, of a mask that count as the object; default all but 0.
         guide: the picture that goes into the right half of `stitched:`.
-        limit: so many pictures at most, drawn evenly over the classes.
+        limit: the largest number of pictures, drawn evenly over the classes.
         seed: of that draw, of the mosaics, and of the bestiary's scenes.
         one_class: only the pictures of this class.
 
