@@ -246,7 +246,6 @@ def explain(
         "sources": list(inputs.sources),
         "gradient": mode,
         "uses_gradient": info.uses_gradient,
-        **({"compete": True} if competes else {}),
         "centred": centred,
         "start_layer": first,
         "readout": layout.reads if readout is None else repr(readout),

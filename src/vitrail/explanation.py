@@ -198,7 +198,7 @@ class Explanation:
     @property
     def competes(self) -> bool:
         """Whether classes competed: what argues for the target's rivals is subtracted, where any is present."""
-        return bool(self.metadata.get("compete"))
+        return self.rivals is not None
 
     def competitors(self, image: int = 0, target: int = 0) -> list[tuple[str, float]]:
         """The classes that competed with the target, the most present first: a short name, and the presence in (0, 1].

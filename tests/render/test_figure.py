@@ -196,7 +196,7 @@ def test_many_images_fill_a_grid_and_say_what_they_share_once() -> None:
 
 
 def test_what_competed_is_named_below_the_map() -> None:
-    ex = make(batch=2, metadata={"gradient": "libra", "compete": True})
+    ex = make(batch=2, metadata={"gradient": "libra"})
     classes, weights = torch.tensor([[2, 1]] * 2), torch.tensor([[1.0, 0.0]] * 2)
     ex = replace(ex, rivals=Rivals(classes, weights, torch.zeros_like(ex.scores)))
     said = words(draw(ex))
