@@ -28,6 +28,7 @@ from vitrail.attention import chain, differentiate
 from vitrail.attention.calls import AttentionCall
 from vitrail.benchmark.machine import describe_machine
 from vitrail.benchmark.plain import limit
+from vitrail.benchmark.rows import as_published
 
 DEVICE = "cuda"
 LIMIT = "limit: forward + activation-only backward"
@@ -92,7 +93,7 @@ def measure(
     model = vitrail.wrap(plain)
 
     def ours(method: str) -> Callable[[], vitrail.Explanation]:
-        return lambda: vitrail.explain(model, images, targets.tolist(), method=method)
+        return lambda: vitrail.explain(model, images, targets.tolist(), method=method, **as_published(method))
 
     def forward() -> None:
         with torch.no_grad():

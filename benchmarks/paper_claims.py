@@ -44,7 +44,7 @@ SHARES = [step / 10 for step in range(10)]
 MAPS: dict[str, dict[str, Any]] = {
     "absolute": {"method": "absolute"},
     "gae": {"method": "gae"},
-    "complete, full": {"method": "complete"},
+    "complete, full": {"method": "complete", "gradient": "full"},
     "complete, leaf": {"method": "complete", "gradient": "leaf"},
     "complete, libra": {"method": "complete", "gradient": "libra"},
 }
@@ -144,7 +144,8 @@ def count_signs(
     both = {name: vitrail.explain(model, path, [[first, second]], **how).scores[0] for name, how in MAPS.items()}
     both["gae − gae(other)"] = both["gae"] - both["gae"].flip(0)
     for loss in ("normalized_difference", "difference"):
-        ex = vitrail.explain(model, path, [[first, second]], against=[[second, first]], objective=loss)
+        question = {"against": [[second, first]], "objective": loss, "gradient": "full"}
+        ex = vitrail.explain(model, path, [[first, second]], **question)
         both[f"complete, {loss.replace('_', ' ')}"] = ex.scores[0]
     for name, maps in both.items():
         rows = []
@@ -244,7 +245,7 @@ def stitched(model: vitrail.VisionModel, data: Path, count: int, minutes: float)
         maps = {
             "gae": gae[0],
             "gae − gae(zebra)": gae[0] - gae[1],
-            "complete": vitrail.explain(model, batch, label).scores[0],
+            "complete": vitrail.explain(model, batch, label, gradient="full").scores[0],
         }
         orders: dict[tuple[str, str], Tensor] = {}
         for name, scores in maps.items():

@@ -52,17 +52,18 @@ def _pixels(monkeypatch):
         return (maps - 0.01).expand(-1, run.targets.index.shape[1], -1, -1)
 
     traits = {"level": "pixel", "signed": False, "uses_gradient": False, "passes": "1F"}
+    traits |= {"gradient": "full", "competes": False}
     monkeypatch.setitem(METHODS, "pixels", _method("pixels", pixels, **traits))
 
 
 def test_the_maps_are_those_of_explain(model, photo):
     found = vitrail.compare(
-        model, photo, ["zebra", 3], against="kite", objective="difference", methods="raw,gae,complete,complete:libra"
+        model, photo, ["zebra", 3], against="kite", objective="difference", methods="raw,gae,complete,complete:full"
     )
-    assert list(found.maps) == ["raw", "gae", "complete", "complete:libra"]
+    assert list(found.maps) == ["raw", "gae", "complete", "complete:full"]
     for label, maps in found.maps.items():
         name, _, gradient = label.partition(":")
-        question = {"method": name, "gradient": gradient or "full"}
+        question = {"method": name, "gradient": gradient or None}
         if name != "raw":  # which is the same for every class
             question |= {"against": [["kite", "kite"]], "objective": "difference"}
         expected = vitrail.explain(model, [photo], [[2, 3]], **question)
@@ -153,6 +154,14 @@ def test_the_sheet_says_what_each_panel_is_and_took(model, photo):
     assert any(text.startswith("1F 1B · ") and text.endswith(" s") for text in words)
     assert any(text.startswith("no rule for Conv2d") for text in words)
     assert any(text.endswith(" …") for text in words)  # the reason is cut where its panel ends
+
+
+def test_the_sheet_says_where_classes_compete(model, photo):
+    found = vitrail.compare(model, photo, "zebra", methods="complete,complete:full")
+    assert [one.passes for one in found.answers] == ["1F 2B", "1F 1B"]
+    assert "libra gradient · class competition" in _words(found.plot())
+    alone = vitrail.compare(model, photo, "zebra", methods="complete", options={"complete": {"compete": False}})
+    assert alone.answers[0].passes == "1F 1B"
 
 
 @pytest.mark.usefixtures("_pixels")

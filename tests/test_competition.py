@@ -54,11 +54,13 @@ def literal(name: str) -> torch.Tensor:
             unlike = [k for k in range(7) if k != target and (alike is None or alike[target, k] < 0.5)]
             said = logits.tolist()
             best = sorted(unlike, key=lambda k: -said[k])[:4]
-            presence = {k: round(1024 * min(max(1 - (max(said) - said[k]) / 4, 0), 1)) / 1024 for k in best}
+            presence = {k: min(max(1 - (max(said) - said[k]) / 8, 0), 1) for k in best}
+            first = max(presence.values())
+            weight = {k: round(1024 * first * (p / first) ** 5) / 1024 if first else 0 for k, p in presence.items()}
             own = relevance(logits[target])
             competing = own
-            if sum(presence.values()) > 0:
-                together = sum(w * logits[k] for k, w in presence.items()) / max(1, sum(presence.values()))
+            if sum(weight.values()) > 0:
+                together = sum(w * logits[k] for k, w in weight.items()) / max(1, sum(weight.values()))
                 theirs = relevance(torch.as_tensor(together))
                 mass = sum(max(s, 0) for s in own), sum(max(s, 0) for s in theirs)
                 parts = [
@@ -208,16 +210,6 @@ def test_without_a_linear_classifier_all_classes_are_unlike_and_the_notes_say_so
     assert any("No linear classifier" in note for note in ex.notes())
 
 
-def test_with_competition_auto_is_libra():
-    family = FAMILIES["timm_vit"]
-    asked = {"target": TARGETS, "compete": True}
-    auto, libra = (
-        vitrail.explain(family.model(), family.images(2), gradient=mode, **asked) for mode in ("auto", "libra")
-    )
-    assert torch.equal(auto.scores, libra.scores)
-    assert auto.metadata["gradient"] == "libra"
-
-
 def test_nan_is_refused():
     one, two = drawn(2)
     with pytest.raises(NonFiniteError):
@@ -273,16 +265,17 @@ def test_a_file_with_rivals_of_no_class_is_refused(tmp_path: Path):
 
 
 @given(arrays(np.float32, (2, 6), elements=st.floats(-20, 20, width=32)), st.integers(0, 5))
-def test_presence_lies_between_none_and_whole(logits: np.ndarray, target: int):
+def test_weights_lie_between_nothing_and_the_first_rivals_presence(logits: np.ndarray, target: int):
     tensor = torch.from_numpy(logits)
-    classes, presence = find_rivals(tensor, torch.full((2, 1), target))
-    assert classes.shape == presence.shape == (2, 1, MOST_RIVALS)
-    assert bool(((presence >= 0) & (presence <= 1)).all())
+    classes, weights = find_rivals(tensor, torch.full((2, 1), target))
+    assert classes.shape == weights.shape == (2, 1, MOST_RIVALS)
+    assert bool(((weights >= 0) & (weights <= 1)).all())
     assert not bool((classes == target).any())
     for image in range(2):
-        for k, w in zip(classes[image, 0].tolist(), presence[image, 0].tolist(), strict=True):
-            assert w == pytest.approx(min(max(1 - (logits[image].max() - logits[image, k]) / 4, 0), 1), abs=1e-3)
-    assert bool((presence.diff(dim=2) <= 0).all())
+        present = [max(1 - float(logits[image].max() - logits[image, k]) / 8, 0) for k in classes[image, 0].tolist()]
+        for p, w in zip(present, weights[image, 0].tolist(), strict=True):
+            assert w == pytest.approx(present[0] * (p / present[0]) ** 5 if p else 0, abs=1e-3)
+    assert bool((weights.diff(dim=2) <= 0).all())
 
 
 @given(arrays(np.float64, (2, 3, 4), elements=st.floats(-5, 5, allow_subnormal=False)))

@@ -141,12 +141,17 @@ class TestTargets:
 
 
 class TestObjectives:
-    def test_eq_8_is_the_default_against_a_class(self, model, images):
+    def test_the_difference_is_the_default_against_a_class(self, model, images):
+        found = vitrail.explain(model, images, 1, against=2)
+        assert found.objective == "difference"
+        literal = vitrail.explain(model, images, objective=lambda z: z[:, 1] - z[:, 2])
+        torch.testing.assert_close(found.scores, literal.scores, rtol=1e-4, atol=1e-7)
+
+    def test_eq_8(self, images):
         # Logits shifted to be positive, so that no fallback is needed.
         module = FAMILIES["timm_vit"].build()
         module.head.bias.data += 10
-        found = vitrail.explain(module, images, 1, against=2)
-        assert found.objective == "normalized_difference"
+        found = vitrail.explain(module, images, 1, against=2, objective="normalized_difference")
         literal = vitrail.explain(module, images, objective=lambda z: (z[:, 1] - z[:, 2]) / z[:, 1])
         torch.testing.assert_close(found.scores, literal.scores, rtol=1e-4, atol=1e-7)
         assert found.metadata["image_notes"] == [[], [], []]
@@ -190,7 +195,7 @@ class TestObjectives:
         ],
     )
     def test_objectives_of_one_class(self, model, images, name, literal):
-        ours = vitrail.explain(model, images, 1, objective=name)
+        ours = vitrail.explain(model, images, 1, objective=name, compete=False)
         torch.testing.assert_close(
             ours.scores, vitrail.explain(model, images, 1, objective=literal).scores, rtol=1e-4, atol=1e-7
         )
@@ -327,7 +332,7 @@ class TestResult:
 
     def test_the_identity_of_a_mean_readout_is_left_out_unless_asked_for(self):
         family = FAMILIES["timm_vit_average"]
-        without = vitrail.explain(family.build(), family.images(1), 1).scores
+        without = vitrail.explain(family.build(), family.images(1), 1, compete=False).scores
         with_ = vitrail.explain(family.build(), family.images(1), 1, identity=True).scores
         torch.testing.assert_close(with_ - without, torch.full_like(without, 1 / 16))
 

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitrail.comparison import Compared, Comparison
+from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.explanation import Explanation, ExplanationFileError
 from vitrail.render import overlay
@@ -172,17 +173,14 @@ def test_a_note_of_several_images_is_said_once() -> None:
     assert ex[3].notes() == ["a"]
 
 
-def test_the_gradient_mode_is_said() -> None:
-    auto = {"gradient": "auto", "gradients": ["full", "libra"], "gradient_asked": "auto"}
-    ex = make(metadata=auto)
-    assert [ex.gradient_words(i) for i in range(2)] == [
-        f"{m} gradient, chosen automatically" for m in ("full", "libra")
-    ]
-    assert ex[1].gradient_mode() == "libra"
-    assert "libra gradient, chosen automatically" in repr(ex[1])
+def test_the_gradient_mode_and_the_competition_are_said() -> None:
     assert make(metadata={"gradient": "full"}).gradient_words() == "full gradient"
     assert make(metadata={"gradient": "full", "uses_gradient": False}).gradient_words() == ""
     assert make(metadata={}).gradient_mode() is None
+    ex = make(metadata={"gradient": "libra"})
+    rivals = Rivals(torch.tensor([[1]] * 2), torch.ones(2, 1), torch.zeros_like(ex.scores))
+    assert "class competition" not in repr(ex)
+    assert "libra gradient, class competition" in repr(replace(ex, rivals=rivals))
 
 
 # -- other forms -----------------------------------------------------------------------------------------------------

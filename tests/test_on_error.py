@@ -63,7 +63,7 @@ def test_a_class_held_against_itself_on_some_images(model):
     assert {one["error"] for one in ex.failures} == {"SameClassError"}
 
 
-@pytest.mark.parametrize("question", [{"guide": "auto"}, {"gradient": "auto"}, {"target": [[0, 1]] * 3}])
+@pytest.mark.parametrize("question", [{"guide": "auto"}, {"compete": True}, {"target": [[0, 1]] * 3}])
 def test_it_holds_for_every_kind_of_question(model, question):
     images = FAMILY.images(3)
     images[1] = torch.inf

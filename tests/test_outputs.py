@@ -68,6 +68,7 @@ OBJECTIVES = {
 }
 COMPARING = ("normalized_difference", "difference", "ratio")
 MEANINGLESS = ("normalized_difference", "ratio", "probability", "log_probability")  # for scores and embeddings
+EXCLUSIVE = ("softmax", "log_softmax")  # classes that rule each other out, and so compete
 READS = ("timm_vit", "timm_vit_average")
 
 
@@ -89,7 +90,7 @@ def test_every_objective_of_every_kind_is_its_formula(end: str, family: str):
     row = reference.readout(known.readout, known.prefix, known.grid[0] * known.grid[1], known.tokens)
     for name, formula in OBJECTIVES.items():
         against = second.tolist() if name in COMPARING else None
-        ask = {"target": first.tolist(), "against": against, "objective": name}
+        ask = {"target": first.tolist(), "against": against, "objective": name, "gradient": "full"}
         if shares is None and name in MEANINGLESS:
             with pytest.raises(OutputKindError, match=f"of the kind {end}, for which"):
                 vitrail.explain(model, images, **ask)
@@ -113,13 +114,11 @@ def test_a_model_without_its_last_step_has_the_same_maps(end: str):
     """What a softmax or sigmoids add is taken off again: in float32, where 99.9 % was printed as 0.3 %."""
     images = FAMILIES["timm_vit"].images(batch=3)
     plain, model = model_of("logits", dtype=torch.float32), model_of(end, dtype=torch.float32)
-    for ask in ({}, {"against": [0, 0, 1]}, {"gradient": "auto"}):
+    for ask in ({"compete": end in EXCLUSIVE}, {"against": [0, 0, 1]}, {"gradient": "full"}):
         expected = vitrail.explain(plain, images, [2, 3, 4], **ask)
         found = vitrail.explain(model, images, [2, 3, 4], **ask)
         torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4 * expected.scores.abs().max())
-        if ask.get("gradient") == "auto":
-            assert found.metadata["gradients"] == expected.metadata["gradients"]
-    if end in ("softmax", "log_softmax"):
+    if end in EXCLUSIVE:
         assert found.question() == expected.question()
 
 
@@ -329,12 +328,12 @@ class TestEverywhere:
         with pytest.raises(TargetError, match="none of which is a predicted class"):
             detail(model_of("scores"), images)
 
-    def test_classes_are_compared_by_their_difference_where_quotients_mean_nothing(self):
+    def test_classes_are_compared_by_their_difference(self):
         images = FAMILIES["timm_vit"].images(batch=1)
         for ask in (vitrail.explain, vitrail.compare):
             extra = {"methods": "complete"} if ask is vitrail.compare else {}
             assert ask(model_of("scores"), images, 0, against=1, **extra).objective == "difference"
-            assert ask(model_of("softmax"), images, 0, against=1, **extra).objective == "normalized_difference"
+            assert ask(model_of("softmax"), images, 0, against=1, **extra).objective == "difference"
 
     def test_a_comparison_says_sigmoids(self):
         images = FAMILIES["timm_vit"].images(batch=1)
@@ -342,12 +341,6 @@ class TestEverywhere:
         expected = 1 / (1 + math.exp(-float(found.logits[2])))
         assert found.record()["questions"][0]["target_probability"] == pytest.approx(expected, rel=1e-5)
         assert found.record()["output"] == "multilabel"
-
-    def test_the_automatic_gradient_of_scores_has_no_rival(self):
-        images = FAMILIES["timm_vit"].images(batch=1)
-        ex = vitrail.explain(model_of("scores"), images, 0, gradient="auto")
-        assert ex.metadata["gradients"] == ["libra"]
-        assert "scores, which no class stands against" in ex.notes()[0]
 
     def test_no_guide_for_scores(self):
         images = FAMILIES["timm_vit"].images(batch=1)

@@ -97,20 +97,19 @@ def test_the_model_is_left_alone_and_the_plan_cannot_be_changed() -> None:
         plan.batch = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.slow
-def test_the_rule_is_reckoned_with_all_rivals() -> None:
+def test_competition_is_planned_for() -> None:
     model = vitrail.wrap(timm.create_model("test_vit", num_classes=10, img_size=64).eval())
-    auto, full = (vitrail.plan(model, size=(64, 64), batch=2, gradient=mode) for mode in ("auto", "full"))
-    assert (auto.gradient, auto.at_most, full.at_most) == ("auto", True, False)
-    assert auto.first >= full.first
-    assert vitrail.plan(model, method="gae", size=(64, 64), batch=2, gradient="auto").gradient == "full"
+    own, full = (vitrail.plan(model, size=(64, 64), batch=2, gradient=mode) for mode in (None, "full"))
+    assert (own.gradient, own.competes) == ("libra", True)
+    assert (full.gradient, full.competes) == ("full", False)
+    assert vitrail.plan(model, method="gae", size=(64, 64), batch=2).gradient == "full"
 
 
 def test_an_image_that_cannot_fit_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "free_memory", lambda device: 2**20)
     model = tiny(160)
     with pytest.raises(NotEnoughMemoryError, match=r"one image of 160×160 pixels needs \d+ MiB .* and 1 MiB are free"):
-        vitrail.plan(model, size=(160, 160))
+        vitrail.plan(model, size=(160, 160), gradient="full")
     with pytest.raises(OptionError, match="targets=0 must be 1 or more"):
         vitrail.plan(model, size=(160, 160), targets=0)
     with pytest.raises(OptionError, match="its input size is not known: give size="):

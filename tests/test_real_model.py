@@ -37,9 +37,9 @@ def relative(ours: torch.Tensor, official: np.ndarray) -> float:
     [
         ("gae", {"method": "gae"}),
         ("gae.f64", {"method": "gae"}),
-        ("own_complete_eq5", {"method": "complete"}),
+        ("own_complete_eq5", {"method": "complete", "gradient": "full"}),
         ("own_absolute_eq6", {"method": "absolute"}),
-        ("own_centred_signed", {"method": "complete", "centred": True}),
+        ("own_centred_signed", {"method": "complete", "gradient": "full", "centred": True}),
     ],
 )
 def test_gradient_maps(vit_tiny, oracle, tensors, image, target, name, options):
@@ -63,7 +63,9 @@ def test_attention_maps(vit_tiny, oracle, tensors, image, name, options):
 
 @pytest.mark.parametrize(("image", "target", "against"), [("catdog", 243, 282), ("snail", 113, 112)])
 def test_eq_8(vit_tiny, oracle, tensors, image, target, against):
-    ours = vitrail.explain(vit_tiny, tensors(image), target, against=against)
+    ours = vitrail.explain(
+        vit_tiny, tensors(image), target, against=against, objective="normalized_difference", gradient="full"
+    )
     assert relative(ours.scores[0], oracle("own_eq8_loss")[f"{image}/{target}_vs_{against}"]) < 1e-4
 
 

@@ -67,7 +67,7 @@ ex.plot()
 # Similarities of any image and text lie close together, so the difference between two of them is the better question.
 
 # %%
-vitrail.explain(model, cat, texts[0], against=texts[1], objective="difference").plot()
+vitrail.explain(model, cat, texts[0], against=texts[1]).plot()
 
 # %% [markdown]
 # ## Methods made for CLIP

@@ -16,14 +16,15 @@ picture = render(scene, 96).image
 # `methods=` takes names and groups: `"all"`, `"fast"`, `"signed"`; `"complete:libra"` asks in a gradient mode.
 
 # %%
-methods = "rollout,absolute,gae,complete,complete:libra,attn_lrp"
+methods = "rollout,absolute,gae,complete:full,complete:libra,complete,attn_lrp"
 found = vitrail.compare(model, picture, ["murlo", "balloo"], methods=methods)
 found.plot()
 
 # %% [markdown]
 # Rollout knows no class: both rows are the same. `absolute` hardly tells the classes apart. `gae` finds the right
-# creature and is silent about the other. `complete` puts the other into blue; `libra` gives
-# up most of these signs, and gains where a creature is alone (below).
+# creature and is silent about the other. `complete` under the full gradient puts the other into blue, and does badly
+# where a creature is alone (below); `libra` the other way round. The default, `libra` with class competition, does
+# both.
 #
 # ## How alike are the maps of the two classes?
 
@@ -44,7 +45,7 @@ for method, maps in found.maps.items():
 from vitrail.evaluate import score
 
 chosen = ("single sign", "pair sign", "rival sign", "single rank")
-rows = score(model, ["gae", "complete"], gradients=("full", "libra"), count=12)
+rows = score(model, ["gae", "complete"], gradients=("full", "libra", "compete"), count=12)
 print(f"{'':22}" + "".join(f"{name:>22}" for name in chosen))
 for row in rows:
     print(f"{row.label:22}" + "".join(f"{row.measures[name]!s:>22}" for name in chosen))

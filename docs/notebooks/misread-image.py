@@ -13,7 +13,7 @@ model = vitrail.load("bestiary/label-errors")
 scene = sample_scene("single", seed=23, species="tavel")
 picture = render(scene, 96).image
 
-answer = vitrail.explain(model, picture, gradient="auto")
+answer = vitrail.explain(model, picture)
 for index in answer.logits[0].topk(3).indices.tolist():
     print(f"{model.class_name(index):8} {answer.probability(index):.1%}")
 
@@ -21,11 +21,10 @@ for index in answer.logits[0].topk(3).indices.tolist():
 # ## 1. What speaks for the wrong class?
 #
 # The two species are siblings: they differ in one part only. Where they agree the model has no reason to prefer either,
-# so ask for the true class *against* the one it took. The difference of the two logits, with LayerNorm's normaliser
-# held constant, is the clearest question about siblings.
+# so ask for the true class *against* the one it took: which patches make the difference of the two logits?
 
 # %%
-question = {"target": "tavel", "against": "borrin", "objective": "difference", "gradient": "libra"}
+question = {"target": "tavel", "against": "borrin"}
 misread = vitrail.explain(model, picture, **question)
 misread.plot()
 

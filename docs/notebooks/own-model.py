@@ -105,14 +105,13 @@ ex = vitrail.explain(model, picture, target=[["warm", "cold"]])
 ex.plot()
 
 # %% [markdown]
-# *Warm* is as it should be: its own disc red, the other blue. *Cold*, of which the model is sure, is blue on its own
-# disc. The note below the picture says why, and [how to read negative values](../negative-values.md) says more: where
-# nothing competes, LayerNorm takes back what all patches say alike. Against each other the classes have no such
-# trouble. LeGrad, which knows no sign, marks the other disc: a reason to lay methods side by side.
+# Each class has its own disc red and the other's blue; the line below a map names what was subtracted ([class
+# competition](../methods/complete.md#class-competition)). Other methods, asked for one class against the other: LeGrad,
+# which knows no sign, marks the wrong disc: a reason to lay methods side by side.
 
 # %%
 methods = "gae,complete,attn_lrp,legrad"
-vitrail.compare(model, picture, "warm", against="cold", methods=methods, objective="difference").plot()
+vitrail.compare(model, picture, "warm", against="cold", methods=methods).plot()
 
 # %% [markdown]
 # Your module is as it was: no hooks, no flags, no gradients left behind. For a name of its own on the command line see

@@ -12,6 +12,7 @@ from .attention.gradient_modes import check_gradient_mode
 from .comparison import Compared, Comparison
 from .errors import ImageError, OptionError
 from .explain import explain
+from .explanation import Explanation
 from .inputs import ImagesLike, as_items, prepare
 from .methods import MethodInfo, find_method
 from .methods.choosing import Chosen, choose_methods
@@ -22,7 +23,7 @@ from .models.vision_model import VisionModel
 from .objectives import Objective, default_objective, objective_name
 from .targets import Targets, Wanted, as_lists, pair_up, parse_targets, predicted
 
-__all__ = ["COMMON", "compare"]
+__all__ = ["COMMON", "compare", "passes_taken"]
 
 # Options of `explain` itself that a method can be given alone.
 COMMON = ("gradient", "compete", "start_layer", "centred")
@@ -38,7 +39,7 @@ def compare(
     methods: str | Sequence[str] = "all",
     options: Mapping[str, Mapping[str, Any]] | None = None,
     objective: Objective | None = None,
-    gradient: str = "full",
+    gradient: str | None = None,
     seed: int | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> Comparison:
@@ -51,13 +52,13 @@ def compare(
         model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped. It is left exactly as it was.
         image: one image, in any form that `vitrail.explain` takes.
         target: class name or index, or a list of them, each a row of the sheet; None for the predicted class.
-        against: the class to compare with, one, or one for each target; the objective is then Eq. 8 unless given.
+        against: the class to compare with, one, or one for each target; the objective is then their difference.
         methods: names of methods or groups: "all", "fast" (at most four passes), "signed", "unsigned", "class",
             "gradient", "patch", "pixel"; several as a list or separated by commas; "-name" takes one out;
             "complete:libra" asks a method in a gradient mode of its own.
         options: by method, options for it alone: its own, and gradient, compete, start_layer, centred.
         objective: as for `explain`.
-        gradient: "full", "leaf" or "libra", for the methods that use gradients.
+        gradient: "full", "leaf" or "libra", for the methods that use gradients; default: each method's own.
         seed: given to every method that takes a seed.
         progress: called with (label, methods done, methods) before each method and at the end.
 
@@ -78,7 +79,7 @@ def compare(
     """
     chosen = choose_methods(methods)
     given = _given(chosen, options or {})
-    check_gradient_mode(gradient)
+    check_gradient_mode(gradient or "full")
     objective_name(objective, against)
     if not isinstance(model, VisionModel):
         model = wrap(model)
@@ -104,8 +105,9 @@ def compare(
             own.setdefault("seed", seed)
         # With some options a method is another: one that then uses the gradient of a class, say.
         info = find_method(one.info.name, {key: value for key, value in own.items() if key not in COMMON})
-        if info.uses_gradient:
-            own = {"gradient": one.gradient or gradient} | own
+        mode = one.gradient or gradient
+        if info.uses_gradient and mode is not None:
+            own = {"gradient": mode} | own
         ask = (model, images, asked.index.tolist(), question if info.class_specific else {}, own)
         answers.append(_answer(one.label, info, *ask))
     report("", len(chosen), len(chosen))
@@ -175,9 +177,16 @@ def _answer(
         signed=info.signed,
         class_specific=info.class_specific,
         level=info.level,
-        passes=info.passes,
+        passes=passes_taken(info, explanation),
         seconds=time.perf_counter() - began,
-        options={name: value for name, value in own.items() if (name, value) != ("gradient", "full")},
+        options={name: value for name, value in own.items() if (name, value) != ("gradient", info.gradient)},
         explanation=explanation,
         error=error,
     )
+
+
+def passes_taken(info: MethodInfo, ex: Explanation | None) -> str:
+    """Says which passes a method took, "1F 2B": one more backward than it tells where rivals were subtracted."""
+    if ex is None or ex.rivals is None or not bool((ex.rivals.weights > 0).any()):
+        return info.passes
+    return info.passes.replace("1B", "2B") if "1B" in info.passes else f"{info.passes} 1B"

@@ -22,8 +22,9 @@ __all__ = ["Compared", "Comparison"]
 class Compared:
     """One method's answer: its explanation and the seconds that it took, or the error with which it failed.
 
-    `label` is the method's name, with the gradient mode where one was asked for ("complete:libra"); `passes`, `level`
-    and `signed` are those that `vitrail.list_methods` tells; `options` are those that were given to this method.
+    `label` is the method's name, with the gradient mode where one was asked for ("complete:libra"); `level` and
+    `signed` are those that `vitrail.list_methods` tells, and `passes` with a backward pass more where rivals were
+    subtracted; `options` are those that were given to this method.
     """
 
     label: str

@@ -1,11 +1,12 @@
 """Class competition: the target's map less what argues for other classes that are present elsewhere in the image.
 
-With the target's map S, and for the rivals k (the best classes unlike the target) their presence
+With the target's map S, and for its rivals k, the best classes unlike it, the most present first, the weights
 
-    w_k = clamp(1 − (max_j l_j − l_k) / τ, 0, 1)    (rounded to 1/1024)
+    p_k = clamp(1 − (max_j l_j − l_k) / τ, 0, 1),    w_k = p_1 · (p_k / p_1)⁵    (rounded to 1/1024)
 
-one more backward pass gives the map J of Σ_k w_k l_k / max(1, Σ_k w_k). A rival counts only as far as its evidence
-lies elsewhere, so that the competing map is
+one more backward pass gives the map J of Σ_k w_k l_k / max(1, Σ_k w_k). The power lets the most present rival stand
+out: one map of several rivals is faint on each. A rival counts only as far as its evidence lies elsewhere, so that the
+competing map is
 
     C = S − (1 − overlap(S⁺, J⁺)) · J,    overlap(a, b) = Σ_p min(a_p / Σa, b_p / Σb)    (p: the patches)
 """
@@ -22,15 +23,16 @@ __all__ = ["MOST_RIVALS", "REACH", "UNLIKE", "Rivals", "find_rivals", "joined", 
 
 UNLIKE = 0.5  # two classes whose classifier rows have a cosine of this or more are no rivals
 MOST_RIVALS = 4
-REACH = 4.0  # τ: a class whose logit lies this far below the largest is absent
+REACH = 8.0  # τ: a class whose logit lies this far below the largest is absent
+SHARPNESS = 5  # the power to which a rival's presence is taken, as a part of that of the most present
 STEPS = 1024  # to which presence is rounded: a batch of another size moves the last digits of the logits, and no map
 
 
 @dataclass(frozen=True, eq=False)
 class Rivals:
-    """Holds what competed with each target: classes, how far each is present, and the map that was subtracted.
+    """Holds what competed with each target: classes, how much each counts, and the map that was subtracted.
 
-    `classes` are indices, the most present first; a `weights` of 0 marks one that is absent and took no part. `scores`
+    `classes` are indices, the most present first; a `weights` of 0 marks one that took no part. `scores`
     is the map (1 − overlap) · J, so that the target's own map is the explanation's scores plus these.
     """
 
@@ -63,17 +65,17 @@ def find_rivals(
     target: Int[Tensor, "images targets"],
     rows: Float[Tensor, "classes width"] | None = None,
 ) -> tuple[Int[Tensor, "images targets rivals"], Float[Tensor, "images targets rivals"]]:
-    """Returns the best `MOST_RIVALS` classes unlike each target, and the presence w_k of each, from 0 to 1.
+    """Returns the best `MOST_RIVALS` classes unlike each target, and the weight w_k of each, from 0 to 1.
 
     `rows` are the classifier's directions (`models.class_likeness.class_rows`); without them all classes are unlike.
-    Where fewer classes are unlike the target, the rest have presence 0.
+    Where fewer classes are unlike the target, the rest have weight 0.
 
     Example:
         >>> logits = torch.tensor([[7.0, 5.0, 6.0]])
         >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # the first and the last class are alike
-        >>> classes, presence = find_rivals(logits, torch.tensor([[0]]), rows)
-        >>> classes[0, 0, 0].item(), presence[0, 0].tolist()
-        (1, [0.5, 0.0, 0.0])
+        >>> classes, weights = find_rivals(logits, torch.tensor([[0]]), rows)
+        >>> classes[0, 0, 0].item(), weights[0, 0].tolist()
+        (1, [0.75, 0.0, 0.0])
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     target = target.to(logits.device)
@@ -85,7 +87,9 @@ def find_rivals(
     others = wide[:, None].expand_as(alike).masked_fill(alike, -torch.inf)
     best, classes = others.topk(min(MOST_RIVALS, logits.shape[1]), dim=2)
     presence = (1 - (wide.amax(dim=1)[:, None, None] - best) / REACH).clamp(0, 1)
-    return classes, (presence * STEPS).round() / STEPS
+    first = presence[..., :1]
+    weights = torch.where(first > 0, first * (presence / first) ** SHARPNESS, 0)
+    return classes, (weights * STEPS).round() / STEPS
 
 
 def rival_logit(

@@ -36,7 +36,6 @@ from .models.vision_model import VisionModel
 from .objectives import OBJECTIVES, Objective, check_objective, default_objective, objective_name
 from .on_error import OnError, check_on_error, failure_records, skipping
 from .outputs import Output
-from .silence import advice
 from .targets import (
     Targets,
     Wanted,
@@ -65,8 +64,8 @@ def explain(
     against: Wanted = None,
     method: str = "complete",
     objective: Objective | None = None,
-    gradient: GradientMode | str = "full",
-    compete: bool = False,
+    gradient: GradientMode | str | None = None,
+    compete: bool | None = None,
     centred: bool = False,
     start_layer: int | None = None,
     readout: Readout | None = None,
@@ -84,16 +83,18 @@ def explain(
         target: class name, WordNet id or index; a list (one per image); a nested list (several per image, one forward
             pass); None for the predicted class. Arrays, tensors, Series and one-hot rows are read as lists. A function
             from one image's output (the model's own numbers) to a scalar, or a list of them, is asked about as it is.
-        against: the class to compare with, in the same forms; the objective is then Eq. 8 unless `objective` is given.
+        against: the class to compare with, in the same forms; the objective is then the difference of logits.
         method: a name from `vitrail.list_methods()`.
         objective: a name from `vitrail.list_objectives()`, or a callable from the model's output (batch, classes) to
             one number per image, which decides alone what is explained (`target` then only names it). Default: the
-            target's logit, with `against` Eq. 8 (for scores and embeddings: the difference).
-        gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too); "auto"
-            is full where a class unlike the target stands against it, else libra, which the notes tell.
+            target's logit, with `against` "difference"; "normalized_difference" is Eq. 8 of Cui, Fan, Chen.
+        gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too).
+            Default: libra for `complete`; for other methods, and beside a guide, full. `gradient="full"` is the map of
+            Cui, Fan, Chen.
         compete: subtract what argues for other classes that are present elsewhere in the image (see
-            `vitrail.competition`); the target's own map less `rivals.scores` of the result. One more backward pass
-            where any rival is present. Of one class's logit only.
+            `vitrail.competition`): the class's own map less `rivals.scores` of the result. One more backward pass where
+            any rival is present; of one class's logit only. Default: True for `complete` where neither `gradient` nor
+            another objective nor a guide is given.
         centred: take out of ∇A its mean under A in each row.
         start_layer: first block that takes part, counted from 0, negative from the end; default: the method's own.
         readout: the token whose row is read ("class", "mean", "all", an index, a patch (row, column), or weights);
@@ -125,7 +126,6 @@ def explain(
         torch.Size([2, 10, 10])
     """
     # Guidance steers the question that is asked here; other parts of it ask by this function themselves.
-    from .guidance.dominance import WARNING, dominates, explain_by_rule, misleads
     from .guidance.guide import as_guide
     from .guidance.guided import explain_guided
 
@@ -143,29 +143,21 @@ def explain(
     if not info.class_specific and (against is not None or objective is not None):
         raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
     objective_label = objective_name(objective or info.default_objective(against is not None), against)
-    if compete and gradient == "auto":
-        gradient = "libra"  # rivals are subtracted: there is nothing left for the rule to decide
-    by_rule = gradient == "auto" and guide is None and misleads(info.name, objective_label)
-    mode = check_gradient_mode("full" if gradient == "auto" else gradient)
+    usual = gradient is None and guide is None
+    mode = check_gradient_mode(gradient if gradient is not None else info.gradient if usual else "full")
     _check_options(info, mode, centred, start_layer, batch_size)
     if compete:
         _check_competition(info, objective_label, guide, options)
+    asked_to_compete = compete
+    if compete is None:
+        compete = usual and info.competes and objective_label == "logit" and not options.get("identity")
     refuse_training(model.module)
-    if guide is not None or by_rule:
-        question = {"against": against, "method": method, "objective": objective, "centred": centred}
-        question |= {
-            "compete": compete,
-            "start_layer": start_layer,
-            "readout": readout,
-            "batch_size": batch_size,
-            "progress": progress,
-            **options,
-        }
-        ask = partial(explain, **question)
-        if by_rule:
-            return explain_by_rule(ask, model, images, target)
+    if guide is not None:
+        question = {"against": against, "method": method, "objective": objective, "gradient": mode, "centred": centred}
+        question |= {"start_layer": start_layer, "readout": readout, "batch_size": batch_size, "compete": False}
         _check_guide(info, readout)
-        return explain_guided(partial(ask, gradient=mode), model, images, target, as_guide(guide), batch_size, progress)
+        ask = partial(explain, **question, progress=progress, **options)
+        return explain_guided(ask, model, images, target, as_guide(guide), batch_size, progress)
     inputs = prepare(model, images, noted=True)
     count = len(inputs.batch)
     layout = _layout(model, inputs.batch, info, options)
@@ -187,10 +179,10 @@ def explain(
         objective_label = "function"  # of the images that name a class, its logit
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     first = info.first_layer(layout.layers) if start_layer is None else start_layer
-    if compete and wanted is not None and wanted.functions is not None:
+    if asked_to_compete and wanted is not None and wanted.functions is not None:
         raise OptionError("compete=True holds a class against its rivals, and target= is a function: leave one out")
     kind = (info.name, repr(sorted(options.items())), mode, compete, first, wanted.index.shape[1] if wanted else 1)
-    competes = compete and output.link == "softmax" and layout.classes > 1
+    competes = compete and objective_label == "logit" and output.link == "softmax" and layout.classes > 1
     rows = class_rows(model, layout.classes) if competes else None
     sizing = Sizing(
         model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, partial(kept_bytes, model, inputs.batch[:1])
@@ -235,11 +227,7 @@ def explain(
     nested = targets.nested
     fallback = torch.cat(replaced).cpu()
     rivals = joined([one for one in subtracted if one is not None], nested=nested)
-    doubtful = torch.zeros(count, dtype=torch.bool)
-    if mode == "full" and misleads(info.name, objective_label) and output.link is not None:
-        with advice():
-            doubtful = dominates(all_logits, targets.index, class_rows(model, layout.classes)).any(dim=1)
-    told = [NO_COMPETITION] if compete and not competes else [NO_ROWS] if competes and rows is None else []
+    told = [NO_COMPETITION] if asked_to_compete and not competes else [NO_ROWS] if competes and rows is None else []
     metadata = {
         "model": model.name,
         **model.metadata,
@@ -256,10 +244,8 @@ def explain(
         "class_specific": info.class_specific,
         **output.record(),
         "image_notes": [
-            [*read, *([WARNING] if warn else []), *told, *_notes(row, objective_label), *layout.notes, *grown]
-            for read, row, warn, grown in zip(
-                inputs.notes, fallback, doubtful.tolist(), _growth(info, all_scores, all_logits), strict=True
-            )
+            [*read, *told, *_notes(row, objective_label), *layout.notes, *grown]
+            for read, row, grown in zip(inputs.notes, fallback, _growth(info, all_scores, all_logits), strict=True)
         ],
         "difference_instead": fallback.tolist(),
     }

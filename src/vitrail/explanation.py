@@ -33,7 +33,7 @@ HEADER = "vitrail"
 VERSION = 3  # of rivals; with guides it is 2, else 1, which older readers know
 
 # Metadata that are lists with one entry for each image, and are cut with the images.
-PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "gradients", "positions", "functions")
+PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "positions", "functions")
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 PICTURES = ("png", "jpg", "jpeg", "pdf", "svg")  # endings of a figure's file
@@ -61,7 +61,7 @@ class Explanation:
     entry `stitch` says where the original's patches are. `scores` is then the mean of these maps on those patches,
     while `logits` are those of the originals alone.
 
-    `rivals` is what competed with the target (`compete=True`): the classes, how far each is present, and the map that
+    `rivals` is what competed with the target (`compete=True`): the classes, how much each counts, and the map that
     was subtracted, of the shape of `scores`; None where nothing did.
 
     Raises `ValueError` when the shapes of the tensors disagree.
@@ -201,7 +201,7 @@ class Explanation:
         return self.rivals is not None
 
     def competitors(self, image: int = 0, target: int = 0) -> list[tuple[str, float]]:
-        """The classes that competed with the target, the most present first: a short name, and the presence in (0, 1].
+        """The classes that competed with the target, the most present first: a short name, and its weight in (0, 1].
 
         Empty where none did, for want of a rival or because nobody asked for competition.
         """
@@ -211,10 +211,14 @@ class Explanation:
         return [(self.class_name(c), w) for c, w in zip(classes.tolist(), weights.tolist(), strict=True) if w > 0]
 
     def competition_words(self, image: int = 0, target: int = 0) -> str:
-        """What was subtracted, in words: "less what argues for African elephant, tusker"; "" without competition."""
+        """What was subtracted, in words: "less what argues for African elephant, tusker"; "" without competition.
+
+        Classes that count for less than a tenth of the first are not named.
+        """
         if not self.competes:
             return ""
-        named = ", ".join(name for name, _ in self.competitors(image, target))
+        found = self.competitors(image, target)
+        named = ", ".join(name for name, weight in found if weight >= found[0][1] / 10)
         return f"less what argues for {named}" if named else "no rival class is present"
 
     def notes(self) -> list[str]:
@@ -239,17 +243,14 @@ class Explanation:
         sources: Sequence[str | None] = self.metadata.get("sources") or ()
         return sources[image] if image < len(sources) else None
 
-    def gradient_mode(self, image: int = 0) -> str | None:
+    def gradient_mode(self) -> str | None:
         """How the gradient was taken, "full", "leaf" or "libra"; None where the method uses none."""
-        modes: Sequence[str] = self.metadata.get("gradients") or ()
-        mode = modes[image] if image < len(modes) else self.metadata.get("gradient")
-        return mode if self.metadata.get("uses_gradient", True) else None
+        return self.metadata.get("gradient") if self.metadata.get("uses_gradient", True) else None
 
-    def gradient_words(self, image: int = 0) -> str:
-        """The gradient mode in words, "libra gradient, chosen automatically"; empty where there is none."""
-        mode = self.gradient_mode(image)
-        chosen = ", chosen automatically" if self.metadata.get("gradient_asked") == "auto" else ""
-        return f"{mode} gradient{chosen}" if mode else ""
+    def gradient_words(self) -> str:
+        """The gradient mode in words, "libra gradient"; empty where there is none."""
+        mode = self.gradient_mode()
+        return f"{mode} gradient" if mode else ""
 
     # -- the map -----------------------------------------------------------------------------------------------------
 

@@ -114,14 +114,14 @@ def list_objectives() -> list[str]:
 
 
 def objective_name(objective: Objective | None, against: object) -> str:
-    """The name of an objective as a result records it; None is `logit`, or Eq. 8 when there is a class to compare with.
+    """The name of an objective as a result records it; None is `logit`, or `difference` of two classes.
 
     Raises:
         UnknownObjectiveError: for a name that is not registered.
         ObjectiveError: for a comparison without `against`, or `against` without a comparison.
     """
     if objective is None:
-        return "logit" if against is None else "normalized_difference"
+        return "logit" if against is None else "difference"
     if callable(objective):
         if against is not None:
             raise ObjectiveError("against= means nothing to an objective that is a function: compare the classes in it")
@@ -139,17 +139,16 @@ def objective_name(objective: Objective | None, against: object) -> str:
 
 
 def default_objective(compares: bool, output: Output, own: str | None = None) -> str:
-    """The objective where none is named: a method's `own`, else the logit, or Eq. 8 where two classes are compared.
+    """The objective where none is named: a method's `own`, else the logit, or the difference of two that are compared.
 
-    Scores and embeddings have neither probabilities nor quotients: for them it is the number, or the difference.
+    Scores and embeddings have neither probabilities nor quotients: for them no method's own is taken.
 
     Example:
-        >>> default_objective(True, LOGITS), default_objective(True, Output("scores", link=None))
-        ('normalized_difference', 'difference')
+        >>> default_objective(False, LOGITS, "probability"), default_objective(True, Output("scores", link=None))
+        ('probability', 'difference')
     """
-    if output.link is None:
-        return "difference" if compares else "logit"
-    return own or ("normalized_difference" if compares else "logit")
+    common = "difference" if compares else "logit"
+    return common if output.link is None else own or common
 
 
 def check_objective(info: ObjectiveInfo, output: Output) -> None:

@@ -16,7 +16,6 @@ from .attention.stream import RelevanceRow
 from .attention.tap import Tap
 from .errors import NonFiniteError, NoSignalError, NotEnoughMemoryError, OptionError
 from .explain import explain
-from .guidance.dominance import RIVALS, misleads
 from .inputs import ImagesLike, prepare
 from .memory import Allocations, fitting, free_memory, most_images, saved_bytes, usable
 from .methods import MethodInfo, find_method
@@ -41,7 +40,7 @@ class Plan:
     `first` is what one image takes beyond the weights, `each` what every further image of the same pass adds, `weights`
     the model itself, `free` what the device could still give when it was asked: all in bytes of tensors (on a CPU the
     process grows by 1.6 to 1.8 times as much, for the gaps between them; `batch` leaves room). `seconds` is one pass.
-    `size` is the input's height and width. `at_most`: many images will cost less, as with gradient="auto".
+    `size` is the input's height and width. `competes`: rivals are subtracted; an image without any costs less.
     """
 
     model: str
@@ -57,7 +56,7 @@ class Plan:
     weights: int
     free: int
     seconds: float
-    at_most: bool = False
+    competes: bool = False
 
     @property
     def peak(self) -> int:
@@ -82,7 +81,7 @@ def plan(
     model: VisionModel | nn.Module,
     *,
     method: str = "complete",
-    gradient: str = "full",
+    gradient: str | None = None,
     targets: int = 1,
     batch: int | None = None,
     size: tuple[int, int] | None = None,
@@ -100,7 +99,7 @@ def plan(
     Args:
         model: as for `explain`; it is left as it was.
         method: a name from `vitrail.list_methods()`.
-        gradient: as for `explain`; "auto" is reckoned for an image with as many rivals as there can be.
+        gradient: as for `explain`; competition is reckoned for images in which a rival is present.
         targets: classes asked about in each image.
         batch: images per pass; None for as many as the free memory holds.
         size: the input's (height, width) in pixels; default: what the model's preprocessing makes.
@@ -125,24 +124,19 @@ def plan(
         if number is not None and number < 1:
             raise OptionError(f"{name}={number} must be 1 or more")
     info = find_method(method, {name: value for name, value in options.items() if name not in COMMON})
-    by_rule = gradient == "auto" and misleads(info.name, options.get("objective") or "logit")
-    modes = ("libra", "full") if by_rule else (check_gradient_mode("full" if gradient == "auto" else gradient),)
+    check_gradient_mode(gradient or "full")
     refuse_training(model.module)
     some = _examples(model, images, size)
     free = free_memory(model.device)
     if info.uses_gradient:
-        _refuse_too_large(model, some[:1], free, info, modes[0])
-    classes = layout_of(model, some).classes
-    asked = []
-    for mode in modes:
-        # The rule asks about the rivals of every target beside it, and of those there may be as many.
-        count = min(classes, targets * (1 + RIVALS) if by_rule and mode == "full" else targets)
-        asked.append(_Asked(model, list(range(count)), {"method": method, "gradient": mode, **options}))
+        _refuse_too_large(model, some[:1], free, info, check_gradient_mode(gradient or info.gradient))
+    count = min(targets, layout_of(model, some).classes)
+    question = {"method": method, "gradient": gradient, **options}
+    asked = _Asked(model, list(range(count)), question, gradient or info.gradient)
     peaks: dict[int, int] = {}
     count, seconds = 1, 0.0
     while count <= LARGEST and (count <= 2 or seconds < LONGEST / 2):
-        seen = [one.watch(_rows(some, count)) for one in asked]
-        peaks[count], seconds = max(peak for peak, _ in seen), sum(taken for _, taken in seen)
+        peaks[count], seconds = asked.watch(_rows(some, count))
         count *= 2
     first, last = peaks[1], max(peaks)
     # The peak is that of the greediest of several stages, so it may bend upward: the steepest slope to the last counts.
@@ -153,12 +147,13 @@ def plan(
     timed = last
     if seconds < LONGEST:
         timed = max(1, min(batch, fits, TIMED, round(LONGEST * last / seconds)))
-        seconds = sum(one.seconds(_rows(some, timed)) for one in asked)
+        seconds = asked.seconds(_rows(some, timed))
     constant = (*model.module.parameters(), *model.module.buffers())
     return Plan(
         model=model.name,
         method=info.name,
-        gradient="auto" if by_rule else modes[0],
+        gradient=asked.mode,
+        competes=asked.competes,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         size=(some.shape[-2], some.shape[-1]),
@@ -169,7 +164,6 @@ def plan(
         weights=sum(tensor.numel() * tensor.element_size() for tensor in constant),
         free=free,
         seconds=seconds * batch / timed,
-        at_most=by_rule,
     )
 
 
@@ -177,13 +171,15 @@ class _EnoughError(Exception):
     """A method that reports its progress has been watched for long enough."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Asked:
-    """One question of `explain`, with its targets per image."""
+    """One question of `explain`, with its targets per image; `mode` and `competes` are as in its last answer."""
 
     model: VisionModel
     targets: list[int]
     question: dict[str, Any]
+    mode: str
+    competes: bool = False
 
     def watch(self, images: Float[Tensor, "images channels height width"]) -> tuple[int, float]:
         """The bytes of the tensors that lived at once, and how long it took while they were counted."""
@@ -211,7 +207,8 @@ class _Asked:
         target = [self.targets] * len(images) if len(self.targets) > 1 else self.targets[0]
         # Noise may hold nothing that speaks for the class; by then the work has been done.
         with suppress(_EnoughError, NoSignalError, NonFiniteError):
-            explain(self.model, images, target, batch_size=len(images), progress=report, **self.question)
+            ex = explain(self.model, images, target, batch_size=len(images), progress=report, **self.question)
+            self.mode, self.competes = ex.gradient_mode() or "full", ex.rivals is not None
         return share
 
 

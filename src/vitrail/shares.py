@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention.head_shares import HeadShareListener
+from .competition import overlap
 from .errors import ImageError, LayoutError, TargetError
 from .explain import explain
 from .explanation import Explanation
@@ -14,11 +15,15 @@ from .inputs import ImageLike, prepare
 from .methods.gmar import head_weights
 from .methods.run import Run
 from .models import wrap
+from .models.class_likeness import class_rows
 from .models.layout import layout_of
 from .models.vision_model import VisionModel
 from .targets import Targets, Wanted
 
 __all__ = ["HeadShares", "head_shares"]
+
+# By layer: what each head adds to the row, and the norm of its gradient.
+Shares = dict[int, tuple[Float[Tensor, "images heads keys"], Float[Tensor, "images heads"]]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,7 +39,10 @@ class HeadShares:
     explanation: Explanation
 
     def growth(self) -> Float[Tensor, "layers rows cols"]:
-        """Entry l is the map that `start_layer=l` gives: the layers from l to the last together."""
+        """Entry l is the map of the layers from l to the last, as `start_layer=l` gives it without competition.
+
+        Where classes compete, every entry takes the whole map's factor for overlap.
+        """
         return self.scores.sum(dim=1).flip(0).cumsum(dim=0).flip(0)
 
 
@@ -45,19 +53,22 @@ def head_shares(
     target: Wanted = None,
     *,
     against: Wanted = None,
-    gradient: str = "full",
+    gradient: str | None = None,
+    compete: bool | None = None,
 ) -> HeadShares:
     """Take the map of method `complete` apart into heads and layers, in one more pass.
 
     At layer l the relevance row takes r ← r + (1/H) Σ_h r · (∇A_h ⊙ A_h) (Cui, Fan, Chen, Eq. 5); here each summand is
-    kept, with the norm ‖∇A_h‖₁ by which GMAR (Jo, Jang, Park 2025) weighs the head.
+    kept, with the norm ‖∇A_h‖₁ by which GMAR (Jo, Jang, Park 2025) weighs the head. Where classes compete, what a head
+    adds to the rivals' map is taken from what it adds to the class's own; the norms are those of the class's own.
 
     Args:
         model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped.
         image: one image, in any form that `vitrail.explain` takes.
         target: class name or index; None for the predicted class.
-        against: the class to compare with, under Eq. 8.
-        gradient: as for `vitrail.explain`, "auto" among them.
+        against: the class to compare with, by the difference of logits.
+        gradient: as for `vitrail.explain`.
+        compete: as for `vitrail.explain`.
 
     Raises:
         ImageError: for several images.
@@ -76,11 +87,10 @@ def head_shares(
     inputs = prepare(model, image)
     if len(inputs.batch) != 1:
         raise ImageError(f"one map is taken apart at a time, and {len(inputs.batch)} images are given")
-    whole = explain(model, inputs.batch, target, against=against, gradient=gradient)
+    whole = explain(model, inputs.batch, target, against=against, gradient=gradient, compete=compete)
     if bool((whole.target < 0).any()):
         raise TargetError("target= is a function, and heads are told apart for a class: give a name or an index")
     layout = layout_of(model, inputs.batch)
-    modes = whole.metadata.get("gradients") or [whole.metadata["gradient"]]
     run = Run(
         model=model,
         images=inputs.batch,
@@ -89,10 +99,12 @@ def head_shares(
         against=None if whole.against is None else Targets(whole.against[:, None], nested=False),
         objective=whole.objective,
         readout=layout.readout,
-        gradient=modes[0],
+        gradient=whole.metadata["gradient"],
         output=model.kind_for(inputs.batch),
+        competes=whole.rivals is not None,
+        class_rows=None if whole.rivals is None else class_rows(model, layout.classes),
     )
-    (found,) = run.differentiate(HeadShareListener())
+    found, *competing = run.differentiate(HeadShareListener())
     sizes = sorted({shares.shape[-1] for shares, _ in found.values()})
     heads = sorted({shares.shape[1] for shares, _ in found.values()})
     if len(sizes) > 1 or len(heads) > 1:
@@ -101,8 +113,15 @@ def head_shares(
             "shares form no one table; take another model, or one layer at a time"
         )
     layers = range(layout.layers)
+
+    def by_head(shares: Shares) -> Float[Tensor, "layers heads rows cols"]:
+        return torch.stack([layout.as_grid(shares[layer][0][0]) for layer in layers]).cpu()
+
+    scores = by_head(found)
+    for theirs in map(by_head, competing):
+        scores = scores - (1 - overlap(scores.sum(dim=(0, 1)), theirs.sum(dim=(0, 1)))) * theirs
     return HeadShares(
-        scores=torch.stack([layout.as_grid(found[layer][0][0]) for layer in layers]).cpu(),
+        scores=scores,
         weights=torch.stack([head_weights(found[layer][1], layer)[0] for layer in layers]).cpu(),
         explanation=whole,
     )

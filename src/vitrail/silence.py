@@ -1,12 +1,11 @@
-"""Warnings of other libraries silenced for a moment, and advice that may fail without a word."""
+"""Warnings of other libraries silenced for a moment."""
 
-import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["advice", "silenced"]
+__all__ = ["silenced"]
 
 # Python keeps one list of filters for the whole process: two threads that each put it back would lose one another's.
 _ONE_THREAD = threading.RLock()
@@ -26,20 +25,3 @@ def silenced(category: type[Warning] = Warning, *, message: str = "", module: st
     with _ONE_THREAD, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=message, category=category, module=module)
         yield
-
-
-@contextmanager
-def advice() -> Iterator[None]:
-    """Within the block a note is worked out: no failure there fails the result that the note is about.
-
-    Example:
-        >>> note = ""
-        >>> with advice():
-        ...     note = str(1 / 0)
-        >>> note
-        ''
-    """
-    try:
-        yield
-    except Exception:
-        logging.getLogger("vitrail").debug("a note could not be worked out", exc_info=True)

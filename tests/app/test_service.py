@@ -49,7 +49,7 @@ def test_clicking_a_second_class_compares_and_never_replaces(service):
     assert (two.question.target, two.question.against) == (murlo, tavel)
     assert "against tavel" in two.views["map"]
     assert "vt-is-against" in two.classes
-    assert "normalized difference" in two.views["map"]
+    assert "complete · difference · libra gradient" in two.views["map"]
     swapped = service.choose("ada", two.question.query(), None)
     assert (swapped.question.target, swapped.question.against) == (tavel, murlo)
     one = service.choose("ada", swapped.question.query(), tavel)
@@ -57,12 +57,14 @@ def test_clicking_a_second_class_compares_and_never_replaces(service):
     assert "against" not in one.views["map"].partition("<figcaption><b")[2].partition("</figcaption>")[0]
 
 
-def test_the_caption_says_the_gradient_and_that_it_was_chosen(service):
-    shown = service.arrive("ada", "example=single")
-    assert "libra gradient, chosen automatically" in shown.views["map"]
+def test_the_caption_says_the_gradient_and_what_competes(service):
+    shown = service.arrive("ada", "example=pair")
+    assert "libra gradient, class competition" in shown.views["map"]
+    assert "less what argues for tavel" in shown.views["map"]
     asked = service.change("ada", shown.question.query(), {"gradient": "leaf"})
     assert "leaf gradient" in asked.views["map"]
-    assert "chosen automatically" not in asked.views["map"]
+    assert "competition" not in asked.views["map"]
+    assert "less what argues" not in asked.views["map"]
     full = service.change("ada", shown.question.query(), {"gradient": "full"})
     assert "full gradient" in full.views["map"]
     assert " gradient" not in service.change("ada", shown.question.query(), {"method": "rollout"}).views["map"]
@@ -187,7 +189,7 @@ def test_a_patch_says_its_score_and_what_its_token_attends_to(service):
     from vitrail.render.lettering import number
 
     shown = service.arrive("ada", "example=pair&target=8&gradient=full&row=8&col=7")
-    ex = vitrail.explain(load("bestiary"), example_picture("pair").open(), 8)
+    ex = vitrail.explain(load("bestiary"), example_picture("pair").open(), 8, gradient="full")
     assert number(float(ex.scores[0, 8, 7]), sign=True) in shown.views["map"]
     assert "row 9, column 8 attends to" in shown.views["map"]
     other = service.change("ada", shown.question.query(), {"row": 99, "col": 99})

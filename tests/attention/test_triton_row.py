@@ -167,7 +167,7 @@ def test_the_same_inputs_give_the_same_bytes(process):
         ("gae", 3 * 2, {}),
         pytest.param("absolute", 3 * 2, {"centred": True}, marks=pytest.mark.slow),
         pytest.param("complete", 3 * 2, {"gradient": "libra"}, marks=pytest.mark.slow),
-        ("complete", 2 * 2, {"start_layer": 1}),
+        ("complete", 2 * 2, {"gradient": "full", "start_layer": 1}),
         ("gmar_l2", 3 * 4, {}),  # head norms, and the row through each layer's attention
         ("rollout", 3, {}),
     ],

@@ -110,7 +110,7 @@ def test_memory_that_runs_out_loses_nothing(
     assert "warning: memory ran out" in result.stderr
     assert "2 images at a time from here on" in result.stderr or "1 image at a time" in result.stderr
     found = [Explanation.load(path) for path in sorted((tmp_path / "out").iterdir())]
-    expected = vitrail.explain(whole, sorted(photos.iterdir()), "zebra")
+    expected = vitrail.explain(whole, sorted(photos.iterdir()), "zebra", gradient="full")
     assert [ex.metadata["sources"] for ex in found] == [[name] for name in expected.metadata["sources"]]
     torch.testing.assert_close(torch.cat([ex.scores for ex in found]), expected.scores, rtol=1e-4, atol=1e-6)
 
@@ -144,7 +144,7 @@ def test_side_by_side_images_have_the_maps_that_each_has_alone(
     assert seeded.exit_code == 0
     assert set(threads) == {threading.get_ident()}
     for photo in sorted(photos.iterdir()):
-        expected = vitrail.explain(model, photo, "zebra").scores
+        expected = vitrail.explain(model, photo, "zebra", gradient="full").scores
         for folder in ("out", "seeded"):
             found = Explanation.load(tmp_path / folder / f"{photo.stem}.zebra.safetensors").scores
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
@@ -188,7 +188,7 @@ def test_the_plan_explains_nothing(run: Run, tmp_path: Path, two_threads: None) 
     assert (result.exit_code, result.stderr) == (0, "")
     rows = dict(line.split("\t") for line in result.stdout.splitlines())
     assert rows["images per pass"] == "3 (auto)"
-    assert rows["question"] == "complete, auto gradient, 1 target an image"
+    assert rows["question"] == "complete, libra gradient, class competition, 1 target an image"
     assert rows["peak memory"].endswith("for each more")
     assert " s an image with drawing and writing, " in rows["time"]
     assert not (tmp_path / "out").exists()

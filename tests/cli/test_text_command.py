@@ -56,7 +56,7 @@ def test_json_holds_question_and_numbers(run: Run):
     result = run(*texts.TEXTS[:2], *words)
     assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
-    assert document["objective"] == "normalized_difference"
+    assert document["objective"] == "difference"
     assert [(row["text"], row["target"], row["against"]) for row in document["results"]] == [
         (text, target, "negative") for text in texts.TEXTS[:2] for target in ("positive", "neither")
     ]

@@ -53,7 +53,7 @@ def test_gradients_draws_each_image_and_correlates_the_classes(model, photos, tm
     for path, one in zip(photos, results, strict=True):
         assert Path(one["file"]).stat().st_size > 10_000
         for method, found in one["correlation"].items():
-            maps = vitrail.explain(model, path, [[3, 4]], method=method).scores[0].flatten(1)
+            maps = vitrail.explain(model, path, [[3, 4]], method=method, gradient="full").scores[0].flatten(1)
             assert found == [pytest.approx(np.corrcoef(maps.double().numpy())[0, 1], abs=1e-5)]
     assert list(results[0]["correlation"]) == ["gae", "complete", "absolute"]
 
@@ -119,7 +119,7 @@ def test_stitched_counts_signs_in_both_halves(model, photos, tmp_path):
 def test_guide_puts_both_maps_side_by_side(model, photos, tmp_path):
     Image.new("RGB", (64, 64), (200, 30, 90)).save(tmp_path / "guide.png")
     (result,) = ask("guide", model, photos[:1], tmp_path / "out", targets=(3,), guide=tmp_path / "guide.png")
-    alone = vitrail.explain(model, photos[0], 3)
+    alone = vitrail.explain(model, photos[0], 3, gradient="full")
     assert result["share above zero"]["alone"] == pytest.approx(float((alone.map() > 0).float().mean()))
     assert Path(result["file"]).name == "guide.a.png"
 

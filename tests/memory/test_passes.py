@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.guidance.dominance import logits_of
+from vitrail.guidance.guided import logits_of
 from vitrail.memory import in_passes, ran_out
 from vitrail.models import VisionModel
 
@@ -102,11 +102,11 @@ def test_what_ran_out_once_is_not_tried_again() -> None:
     assert module.passes == [3, 3, 1]
 
 
-def test_the_auto_gradient_goes_on_too() -> None:
-    found = vitrail.explain(small(), IMAGES, gradient="auto")
-    expected = vitrail.explain(small(), IMAGES, gradient="auto", batch_size=2)
+def test_class_competition_goes_on_too() -> None:
+    found = vitrail.explain(small(), IMAGES)
+    expected = vitrail.explain(small(), IMAGES, batch_size=2)
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-7)
-    assert found.metadata["gradients"] == expected.metadata["gradients"]
+    assert torch.equal(found.rivals.classes, expected.rivals.classes)
     assert len(logits_of(small(), IMAGES, 7)) == 7
 
 

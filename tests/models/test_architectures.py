@@ -220,7 +220,7 @@ def test_what_is_served_is_the_product_written_out(name: str):
     build, pictures, grid, row = SERVED[name]
     module, pictures = drawn(build).double(), pictures.double()
     model = vitrail.wrap(module)
-    found = vitrail.explain(model, pictures, 2).scores
+    found = vitrail.explain(model, pictures, 2, gradient="full").scores
     layout = layout_of(model, pictures)
     assert (layout.rows, layout.cols) == grid
     for number, one in enumerate(pictures[:, None]):
@@ -400,9 +400,9 @@ def test_what_is_refused_is_told_the_true_reason_and_a_way_that_is_open(name: st
 
 def test_the_frames_of_a_video_one_below_the_other():
     module, pictures = drawn(lambda: video(4)), images(1, 12)
-    whole = vitrail.explain(vitrail.wrap(module, grid=(8, 4), prefix=0), pictures, 2)
+    whole = vitrail.explain(vitrail.wrap(module, grid=(8, 4), prefix=0), pictures, 2, gradient="full")
     assert whole.metadata["image_notes"] == [[]]
-    second = vitrail.explain(vitrail.wrap(module, grid=(4, 4), prefix=16), pictures, 2)
+    second = vitrail.explain(vitrail.wrap(module, grid=(4, 4), prefix=16), pictures, 2, gradient="full")
     torch.testing.assert_close(second.scores, whole.scores[:, 4:])
     (notes,) = second.metadata["image_notes"]
     assert any(

@@ -174,21 +174,12 @@ def test_another_gradient_put_into_a_class_is_refused_with_its_cause(held: bool,
         torch.testing.assert_close(vitrail.explain(model, IMAGES, 1).scores, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_note_that_cannot_be_worked_out_costs_nothing(monkeypatch: pytest.MonkeyPatch):
-    def fails(*args):
-        raise NotImplementedError("aten.mean")
-
-    expected = vitrail.explain(tiny(), IMAGES).scores
-    monkeypatch.setattr("vitrail.guidance.dominance.dominates", fails)
-    assert torch.equal(vitrail.explain(tiny(), IMAGES).scores, expected)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_int8_weights_of_torchao_are_explained():
     quantization = pytest.importorskip("torchao.quantization")
     model = tiny()
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
-    for gradient in ("full", "auto"):
+    for gradient in ("full", None):
         found = vitrail.explain(model, IMAGES, target=1, gradient=gradient).scores.flatten()
         plain = vitrail.explain(tiny(), IMAGES, target=1, gradient=gradient).scores.flatten()
         assert torch.corrcoef(torch.stack([found, plain]))[0, 1] > 0.99

@@ -191,8 +191,6 @@ def test_many_images_fill_a_grid_and_say_what_they_share_once() -> None:
     assert said.count("complete · logit · libra gradient.") == 1
     assert {f"zoo{i}.jpg" for i in range(32)} <= set(said)
     assert len(draw(ex[:8], photograph=True).axes) == 8 * 3
-    mixed = make(batch=7, metadata={"gradient": "auto", "gradients": ["full"] + ["libra"] * 6})
-    assert words(draw(mixed)).count("complete · logit · libra gradient") == 6
 
 
 def test_what_competed_is_named_below_the_map() -> None:

@@ -167,8 +167,10 @@ class _Page:
                 names = [info.name for info in list_methods()]
                 self.model = gr.Dropdown(list(self.service.shelf.names), value=self.service.shelf.first, label="Model")
                 self.method = gr.Dropdown(names, value="complete", label="Method", filterable=True)
-                self.gradient = gr.Radio(["auto", "full", "leaf", "libra"], value="auto", label="Gradient",
-                                         info="leaf: attention held constant; libra: norms and gates too")  # fmt: skip
+                self.gradient = gr.Radio(["default", "full", "leaf", "libra"], value="default", label="Gradient",
+                                         info="default: of complete libra, less what argues for other classes in the "
+                                         "picture; of the others full. leaf: attention held constant; libra: norms "
+                                         "and gates too")  # fmt: skip
 
     def _right(self) -> None:
         self.status = gr.HTML("", js_on_load=None, elem_id="vt-status")
@@ -376,7 +378,10 @@ class _Page:
             for _, _, options in self.drawing.values():
                 for name, component in options.items():
                     value = getattr(question, name)
-                    changes[component] = round(255 * value) if name == "budget" else value
+                    value = round(255 * value) if name == "budget" else value
+                    if isinstance(component, gr.Slider):  # a link may ask for less or more than the slider has
+                        value = min(max(value, component.minimum), component.maximum)
+                    changes[component] = value
         return changes
 
 

@@ -38,7 +38,7 @@ class Question:
     target: int | None = None
     against: int | None = None
     method: str = "complete"
-    gradient: str = "auto"
+    gradient: str = "default"
     row: int | None = None
     col: int | None = None
     layer: int | None = None

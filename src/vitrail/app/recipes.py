@@ -37,10 +37,10 @@ class Told:
         return f"./{name}" if name.startswith("-") else name
 
     @property
-    def gradient(self) -> str:
-        """The mode that the visitor chose; "full" for the views that know no "auto"."""
-        plain = self.question.view in ("methods", "detail", "guide") and self.question.gradient == "auto"
-        return "full" if plain else self.question.gradient
+    def gradient(self) -> str | None:
+        """The mode that the visitor chose; None for the method's own."""
+        mode = self.question.gradient
+        return None if mode == Question.gradient else mode
 
     def uses_gradient(self) -> bool:
         """Whether the method of the question uses a gradient."""
@@ -82,16 +82,14 @@ def as_python(told: Told) -> str:
     weights += f", device={device!r}" if device != "cpu" else ""
     target, rival = f"{told.name(told.target)!r}", f"{told.name(told.rival)!r}"
     against = "" if question.against is None else f", against={told.name(question.against)!r}"
-    gradient = f", gradient={told.gradient!r}"
+    gradient = f", gradient={told.gradient!r}" if told.gradient else ""
     method = f", method={question.method!r}" + (gradient if told.uses_gradient() else "")
     asked = f"model, image, {target}{against}"
     steps, until = limits(question)
     imports: list[str] = []
     match question.view:
         case "methods":
-            own = _own_mode(told)
-            options = f", options={{'complete': {{'gradient': {own!r}}}}}" if own else ""
-            lines = [f"found = vitrail.compare({asked}, methods={question.methods!r}{gradient}{options})"]
+            lines = [f"found = vitrail.compare({asked}, methods={question.methods!r}{gradient})"]
             lines += ['found.save_picture("methods.png")']
         case "layers":
             imports = ["from vitrail.shares import head_shares"]
@@ -123,7 +121,7 @@ def as_python(told: Told) -> str:
         case _:
             lines = [f"ex = vitrail.explain({asked}{method})", 'ex.save("map.png")']
             if question.row is not None and question.col is not None:
-                mode = f", gradient={told.facts.get('gradient', told.gradient)!r}"
+                mode = f", gradient={told.facts['gradient']!r}"
                 at = f"method='complete'{mode}, readout=({question.row}, {question.col})"
                 lines += [f"token = vitrail.explain({asked}, {at})", 'token.save("token.png")']
     image = f"image = {told.file!r}"
@@ -143,15 +141,13 @@ def as_command(told: Told) -> str:
     target, rival = str(told.name(told.target)), str(told.name(told.rival))
     against = [] if question.against is None else _option("--against", told.name(question.against))
     asked = [told.file, *words, *_option("--target", target), *against]
-    gradient = ["--gradient", told.gradient]
+    gradient = ["--gradient", told.gradient] if told.gradient else []
     method = ["--method", question.method, *(gradient if told.uses_gradient() else [])]
     steps, until = limits(question)
     more: list[list[str]] = []
     match question.view:
         case "methods":
-            own = _own_mode(told)
-            options = ["--option", f"complete.gradient={own}"] if own else []
-            line = ["compare", *asked, "--methods", question.methods, *gradient, *options]
+            line = ["compare", *asked, "--methods", question.methods, *gradient]
         case "layers" | "heads":
             line = ["explain", *asked, "--method", "complete", *gradient]
         case "detail":
@@ -171,7 +167,7 @@ def as_command(told: Told) -> str:
             line = ["explain", *asked, *method]
             if question.row is not None and question.col is not None:
                 at = ["--readout", f"{question.row},{question.col}", "--output", "out/token"]
-                mode = ["--gradient", told.facts.get("gradient", told.gradient)]
+                mode = ["--gradient", told.facts["gradient"]]
                 more = [["explain", *asked, "--method", "complete", *mode, *at]]
     lines = [f"vitrail {shlex.join(words)}" for words in (line, *more)]
     if question.example in EXAMPLES:
@@ -179,12 +175,6 @@ def as_command(told: Told) -> str:
         code = f"from vitrail.app.pictures import example_picture; {made}"
         lines.insert(0, shlex.join(["python", "-c", code]))
     return "\n".join(lines) + "\n"
-
-
-def _own_mode(told: Told) -> str:
-    """The mode of the method `complete` among others, where it was chosen for itself."""
-    mode = told.facts.get("gradient", "full")
-    return mode if told.question.gradient == "auto" and mode != "full" else ""
 
 
 def _option(name: str, value: str | int) -> list[str]:

@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import NoSignalError, OptionError
 from ..explain import explain
 from ..methods import list_methods
 from ..methods.choosing import choose_methods, passes_of
-from ..methods.registry import MethodInfo
+from ..methods.registry import METHODS, MethodInfo
+from ..models import VisionModel
 from .machine import available_memory
 from .peers import PEERS, Peer
 from .plain import forward, limit, sharing_weights
 from .stored_maps import STORED, StoredMaps, bytes_of_maps
 from .subject import Subject
 
-__all__ = ["FORWARD", "LIMIT", "Row", "one_backward", "row_named", "rows_of", "stored"]
+__all__ = ["FORWARD", "LIMIT", "Row", "as_published", "one_backward", "row_named", "rows_of", "stored"]
 
 FORWARD = "plain forward"
 LIMIT = "limit: one forward, one backward"
@@ -72,6 +74,7 @@ def rows_of(subject: Subject, methods: Sequence[str] | None = None, *, peers: bo
     """
     infos = one_backward() if methods is None else [one.info for one in choose_methods(methods)]
     ours = [_ours(subject, info) for info in infos]
+    ours += [_competing(subject, info, rivals=rivals) for info in infos if info.competes for rivals in (True, False)]
     if not peers:
         return [*_plain(subject), *ours, _stored(subject, "gae")]
     return [
@@ -92,8 +95,11 @@ def row_named(subject: Subject, name: str) -> Row:
         if row.name == name:
             return row
     for info in list_methods():
-        if name == f"vitrail {info.name}":
-            return _ours(subject, info)
+        rows = [_ours(subject, info)]
+        rows += [_competing(subject, info, rivals=rivals) for rivals in (True, False) if info.competes]
+        for row in rows:
+            if row.name == name:
+                return row
     for method in STORED:
         if name == stored(method):
             return _stored(subject, method)
@@ -109,14 +115,35 @@ def _plain(subject: Subject) -> list[Row]:
 
 
 def _ours(subject: Subject, info: MethodInfo) -> Row:
-    targets = subject.targets.tolist()
+    """One method under the full gradient."""
+    return Row(f"vitrail {info.name}", info.passes, _asking(subject.model, subject, info, **as_published(info.name)))
+
+
+def _competing(subject: Subject, info: MethodInfo, *, rivals: bool) -> Row:
+    """A method as it is by default where classes compete: with rivals in every image, or with none in any."""
+    if rivals:  # random weights leave all logits near each other
+        return Row(f"vitrail {info.name}, rivals in every image", "1F 2B", _asking(subject.model, subject, info))
+    ahead = sharing_weights(subject.module, frozen=False)
+    assert isinstance(ahead.head, nn.Linear)
+    with torch.no_grad():
+        ahead.head.bias = nn.Parameter(
+            ahead.head.bias + 1000 * (torch.arange(ahead.num_classes) == 0).to(subject.device)
+        )
+    model = replace(subject.model, module=ahead)
+    return Row(f"vitrail {info.name}, no rivals", "1F 1B", _asking(model, subject, info, target=0))
+
+
+def _asking(
+    model: VisionModel, subject: Subject, info: MethodInfo, *, target: int | None = None, **question: Any
+) -> Callable[[], None]:
+    targets = subject.targets.tolist() if target is None else target
 
     def ask() -> None:
         # Random weights may leave a method no signal, which it finds out at its end: the time is the same.
         with suppress(NoSignalError):
-            explain(subject.model, subject.images, targets, method=info.name)
+            explain(model, subject.images, targets, method=info.name, **question)
 
-    return Row(f"vitrail {info.name}", info.passes, ask)
+    return ask
 
 
 def _stored(subject: Subject, method: str) -> Row:
@@ -149,7 +176,19 @@ def _peer(subject: Subject, peer: Peer) -> Row:
 
 
 def _own(subject: Subject, method: str) -> Tensor:
-    return explain(subject.model, subject.images, subject.targets.tolist(), method=method).scores
+    return explain(
+        subject.model, subject.images, subject.targets.tolist(), method=method, **as_published(method)
+    ).scores
+
+
+def as_published(method: str) -> dict[str, Any]:
+    """The question that leaves a method one backward pass: the full gradient, which every paper has.
+
+    Example:
+        >>> as_published("complete"), as_published("rollout")
+        ({'gradient': 'full'}, {})
+    """
+    return {"gradient": "full"} if METHODS[method].uses_gradient else {}
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -15,7 +15,7 @@ from .peak import peak_of
 from .peers import PEERS
 from .plan import CLOCKS, Plan
 from .results import Measured, MemoryTable, Peak, Results, TargetTable, TimeTable, TokenTable
-from .rows import LIMIT, Row, rows_of, stored
+from .rows import LIMIT, Row, as_published, rows_of, stored
 from .subject import Case, Subject
 from .timing import Times, interleave, ratio
 
@@ -119,10 +119,11 @@ def _target_table(plan: Plan, model: str, progress: Progress) -> TargetTable:
         for count in plan.targets:
             targets = [index % subject.module.num_classes for index in range(count)]
             work[f"{method} {count} together"] = lambda method=method, targets=targets: explain(
-                subject.model, subject.images, [targets], method=method
+                subject.model, subject.images, [targets], method=method, **as_published(method)
             )
             work[f"{method} {count} apart"] = lambda method=method, targets=targets: [
-                explain(subject.model, subject.images, target, method=method) for target in targets
+                explain(subject.model, subject.images, target, method=method, **as_published(method))
+                for target in targets
             ]
     times = interleave(
         work,

@@ -161,7 +161,11 @@ def score_command(
     checkpoint: Checkpoint = None,
     gradient: Annotated[
         list[str] | None,
-        typer.Option("--gradient", help="Gradient mode: full, leaf, libra or auto; several: repeat. Default: all."),
+        typer.Option(
+            "--gradient",
+            help="Gradient mode: full, leaf, libra, or compete (libra with class competition); several: repeat. "
+            "Default: all.",
+        ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=2, help="Number of scenes of each kind.")] = 200,
     seed: Annotated[
@@ -181,7 +185,7 @@ def score_command(
         with stages() as report:
             lines = score(
                 loaded,
-                gradients=gradient or ["full", "leaf", "libra", "auto"],
+                gradients=gradient or ["full", "leaf", "libra", "compete"],
                 count=count,
                 progress=report,
                 **asked,

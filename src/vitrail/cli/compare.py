@@ -51,14 +51,12 @@ def compare_command(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(
-            "--objective", help="What is differentiated. Default: logit; with --against normalized_difference."
-        ),
+        typer.Option("--objective", help="What is differentiated. Default: logit; with --against difference."),
     ] = None,
     gradient: Annotated[
-        shared.Gradient,
-        typer.Option("--gradient", help="Gradient mode of the methods that use gradients: full, leaf or libra."),
-    ] = shared.Gradient.full,
+        shared.Gradient | None,
+        typer.Option("--gradient", help="Gradient mode of the methods that use gradients. Default: each method's own."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,11 +82,6 @@ def compare_command(
     from vitrail.cli.comparing import run
     from vitrail.errors import VitrailError
 
-    if gradient is shared.Gradient.auto:
-        raise typer.BadParameter(
-            "methods are compared in one gradient mode: full, leaf or libra; or name it for each, as in complete:libra",
-            param_hint="--gradient",
-        )
     words: dict[str, dict[str, Any]] = {}
     for text in option or []:
         name, value = split_option(text, "METHOD.NAME=VALUE, as in tam.samples=10", dotted=True)
@@ -103,7 +96,7 @@ def compare_command(
         question={
             "methods": methods or ["all"],
             "objective": objective,
-            "gradient": gradient.value,
+            "gradient": gradient and gradient.value,
             "seed": seed,
         },
         options=words,

@@ -62,24 +62,17 @@ def explain_command(
     format_: shared.FolderFormats = None,
     objective: Annotated[
         str | None,
+        typer.Option("--objective", help="What is differentiated. Default: logit; with --against difference."),
+    ] = None,
+    gradient: shared.OwnGradientMode = None,
+    compete: Annotated[
+        bool | None,
         typer.Option(
-            "--objective", help="What is differentiated. Default: logit; with --against normalized_difference."
+            "--compete/--no-compete",
+            help="Subtract what argues for other classes in the image. Default: yes for complete, unless --gradient, "
+            "--objective or --against is given.",
         ),
     ] = None,
-    gradient: Annotated[
-        shared.Gradient,
-        typer.Option(
-            "--gradient",
-            help="What the backward pass holds constant: full nothing; leaf attention; libra norms and gates too; "
-            "auto: full where a class stands against the target, else libra.",
-        ),
-    ] = shared.Gradient.auto,
-    compete: Annotated[
-        bool,
-        typer.Option(
-            "--compete", help="Subtract what argues for other classes in the image. Not with --against or --objective."
-        ),
-    ] = False,
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
     readout: Annotated[
@@ -131,7 +124,7 @@ def explain_command(
         question={
             "method": method,
             "objective": objective,
-            "gradient": gradient.value,
+            "gradient": gradient and gradient.value,
             "compete": compete,
             "start_layer": start_layer,
             "centred": centred,

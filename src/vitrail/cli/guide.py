@@ -60,7 +60,7 @@ def guide_command(
     ] = None,
     target: shared.Target = None,
     against: Annotated[
-        str | None, typer.Option("--against", help="Class to compare with; the objective is then Eq. 8.")
+        str | None, typer.Option("--against", help="Class to compare with; the objective is then the difference.")
     ] = None,
     layout: Annotated[
         list[Layout] | None,

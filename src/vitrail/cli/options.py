@@ -79,9 +79,8 @@ class FolderFormat(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What the backward pass holds constant; auto: full where a class stands against the target, else libra."""
+    """What the backward pass holds constant."""
 
-    auto = "auto"
     full = "full"
     leaf = "leaf"
     libra = "libra"
@@ -140,12 +139,11 @@ Target: TypeAlias = Annotated[
 Method: TypeAlias = Annotated[
     str, typer.Option("--method", help="Attribution method: a name that `vitrail methods` lists.")
 ]
-GradientMode: TypeAlias = Annotated[
-    Gradient,
-    typer.Option(
-        "--gradient",
-        help="What the backward pass holds constant: full nothing; leaf attention; libra norms and gates too.",
-    ),
+GRADIENT_HELP = "What the backward pass holds constant: full nothing; leaf attention; libra norms and gates too."
+GradientMode: TypeAlias = Annotated[Gradient, typer.Option("--gradient", help=GRADIENT_HELP)]
+OwnGradientMode: TypeAlias = Annotated[
+    Gradient | None,
+    typer.Option("--gradient", help=f"{GRADIENT_HELP} Default: the method's own, of complete libra."),
 ]
 StartLayer: TypeAlias = Annotated[
     int | None,

@@ -41,7 +41,6 @@ def show_plan(request: Request) -> bool:
     question = dict(request.question)
     if against:  # another scalar of the same logits, at the same cost
         question["objective"] = None
-        question["gradient"] = question["gradient"].replace("auto", "full")
     example = _example(model, found)
     made = plan(
         model,
@@ -82,7 +81,7 @@ def _pace(
     """
     sample = list(found)
     if not sample or made.seconds_per_image > SAMPLE / 2:
-        return [made.seconds_per_image], made.at_most
+        return [made.seconds_per_image], made.competes
     formats = formats_of(request.formats or _by_ending(request.output), len(found))
     with TemporaryDirectory() as folder:
         names = OutputNames(Path(folder), sample)
@@ -125,6 +124,7 @@ def _example(model: VisionModel, found: list[Found]) -> list[Prepared] | None:
 
 def _lines(made: Plan, request: Request, lanes: int, times: str) -> list[tuple[str, str]]:
     gradient = f", {made.gradient} gradient" if made.gradient != "full" else ""
+    gradient += ", class competition" * made.competes
     chosen = "as asked" if request.batch_size else "auto"
     beside = f"{lanes} after the first, the processor's threads shared out: {in_words(lanes * made.peak)} together"
     return [

@@ -85,7 +85,7 @@ def reproduce_command(
         checkpoint=checkpoint,
         targets=target or [],
         against=against or [],
-        question={} if gradient is shared.Gradient.full else {"gradient": gradient.value},
+        question={"gradient": gradient.value},
         options={},
         load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,

@@ -101,7 +101,7 @@ def rewrite_command(
         typer.Option("--figure", help="File of the figure: .png, .jpg, .pdf or .svg. Default: next to the picture."),
     ] = None,
     method: shared.Method = "complete",
-    gradient: shared.GradientMode = shared.Gradient.full,
+    gradient: shared.OwnGradientMode = None,
     device: shared.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
@@ -143,7 +143,7 @@ def rewrite_command(
                 step=size,
                 at=resolution.value,
                 method=method,
-                gradient=gradient.value,
+                gradient=gradient and gradient.value,
                 progress=progress,
             )
         kind = "png" if place.file is None else place.formats[0]

@@ -48,9 +48,7 @@ def text_command(
     special: Annotated[bool, typer.Option("--special", help="Show tokens such as [CLS] and [SEP] too.")] = False,
     objective: Annotated[
         str | None,
-        typer.Option(
-            "--objective", help="What is differentiated. Default: logit; with --against normalized_difference."
-        ),
+        typer.Option("--objective", help="What is differentiated. Default: logit; with --against difference."),
     ] = None,
     gradient: shared.GradientMode = shared.Gradient.full,
     start_layer: shared.StartLayer = None,

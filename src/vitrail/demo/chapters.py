@@ -11,6 +11,7 @@ from PIL import Image
 from vitrail.bestiary import LabelErrors, Scene, render, sample_scene
 from vitrail.bestiary.model import SIZE
 from vitrail.bestiary.species import species
+from vitrail.compare import passes_taken
 from vitrail.explain import explain
 from vitrail.explanation import Explanation
 from vitrail.files import atomic_write
@@ -81,7 +82,7 @@ def tiles(model: VisionModel, folder: Path) -> Iterator[Tile]:
         with atomic_write(folder / name) as file:
             Image.fromarray(overlay(ex.map().numpy(), picture, signed=ex.signed)).save(file, format="png")
         kind = "" if info.class_specific else ", the same for every class"
-        yield Tile(name, info.name, f"{1000 * took:.0f} ms, {info.passes}{kind}", info.signed)
+        yield Tile(name, info.name, f"{1000 * took:.0f} ms, {passes_taken(info, ex)}{kind}", info.signed)
 
 
 def _pair(model: VisionModel, folder: Path) -> Chapter:
@@ -92,9 +93,9 @@ def _pair(model: VisionModel, folder: Path) -> Chapter:
     return Chapter(
         "Two creatures, three questions",
         (
-            f"A {first} and a {second} in one picture. Why {first}? The complete gradient is mostly red on the {first} "
-            f"and blue on the {second}, which argues against it. Why {second}? It turns round. Why {first} and not "
-            f"{second}? Clearest of all. A method that clamps negative gradients can only show one blob.",
+            f"A {first} and a {second} in one picture. Why {first}? The map is red on the {first} and blue on the "
+            f"{second}: what argues for other classes in the picture is subtracted. Why {second}? It turns round. Why "
+            f"{first} and not {second}? Clearest of all. A method that clamps negative gradients shows one blob.",
         ),
         (
             Figure(
@@ -108,17 +109,17 @@ def _pair(model: VisionModel, folder: Path) -> Chapter:
 
 def _single(model: VisionModel, folder: Path) -> Chapter:
     (name,) = SINGLE.labels
-    full = _ask(model, SINGLE, name, method="complete")
-    libra = _ask(model, SINGLE, name, method="complete", gradient="libra")
-    save_picture([full, libra], folder / "single.png")
+    full = _ask(model, SINGLE, name, method="complete", gradient="full")
+    default = _ask(model, SINGLE, name, method="complete")
+    save_picture([full, default], folder / "single.png")
     return Chapter(
         "One creature alone",
         (
-            f"Only a {name}, and nothing to argue against it. Here the plain gradient may put blue on the creature "
-            "itself, because LayerNorm takes back what all patches say alike. Holding its normaliser constant in the "
-            'backward pass (gradient="libra") gives the creature its red back, without any guide.',
+            f"Only a {name}, and nothing to argue against it. Here the full gradient may put blue on the creature "
+            "itself, because LayerNorm takes back what all patches say alike. The default holds its normaliser "
+            'constant in the backward pass (gradient="libra"), which gives the creature its red back without a guide.',
         ),
-        (Figure("single.png", "the full gradient, and libra", "The single creature under both gradients"),),
+        (Figure("single.png", "the full gradient, and the default", "The single creature, full gradient and default"),),
     )
 
 

@@ -82,6 +82,7 @@ def planted_errors(
             errors.shows,
             against=errors.label,
             method=method,
+            objective="normalized_difference",
             gradient=mode,
             batch_size=50,
         )

@@ -38,12 +38,13 @@ from vitrail.methods import METHODS, MethodInfo
 from vitrail.methods.choosing import choose_methods
 from vitrail.models import VisionModel
 
-__all__ = ["MEASURES", "Measure", "Score", "score"]
+__all__ = ["MEASURES", "Measure", "Score", "draw_truths", "measured", "score"]
 
 SEED = 2**21  # far from the seeds of training pools and of the held-out scenes that accuracy is measured on
 BATCH = 50
 DRAWN = "a part not drawn"
 CHANCE = "random"
+COMPETE = "compete"
 COMPARED = ("raw", "rollout", "gae", "complete", "absolute", "gmar_l1", "gmar_l2")
 
 Progress = Callable[[str, int, int], None]
@@ -97,7 +98,7 @@ def score(
     model: VisionModel,
     methods: Sequence[str] = COMPARED,
     *,
-    gradients: Sequence[str] = ("full", "libra"),
+    gradients: Sequence[str] = ("full", "libra", "compete"),
     count: int = 200,
     seed: int = SEED,
     progress: Progress | None = None,
@@ -109,7 +110,7 @@ def score(
 
     `model` is a bestiary model, as `vitrail.load("bestiary")` gives it. Two lines of comparison come first: "a part not
     drawn", the truth itself where a measure is about parts, and "random", normal noise. Methods that use gradients get
-    a line for each of `gradients`; "auto" is a line of `complete` alone, to the others it is "full". Raises
+    a line for each of `gradients`; "compete" is a line of `complete` alone: libra with class competition. Raises
     `UnknownMethodError`, and `OptionError` for a model of other classes, an unknown gradient mode or a count below 2.
 
     >>> import vitrail
@@ -121,24 +122,24 @@ def score(
         raise OptionError(f"{model.name} does not answer with the {len(CLASS_NAMES)} classes of the bestiary")
     if count < 2:
         raise OptionError(f"count={count} scenes of a kind are too few for an interval; 2 is the least")
-    for mode in set(gradients) - {"auto"}:
+    for mode in set(gradients) - {COMPETE}:
         check_gradient_mode(mode)  # before all that drawing
     infos = list(dict.fromkeys(one.info.name for one in choose_methods(methods)))
     report = progress if progress is not None else lambda *_: None
-    worlds = {kind: list(_truths(model, kind, count, seed, report)) for kind in ("pair", "single", "chimera")}
+    worlds = {kind: list(draw_truths(model, kind, count, seed, report)) for kind in ("pair", "single", "chimera")}
     lines = [
         Score(DRAWN, None, True, _of_truth(worlds)),
-        Score(CHANCE, None, True, _of_maps(worlds, _noise(seed))),
+        Score(CHANCE, None, True, _intervals(measured(worlds, _noise(seed)))),
     ]
     modes = [
         (info, mode)
         for info in map(METHODS.__getitem__, infos)
         for mode in (gradients if info.uses_gradient else (None,))
-        if mode != "auto" or info.name == "complete"
+        if mode != COMPETE or info.name == "complete"
     ]
     for done, (info, mode) in enumerate(modes):
         report("explain", done, len(modes))
-        lines.append(Score(info.name, mode, info.signed, _of_maps(worlds, _asking(model, info, mode))))
+        lines.append(Score(info.name, mode, info.signed, _intervals(measured(worlds, _asking(model, info, mode)))))
     report("explain", len(modes), len(modes))
     return lines
 
@@ -150,7 +151,8 @@ Worlds = Mapping[str, Sequence[CausalTruth]]
 Ask = Callable[[Sequence[CausalTruth], Sequence[Sequence[tuple[str, str | None]]]], Maps]
 
 
-def _truths(model: VisionModel, kind: str, count: int, seed: int, report: Progress) -> Iterator[CausalTruth]:
+def draw_truths(model: VisionModel, kind: str, count: int, seed: int, report: Progress) -> Iterator[CausalTruth]:
+    """Draws scenes, and finds what each part of them is worth to the model."""
     data = Bestiary(kind, count=count, seed=seed)
     for done, truth in enumerate(causal_truth(model.module, [data.scene(i) for i in range(count)])):
         report(f"draw {kind}s", done + 1, count)
@@ -159,7 +161,9 @@ def _truths(model: VisionModel, kind: str, count: int, seed: int, report: Progre
 
 def _asking(model: VisionModel, info: MethodInfo, gradient: str | None) -> Ask:
     """Ask the method; one that is the same for every class gives the same map to every question."""
-    options: dict[str, Any] = {"method": info.name} | ({"gradient": gradient} if gradient is not None else {})
+    options: dict[str, Any] = {"method": info.name}
+    if gradient is not None:
+        options["gradient"] = "libra" if gradient == COMPETE else gradient
 
     def ask(truths: Sequence[CausalTruth], questions: Sequence[Sequence[tuple[str, str | None]]]) -> Maps:
         images = normalised(torch.stack([truth.image for truth in truths]))
@@ -169,8 +173,9 @@ def _asking(model: VisionModel, info: MethodInfo, gradient: str | None) -> Ask:
         if questions[0][0][1] is not None:
             against = [[other for _, other in row] for row in questions]
         asked = [[target for target, _ in row] for row in questions]
-        objective = None if against is None else "difference"
-        return _patches(explain(model, images, asked, against=against, objective=objective, **options).scores)
+        if against is None:
+            return _patches(explain(model, images, asked, compete=gradient == COMPETE, **options).scores)
+        return _patches(explain(model, images, asked, against=against, objective="difference", **options).scores)
 
     return ask
 
@@ -192,7 +197,8 @@ def _noise(seed: int) -> Ask:
 # -- the measures ----------------------------------------------------------------------------------------------------
 
 
-def _of_maps(worlds: Worlds, ask: Ask) -> dict[str, Interval]:
+def measured(worlds: Worlds, ask: Ask) -> dict[str, list[float]]:
+    """Asks for the maps of all scenes, and measures each: the values by measure, in the order of the scenes."""
     found: dict[str, list[float]] = defaultdict(list)
     for kind, truths in worlds.items():
         for start in range(0, len(truths), BATCH):
@@ -203,7 +209,11 @@ def _of_maps(worlds: Worlds, ask: Ask) -> dict[str, Interval]:
                     _PLAIN[kind](truth, [spread(each, truth.size) for each in maps], found)
             for truth, maps in zip(some, ask(some, [[_duel(truth)] for truth in some]), strict=True):
                 _of_duel(truth, spread(maps[0], truth.size), found)
-    return {name: bootstrap(found[name]) for name in MEASURES}
+    return dict(found)
+
+
+def _intervals(found: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+    return {name: bootstrap(found.get(name, ())) for name in MEASURES}
 
 
 def _of_truth(worlds: Worlds) -> dict[str, Interval]:
@@ -215,7 +225,7 @@ def _of_truth(worlds: Worlds) -> dict[str, Interval]:
                 worth = truth.importance(truth.scene.labels[0])
                 found[f"{kind} rank"].append(rank_correlation(worth, worth))
             _of_parts(truth, truth.importance(*_duel(truth)), found)
-    return {name: bootstrap(found[name]) for name in MEASURES}
+    return _intervals(found)
 
 
 def _duel(truth: CausalTruth) -> tuple[str, str]:

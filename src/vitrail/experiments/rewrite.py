@@ -74,7 +74,7 @@ def rewrite(
     step: float | int | None = None,
     at: str = "photograph",
     method: str | None = "complete",
-    gradient: str = "full",
+    gradient: str | None = None,
     progress: Callable[[Progress], Any] | None = None,
 ) -> Rewrite:
     """Change a photograph, at its own resolution, until the model takes it for the target class.
@@ -97,7 +97,7 @@ def rewrite(
         at: "photograph" (its own resolution) or "input": only what the model sees of it is rewritten, at the model's
             input size, as in the paper. That picture is classified as it is (`unresized`), without another resizing.
         method: of the signed maps before and after (see `vitrail.list_methods`), or None for no maps.
-        gradient: the gradient mode of those maps.
+        gradient: the gradient mode of those maps; default: the method's own.
         progress: called at each step with a `Progress`.
 
     Returns:
@@ -303,7 +303,7 @@ class _Search:
         return True
 
 
-def _maps(model: VisionModel, picture: Any, source: int, target: int, method: str | None, gradient: str) -> Any:
+def _maps(model: VisionModel, picture: Any, source: int, target: int, method: str | None, gradient: str | None) -> Any:
     if method is None:
         return None
     return explain(model, picture, [[source, target]], method=method, gradient=gradient)

@@ -105,6 +105,7 @@ def stitched_maps(
 ) -> dict[str, Float[Tensor, "rows cols"]]:
     """The maps that are compared; `options` are those of `explain`, such as the gradient mode."""
     batch = stitched.normalised[None]
+    options = {"gradient": "full", **options}
     gae = explain(model, batch, [[label, guide_class]], method="gae", **options).scores[0].float()
     complete = explain(model, batch, label, method="complete", **options).scores[0].float()
     return {"complete": complete, "gae": gae[0], CONTROL: gae[0] - gae[1]}

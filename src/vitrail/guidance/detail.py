@@ -160,7 +160,9 @@ def detail(
     for loss in losses:
         asked = [pair[0] for pair in both_ways] if OBJECTIVES[loss].compares else classes
         others = [[pair[1] for pair in both_ways]] if OBJECTIVES[loss].compares else None
-        found = explain(model, inputs.batch, [asked], against=others, objective=loss, **options)
+        # Each map is that of the formula above it: the plain logit's, with nothing subtracted.
+        question = {"compete": False, **options, "against": others, "objective": loss}
+        found = explain(model, inputs.batch, [asked], **question)
         metadata = {**found.metadata, "sources": list(inputs.sources)}
         maps[loss] = replace(found, images=inputs.pictures, metadata=metadata)
     return Detail(pairs=tuple(pairs), maps=maps)

@@ -7,6 +7,7 @@ ever, and the patches of the original are kept.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ from torch import Tensor
 from ..errors import GuideError, LayoutError
 from ..explanation import Explanation, percent
 from ..inputs import ImagesLike, Inputs, prepare
+from ..memory import in_passes
 from ..methods.run import Progress
 from ..models.class_likeness import class_likeness
 from ..models.layout import TokenLayout, layout_of
 from ..models.vision_model import VisionModel
 from ..targets import Targets, Wanted, parse_targets, predicted
-from .dominance import WARNING, logits_of
 from .drawing import draw_guide
 from .far_class import far_class
 from .guide import Guide
@@ -118,6 +119,16 @@ def explain_guided(
     return _joined(model, inputs, alone, parts, maps, told, guide, input_words)
 
 
+@torch.no_grad()
+def logits_of(model: VisionModel, batch: Float[Tensor, "images channels height width"], step: int) -> Tensor:
+    """Returns the logits of a batch, `step` images at a time (fewer where memory runs out), on the CPU."""
+
+    def ask(some: slice) -> Tensor:
+        return model.logits(batch[some]).float().cpu()
+
+    return torch.cat(list(in_passes(ask, len(batch), size=partial(min, step))))
+
+
 def _by_layout(guide: Guide) -> list[tuple[str, list[str]]]:
     stitches = guide.stitches()
     return [(name, [side for layout, side in stitches if layout == name]) for name in guide.layouts]
@@ -212,7 +223,7 @@ def _part(
     ex: Explanation, plan: Stitch, shown: Sequence[Shown], sources: Sequence[str | None], how: str
 ) -> Explanation:
     placed = {key: value for key, value in asdict(plan).items() if key != "patch"}
-    notes = [[note for note in one if note != WARNING] for one in ex.metadata["image_notes"]]
+    notes = [list(one) for one in ex.metadata["image_notes"]]
     metadata = {
         **ex.metadata,
         "sources": list(sources),

@@ -48,9 +48,11 @@ def gae(run: Run, *, identity: bool = False, clamp: str = "head") -> Float[Tenso
     class_specific=True,
     uses_gradient=True,
     passes="1F 1B",
-    reference="Cui, Fan, Chen, Eq. 5",
+    reference="Cui, Fan, Chen, Eq. 5; class competition: Vitrail",
     accepts=("start_layer", "centred", "compete"),
     text=True,
+    gradient="libra",
+    competes=True,
 )
 def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Complete gradient: Ā = I + E_h[∇A ⊙ A]; signed, red for the class and blue against it."""

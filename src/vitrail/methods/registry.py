@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..attention.gradient_modes import GradientMode
 from ..errors import OptionError, UnknownMethodError
 
 __all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_method"]
@@ -21,7 +22,9 @@ class MethodInfo:
     forward (F) and backward (B) passes. `level`: "patch" or "pixel". `uses_gradient`: whether `gradient=` means
     anything. `text`: whether it also serves models of text, which it does where it goes by attention alone.
     `objectives` are what is asked without and with a class to compare with, where that is not the logit and
-    Eq. 8. With the options that `differentiates` lists (name -> values) the method uses the gradient of a target.
+    the difference. With the options that `differentiates` lists (name -> values) the method uses the gradient of a
+    target. `gradient` is its mode where none is named, and `competes` whether the map of a logit is then that of
+    class competition.
     """
 
     name: str
@@ -39,9 +42,11 @@ class MethodInfo:
     text: bool = False
     objectives: tuple[str, str] | None = None
     differentiates: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    gradient: GradientMode = "full"
+    competes: bool = False
 
     def default_objective(self, compares: bool) -> str | None:
-        """The objective where none is named; None for the common one (the logit; Eq. 8 where classes are compared)."""
+        """The objective where none is named; None for the common one (see `objectives.default_objective`)."""
         return None if self.objectives is None else self.objectives[compares]
 
     def with_options(self, options: Mapping[str, Any]) -> "MethodInfo":
@@ -103,6 +108,8 @@ def register_method(
     text: bool = False,
     objectives: tuple[str, str] | None = None,
     differentiates: Mapping[str, tuple[Any, ...]] | None = None,
+    gradient: GradientMode = "full",
+    competes: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register a function (run, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
 
@@ -112,7 +119,7 @@ def register_method(
     those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred",
     "compete" (it asks about `Run.questions` scalars); `start_layer` is then its default for twelve blocks, counted from
     0 (see `MethodInfo.first_layer`). `text` says that the method heeds padding (`Run.real`) and asks nothing of pixels
-    or patches. `objectives` and `differentiates` are as in `MethodInfo`.
+    or patches. `objectives`, `differentiates`, `gradient` and `competes` are as in `MethodInfo`.
     """
 
     def register(function: Callable) -> Callable:
@@ -133,6 +140,8 @@ def register_method(
             text,
             objectives,
             dict(differentiates or {}),
+            gradient,
+            competes,
         )
         return function
 

@@ -84,7 +84,7 @@ class Run:
 
     @cached_property
     def rivals(self) -> tuple[Int[Tensor, "images targets rivals"], Float[Tensor, "images targets rivals"]]:
-        """Returns each target's rivals and how far each is present, once the logits are known."""
+        """Returns each target's rivals and how much each counts, once the logits are known."""
         return find_rivals(self.logits, self.targets.index, self.class_rows)
 
     @property

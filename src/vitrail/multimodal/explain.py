@@ -63,7 +63,7 @@ def explain_pair(
         module: any model whose attention PyTorch shows; it is left exactly as it was.
         inputs: the keyword arguments of its forward pass, the batch first in every tensor.
         target: class name or index; a list (one per batch item); a nested list (several per item); None: the predicted.
-        against: the class to compare with, in the same forms; the objective is then Eq. 8 of Cui, Fan, Chen.
+        against: the class to compare with, in the same forms; the objective is then the difference.
         method: "gae", the paper's, which drops negative gradients; "complete" keeps them and is signed; "absolute".
         objective: as in `vitrail.explain`.
         streams: names of the streams, in the order in which the forward pass first asks them.

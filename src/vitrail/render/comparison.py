@@ -190,6 +190,11 @@ def _traits(answer: Compared) -> str:
     """Whether a map can be negative and depends on the class, and the options beyond what the label says."""
     parts = ([] if answer.signed else ["unsigned"]) + ([] if answer.class_specific else ["any class"])
     known = answer.label.partition(":")[2]
+    ex = answer.explanation
+    if ex is not None and not known and "gradient" not in answer.options:
+        mode = ex.gradient_mode()
+        parts += [] if mode in (None, "full") else [f"{mode} gradient"]
+    parts += ["class competition"] if ex is not None and ex.competes else []
     return " · ".join(parts + [f"{name}={value}" for name, value in answer.options.items() if value != known])
 
 

@@ -73,7 +73,7 @@ def draw(
     across = min(max(round((ASPECT * rows * row / group) ** 0.5), 1), rows) if small else 1
     width = 2 * MARGIN + across * group + (across - 1) * APART
     # In a grid there is room for a file's name below a map, and what all maps share is said once.
-    shared = list(dict.fromkeys(method_words(ex, i) for ex in columns for i in range(rows)))
+    shared = list(dict.fromkeys(method_words(ex) for ex in columns))
     named = small and not photograph and len(shared) == 1
     told = [f"{shared[0]}."] if named else []
     told += [f"The first {rows} of {total} images; max_images={total} draws all."] if rows < total else []
@@ -97,7 +97,7 @@ def draw(
             x += wide + GAP
         for ex, limit in zip(columns, limits, strict=True):
             for target in range(ex.targets):
-                below = (first.source(i) or f"image {i}") if named else method_words(ex, i)
+                below = (first.source(i) or f"image {i}") if named else method_words(ex)
                 explained(figure, ex, i, target, (x, y, wide, high), below=below, limit=limit, **look)
                 x += wide + GAP
     for line, note in enumerate(reversed(notes)):
@@ -165,7 +165,7 @@ def explained(
     image = None if ex.images is None else ex.images[i].numpy(force=True)
     signed_map(figure, scores, image, box, limit=limit, signed=ex.signed, **look)
     _title(figure, ex, i, target, box, plain=look.get("colormap") is not None)
-    below = method_words(ex, i) if below is None else below
+    below = method_words(ex) if below is None else below
     write(figure, x, y - 0.51, below, width=wide, size=8.0, smallest=5.0, color=PALE)
     if ex.competes:
         rivals = ex.competition_words(i, target)
@@ -184,13 +184,10 @@ def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box, *, 
     write(figure, x, top, name, ending=f" {verdict}", width=wide, size=12.5, weight="bold", color=colour)
 
 
-def method_words(ex: Explanation, i: int = 0) -> str:
-    """How the map was made, in one line: "complete · logit · libra gradient, chosen automatically"."""
+def method_words(ex: Explanation) -> str:
+    """How the map was made, in one line: "complete · logit · libra gradient, class competition"."""
     specific = ex.metadata.get("class_specific", True)
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
-    parts += [
-        ", ".join(filter(None, (ex.gradient_words(i), "class competition" * ex.competes))),
-        "centred" if ex.metadata.get("centred") else "",
-        "" if ex.signed else "unsigned",
-    ]
+    parts += [", ".join(filter(None, (ex.gradient_words(), "class competition" * ex.competes)))]
+    parts += ["centred" if ex.metadata.get("centred") else "", "" if ex.signed else "unsigned"]
     return " · ".join(filter(None, parts))

@@ -60,7 +60,7 @@ def explain_text(
         tokenizer: its tokenizer.
         texts: a text, a pair of texts as a tuple, or a list of them.
         target: class name or index; a list (one per text); a nested list (several per text); None: the predicted class.
-        against: the class to compare with, in the same forms; the objective is then Eq. 8 unless `objective` is given.
+        against: the class to compare with, in the same forms; the objective is then the difference of logits.
         method: a name from `vitrail.list_methods()` whose `text` is true: raw, rollout, gae, complete, absolute, gmar….
         objective: as in `vitrail.explain`.
         gradient: as in `vitrail.explain`.

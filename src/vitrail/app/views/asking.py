@@ -84,13 +84,18 @@ class Asked:
         """The address of what the model saw."""
         return data_address(self.seen.shown)
 
+    @property
+    def mode(self) -> str | None:
+        """The gradient mode that the visitor chose; None for the method's own."""
+        return None if self.question.gradient == Question.gradient else self.question.gradient
+
     def words(self, info: MethodInfo) -> dict[str, Any]:
         """The visitor's choices as keyword arguments of `explain`, as far as the method heeds them."""
         words: dict[str, Any] = {"method": info.name}
         if info.class_specific and self.against is not None:
             words["against"] = self.against
-        if info.uses_gradient:
-            words["gradient"] = self.question.gradient
+        if info.uses_gradient and self.mode is not None:
+            words["gradient"] = self.mode
         return words
 
     def explain(self, method: str | None = None, **more: Any) -> Explanation:

@@ -23,8 +23,7 @@ NAMES = {
 def draw_detail(asked: Asked) -> Answer:
     """The class against its rival and the reverse, under each loss; red argues for the first class of a row."""
     one, other = asked.target, asked.rival
-    gradient = "full" if asked.question.gradient == "auto" else asked.question.gradient
-    found = detail(asked.model, asked.seen.tensor, one, other, gradient=gradient)
+    found = detail(asked.model, asked.seen.tensor, one, other, gradient=asked.mode)
     parts = []
     for first, second in ((one, other), (other, one)):
         panels = []
@@ -42,7 +41,7 @@ def draw_detail(asked: Asked) -> Answer:
         )
     lead = (
         "Which details make it the one and not the other? Red argues for a row's first class, blue for the second. "
-        f"Method complete, {gradient} gradient."
+        f"Method complete, {found.maps[found.losses[0]].gradient_words()}."
     )
     html = f'<p class="vt-lead">{lead}</p>{"".join(parts)}{opacity()}'
     return Answer(html, files_of_figure(lambda: draw_pair(found, one, other)), "detail")

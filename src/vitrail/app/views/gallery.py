@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import torch
 
+from ...compare import passes_taken
 from ...comparison import Compared, Comparison
 from ...errors import VitrailError
 from ...methods.choosing import choose_methods
@@ -48,7 +49,7 @@ def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, 
         logits=asked.logits,
         target=torch.tensor([asked.target]),
         against=None if asked.against is None else torch.tensor([asked.against]),
-        objective="logit" if asked.against is None else "normalized_difference",
+        objective="logit" if asked.against is None else "difference",
         class_names=asked.model.class_names,
         image=torch.from_numpy(asked.seen.shown),
         metadata={
@@ -63,11 +64,7 @@ def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, 
     scales = f"Each map has its own scale; unsigned methods use the red half{two_ended([found])}."
     lead = f'<p class="vt-lead">{_asked(answers)} {escape(scales)}</p>'
     html = lead + section(*panels, kind="vt-small") + opacity()
-    modes = [
-        one.explanation.gradient_mode() for one in answers if one.method == "complete" and one.explanation is not None
-    ]
-    facts = {"gradient": modes[0]} if modes else {}
-    return Answer(html, files_of_figure(lambda: draw_comparison(found)), "methods", facts)
+    return Answer(html, files_of_figure(lambda: draw_comparison(found)), "methods")
 
 
 def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> Compared:
@@ -88,7 +85,7 @@ def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> C
         signed=info.signed,
         class_specific=info.class_specific,
         level=info.level,
-        passes=info.passes,
+        passes=passes_taken(info, explanation),
         seconds=time.perf_counter() - began,
         explanation=explanation,
         error=error,
@@ -107,6 +104,7 @@ def _panel(asked: Asked, one: Compared) -> str:
     traits += [] if one.class_specific else ["any class"]
     mode = one.explanation.gradient_mode()
     traits += [f"{mode} gradient"] if mode not in (None, "full") else []
+    traits += ["class competition"] if one.explanation.competes else []
     below = escape(" · ".join([f"{_time(one.seconds)}", one.passes, *traits]))
     return panel(asked.photo, asked.seen.shown, one.explanation, title=escape(one.label), below=below)
 

@@ -32,8 +32,8 @@ def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, in
     """
     layout = asked.question.layout if asked.question.layout in LAYOUTS else "side"
     words: dict[str, Any] = asked.words(asked.method)
-    if words.get("gradient") == "auto":
-        words["gradient"] = "full"  # the guide is what stands against the class
+    if asked.method.uses_gradient:
+        words.setdefault("gradient", "full")  # as beside a guide, so that both maps are made alike
     tick("drawing a guide" if guide is None else "laying the guide beside it", 0, 0)
     ask = Guide("auto" if guide is None else guide.open(), layout=layout)
     guided = explain(asked.model, asked.seen.tensor, asked.target, guide=ask, progress=tick, **words)

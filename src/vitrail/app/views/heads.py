@@ -23,9 +23,7 @@ PALE, DEEP = np.array([0.98, 0.97, 0.94]), np.array([0.52, 0.37, 0.05])
 
 def draw_heads(asked: Asked) -> Answer:
     """The table of weights, layers by heads, and the share of the head that is chosen; the strongest to begin with."""
-    found = head_shares(
-        asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.question.gradient
-    )
+    found = head_shares(asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.mode)
     layers, heads = found.weights.shape
     strongest = int(found.scores.abs().sum(dim=(2, 3)).argmax())
     layer, head = divmod(strongest, heads)

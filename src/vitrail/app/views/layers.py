@@ -21,9 +21,7 @@ LEAD = (
 
 def draw_layers(asked: Asked) -> Answer:
     """The complete gradient's map from every `start_layer`, as a film, and how strong it is at each."""
-    found = head_shares(
-        asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.question.gradient
-    )
+    found = head_shares(asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.mode)
     ex = asked.named(found.explanation)
     growth = found.growth().numpy(force=True).astype(np.float64)
     growth[0] = ex.map().numpy(force=True)  # the very map, where the sum of its parts is rounded

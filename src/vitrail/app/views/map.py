@@ -91,5 +91,5 @@ def _mark(row: int, col: int, rows: int, cols: int) -> str:
 
 
 def how(ex: Explanation) -> str:
-    """The method and its settings, in a line."""
-    return escape(method_words(ex))
+    """The method and its settings, in a line, and what was subtracted, in another."""
+    return escape(method_words(ex)) + (f"<br>{escape(ex.competition_words())}" if ex.competes else "")

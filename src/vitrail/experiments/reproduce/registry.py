@@ -24,7 +24,7 @@ class Question:
     against: tuple[int, ...] = ()
     typical: Path | None = None
     format: str = "png"
-    options: dict[str, Any] = field(default_factory=dict)  # of vitrail.explain: gradient, …
+    options: dict[str, Any] = field(default_factory=lambda: {"gradient": "full"})  # of vitrail.explain; the paper's
     guide: Any = None  # a picture, or "auto"
     labels: Path | None = None  # a table of files and classes
     limit: int | None = None  # how many images at most
