@@ -212,7 +212,7 @@ def test_samples_go_through_in_passes_of_any_size(method, monkeypatch):
 def test_one_objective_along_the_whole_path(method):
     """A quotient that would lose its meaning anywhere on the path gives way to the difference at every point of it."""
     module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(4)
-    ask = {"target": 2, "against": 5, "method": method, "samples": 3}
+    ask = {"target": 2, "against": 5, "method": method, "samples": 3, "objective": "normalized_difference"}
     with torch.no_grad():
         module.head.bias[[2, 5]] += 20
         logits, grey = module(images)[:, 5], module(torch.zeros_like(images))[0, 5]
@@ -224,7 +224,7 @@ def test_one_objective_along_the_whole_path(method):
     mixed = vitrail.explain(module, image, **ask)
     assert mixed.logits[0, 5] > 0
     assert mixed.metadata["difference_instead"] == [[True]]
-    difference = vitrail.explain(module, image, **ask, objective="difference")
+    difference = vitrail.explain(module, image, **ask | {"objective": "difference"})
     torch.testing.assert_close(mixed.scores, difference.scores)
 
 
