@@ -57,6 +57,15 @@ def test_every_method_bears_other_threads(method: str) -> None:
                 torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
+def test_another_thread_may_meet_a_hook_that_is_half_registered() -> None:
+    """PyTorch enters a hook first, and that it takes keywords after."""
+    module, seen = nn.Linear(2, 2), []
+    with at_input(module, lambda tensor: seen.append(tensor) or tensor), ThreadPoolExecutor(1) as pool:
+        module._forward_pre_hooks_with_kwargs.clear()
+        assert pool.submit(module, torch.ones(1, 2)).result().shape == (1, 2)
+    assert not seen
+
+
 def test_a_module_is_seen_by_the_thread_that_looks() -> None:
     module = nn.Identity()
     ones, seen = torch.ones(2), []

@@ -64,8 +64,11 @@ def at_input(module: nn.Module, see: See) -> Iterator[None]:
     """Within the block, the first tensor that the module is given passes through `see`, which may replace it."""
     thread = threading.get_ident()
 
-    def hook(_part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if threading.get_ident() != thread:
+    # Another thread that runs the module may find the hook before PyTorch has noted that it takes keywords.
+    def hook(
+        _part: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        if threading.get_ident() != thread or kwargs is None:
             return None
         with torch._C.DisableTorchFunction():
             if any(isinstance(argument, Tensor) for argument in args):
