@@ -189,4 +189,4 @@ def passes_taken(info: MethodInfo, ex: Explanation | None) -> str:
     """Says which passes a method took, "1F 2B": one more backward than it tells where rivals were subtracted."""
     if ex is None or ex.rivals is None or not bool((ex.rivals.weights > 0).any()):
         return info.passes
-    return info.passes.replace("1B", "2B") if "1B" in info.passes else f"{info.passes} 1B"
+    return info.passes.replace("1B", "2B") if "1B" in info.passes else f"{info.passes} + 1B"
