@@ -105,9 +105,9 @@ def single_maps(model: vitrail.VisionModel, batch: Tensor, targets: list[list[in
     for name in [name for name in names if name in FORMS]:
         tau, power, sharpness, disjoint, told = FORMS[name]
         rows = class_rows(model, ex.logits.shape[1]) if told else None
-        classes, weights = find_rivals(ex.logits, ex.target, rows)
+        classes, _ = find_rivals(ex.logits, ex.target, rows)
         best = ex.logits.amax(dim=1)[:, None, None]
-        weights = torch.where(weights.isfinite(), (1 - (best - _at(ex.logits, classes)) / tau).clamp(0, 1) ** power, 0)
+        weights = (1 - (best - _at(ex.logits, classes)) / tau).clamp(0, 1) ** power
         weights = torch.where(_alike(rows, ex.target, classes), 0, weights)
         first = weights.amax(dim=-1, keepdim=True)
         weights = torch.where(first > 0, first * (weights / first) ** sharpness, 0)

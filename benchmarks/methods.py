@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate
 
 import vitrail
 from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.rows import as_published
 from vitrail.methods.choosing import choose_methods
 
 # The multiple that a method is to stay under.
@@ -87,7 +88,7 @@ def main() -> None:
     infos = [one.info for one in choose_methods(options.methods)]
 
     def ask(name: str) -> None:
-        vitrail.explain(model, image, target, method=name)
+        vitrail.explain(model, image, target, method=name, **as_published(name))
 
     work: dict[str, Callable[[], object]] = {
         "plain, float32": lambda: plain_pass(model.module, image, target),

@@ -135,8 +135,8 @@ def explain(
     target, against = repeatable(target), repeatable(against, "against")
     if on_error == "skip":
         question = {"method": method, "objective": objective, "gradient": gradient, "compete": compete}
-        question |= {"centred": centred}
-        question |= {"start_layer": start_layer, "readout": readout, "guide": guide, "batch_size": batch_size}
+        question |= {"centred": centred, "start_layer": start_layer, "readout": readout, "guide": guide}
+        question |= {"batch_size": batch_size}
         ask = partial(explain, model, **question, progress=progress, **options)
         return _without_failures(ask, model, images, target, against)
     info = find_method(method, options)
