@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrail.attention import calls
-from vitrail.attention.backward import attention_backward, fused_row, softmax_backward
+from vitrail.attention.backward import (
+    attention_backward,
+    constant_attention_backward,
+    fused_row,
+    softmax_backward,
+)
 from vitrail.attention.calls import AttentionCall, Block, blocks, from_scaled_dot_product, probabilities
 from vitrail.attention.weighting import HeadNorms, RowUpdate, absolute, centre, complete, positive
 
@@ -64,6 +69,21 @@ def test_gradients_equal_autograd(mask, causal, budget, monkeypatch):
         torch.testing.assert_close(ours, tensor.grad)
     expected = torch.einsum("bq,bhqk->bk", row, attention.grad * attention) / call.heads
     torch.testing.assert_close(collector.result(), expected.detach())
+
+
+@pytest.mark.parametrize("budget", [1, 16, 10**6], ids=["tiny blocks", "some blocks", "one block"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("reached", [7, 1], ids=["all rows", "one row"])
+def test_constant_attention_goes_back_in_one_product(mask, reached, budget, monkeypatch):
+    monkeypatch.setattr(calls, "BLOCK_ELEMENTS", {"cpu": budget})
+    call = a_call(queries=7, keys=7, mask=MASKS[mask])
+    row, upstream = torch.randn(2, 7, dtype=torch.float64), torch.zeros(2, 3, 7, 4, dtype=torch.float64)
+    upstream[:, :, :reached] = torch.randn(2, 3, reached, 4, dtype=torch.float64)
+    collector = RowUpdate(complete, row, centred=False)
+    _, _, d_value = attention_backward(call, upstream, collector, through_scores=False, through_value=True)
+    ours, update = constant_attention_backward(call, upstream, row)
+    torch.testing.assert_close(ours, d_value)
+    torch.testing.assert_close(update, collector.result())
 
 
 def test_the_gradient_of_attention_by_finite_differences():

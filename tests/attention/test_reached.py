@@ -23,7 +23,7 @@ from vitrail.attention.differentiate import LayerListener
 from vitrail.attention.feedback import RowGradientListener
 from vitrail.attention.head_shares import HeadShareListener
 from vitrail.attention.mean_matrices import MatrixListener
-from vitrail.attention.reached import linear, reached_rows
+from vitrail.attention.reached import linear, reached_columns, reached_rows
 from vitrail.attention.stream import HeadNormListener, RelevanceRow
 from vitrail.attention.weighting import ELEMENTWISE, Collector
 from vitrail.methods.attention_gradcam import RowsOfHeads
@@ -48,6 +48,54 @@ def test_no_row_with_a_gradient_is_left_out(rows: int, filled: set[int], batch: 
     outside[:, found] = 0
     assert not outside.any()
     assert found == slice(0, rows) or 2 * (found.stop - found.start) <= rows or found == slice(0, 1)
+
+
+@given(st.integers(1, 9), st.sets(st.tuples(st.integers(0, 3), st.integers(0, 8))))
+def test_no_column_with_a_gradient_is_left_out(columns: int, filled: set[tuple[int, int]]) -> None:
+    gradient = torch.zeros(2, 4, columns)
+    for row, column in ((row, column) for row, column in filled if column < columns):
+        gradient[row % 2, row, column] = 1e-30
+    found = reached_columns(gradient)
+    assert 0 <= found.start < found.stop <= columns
+    outside = gradient.clone()
+    outside[..., found] = 0
+    assert not outside.any()
+    assert found == slice(0, columns) or 2 * (found.stop - found.start) <= columns
+
+
+def test_not_a_number_is_no_column_to_leave_out() -> None:
+    gradient = torch.zeros(1, 3, 9)
+    gradient[..., 6:], gradient[0, 0, 0] = 1, math.nan
+    assert reached_columns(gradient) == slice(0, 9)
+
+
+@pytest.mark.parametrize("columns", [[], [6], [4, 5], [0, 6], list(range(7))])
+def test_linear_layers_go_back_from_few_columns(columns: list[int]) -> None:
+    weight, upstream, answers = drawn(7, 5), torch.zeros(2, 13, 7, dtype=torch.float64), []
+    upstream[..., columns] = drawn(2, 13, len(columns), seed=2)
+    for function in (linear, F.linear):
+        tokens = drawn(2, 13, 5, seed=3).requires_grad_()
+        answers.append(torch.autograd.grad(function(tokens, weight), [tokens], upstream)[0])
+    torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("gradient", ["leaf", "libra"])
+def test_queries_and_keys_that_are_constant_cost_nothing(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 3 d² of a layer that gives queries, keys and values, d² is left; the first layer's has no backward."""
+    family = FAMILIES["timm_vit"]
+    model, images, flops, maps = family.model(), family.images(2), [], []
+    for _ in range(2):
+        ask = lambda: vitrail.explain(model, images, 0, method="complete", gradient=gradient, compete=False)  # noqa: E731
+        ask()
+        with FlopCounterMode(display=False) as counter:
+            maps.append(ask().scores)
+        flops.append(counter.get_total_flops())
+        monkeypatch.setattr(reached, "reached_columns", lambda flow: slice(0, flow.shape[-1]))
+    width = next(module.out_features for module in model.module.modules() if isinstance(module, nn.Linear)) // 3
+    tokens = 2 * (model.module.patch_embed.num_patches + 1)
+    assert flops[1] - flops[0] >= 2 * 2 * width**2 * tokens * (len(model.module.blocks) - 2)
+    assert flops[1] > flops[0]
+    torch.testing.assert_close(*maps)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1e-45])
@@ -108,7 +156,7 @@ def test_what_linear_leaves_to_pytorch() -> None:
 
 
 def by_rows(output: Tensor) -> bool:
-    return output.grad_fn is not None and "Rows" in output.grad_fn.name()
+    return output.grad_fn is not None and "Reached" in output.grad_fn.name()
 
 
 def test_a_model_may_change_the_output_in_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from .calls import AttentionCall, blocks, compute_dtype, probabilities, without_
 from .reached import reached_rows
 from .weighting import Collector
 
-__all__ = ["Gradients", "attention_backward", "fused_row", "softmax_backward"]
+__all__ = ["Gradients", "attention_backward", "constant_attention_backward", "fused_row", "softmax_backward"]
 
 
 class Gradients(NamedTuple):
@@ -85,6 +85,30 @@ def _multiply(left: Tensor, right: Tensor, into: Tensor, *, scale: float = 1.0, 
     # A block's images and heads follow each other in memory (`blocks`), so this is a view.
     product = into.view(-1, *into.shape[-2:])
     product.baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=1.0 if add else 0.0, alpha=scale)
+
+
+@without_autocast
+def constant_attention_backward(
+    call: AttentionCall,
+    grad_output: Float[Tensor, "images heads queries value_width"],
+    row: Float[Tensor, "images queries"],
+) -> tuple[Float[Tensor, "images heads keys value_width"], Float[Tensor, "images keys"]]:
+    """Where nothing flows through A: Aᵀ dO, which flows on to the value, and (1/H) Σ_h r · (∇A_h ⊙ A_h).
+
+    One product Aᵀ [dO, r ⊙ dO] gives both (`fused_row`), so that no ∇A is formed.
+    """
+    dtype, width = compute_dtype(call.query.dtype), grad_output.shape[-1]
+    rows_asked = reached_rows(grad_output)
+    both = call.value.new_empty(call.images, call.heads, call.keys, 2 * width, dtype=dtype)
+    for block in blocks(call, rows_asked):
+        flow = grad_output[block.images, block.heads, block.rows]
+        upstream = flow.new_empty(*flow.shape[:-1], 2 * width, dtype=dtype)
+        upstream[..., :width] = flow
+        torch.mul(upstream[..., :width], row[block.images, None, block.rows, None], out=upstream[..., width:])
+        attention, into = probabilities(call, block).transpose(-1, -2), both[block.images, block.heads]
+        _multiply(attention, upstream, into, add=block.rows.start != rows_asked.start)
+    d_value, d_row = both.split(width, dim=-1)
+    return d_value.to(call.value.dtype), fused_row(call.value, d_row)
 
 
 def fused_row(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .backward import Gradients, attention_backward, fused_row, softmax_backward
+from .backward import Gradients, attention_backward, constant_attention_backward, fused_row, softmax_backward
 from .calls import AttentionCall, Block, compute_dtype
 from .gradient_modes import GradientMode
 from .reached import reached_rows
@@ -166,8 +166,12 @@ class _BlockAttention(Function):
 def _by_blocks(ctx: Any, call: AttentionCall, grad_output: Tensor) -> Gradients:
     """The backward pass of one layer in blocks, told to the listener."""
     visitor: DifferentiatedAttention = ctx.visitor
-    collector = visitor.listener.collector(ctx.layer)
     to_query, to_key, to_value = ctx.needs_input_grad[:3]
+    if visitor.listener.only_complete and not visitor.through_scores:
+        d_value, update = constant_attention_backward(call, grad_output, visitor.listener.current_row())
+        visitor.listener.take_update(ctx.layer, update)
+        return Gradients(None, None, d_value if to_value else None)
+    collector = visitor.listener.collector(ctx.layer)
     gradients = attention_backward(
         call,
         grad_output,

@@ -49,10 +49,15 @@ class _HeldDeviation(Function):
     def backward(ctx, *grads: Any):
         (grad,) = grads
         scale, weight = ctx.saved_tensors
-        flow = grad if weight is None else grad * weight
         if ctx.centred:
-            flow = flow - flow.mean(dim=ctx.dims, keepdim=True)
-        return (flow * scale).to(grad.dtype), None, None, None, None, None
+            # The kernel of the whole derivative, at an input that is its own mean: what comes of σ is zero there.
+            at, shape = torch.zeros_like(grad), grad.shape[ctx.dims[0] :]
+            mean = torch.zeros_like(scale)
+            only_input = [True, False, False]
+            flow, *_ = torch.ops.aten.native_layer_norm_backward(grad, at, shape, mean, scale, weight, None, only_input)
+        else:
+            flow = ((grad if weight is None else grad * weight) * scale).to(grad.dtype)
+        return flow, None, None, None, None, None
 
 
 class _HeldGate(Function):
@@ -112,18 +117,17 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 
 
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor:
-    held = input.detach()
-    if approximate == "none":
-        gate = torch.special.ndtr(held)
-    else:
-        gate = (1 + torch.tanh((2 / torch.pi) ** 0.5 * (held + 0.044715 * held**3))) / 2
-    return _HeldGate.apply(input, F.gelu(held, approximate=approximate), gate)  # pyright: ignore
+    return _gated(input, F.gelu(input.detach(), approximate=approximate))
 
 
 def _silu(input: Tensor, inplace: bool = False) -> Tensor:
     del inplace
-    held = input.detach()
-    return _HeldGate.apply(input, F.silu(held), torch.sigmoid(held))  # pyright: ignore
+    return _gated(input, F.silu(input.detach()))
+
+
+def _gated(input: Tensor, output: Tensor) -> Tensor:
+    gate = (output / input.detach()).nan_to_num_(0.5)  # ½ at zero, for GELU and SiLU alike
+    return _HeldGate.apply(input, output, gate)  # pyright: ignore
 
 
 def _is_tokens(tensor: Any) -> bool:

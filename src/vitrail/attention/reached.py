@@ -1,8 +1,11 @@
-"""Rows of tokens that a gradient reaches: behind the last attention of a model read at [CLS], one of hundreds.
+"""Rows and columns that a gradient reaches.
 
-Where a row's gradient is exactly zero, so is all that flows on from it through finite numbers: it need not be
-multiplied by any weight, and an attention asked there has nothing to tell. What is skipped is found from the gradient
-itself, never foretold. Rows are counted along the last dimension but one; a model that puts images there gains nothing.
+Behind the last attention of a model read at [CLS] it is one row of tokens of hundreds; where attention is held constant
+(`gradient_modes`), it is the values alone, a third of the columns of a layer that gives queries, keys and values.
+
+Where a gradient is exactly zero, so is all that flows on from it through finite numbers: it need not be multiplied by
+any weight, and an attention asked there has nothing to tell. What is skipped is found from the gradient itself, never
+foretold. Rows are counted along the last dimension but one; a model that puts images there gains nothing.
 """
 
 from typing import Any
@@ -13,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 
-__all__ = ["linear", "reached_rows"]
+__all__ = ["linear", "reached_columns", "reached_rows"]
 
 
 def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
@@ -40,8 +43,34 @@ def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
     return slice(first, last + 1) if 2 * (last + 1 - first) <= rows else everything
 
 
+def reached_columns(gradient: Float[Tensor, "*batch rows width"]) -> slice:
+    """The columns from the first to the last whose gradient is not zero, if they are at most half; else all of them.
+
+    Away from the CPU it is always all, as in `reached_rows`.
+
+    Example:
+        >>> gradient = torch.zeros(2, 197, 12)
+        >>> gradient[..., 8:] = 1.0
+        >>> reached_columns(gradient), reached_columns(gradient + 1)
+        (slice(8, 12, None), slice(0, 12, None))
+    """
+    everything = slice(0, gradient.shape[-1])
+    if gradient.device.type != "cpu" or gradient.numel() == 0:
+        return everything
+    # One row says where to look, so that most gradients cost no more than that.
+    rows = gradient.shape[-2]
+    reached = gradient[..., rows // 2, :].reshape(-1, gradient.shape[-1])[0].nonzero()
+    if not len(reached):
+        return everything
+    first, last = int(reached[0]), int(reached[-1])
+    if 2 * (last + 1 - first) > everything.stop:
+        return everything
+    outside = [part for part in (gradient[..., :first], gradient[..., last + 1 :]) if part.numel()]
+    return slice(first, last + 1) if all(part.abs().amax() == 0 for part in outside) else everything
+
+
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` of constant weights, whose backward pass multiplies only the rows that are reached.
+    """`torch.nn.functional.linear` of constant weights, whose backward pass multiplies only what is reached.
 
     Input of two dimensions (logits, pooled tokens), weights of another kind or with a gradient of their own, autocast,
     and transforms (`torch.vmap`) are left to PyTorch.
@@ -52,14 +81,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     constant = not (weight.requires_grad or (bias is not None and bias.requires_grad))
     transformed = torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
     if tokens and plain and constant and not transformed:
-        return _LinearFromRows.apply(input, weight, bias)  # pyright: ignore
+        return _LinearOfReached.apply(input, weight, bias)  # pyright: ignore
     return F.linear(input, weight, bias)
 
 
-class _LinearFromRows(Function):
+class _LinearOfReached(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
+        ctx.set_materialize_grads(False)
         output = F.linear(input, weight, bias)
         # Some releases of PyTorch give a view, and what a Function gives as one no model may change in place.
         return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
@@ -67,8 +97,11 @@ class _LinearFromRows(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = grads
+        if gradient is None:
+            return None, None, None
         (weight,) = ctx.saved_tensors
-        rows = reached_rows(gradient)
+        rows, columns = reached_rows(gradient), reached_columns(gradient)
+        gradient, weight = gradient[..., columns], weight[columns]
         if rows == slice(0, gradient.shape[-2]):
             return gradient @ weight, None, None
         flow = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1])

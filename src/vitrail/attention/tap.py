@@ -108,6 +108,7 @@ class Tap(TorchFunctionMode):
             self._rules[F.linear] = partial(self._linear, layers)
         if gradient == "libra":
             self._rules |= libra_rules()
+        self._constant_attention = gradient != "full"
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -199,8 +200,11 @@ class Tap(TorchFunctionMode):
         return not scores.shape[0] % self.images and scores.shape[-1] == scores.shape[-2] > 1
 
     def _linear(self, layers: int, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        # In front of it all rows are reached, and a look at each gradient would be for nothing.
-        return (linear if self.attention_calls >= layers else F.linear)(input, weight, bias)
+        # In front of it all rows are reached, and all columns but where a layer gives queries and keys as well, which a
+        # constant attention reaches by its values alone: elsewhere a look at each gradient would be for nothing. Such a
+        # layer is told from an MLP's by its width; a miss costs only time.
+        joint = self._constant_attention and weight.shape[-1] < weight.shape[0] <= 3 * weight.shape[-1]
+        return (linear if joint or self.attention_calls >= layers else F.linear)(input, weight, bias)
 
     def _multiply(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         # Weights have no gradient here: a product of two tensors that have one is attention of some form.

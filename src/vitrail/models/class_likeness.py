@@ -26,7 +26,7 @@ def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int)
         noise = nn.functional.interpolate(coarse, size=size[1:], mode="bilinear", align_corners=False)
         rows = model.logits(noise).cpu().double().T
         rows = _directions(rows - rows.mean(dim=1, keepdim=True))
-    return (rows @ rows.T).cpu()
+    return (rows.double() @ rows.double().T).cpu()
 
 
 def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width"] | None:
@@ -39,7 +39,8 @@ def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width
         return None
     weight = heads[-1].weight.detach()
     try:
-        return _directions(torch.as_tensor(weight if weight.is_cuda else weight.cpu()).double())
+        rows = torch.as_tensor(weight if weight.is_cuda else weight.cpu())
+        return _directions(rows if rows.dtype == torch.float64 else rows.float())
     except (NotImplementedError, RuntimeError, TypeError):  # quantized by a library whose tensors know few operations
         return None
 

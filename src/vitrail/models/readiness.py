@@ -220,24 +220,27 @@ def refuse_training(module: nn.Module) -> None:
         ModelError: for weights without numbers, of integers, or made under `torch.inference_mode()`.
     """
     for name, part in module.named_modules():
-        what = f"{name or 'the model'} ({type(part).__name__})"
         if getattr(part, "grad_checkpointing", False) is True:
             raise TrainingModeError(
-                f"{what} recomputes its blocks in the backward pass, which hides their attention; call "
+                f"{_called(name, part)} recomputes its blocks in the backward pass, which hides their attention; call "
                 "model.set_grad_checkpointing(False) first"
             )
         if part.training and getattr(part, "gradient_checkpointing", False) is True:
             raise TrainingModeError(
-                f"{what} recomputes its blocks in the backward pass, which hides their attention; call "
+                f"{_called(name, part)} recomputes its blocks in the backward pass, which hides their attention; call "
                 "model.gradient_checkpointing_disable() or model.eval() first"
             )
         if part.training and (_drops(part) or isinstance(part, _BatchNorm)):
             raise TrainingModeError(
-                f"the model is in training mode: {what} would make its answer random or change the model; call "
-                "model.eval() first"
+                f"the model is in training mode: {_called(name, part)} would make its answer random or change the "
+                "model; call model.eval() first"
             )
         if reason := _no_gradient(part):
-            raise ModelError(f"{what} cannot be explained: {reason}")
+            raise ModelError(f"{_called(name, part)} cannot be explained: {reason}")
+
+
+def _called(name: str, part: nn.Module) -> str:
+    return f"{name or 'the model'} ({type(part).__name__})"
 
 
 def _no_gradient(part: nn.Module) -> str:
@@ -246,7 +249,10 @@ def _no_gradient(part: nn.Module) -> str:
         return "quantized layers have no gradient; give the model from before torch.ao.quantization"
     if isinstance(part, GraphModule) and any(_EXPORTED.match(str(node.target)) for node in part.graph.nodes):
         return "the attention of an exported program is called beneath PyTorch's functions; give the module it is from"
-    for name, weight in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+    # Not by named_parameters(): this runs for every part in every call.
+    for name, weight in (*part._parameters.items(), *part._buffers.items()):
+        if weight is None:
+            continue
         if weight.is_meta:
             return f"its {name} is on the meta device and holds no numbers; load the weights first"
         if weight.is_inference():
