@@ -32,13 +32,14 @@ else
 	@echo "The pictures are in $(OUT)/"
 endif
 
-# Two workers of one thread each: with more threads than cores they would wait for each other. Tests of
+# Two workers of one thread each: with more threads than cores they would wait for each other, and those of a test that
+# needs two spin (OMP_WAIT_POLICY). Tests of
 # one family of models go to the same worker (tests/conftest.py), so that its reference is computed once.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 -m slow
 
 quality: $(READY)
 	$(BIN)/ruff check
@@ -52,9 +53,10 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/vitrail bench
 
-# The documentation's site, in site/. A link that leads nowhere stops it; `mkdocs serve` shows it while one writes.
+# The documentation's site, in site/. A broken link or a page outside the navigation stops it (not with --quiet, which
+# hides the warnings from --strict, too); `mkdocs serve` shows it while one writes.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Runs the notebooks anew from the scripts beside them, and stores what they show.
 notebooks: $(READY)

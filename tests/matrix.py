@@ -1,9 +1,14 @@
 """What the tests of every method on every family must know of single methods."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import cam_reference
+import integrated_reference
+import lrp_reference
+import perturbation_reference
 import pytest
+import reference
 
 # Options that make a costly method cheap on the tiny models, or that keep what random weights would leave nothing of:
 # (method) -> keyword options of `explain`.
@@ -60,4 +65,24 @@ TOLERANCE: dict[str, float] = {"gradcam_plus_plus": 1e-3, "xgradcam": 1e-3}
 # Pairs that a method cannot serve, and what its error says: (method, family) -> a regular expression.
 UNSERVED: dict[tuple[str, str], str] = {
     ("grad_eclip", "user_written_out"): r"blocks\.2\.attention \(WrittenOutAttention\) writes it out as a softmax",
+}
+
+# The slow float64 reference that each method is held to: (method) -> its function.
+REFERENCES: dict[str, Callable[..., Any]] = {
+    **{name: getattr(reference, name) for name in ("raw", "rollout", "gae", "complete", "absolute")},
+    "gmar_l1": reference.gmar,
+    "gmar_l2": reference.gmar,
+    "attention_flow": perturbation_reference.flow_map,
+    "tis": perturbation_reference.tis_map,
+    "vit_cx": perturbation_reference.complete_linkage,
+    "tattr": lrp_reference.tattr,
+    "partial_lrp": lrp_reference.relevance,
+    "lrp": lrp_reference.relevance,
+    "attn_lrp": lrp_reference.attn_lrp,
+    "attn_gradcam": lrp_reference.attn_gradcam,
+    **{name: getattr(integrated_reference, name) for name in ("tam", "bi_head", "bi_token", "dix", "iia")},
+    **{name: getattr(cam_reference, name) for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam")},
+    **{name: getattr(cam_reference, name) for name in ("layercam", "eigencam", "grad_eclip", "legrad")},
+    "attcat": cam_reference.block_inputs,
+    "fullgrad_plus": cam_reference.block_inputs,
 }

@@ -131,4 +131,6 @@ def test_one_photograph_without_signal_does_not_lose_the_others(vit_tiny, shared
     assert len(ex) + len(ex.failures) == 24
     assert [one["image"] for one in ex.failures] == [4, 14, 19, 21]
     kept = [files[position] for position in ex.metadata["positions"]]
-    assert torch.allclose(ex.scores, vitrail.explain(vit_tiny, kept, method="attn_gradcam").scores)
+    torch.testing.assert_close(
+        ex.scores, vitrail.explain(vit_tiny, kept, method="attn_gradcam").scores, rtol=1e-5, atol=1e-8
+    )

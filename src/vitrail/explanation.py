@@ -82,8 +82,8 @@ class Explanation:
 
     scores: Float[Tensor, "batch rows cols"] | Float[Tensor, "batch targets rows cols"]
     logits: Float[Tensor, "batch classes"]
-    target: Int[Tensor, "batch"] | Int[Tensor, "batch targets"]
-    against: Int[Tensor, "batch"] | Int[Tensor, "batch targets"] | None = None
+    target: Int[Tensor, " batch"] | Int[Tensor, "batch targets"]
+    against: Int[Tensor, " batch"] | Int[Tensor, "batch targets"] | None = None
     method: str
     objective: str
     signed: bool = True

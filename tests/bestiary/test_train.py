@@ -73,7 +73,7 @@ def test_with_all_tokens_the_training_forward_is_the_models_own():
     model.head.weight.data.normal_()
     images = torch.randn(2, 3, 96, 96)
     logits, tokens = tokens_forward(model, images, None)
-    assert torch.allclose(logits, model(images), atol=1e-5)
+    torch.testing.assert_close(logits, model(images), rtol=1e-5, atol=1e-5)
     assert tokens.shape == (2, 144, 128)
 
 
@@ -83,8 +83,8 @@ def test_patch_labels_are_shares_of_pixels():
     owners[0, 8:, 8:] = 64 + 5
     creatures = torch.eye(20)[None, [4, 7]]
     parts, classes = patch_labels(owners, creatures, 8)
-    assert torch.allclose(parts.sum(2), torch.ones(1, 4))
-    assert torch.allclose(classes.sum(2), torch.ones(1, 4))
+    torch.testing.assert_close(parts.sum(2), torch.ones(1, 4), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(classes.sum(2), torch.ones(1, 4), rtol=1e-5, atol=1e-8)
     assert parts[0, 0, 3] == 0.5
     assert classes[0, 0, 1 + 4] == 0.5
     assert parts[0, 3, 5] == 1
@@ -104,7 +104,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one():
     values = torch.linalg.svdvals(orthogonalised(matrices))
     assert values.min() > 0.5
     assert values.max() < 1.5
-    assert torch.allclose(orthogonalised(matrices.mT), orthogonalised(matrices).mT)
+    torch.testing.assert_close(orthogonalised(matrices.mT), orthogonalised(matrices).mT, rtol=1e-5, atol=1e-8)
 
 
 def test_augmentation_moves_owners_with_their_pixels():

@@ -48,7 +48,7 @@ def test_tokens_and_scores_are_printed(run: Run, folder: Path):
     ours = vitrail.explain_text(*vitrail.load_text(str(folder)), texts.TEXTS[0], "positive", method="gae")
     assert [line.split("\t")[0] for line in lines] == list(ours.tokens[0][1:-1])
     printed = torch.tensor([float(line.split("\t")[1]) for line in lines])
-    assert torch.allclose(printed, ours.of()[1:-1], rtol=1e-4)
+    torch.testing.assert_close(printed, ours.of()[1:-1], rtol=1e-4, atol=1e-8)
 
 
 def test_json_holds_question_and_numbers(run: Run):

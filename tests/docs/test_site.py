@@ -1,6 +1,7 @@
 """The site is built strictly, fetches nothing from elsewhere, has the maps' colours; notebooks are their scripts'."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -91,11 +92,39 @@ class Fetched(HTMLParser):
         self.addresses += [str(given[name]) for name in names if given.get(name)]
 
 
-@pytest.mark.slow  # a minute
+def build_command() -> list[str]:
+    """The command of `make docs`, as the Makefile has it."""
+    line = next(line for line in (REPOSITORY / "Makefile").read_text().splitlines() if "mkdocs build" in line)
+    return [sys.executable, "-m", "mkdocs", *line.split("mkdocs ")[1].split()]
+
+
+def test_a_broken_link_and_a_page_outside_the_navigation_stop_the_build(tmp_path: Path):
+    for library in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(library)
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    for name in ("docs", "src"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+    with (tmp_path / "docs" / "start.md").open("a") as page:
+        page.write("\n[nowhere](nowhere.md), [no heading](compare.md#no-such-heading)\n")
+    (tmp_path / "docs" / "stray.md").write_text("# Stray\n")
+    done = subprocess.run(
+        build_command(), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    told = done.stdout + done.stderr
+    assert done.returncode != 0, told
+    assert "nowhere.md" in told
+    assert "no-such-heading" in told
+    assert "stray.md" in told
+    assert "Aborted with 3 warnings in strict mode" in told  # and nothing else is wrong
+
+
+@pytest.mark.slow
 def test_the_site_is_built_strictly_and_fetches_nothing_from_elsewhere(tmp_path: Path):
     for library in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(library)
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    build = [*build_command(), "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(build, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = sorted((tmp_path / "site").rglob("*.html"))

@@ -1,5 +1,6 @@
 """Every method on every family equals the slow float64 reference, in every gradient mode."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -101,3 +102,14 @@ def test_every_method_has_its_card():
     for info in vitrail.list_methods():
         assert (cards / f"{info.name}.md").read_text().startswith("# ")
         assert f"]({info.name}.md)" in index
+
+
+def test_every_method_has_its_reference():
+    """A test module that asks for the method calls its reference, too."""
+    here = Path(__file__).parent
+    tests = {path: path.read_text() for path in here.glob("test_*.py")}
+    registered = {info.name for info in vitrail.list_methods() if info.function.__module__.startswith("vitrail.")}
+    assert registered == set(matrix.REFERENCES), "add a slow float64 reference, and its line in tests/matrix.py"
+    for method, function in matrix.REFERENCES.items():
+        naming = [path.name for path, text in tests.items() if re.search(rf"\b{function.__name__}\b", text)]
+        assert any(f'"{method}"' in tests[here / name] for name in naming), f"no test holds {method} to its reference"

@@ -57,19 +57,19 @@ def test_where_the_authors_divide_zero_by_zero_the_row_stays_the_identity(oracle
     assert int(empty.sum()) == 6
     identity = torch.eye(7, dtype=torch.float64)
     assert torch.equal(ours[0, empty], identity[empty])
-    assert torch.allclose(ours[0, ~empty], official[0, ~empty], rtol=1e-12)
+    torch.testing.assert_close(ours[0, ~empty], official[0, ~empty], rtol=1e-12, atol=1e-8)
 
 
 def test_signed_rows_are_divided_by_the_sum_of_sizes():
     added = torch.tensor([[[1.0, -1.0, 0.0], [-1.0, -2.0, 0.0], [0.0, 0.0, 0.0]]], dtype=torch.float64)
     expected = [[1.5, -0.5, 0.0], [-1 / 3, 1 - 2 / 3, 0.0], [0.0, 0.0, 1.0]]
-    assert torch.allclose(rescaled(added), torch.tensor([expected], dtype=torch.float64))
+    torch.testing.assert_close(rescaled(added), torch.tensor([expected], dtype=torch.float64), rtol=1e-5, atol=1e-8)
 
 
 def test_rescaling_does_not_hang_on_the_size_of_what_was_added():
     added = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
     small = rescaled(added * 1e-12)  # beside the ones of the identity, float32 would have lost it
-    assert torch.allclose(small, rescaled(added), rtol=1e-5)
+    torch.testing.assert_close(small, rescaled(added), rtol=1e-5, atol=1e-8)
 
 
 def test_the_two_directions_of_a_layer_read_the_old_maps():
@@ -85,7 +85,7 @@ def test_the_two_directions_of_a_layer_read_the_old_maps():
     assert torch.equal(beside["image"].added, expected[0])
     assert torch.equal(beside["text"].added, one_after["text"].added)
     later = cross_attention(back, zeros, beside["text"].added, beside["text"].cross)
-    assert torch.allclose(one_after["image"].added, later[0])
+    torch.testing.assert_close(one_after["image"].added, later[0], rtol=1e-5, atol=1e-8)
     assert not torch.allclose(beside["image"].added, one_after["image"].added)
 
 

@@ -22,8 +22,8 @@ class PairExplanation:
 
     scores: Mapping[str, Float[Tensor, "batch tokens"] | Float[Tensor, "batch targets tokens"]]
     logits: Float[Tensor, "batch classes"]
-    target: Int[Tensor, "batch"] | Int[Tensor, "batch targets"]
-    against: Int[Tensor, "batch"] | Int[Tensor, "batch targets"] | None
+    target: Int[Tensor, " batch"] | Int[Tensor, "batch targets"]
+    against: Int[Tensor, " batch"] | Int[Tensor, "batch targets"] | None
     method: str
     objective: str
     signed: bool

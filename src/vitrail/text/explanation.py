@@ -71,7 +71,7 @@ class TextExplanation:
         return self.answer.logits
 
     @property
-    def target(self) -> Int[Tensor, "texts"] | Int[Tensor, "texts targets"]:
+    def target(self) -> Int[Tensor, " texts"] | Int[Tensor, "texts targets"]:
         """The classes that were asked about."""
         return self.answer.target
 
