@@ -26,7 +26,7 @@ from .explanation import Explanation
 from .inputs import GuideLike, ImagesLike, Prepared, as_items, prepare, prepare_one, source_of
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method, list_methods
-from .methods.run import Progress, Run
+from .methods.context import AttributionContext, Progress
 from .models import wrap
 from .models.class_likeness import class_rows
 from .models.layout import TokenLayout, layout_of, layout_of_layer
@@ -189,7 +189,7 @@ def explain(
     )
 
     def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor, Rivals | None]:
-        run = Run(
+        run = AttributionContext(
             model=model,
             images=inputs.batch[some],
             layout=layout,

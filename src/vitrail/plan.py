@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .attention.differentiate import DifferentiatedAttention
 from .attention.eager import eager
 from .attention.gradient_modes import GradientMode, check_gradient_mode
-from .attention.stream import RelevanceRow
+from .attention.relevance_row import RelevanceRow
 from .attention.tap import Tap
 from .errors import NonFiniteError, NoSignalError, NotEnoughMemoryError, OptionError
 from .explain import explain

@@ -12,8 +12,8 @@ from .errors import ImageError, LayoutError, TargetError
 from .explain import explain
 from .explanation import Explanation
 from .inputs import ImageLike, prepare
+from .methods.context import AttributionContext
 from .methods.gmar import head_weights
-from .methods.run import Run
 from .models import wrap
 from .models.class_likeness import class_rows
 from .models.layout import layout_of
@@ -91,7 +91,7 @@ def head_shares(
     if bool((whole.target < 0).any()):
         raise TargetError("target= is a function, and heads are told apart for a class: give a name or an index")
     layout = layout_of(model, inputs.batch)
-    run = Run(
+    run = AttributionContext(
         model=model,
         images=inputs.batch,
         layout=layout,

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import ForwardError, OptionError, UnsupportedOperationError
+from vitrail.methods.context import AttributionContext
 from vitrail.methods.dropped_tokens import TokenDropper
-from vitrail.methods.run import Run
 from vitrail.models import wrap
 from vitrail.models.layout import layout_of
 
 
-def run_of(module: nn.Module, images: Tensor) -> Run:
+def run_of(module: nn.Module, images: Tensor) -> AttributionContext:
     model = wrap(module)
     layout = layout_of(model, images)
-    return Run(model, images, layout, None, None, "logit", layout.readout)
+    return AttributionContext(model, images, layout, None, None, "logit", layout.readout)
 
 
 def some_patches(count: int, rows: int) -> Tensor:

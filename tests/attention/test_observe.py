@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from vitrail.attention.differentiate import DifferentiatedAttention
 from vitrail.attention.observe import ShapeObserver
-from vitrail.attention.stream import RelevanceRow
+from vitrail.attention.relevance_row import RelevanceRow
 from vitrail.attention.tap import Tap, Visitor
 
 

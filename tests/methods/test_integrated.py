@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitrail
 from vitrail.errors import NoSignalError, OptionError, UnsupportedOperationError
-from vitrail.methods import path
+from vitrail.methods import integrated_gradients
 
 TARGETS = [[2, 5], [0, 2]]
 
@@ -204,7 +204,7 @@ def test_the_class_is_that_of_the_picture_at_every_point(method):
 def test_samples_go_through_in_passes_of_any_size(method, monkeypatch):
     module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(3)
     together = vitrail.explain(module, images, 1, method=method, samples=3).scores
-    monkeypatch.setattr(path, "TOKENS_PER_PASS", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(integrated_gradients, "TOKENS_PER_PASS", {"cpu": 1, "cuda": 1})
     torch.testing.assert_close(vitrail.explain(module, images, 1, method=method, samples=3).scores, together)
 
 

@@ -52,8 +52,8 @@ def test_the_authors_aggregation(shared, image: str, targets: tuple[int, int]):
 
 def test_the_authors_masks_and_scores(vit_tiny, shared):
     """From the stored centroids the stored masks follow, and from the masks the stored scores."""
+    from vitrail.methods.context import AttributionContext
     from vitrail.methods.dropped_tokens import TokenDropper
-    from vitrail.methods.run import Run
     from vitrail.models.layout import layout_of
 
     with np.load(shared / "oracles" / "inputs.npz") as file:
@@ -66,7 +66,7 @@ def test_the_authors_masks_and_scores(vit_tiny, shared):
     ours = torch.zeros_like(masks).scatter(1, chosen, True)
     assert (ours == masks).float().mean() > 0.999  # the stored centroids are rounded to half precision
     layout = layout_of(vit_tiny, image)
-    run = Run(vit_tiny, image, layout, None, None, "probability", layout.readout)
+    run = AttributionContext(vit_tiny, image, layout, None, None, "probability", layout.readout)
     patches = masks[:4].nonzero()[:, 1].reshape(4, 98)
     logits = TokenDropper(run, run.watch(), "auto").logits(0, patches)
     assert (logits.softmax(1)[:, 243] - scores[:4]).abs().max() < 1e-5

@@ -55,7 +55,7 @@ def partition(labels: list[int]) -> set[frozenset[int]]:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_the_authors_clusters_and_masks(vit_tiny, shared, image: str):
-    from vitrail.methods.run import Run
+    from vitrail.methods.context import AttributionContext
     from vitrail.methods.vit_cx import _features
     from vitrail.models.layout import layout_of
 
@@ -64,7 +64,7 @@ def test_the_authors_clusters_and_masks(vit_tiny, shared, image: str):
     with np.load(shared / "oracles" / "vitcx_seed0.npz") as file:
         labels, blocks = file[f"{image}/labels"].tolist(), torch.from_numpy(file[f"{image}/masks_blockmean"])
     layout = layout_of(vit_tiny, picture)
-    run = Run(vit_tiny, picture, layout, None, None, "probability", layout.readout)
+    run = AttributionContext(vit_tiny, picture, layout, None, None, "probability", layout.readout)
     features = feature_masks(_features(run, run.watch()[0]), (224, 224))
     ours = similar_masks(features.flatten(1), 0.1)
     assert partition(ours.tolist()) == partition(labels)
@@ -74,14 +74,14 @@ def test_the_authors_clusters_and_masks(vit_tiny, shared, image: str):
 
 @pytest.mark.parametrize(("image", "targets"), [("catdog", (243, 282)), ("snail", (113, 112))])
 def test_the_authors_aggregation(vit_tiny, shared, image: str, targets: tuple[int, int]):
-    from vitrail.methods.run import Run
+    from vitrail.methods.context import AttributionContext
     from vitrail.methods.vit_cx import _features
     from vitrail.models.layout import layout_of
 
     with np.load(shared / "oracles" / "inputs.npz") as file:
         picture = torch.from_numpy(file[f"{image}/x"])
     layout = layout_of(vit_tiny, picture)
-    run = Run(vit_tiny, picture, layout, None, None, "probability", layout.readout)
+    run = AttributionContext(vit_tiny, picture, layout, None, None, "probability", layout.readout)
     features = feature_masks(_features(run, run.watch()[0]), (224, 224))
     with np.load(shared / "oracles" / "vitcx_seed0.npz") as file:
         masks = merge_masks(features, torch.from_numpy(file[f"{image}/labels"]).long())

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .calls import AttentionCall, blocks, compute_dtype, probabilities, without_autocast
-from .reached import reached_rows
+from .nonzero_rows import nonzero_rows
 from .weighting import Collector
 
 __all__ = ["Gradients", "attention_backward", "constant_attention_backward", "fused_row", "softmax_backward"]
@@ -47,7 +47,7 @@ def attention_backward(
     dtype = compute_dtype(call.query.dtype)
     if collector is not None:
         collector.begin(call.images, call.heads, call.keys, call.query)
-    rows_asked = slice(0, call.queries) if collector is not None and collector.every_row else reached_rows(grad_output)
+    rows_asked = slice(0, call.queries) if collector is not None and collector.every_row else nonzero_rows(grad_output)
     all_asked = rows_asked == slice(0, call.queries)
     make = call.query.new_empty if all_asked else call.query.new_zeros
     d_query = make(call.query.shape, dtype=dtype) if through_scores else None
@@ -98,7 +98,7 @@ def constant_attention_backward(
     One product Aᵀ [dO, r ⊙ dO] gives both (`fused_row`), so that no ∇A is formed.
     """
     dtype, width = compute_dtype(call.query.dtype), grad_output.shape[-1]
-    rows_asked = reached_rows(grad_output)
+    rows_asked = nonzero_rows(grad_output)
     both = call.value.new_empty(call.images, call.heads, call.keys, 2 * width, dtype=dtype)
     for block in blocks(call, rows_asked):
         flow = grad_output[block.images, block.heads, block.rows]

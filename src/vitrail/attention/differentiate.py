@@ -12,9 +12,9 @@ from torch.autograd.function import once_differentiable
 from .backward import Gradients, attention_backward, constant_attention_backward, fused_row, softmax_backward
 from .calls import AttentionCall, Block, compute_dtype
 from .gradient_modes import GradientMode
-from .reached import reached_rows
-from .swapped import attention_transposed, swaps
+from .nonzero_rows import nonzero_rows
 from .tiled import sum_over_queries, tiles_fit
+from .transposed_attention import attention_transposed, swaps
 from .weighting import Collector, SummingCollector
 
 __all__ = ["DifferentiatedAttention", "Kernel", "LayerListener"]
@@ -255,7 +255,7 @@ class _FusedAttention(_LocalGraph):
         visitor: DifferentiatedAttention = ctx.visitor
         (grad_output,) = grads
         local, output = ctx.local
-        reached = reached_rows(grad_output)
+        reached = nonzero_rows(grad_output)
         if reached.stop - reached.start <= local.queries // MANY_TIMES_FEWER:
             # Of few rows the blocks are the quicker: they are all that is walked.
             if not visitor.keep:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .calls import Block, compute_dtype
 from .weighting import Collector, Matrix
 
-__all__ = ["Heard", "RowGradientListener"]
+__all__ = ["LayerGradients", "RowGradientListener"]
 
 
 @dataclass
@@ -64,7 +64,7 @@ class _Both:
         self.heads.add(block, attention, gradient)
 
 
-class Heard(NamedTuple):
+class LayerGradients(NamedTuple):
     """Of one backward pass: rows of the last layer's ∇A, and by layer the importance I_h of the heads."""
 
     gradient: Float[Tensor, "images heads rows keys"]
@@ -86,10 +86,10 @@ class RowGradientListener:
         del readout
         self.importance, self.gradient = {}, None
 
-    def result(self) -> Heard:
+    def result(self) -> LayerGradients:
         if self.gradient is None:
             raise RuntimeError(f"the backward pass has not reached attention {self.last}")
-        return Heard(self.gradient, self.importance)
+        return LayerGradients(self.gradient, self.importance)
 
     def collector(self, layer: int) -> Collector:
         if layer != self.last:

@@ -19,7 +19,7 @@ from ..errors import PackedBatchError, TrainingModeError, UnsupportedAttentionEr
 from .calls import AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, libra_rules
 from .multihead import run_multi_head_attention
-from .reached import linear
+from .nonzero_rows import linear
 
 __all__ = ["OTHER_WAY", "PRODUCTS", "Tap", "Visitor"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import VitrailError
 from ..memory import in_passes
+from ..methods.context import AttributionContext
 from ..methods.dropped_tokens import TokenDropper
-from ..methods.run import Run
 from ..models.layout import layout_of
 from ..models.vision_model import VisionModel
 from .questions import Evaluation, Images, Maps, Measured, Question, Tokens
@@ -199,7 +199,7 @@ def _dropper(model: VisionModel, image: Float[Tensor, "1 channels height width"]
     """Drops tokens; where the sequence is cut is seen on one image."""
     image = image.to(model.device, model.dtype).clone()
     layout = layout_of(model, image)
-    run = Run(
+    run = AttributionContext(
         model=model, images=image, layout=layout, target=None, against=None, objective="logit", readout=layout.readout
     )
     return TokenDropper(run, run.watch(), "auto")

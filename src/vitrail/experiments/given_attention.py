@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..attention.calls import Block
 from ..attention.eager import eager
+from ..attention.relevance_row import RelevanceRow
 from ..attention.replace import Replacement
-from ..attention.stream import RelevanceRow
 from ..attention.tap import Tap
 from ..models.vision_model import VisionModel
 

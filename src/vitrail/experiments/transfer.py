@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ImageError, NonFiniteError, OptionError, OutputFileError, TargetError
 from ..files import writable_folder
 from ..inputs import ImageLike, prepare
-from ..methods.run import Run
+from ..methods.context import AttributionContext
 from ..models import wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
@@ -99,7 +99,7 @@ def transfer(
     if len(inputs.batch) != 1:
         raise ImageError(f"attention is moved for one image at a time, and {len(inputs.batch)} are given")
     layout = layout_of(model, inputs.batch)
-    run = Run(model, inputs.batch, layout, None, None, "logit", layout.readout)
+    run = AttributionContext(model, inputs.batch, layout, None, None, "logit", layout.readout)
     begun = [layer.probabilities() for layer in run.record()]
     plain = run.logits[0].cpu()
     _check_finite(plain)

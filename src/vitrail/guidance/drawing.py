@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..methods.run import Progress
+from ..methods.context import Progress
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from .stitching import Stitch

@@ -18,7 +18,7 @@ from ..errors import GuideError, LayoutError
 from ..explanation import Explanation, percent
 from ..inputs import ImagesLike, Inputs, prepare
 from ..memory import in_passes
-from ..methods.run import Progress
+from ..methods.context import Progress
 from ..models.class_likeness import class_likeness
 from ..models.layout import TokenLayout, layout_of
 from ..models.vision_model import VisionModel

@@ -19,8 +19,8 @@ from torch import Tensor
 from ..attention.max_flow import UNITS, FlowGraph, flows_to_inputs
 from ..attention.mean_matrices import GRADIENT_MATRICES, MatrixListener
 from ..errors import OptionError
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["attention_capacities", "attention_flow", "normalised_flows"]
 
@@ -36,7 +36,7 @@ __all__ = ["attention_capacities", "attention_flow", "normalised_flows"]
     differentiates={"capacities": GRADIENT_MATRICES},
 )
 def attention_flow(
-    run: Run, *, capacities: str = "attention", units: int = UNITS
+    context: AttributionContext, *, capacities: str = "attention", units: int = UNITS
 ) -> Float[Tensor, "images targets tokens"]:
     """Maximum flow from the readout to each token, the attention's probabilities being the capacities.
 
@@ -46,26 +46,26 @@ def attention_flow(
     if not 10**6 <= units <= UNITS:
         raise OptionError(f"units={units} must be a whole number from 10⁶ to 2³⁰ = {UNITS}")
     if capacities == "attention":
-        layers = [layer.probabilities().mean(dim=1) for layer in run.record()[run.first_layer :]]
+        layers = [layer.probabilities().mean(dim=1) for layer in context.record()[context.first_layer :]]
         targets = [[attention_capacities(matrix) for matrix in layers]]
     elif capacities in GRADIENT_MATRICES:
-        heard = run.differentiate(MatrixListener(capacities))
-        targets = [[of[layer] for layer in sorted(of) if layer < run.layout.layers] for of in heard]
+        heard = context.differentiate(MatrixListener(capacities))
+        targets = [[of[layer] for layer in sorted(of) if layer < context.layout.layers] for of in heard]
     else:
         known = ", ".join(("attention", *GRADIENT_MATRICES))
         raise OptionError(f"capacities={capacities!r} is none of {known}")
-    readout = run.readout_row()[0].double().cpu().numpy()
-    images = len(run.images)
+    readout = context.readout_row()[0].double().cpu().numpy()
+    images = len(context.images)
     maps = []
     for number, layers in enumerate(targets):
         for image in range(images):
             tokens = layers[0].shape[-1]
             before, total = (number * images + image) * tokens, len(targets) * images * tokens
-            report = partial(_report, run, before, total)
+            report = partial(_report, context, before, total)
             flows = normalised_flows([layer[image].double().cpu().numpy() for layer in layers], readout, units, report)
             maps.append(torch.from_numpy(flows))
-    dtype = run.readout_row().dtype
-    return torch.stack(maps).unflatten(0, (len(targets), images)).transpose(0, 1).to(run.images.device, dtype)
+    dtype = context.readout_row().dtype
+    return torch.stack(maps).unflatten(0, (len(targets), images)).transpose(0, 1).to(context.images.device, dtype)
 
 
 def attention_capacities(attention: Float[Tensor, "images queries keys"]) -> Float[Tensor, "images queries keys"]:
@@ -89,6 +89,6 @@ def normalised_flows(
     return flows / flows.sum() if flows.any() else flows
 
 
-def _report(run: Run, before: int, total: int, done: int, of: int) -> None:
+def _report(context: AttributionContext, before: int, total: int, done: int, of: int) -> None:
     del of
-    run.report("maximum flows", before + done, total)
+    context.report("maximum flows", before + done, total)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..attention.calls import Block
 from ..attention.weighting import Collector
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["attn_gradcam"]
 
@@ -80,16 +80,16 @@ class LastAttention:
     start_layer=-1,
     accepts=("compete",),
 )
-def attn_gradcam(run: Run, *, relu: bool = True) -> Float[Tensor, "images targets tokens"]:
+def attn_gradcam(context: AttributionContext, *, relu: bool = True) -> Float[Tensor, "images targets tokens"]:
     """Grad-CAM on the last attention: heads weighted by their mean gradient at the readout, and clamped at zero.
 
     Only the last block is differentiated. `relu=False` keeps what is below zero.
     """
     maps = []
-    for rows in run.differentiate(LastAttention()):
-        patches = slice(run.layout.prefix, run.layout.prefix + run.layout.patches)
-        if run.layout.pools:
-            patches = slice(None) if rows.gradient.shape[2] != run.layout.tokens else patches
+    for rows in context.differentiate(LastAttention()):
+        patches = slice(context.layout.prefix, context.layout.prefix + context.layout.patches)
+        if context.layout.pools:
+            patches = slice(None) if rows.gradient.shape[2] != context.layout.tokens else patches
         weights = rows.gradient[:, :, patches].mean(dim=2, keepdim=True)
         scores = (weights * rows.attention).mean(dim=1)
         maps.append(scores.clamp(min=0) if relu else scores)

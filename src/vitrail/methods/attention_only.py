@@ -5,10 +5,10 @@ from torch import Tensor
 
 from ..attention.chain import each_head_times_attention, row_times_attention
 from ..attention.record import RecordedLayer
-from ..attention.stream import add_update
+from ..attention.relevance_row import add_update
 from ..errors import OptionError, UnsupportedOperationError
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["raw", "rollout"]
 
@@ -22,9 +22,9 @@ __all__ = ["raw", "rollout"]
     reference="Abnar & Zuidema 2020",
     text=True,
 )
-def raw(run: Run) -> Float[Tensor, "images targets tokens"]:
+def raw(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
     """The last layer's attention at the readout, averaged over heads: E_h[A^L]."""
-    return row_times_attention(run.readout_row(), run.record()[-1])[:, None]
+    return row_times_attention(context.readout_row(), context.record()[-1])[:, None]
 
 
 @register_method(
@@ -37,7 +37,9 @@ def raw(run: Run) -> Float[Tensor, "images targets tokens"]:
     accepts=("start_layer",),
     text=True,
 )
-def rollout(run: Run, *, row_normalise: bool = True, heads: str = "mean") -> Float[Tensor, "images targets tokens"]:
+def rollout(
+    context: AttributionContext, *, row_normalise: bool = True, heads: str = "mean"
+) -> Float[Tensor, "images targets tokens"]:
     """Attention followed through the layers with the residual beside it: Ā = (I + E_h[A]) / 2.
 
     Rows of I + E_h[A] sum to 2, so `row_normalise=False` (Eq. 1–3 of Cui, Fan, Chen) is the same map times 2 per layer.
@@ -46,11 +48,11 @@ def rollout(run: Run, *, row_normalise: bool = True, heads: str = "mean") -> Flo
     """
     if heads not in ("mean", "each"):
         raise OptionError(f"heads={heads!r} is neither 'mean' nor 'each'")
-    layers = run.record()
-    row = run.readout_row()
+    layers = context.record()
+    row = context.readout_row()
     if heads == "each":
-        return _each_head(row, layers[run.first_layer :], row_normalise)[:, None]
-    for layer in reversed(layers[run.first_layer :]):
+        return _each_head(row, layers[context.first_layer :], row_normalise)[:, None]
+    for layer in reversed(layers[context.first_layer :]):
         pooled = layer.queries != layer.keys
         row = add_update(row, row_times_attention(row, layer))
         row = row / 2 if row_normalise and not pooled else row

@@ -1,6 +1,6 @@
 """AttnLRP and CP-LRP: relevance of the pixels by a changed gradient, R = Σ_c x_c ∂s/∂x_c (Achtibat et al., ICML 2024).
 
-The rules stand in `relevance.attnlrp`. On a ViT it is the γ-rule of the linear layers, not the rule inside attention,
+The rules stand in `lrp.attnlrp`. On a ViT it is the γ-rule of the linear layers, not the rule inside attention,
 that decides; the defaults are the paper's for ViT: γ = 0.25 for convolutions, 0.05 for the MLPs and the head, ε for the
 projections around attention. Relevance is not conserved: the logit's share of biases, positions and the softmax stays
 behind.
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..attention.calls import without_autocast
 from ..errors import OptionError
-from ..relevance.attnlrp import AttnLRPTap, SharedAttention, attnlrp_rules, find_attention_rule
-from ..relevance.division import find_precision
+from ..lrp.attnlrp import AttnLRPTap, SharedAttention, attnlrp_rules, find_attention_rule
+from ..lrp.division import find_precision
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["attn_lrp"]
 
@@ -32,7 +32,7 @@ __all__ = ["attn_lrp"]
 )
 @without_autocast
 def attn_lrp(
-    run: Run,
+    context: AttributionContext,
     *,
     rules: str = "attn_lrp",
     conv_gamma: float | None = 0.25,
@@ -48,25 +48,25 @@ def attn_lrp(
     for name, gamma in (("conv_gamma", conv_gamma), ("linear_gamma", linear_gamma)):
         if gamma is not None and not 0 <= gamma < float("inf"):
             raise OptionError(f"{name}={gamma} must be 0 (the ε-rule) or more, or None (the gradient as it is)")
-    dtype = find_precision(precision, run.model.device).dtype
+    dtype = find_precision(precision, context.model.device).dtype
     tap = AttnLRPTap(
         attention,
-        len(run.images),
+        len(context.images),
         attnlrp_rules(conv_gamma, linear_gamma),
         dtype,
-        run.model.module,
+        context.model.module,
         "attn_lrp",
         "method='complete' with gradient='libra'",
     )
-    tap.chain = run.layout.layers
+    tap.chain = context.layout.layers
     with torch.enable_grad():
         # The sum is no leaf, so the tap takes it for an activation.
-        images = run.images.detach().to(run.model.device, dtype).requires_grad_() + 0
-    logits = run.trace(tap, images)
+        images = context.images.detach().to(context.model.device, dtype).requires_grad_() + 0
+    logits = context.trace(tap, images)
     tap.refuse_overwritten("the output", logits)
-    seeds = run.seeds(logits)
+    seeds = context.seeds(logits)
     maps = []
     for number, seed in enumerate(seeds):
         (gradient,) = torch.autograd.grad(logits, [images], seed, retain_graph=number + 1 < len(seeds))
         maps.append((images.detach() * gradient).sum(dim=1))
-    return torch.stack(maps, dim=1).to(run.readout_row().dtype)
+    return torch.stack(maps, dim=1).to(context.readout_row().dtype)

@@ -16,9 +16,9 @@ from ..attention.chain import rows_times_attention
 from ..attention.projection import ValueProjection
 from ..attention.record import CallRecorder
 from ..errors import NoSignalError
-from .path import Rows, integrated_feedback
+from .context import AttributionContext
+from .integrated_gradients import Rows, integrated_gradients
 from .registry import register_method
-from .run import Run
 
 __all__ = ["bi_head", "bi_token"]
 
@@ -33,18 +33,20 @@ __all__ = ["bi_head", "bi_token"]
     accepts=("start_layer",),
     start_layer=3,
 )
-def bi_head(run: Run, *, samples: int = 20, dino: bool = False) -> Float[Tensor, "images targets tokens"]:
+def bi_head(
+    context: AttributionContext, *, samples: int = 20, dino: bool = False
+) -> Float[Tensor, "images targets tokens"]:
     """Attention with heads weighed by I_h = mean |A_hᵀ∇A_h|, times the last layer's positive integrated gradient.
 
     `samples` is K, both ends included. `dino` reads the class token's row and the mean of the patches' rows.
     """
-    rows = Rows.of(run, dino)
-    first = run.first_layer
-    feedback = integrated_feedback(run, rows, samples, head_importance=True)
+    rows = Rows.of(context, dino)
+    first = context.first_layer
+    feedback = integrated_gradients(context, rows, samples, head_importance=True)
     maps = []
     for weight, heard in zip(feedback.by_target, feedback.pictures, strict=True):
-        row = rows.identity(run)
-        for number in reversed(range(first, run.layout.layers)):
+        row = rows.identity(context)
+        for number in reversed(range(first, context.layout.layers)):
             layer = feedback.layers[number]
             row = _grow(row, rows_times_attention(row, layer, _shares(heard.importance[number], number)))
         maps.append(rows.read(row * weight))
@@ -61,20 +63,22 @@ def bi_head(run: Run, *, samples: int = 20, dino: bool = False) -> Float[Tensor,
     accepts=("start_layer",),
     start_layer=5,
 )
-def bi_token(run: Run, *, samples: int = 20, dino: bool = False) -> Float[Tensor, "images targets tokens"]:
+def bi_token(
+    context: AttributionContext, *, samples: int = 20, dino: bool = False
+) -> Float[Tensor, "images targets tokens"]:
     """Attention with tokens weighed by ‖z W_V W_O‖/‖z‖, times the last layer's positive integrated gradient.
 
     z is a token before the block's norm, W_V its value (bias included), W_O the output projection (bias left out, layer
     scale taken in). `samples` is K, both ends included. `dino` reads the class token's row and the mean of the
     patches' rows.
     """
-    rows = Rows.of(run, dino)
-    first = run.first_layer
+    rows = Rows.of(context, dino)
+    first = context.first_layer
     recorder = CallRecorder()
     projection = ValueProjection(recorder)
-    feedback = integrated_feedback(run, rows, samples, recorder=recorder, watcher=projection)
-    row = rows.identity(run)
-    for number in reversed(range(first, run.layout.layers)):
+    feedback = integrated_gradients(context, rows, samples, recorder=recorder, watcher=projection)
+    row = rows.identity(context)
+    for number in reversed(range(first, context.layout.layers)):
         seen = rows_times_attention(row, feedback.layers[number])
         row = _grow(row, seen * projection.gain(number)[:, None].to(seen.dtype))
     return torch.stack([rows.read(row * weight) for weight in feedback.by_target], dim=1)

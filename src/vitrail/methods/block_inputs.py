@@ -16,8 +16,8 @@ from ..attention.record import CallRecorder, RecordedLayer
 from ..attention.tap import Visitor
 from ..errors import OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["attcat", "fullgrad_plus"]
 
@@ -31,20 +31,20 @@ __all__ = ["attcat", "fullgrad_plus"]
     reference="Qiang et al. 2022, as in LibraGrad",
     accepts=("start_layer", "compete"),
 )
-def attcat(run: Run) -> Float[Tensor, "images targets tokens"]:
+def attcat(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
     """AttCAT: Σ_l a^l ⊙ Σ_c (x_{l+1} ⊙ ∂s/∂x_{l+1}), a^l how much attention each token is given in block l.
 
     a^l_j is A^l[:, j] averaged over heads and query rows; the last block, whose output enters no other, is left out.
     """
-    blocks = run.layout.layers - run.layout.pools
-    if run.first_layer >= blocks - 1:
+    blocks = context.layout.layers - context.layout.pools
+    if context.first_layer >= blocks - 1:
         raise OptionError(
-            f"start_layer={run.start_layer} leaves attcat nothing: it pairs each block with the next one's input, and "
-            f"the model has {blocks} block(s); give {max(blocks - 2, 0)} or less"
+            f"start_layer={context.start_layer} leaves attcat nothing: it pairs each block with the next one's input, "
+            f"and the model has {blocks} block(s); give {max(blocks - 2, 0)} or less"
         )
-    recorder = CallRecorder(inner=LeafAttention(run.gradient))
-    products = _input_times_gradient(run, range(run.first_layer + 1, blocks), recorder)
-    attention = torch.stack([_attention_received(layer) for layer in recorder.layers[run.first_layer : blocks - 1]])
+    recorder = CallRecorder(inner=LeafAttention(context.gradient))
+    products = _input_times_gradient(context, range(context.first_layer + 1, blocks), recorder)
+    attention = torch.stack([_attention_received(layer) for layer in recorder.layers[context.first_layer : blocks - 1]])
     return torch.stack([(attention * rows).sum(dim=0) for rows in products], dim=1)
 
 
@@ -57,21 +57,25 @@ def attcat(run: Run) -> Float[Tensor, "images targets tokens"]:
     reference="Mehri et al. 2025",
     accepts=("start_layer", "compete"),
 )
-def fullgrad_plus(run: Run) -> Float[Tensor, "images targets tokens"]:
+def fullgrad_plus(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
     """FullGrad+: Σ_l Σ_c (x_l ⊙ ∂s/∂x_l) over the inputs of all blocks; give gradient="libra" for Libra FullGrad+.
 
     The terms of the biases are left out. `start_layer` of half the depth gives SkipPLUS.
     """
-    blocks = run.layout.layers - run.layout.pools
-    if run.first_layer >= blocks:
-        raise OptionError(f"start_layer={run.start_layer} is the attention that pools the tokens: give {blocks - 1}")
-    products = _input_times_gradient(run, range(run.first_layer, blocks), LeafAttention(run.gradient))
+    blocks = context.layout.layers - context.layout.pools
+    if context.first_layer >= blocks:
+        raise OptionError(
+            f"start_layer={context.start_layer} is the attention that pools the tokens: give {blocks - 1}"
+        )
+    products = _input_times_gradient(context, range(context.first_layer, blocks), LeafAttention(context.gradient))
     return torch.stack([rows.sum(dim=0) for rows in products], dim=1)
 
 
-def _input_times_gradient(run: Run, chosen: range, visitor: Visitor) -> list[Float[Tensor, "blocks images tokens"]]:
+def _input_times_gradient(
+    context: AttributionContext, chosen: range, visitor: Visitor
+) -> list[Float[Tensor, "blocks images tokens"]]:
     """Σ_c (x_l ⊙ ∂s/∂x_l) at the input of each chosen block, per target; the graph begins at the first of them."""
-    found = blocks_of(run.model, run.images, run.layout)
+    found = blocks_of(context.model, context.images, context.layout)
     inputs: list[Tensor] = []
 
     def see(tokens: Tensor) -> Tensor:
@@ -84,16 +88,18 @@ def _input_times_gradient(run: Run, chosen: range, visitor: Visitor) -> list[Flo
         block = found[layer]
         if block is None:
             raise UnsupportedOperationError(
-                f"the input of every block is needed, but around attention {layer} of {run.model.name} no module takes "
-                "and returns all tokens: use complete, gae or gradcam"
+                f"the input of every block is needed, but around attention {layer} of {context.model.name} no module "
+                "takes and returns all tokens: use complete, gae or gradcam"
             )
         watchers.append(at_input(block, see))
-    logits = run.graph(visitor, *watchers)
+    logits = context.graph(visitor, *watchers)
     products = []
-    count = run.questions
+    count = context.questions
     for number in range(count):
-        gradients = torch.autograd.grad(run.scalar(logits, number), inputs, retain_graph=number + 1 < count)
-        products.append(torch.stack([_product(x, g, len(run.images)) for x, g in zip(inputs, gradients, strict=True)]))
+        gradients = torch.autograd.grad(context.scalar(logits, number), inputs, retain_graph=number + 1 < count)
+        products.append(
+            torch.stack([_product(x, g, len(context.images)) for x, g in zip(inputs, gradients, strict=True)])
+        )
     return products
 
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .context import AttributionContext
 from .features import features_and_gradients, features_of, on_all_tokens
 from .registry import register_method
-from .run import Run
 
 __all__ = ["eigencam", "gradcam", "gradcam_plus_plus", "hirescam", "layercam", "xgradcam"]
 
@@ -29,9 +29,11 @@ Matrix: TypeAlias = Float[Tensor, "images patches width"]
     reference="Selvaraju et al. 2017, Eq. 1–2",
     accepts=("compete",),
 )
-def gradcam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
+def gradcam(
+    context: AttributionContext, *, layer: str | None = None, relu: bool = False
+) -> Float[Tensor, "images targets tokens"]:
     """Grad-CAM: features weighted by their mean gradient, Σ_c w_c a_c with w_c = mean_p g_c."""
-    return _cam(run, layer, relu, lambda a, g: (g.mean(dim=1, keepdim=True) * a).sum(dim=2))
+    return _cam(context, layer, relu, lambda a, g: (g.mean(dim=1, keepdim=True) * a).sum(dim=2))
 
 
 @register_method(
@@ -44,7 +46,7 @@ def gradcam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[
     accepts=("compete",),
 )
 def gradcam_plus_plus(
-    run: Run, *, layer: str | None = None, relu: bool = False, epsilon: float = 1e-6
+    context: AttributionContext, *, layer: str | None = None, relu: bool = False, epsilon: float = 1e-6
 ) -> Float[Tensor, "images targets tokens"]:
     """Grad-CAM++: as Grad-CAM with w_c = Σ_p α g⁺, α = g² / (2g² + (Σ_p a) g³ + ε).
 
@@ -57,7 +59,7 @@ def gradcam_plus_plus(
         weights = (torch.where(g == 0, 0.0, alpha) * g.clamp(min=0)).sum(dim=1, keepdim=True)
         return (weights * a).sum(dim=2)
 
-    return _cam(run, layer, relu, rule)
+    return _cam(context, layer, relu, rule)
 
 
 @register_method(
@@ -70,7 +72,7 @@ def gradcam_plus_plus(
     accepts=("compete",),
 )
 def xgradcam(
-    run: Run, *, layer: str | None = None, relu: bool = False, epsilon: float = 1e-7
+    context: AttributionContext, *, layer: str | None = None, relu: bool = False, epsilon: float = 1e-7
 ) -> Float[Tensor, "images targets tokens"]:
     """XGrad-CAM: as Grad-CAM with the gradient weighted by the features, w_c = Σ_p g a / (Σ_p a + ε)."""
 
@@ -78,7 +80,7 @@ def xgradcam(
         weights = (g * a).sum(dim=1, keepdim=True) / (a.sum(dim=1, keepdim=True) + epsilon)
         return (weights * a).sum(dim=2)
 
-    return _cam(run, layer, relu, rule)
+    return _cam(context, layer, relu, rule)
 
 
 @register_method(
@@ -90,9 +92,11 @@ def xgradcam(
     reference="Draelos and Carin 2020",
     accepts=("compete",),
 )
-def hirescam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
+def hirescam(
+    context: AttributionContext, *, layer: str | None = None, relu: bool = False
+) -> Float[Tensor, "images targets tokens"]:
     """HiResCAM: gradient times features, patch by patch, Σ_c g_c a_c."""
-    return _cam(run, layer, relu, lambda a, g: (g * a).sum(dim=2))
+    return _cam(context, layer, relu, lambda a, g: (g * a).sum(dim=2))
 
 
 @register_method(
@@ -104,9 +108,11 @@ def hirescam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float
     reference="Jiang et al. 2021",
     accepts=("compete",),
 )
-def layercam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float[Tensor, "images targets tokens"]:
+def layercam(
+    context: AttributionContext, *, layer: str | None = None, relu: bool = False
+) -> Float[Tensor, "images targets tokens"]:
     """LayerCAM: positive gradient times features, Σ_c g⁺_c a_c; negative where such features are negative."""
-    return _cam(run, layer, relu, lambda a, g: (g.clamp(min=0) * a).sum(dim=2))
+    return _cam(context, layer, relu, lambda a, g: (g.clamp(min=0) * a).sum(dim=2))
 
 
 @register_method(
@@ -118,7 +124,7 @@ def layercam(run: Run, *, layer: str | None = None, relu: bool = False) -> Float
     reference="Muhammad and Yeasin 2020",
 )
 def eigencam(
-    run: Run, *, layer: str | None = None, relu: bool = False, centre: bool = True
+    context: AttributionContext, *, layer: str | None = None, relu: bool = False, centre: bool = True
 ) -> Float[Tensor, "images targets tokens"]:
     """Eigen-CAM: the features along their first principal direction, a v₁; the same for every class.
 
@@ -126,20 +132,23 @@ def eigencam(
     the features as they are with `centre=False`, as in the paper. Its sign means nothing, and is chosen such that the
     largest score is positive.
     """
-    features = features_of(run, layer)
+    features = features_of(context, layer)
     if centre:
         features = features - features.mean(dim=1, keepdim=True)
     direction = torch.linalg.svd(features, full_matrices=False).Vh[:, :1]
     along = (features * direction).sum(dim=2)
     farthest = along.gather(1, along.abs().argmax(dim=1, keepdim=True))
-    return on_all_tokens(_rectified(along * farthest.sign(), relu), run.layout)[:, None]
+    return on_all_tokens(_rectified(along * farthest.sign(), relu), context.layout)[:, None]
 
 
 def _cam(
-    run: Run, layer: str | None, relu: bool, rule: Callable[[Matrix, Matrix], Float[Tensor, "images patches"]]
+    context: AttributionContext,
+    layer: str | None,
+    relu: bool,
+    rule: Callable[[Matrix, Matrix], Float[Tensor, "images patches"]],
 ) -> Float[Tensor, "images targets tokens"]:
-    values, gradients = features_and_gradients(run, layer)
-    maps = [on_all_tokens(_rectified(rule(values, gradient), relu), run.layout) for gradient in gradients]
+    values, gradients = features_and_gradients(context, layer)
+    maps = [on_all_tokens(_rectified(rule(values, gradient), relu), context.layout) for gradient in gradients]
     return torch.stack(maps, dim=1)
 
 

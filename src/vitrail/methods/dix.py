@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..attention.record import CallRecorder
 from ..errors import OptionError, UnsupportedOperationError
-from .path import compares_quotients, points, runs_along, settle_objective
+from .context import AttributionContext
+from .integrated_gradients import compares_quotients, points, runs_along, settle_objective
 from .registry import register_method
 from .rerun import Pass, Rerun
-from .run import Run
 
 __all__ = ["dix", "iia"]
 
@@ -41,7 +41,7 @@ BYTES_PER_PASS = {"cpu": 2**30, "cuda": 2**33}
     accepts=("start_layer",),
 )
 def dix(
-    run: Run, *, samples: int = 10, variant: str = "paper", identity: bool = False
+    context: AttributionContext, *, samples: int = 10, variant: str = "paper", identity: bool = False
 ) -> Float[Tensor, "images targets tokens"]:
     """Positive attention times gradient, averaged while the last two blocks' attention grows from nothing; both added.
 
@@ -49,12 +49,12 @@ def dix(
     the authors' code does; "paper" takes that block's own. `identity` keeps the identity's own share of the row.
     """
     _check(samples, variant)
-    last = run.layout.layers - 1
+    last = context.layout.layers - 1
     if last == 0:
-        raise UnsupportedOperationError(f"{run.model.name} has one attention, and dix needs two: use iia")
+        raise UnsupportedOperationError(f"{context.model.name} has one attention, and dix needs two: use iia")
     blocks = [(last, last), (last - 1, last if variant == "released" else last - 1)]
-    by_block = _integrate(run, blocks, [1.0], points(samples))
-    return sum((_rollout(run, maps, identity) for maps in by_block), torch.zeros(()).to(run.readout_row()))
+    by_block = _integrate(context, blocks, [1.0], points(samples))
+    return sum((_rollout(context, maps, identity) for maps in by_block), torch.zeros(()).to(context.readout_row()))
 
 
 @register_method(
@@ -67,7 +67,7 @@ def dix(
     accepts=("start_layer",),
 )
 def iia(
-    run: Run, *, samples: int | None = None, variant: str = "released", identity: bool = False
+    context: AttributionContext, *, samples: int | None = None, variant: str = "released", identity: bool = False
 ) -> Float[Tensor, "images targets tokens"]:
     """DIX of the last block alone, averaged on the way from a grey image to the picture as well.
 
@@ -77,9 +77,9 @@ def iia(
     if samples is None:
         samples = 10 if variant == "paper" else 5
     _check(samples, variant)
-    last = run.layout.layers - 1
-    (maps,) = _integrate(run, [(last, last)], points(samples), points(samples))
-    return _rollout(run, maps, identity)
+    last = context.layout.layers - 1
+    (maps,) = _integrate(context, [(last, last)], points(samples), points(samples))
+    return _rollout(context, maps, identity)
 
 
 def _check(samples: int, variant: str) -> None:
@@ -90,40 +90,45 @@ def _check(samples: int, variant: str) -> None:
 
 
 def _integrate(
-    run: Run, blocks: Sequence[tuple[int, int]], scales: Sequence[float], factors: Sequence[float]
+    context: AttributionContext, blocks: Sequence[tuple[int, int]], scales: Sequence[float], factors: Sequence[float]
 ) -> list[list[Maps]]:
-    """M^l for each (block, source of its attention), each target and each layer from the run's first on.
+    """M^l for each (block, source of its attention), each target and each layer from the context's first on.
 
     The mean goes over β x for β in `scales`, and over α A for α in `factors`.
     """
-    _check_pools(run)
-    layers = range(run.first_layer, run.layout.layers)
-    run.forward(CallRecorder())
-    if compares_quotients(run):
-        settle_objective(run, _logits_along(run, blocks, scales, factors))
-    targets = range(run.targets.index.shape[1])
+    _check_pools(context)
+    layers = range(context.first_layer, context.layout.layers)
+    context.forward(CallRecorder())
+    if compares_quotients(context):
+        settle_objective(context, _logits_along(context, blocks, scales, factors))
+    targets = range(context.targets.index.shape[1])
     for number in targets:
-        run.scalar(run.logits, number)
+        context.scalar(context.logits, number)
     count = len(scales) * len(factors)
     totals: list[list[list[Tensor | None]]] = [[[None] * len(layers) for _ in targets] for _ in blocks]
-    for index, there in runs_along(run, scales, _rows_per_pass(run)):
+    for index, there in runs_along(context, scales, _rows_per_pass(context)):
         with torch.enable_grad():
             rerun = Rerun(there, [block for block, _ in blocks])
             for number, (block, source) in enumerate(blocks):
                 own = rerun.first.maps[source].detach()
                 for factor in factors:
-                    _add(totals[number], index, there, rerun.again(block, factor * own), len(run.images), count)
+                    _add(totals[number], index, there, rerun.again(block, factor * own), len(context.images), count)
         del rerun
     return [[[total for total in maps if total is not None] for maps in by_target] for by_target in totals]
 
 
 def _add(
-    totals: list[list[Tensor | None]], index: Int[Tensor, " rows"], run: Run, end: Pass, images: int, count: int
+    totals: list[list[Tensor | None]],
+    index: Int[Tensor, " rows"],
+    context: AttributionContext,
+    end: Pass,
+    images: int,
+    count: int,
 ) -> None:
     """Add E_h[(A ⊙ ∇A)⁺] / count of one pass to the images' totals."""
-    maps = end.maps[run.first_layer :]
+    maps = end.maps[context.first_layer :]
     for number, total in enumerate(totals):
-        scalar = run.scalar(end.logits, number)
+        scalar = context.scalar(end.logits, number)
         gradients = torch.autograd.grad(scalar, maps, retain_graph=True, allow_unused=True)
         for layer, (attention, gradient) in enumerate(zip(maps, gradients, strict=True)):
             if gradient is None:
@@ -135,9 +140,9 @@ def _add(
 
 
 def _logits_along(
-    run: Run, blocks: Sequence[tuple[int, int]], scales: Sequence[float], factors: Sequence[float]
+    context: AttributionContext, blocks: Sequence[tuple[int, int]], scales: Sequence[float], factors: Sequence[float]
 ) -> Iterator[tuple[Int[Tensor, " rows"], Tensor]]:
-    for index, there in runs_along(run, scales, _rows_per_pass(run)):
+    for index, there in runs_along(context, scales, _rows_per_pass(context)):
         with torch.no_grad():
             rerun = Rerun(there, [block for block, _ in blocks])
             yield index, rerun.first.logits
@@ -146,11 +151,13 @@ def _logits_along(
                     yield index, rerun.again(block, factor * rerun.first.maps[source]).logits
 
 
-def _rollout(run: Run, by_target: list[Maps], identity: bool) -> Float[Tensor, "images targets tokens"]:
+def _rollout(
+    context: AttributionContext, by_target: list[Maps], identity: bool
+) -> Float[Tensor, "images targets tokens"]:
     """The readout's row of ∏ Ā^l, less the identity's own share of it unless that is asked for."""
     rows = []
     for maps in by_target:
-        own, added = run.readout_row(), torch.zeros_like(run.readout_row())
+        own, added = context.readout_row(), torch.zeros_like(context.readout_row())
         for matrix in reversed(maps):
             if matrix.shape[-1] != matrix.shape[-2]:
                 # A few queries pool the tokens: no identity joins them to the tokens, and none is added.
@@ -164,19 +171,19 @@ def _rollout(run: Run, by_target: list[Maps], identity: bool) -> Float[Tensor, "
     return torch.stack(rows, dim=1)
 
 
-def _rows_per_pass(run: Run) -> int:
+def _rows_per_pass(context: AttributionContext) -> int:
     """How many images go through at once: as runs_along has it, and no more than fit `BYTES_PER_PASS`."""
-    layout = run.layout
-    device = "cuda" if run.images.is_cuda else "cpu"
+    layout = context.layout
+    device = "cuda" if context.images.is_cuda else "cpu"
     # Of each layer about five maps live at a time, and twenty activations of the model's width, guessed at 64 a head.
     numbers = layout.layers * layout.heads * layout.tokens * (5 * layout.tokens + 20 * 64)
-    size = 8 if run.images.dtype == torch.float64 else 4
+    size = 8 if context.images.dtype == torch.float64 else 4
     return max(1, min(BYTES_PER_PASS[device] // (numbers * size), 5 if device == "cpu" else 64))
 
 
-def _check_pools(run: Run) -> None:
-    if run.layout.pools > 1:
+def _check_pools(context: AttributionContext) -> None:
+    if context.layout.pools > 1:
         raise UnsupportedOperationError(
-            f"the last {run.layout.pools} of {run.layout.layers} attentions of {run.model.name} pool the tokens one "
-            "after the other, and scaling the last of them reaches pools and no patches: use gae or complete"
+            f"the last {context.layout.pools} of {context.layout.layers} attentions of {context.model.name} pool the "
+            "tokens one after the other, and scaling the last of them reaches pools and no patches: use gae or complete"
         )

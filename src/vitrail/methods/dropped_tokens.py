@@ -11,7 +11,7 @@ from ..attention.fewer_tokens import Selection, masked_keys, shortened
 from ..attention.token_stream import TokenStream
 from ..errors import OptionError, UnsupportedOperationError
 from ..memory import ran_out
-from .run import Run
+from .context import AttributionContext
 
 __all__ = ["TokenDropper"]
 
@@ -20,7 +20,7 @@ _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class TokenDropper:
-    """Drops patches of a run's images in the model as it is.
+    """Drops patches of a batch of images in the model as it is.
 
     `drop` is "cut" (the sequence is shortened in front of the first block), "mask" (attention gives dropped tokens no
     weight: the same logits at the full length's cost), or "auto": cut, and the first selection is answered both ways to
@@ -31,19 +31,19 @@ class TokenDropper:
         UnsupportedOperationError: when the model can do neither, or its two answers differ.
     """
 
-    def __init__(self, run: Run, streams: list[TokenStream], drop: str) -> None:
+    def __init__(self, context: AttributionContext, streams: list[TokenStream], drop: str) -> None:
         if drop not in ("auto", "cut", "mask"):
             raise OptionError(f"drop={drop!r} is no way to drop tokens; choose one of auto, cut, mask")
-        self.run, self.streams, self.drop = run, streams, drop
+        self.context, self.streams, self.drop = context, streams, drop
 
     @property
     def patches(self) -> int:
         """How many patches an image has."""
-        return self.run.layout.patches
+        return self.context.layout.patches
 
     def logits(self, image: int, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
         """The logits when only these patches are there (indices from the first patch, ascending), row by row."""
-        rows = self.run.images[image : image + 1].expand(len(patches), -1, -1, -1)
+        rows = self.context.images[image : image + 1].expand(len(patches), -1, -1, -1)
         return self.logits_of(rows, patches, self.streams[image])
 
     def logits_of(
@@ -52,8 +52,8 @@ class TokenDropper:
         patches: Int[Tensor, "rows kept"],
         stream: TokenStream | None = None,
     ) -> Float[Tensor, "rows classes"]:
-        """The same for an image of its own in each row; the stream of the run's first image tells where to cut."""
-        layout, stream = self.run.layout, self.streams[0] if stream is None else stream
+        """The same for an image of its own in each row; the stream of the context's first image tells where to cut."""
+        layout, stream = self.context.layout, self.streams[0] if stream is None else stream
         patches = patches.to(images.device)
         selection = Selection(patches, layout.prefix, layout.all_tokens, layout.patches)
         if self.drop == "auto":
@@ -82,8 +82,8 @@ class TokenDropper:
             erased = self._ask(image, stream, selection, "erase")
             if _apart(erased, masked):
                 raise UnsupportedOperationError(
-                    f"patches that no attention reads still move the logits of {self.run.model.name}: it mixes tokens "
-                    "outside attention too; mask pixels instead (vit_cx)"
+                    f"patches that no attention reads still move the logits of {self.context.model.name}: it mixes "
+                    "tokens outside attention too; mask pixels instead (vit_cx)"
                 )
 
     def _compare(
@@ -104,21 +104,21 @@ class TokenDropper:
     def _ask(
         self, images: Tensor, stream: TokenStream, selection: Selection, drop: str
     ) -> Float[Tensor, "rows classes"]:
-        run, layout = self.run, self.run.layout
+        context, layout = self.context, self.context.layout
         with eager(), torch.no_grad():
             if drop != "cut":
                 erased_at = stream.entry if drop == "erase" else None
                 with masked_keys(selection, layout.layers, layout.reads_patches, erased_at):
-                    return run.model.logits(images)
+                    return context.model.logits(images)
             if stream.entry is None:
                 raise UnsupportedOperationError(
-                    f"{run.model.name} has no single tensor of {layout.all_tokens} tokens in front of its first "
+                    f"{context.model.name} has no single tensor of {layout.all_tokens} tokens in front of its first "
                     "attention where they could be cut; choose drop='mask'"
                 )
             # A head that reads the class token alone needs no patch after the last attention.
             ending = None if layout.reads_patches or layout.pools or not layout.prefix else stream.ending
             with shortened(selection, stream.entry, ending):
-                return run.model.logits(images)
+                return context.model.logits(images)
 
 
 def _apart(one: Tensor, other: Tensor) -> bool:

@@ -17,7 +17,7 @@ from ..attention.norms import NormWatcher
 from ..errors import NoSignalError, OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
 from ..models.layout import TokenLayout
-from .run import Run
+from .context import AttributionContext
 
 __all__ = ["Features", "features_and_gradients", "features_of", "on_all_tokens", "patches_of"]
 
@@ -29,7 +29,7 @@ class Features(NamedTuple):
     gradients: list[Float[Tensor, "images patches width"]]
 
 
-def features_and_gradients(run: Run, layer: str | None) -> Features:
+def features_and_gradients(context: AttributionContext, layer: str | None) -> Features:
     """One forward pass, and per target a backward pass that ends at the layer: a module's name, or the default.
 
     The default is the last block's first norm. (At the last block's output the patches of a model that reads its class
@@ -40,39 +40,41 @@ def features_and_gradients(run: Run, layer: str | None) -> Features:
         NoSignalError: when nothing that the objective reads comes from the patches' features there.
     """
     seen: list[Tensor] = []
-    visitor, watchers, images = _reaching(run, layer, seen)
-    logits = run.graph(visitor, *watchers, images=images)
-    output = _last(seen, run, layer)
+    visitor, watchers, images = _reaching(context, layer, seen)
+    logits = context.graph(visitor, *watchers, images=images)
+    output = _last(seen, context, layer)
     gradients = []
-    for number in range(run.questions):
-        (gradient,) = torch.autograd.grad(run.scalar(logits, number), [output], retain_graph=True, allow_unused=True)
+    for number in range(context.questions):
+        (gradient,) = torch.autograd.grad(
+            context.scalar(logits, number), [output], retain_graph=True, allow_unused=True
+        )
         gradient = torch.zeros_like(output) if gradient is None else gradient
-        gradients.append(patches_of(gradient, run.layout, len(run.images), layer))
+        gradients.append(patches_of(gradient, context.layout, len(context.images), layer))
         _refuse_silence(gradients[-1], layer)
-    return Features(patches_of(output.detach(), run.layout, len(run.images), layer), gradients)
+    return Features(patches_of(output.detach(), context.layout, len(context.images), layer), gradients)
 
 
-def features_of(run: Run, layer: str | None) -> Float[Tensor, "images patches width"]:
+def features_of(context: AttributionContext, layer: str | None) -> Float[Tensor, "images patches width"]:
     """One forward pass without gradients; raises as `features_and_gradients` does."""
     seen: list[Tensor] = []
-    visitor, watchers, _ = _reaching(run, layer, seen)
-    run.forward(visitor, *watchers)
-    return patches_of(_last(seen, run, layer), run.layout, len(run.images), layer)
+    visitor, watchers, _ = _reaching(context, layer, seen)
+    context.forward(visitor, *watchers)
+    return patches_of(_last(seen, context, layer), context.layout, len(context.images), layer)
 
 
 def _reaching(
-    run: Run, layer: str | None, seen: list[Tensor]
+    context: AttributionContext, layer: str | None, seen: list[Tensor]
 ) -> tuple[LeafAttention, list[AbstractContextManager], Tensor]:
     """The visitor and watchers that put the layer's output into `seen`, inside a graph that begins shortly before."""
     if layer is not None:
-        module = find_module(run.model.module, layer)
+        module = find_module(context.model.module, layer)
 
         def leaf(output: Tensor) -> Tensor:
             seen.append(output.detach().requires_grad_(torch.is_grad_enabled()))
             return seen[-1].clone()  # which the tap does not take for a weight
 
-        return LeafAttention(run.gradient), [at_output(module, leaf)], run.images
-    last = run.layout.layers - run.layout.pools - 1
+        return LeafAttention(context.gradient), [at_output(module, leaf)], context.images
+    last = context.layout.layers - context.layout.pools - 1
     norms = NormWatcher()
 
     def reached(number: int) -> None:
@@ -86,16 +88,16 @@ def _reaching(
         norms.begin()
         return tokens
 
-    block = blocks_of(run.model, run.images, run.layout)[last]
+    block = blocks_of(context.model, context.images, context.layout)[last]
     watchers: list[AbstractContextManager] = [norms] if block is None else [norms, at_input(block, begins)]
 
     # The graph begins at the attention before, or for want of one at the images; the sum is no leaf, so the tap takes
     # it for an activation.
-    images = run.images if last or not torch.is_grad_enabled() else run.images.detach().requires_grad_() + 0
-    return LeafAttention(run.gradient, {last - 1}, reached), watchers, images
+    images = context.images if last or not torch.is_grad_enabled() else context.images.detach().requires_grad_() + 0
+    return LeafAttention(context.gradient, {last - 1}, reached), watchers, images
 
 
-def _last(seen: list[Tensor], run: Run, layer: str | None) -> Tensor:
+def _last(seen: list[Tensor], context: AttributionContext, layer: str | None) -> Tensor:
     if seen:
         return seen[-1]
     if layer is not None:
@@ -104,7 +106,7 @@ def _last(seen: list[Tensor], run: Run, layer: str | None) -> Tensor:
             "called, or called by another way than its forward"
         )
     raise UnsupportedOperationError(
-        f"{run.model.name} calls no layer norm on its tokens before its last attention (it may be written out by "
+        f"{context.model.name} calls no layer norm on its tokens before its last attention (it may be written out by "
         "hand): name a module with layer="
     )
 

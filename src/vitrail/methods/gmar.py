@@ -13,10 +13,10 @@ from torch import Tensor
 from ..attention.calls import compute_dtype
 from ..attention.chain import row_times_attention
 from ..attention.record import CallRecorder, RecordedLayer
-from ..attention.stream import HeadNormListener, add_update
+from ..attention.relevance_row import HeadNormListener, add_update
 from ..errors import NoSignalError, OptionError
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["gmar_l1", "gmar_l2"]
 
@@ -32,7 +32,7 @@ __all__ = ["gmar_l1", "gmar_l2"]
     text=True,
 )
 def gmar_l1(
-    run: Run,
+    context: AttributionContext,
     *,
     alpha: float = 1.0,
     residual: str = "rollout",
@@ -49,7 +49,7 @@ def gmar_l1(
     first norm, its channels cut into as many groups as heads. `discard_ratio` zeroes that share of each fused matrix,
     the lowest.
     """
-    return _gmar(run, 1, alpha, residual, order, shared_weights, grad_at, discard_ratio)
+    return _gmar(context, 1, alpha, residual, order, shared_weights, grad_at, discard_ratio)
 
 
 @register_method(
@@ -63,7 +63,7 @@ def gmar_l1(
     text=True,
 )
 def gmar_l2(
-    run: Run,
+    context: AttributionContext,
     *,
     alpha: float = 1.0,
     residual: str = "rollout",
@@ -73,11 +73,11 @@ def gmar_l2(
     discard_ratio: float = 0.0,
 ) -> Float[Tensor, "images targets tokens"]:
     """Rollout with heads weighted by (Σ ∇A_h²)^½; options as for gmar_l1."""
-    return _gmar(run, 2, alpha, residual, order, shared_weights, grad_at, discard_ratio)
+    return _gmar(context, 2, alpha, residual, order, shared_weights, grad_at, discard_ratio)
 
 
 def _gmar(
-    run: Run,
+    context: AttributionContext,
     norm: int,
     alpha: float,
     residual: str,
@@ -89,31 +89,32 @@ def _gmar(
     _check("residual", residual, ("rollout", "paper"))
     _check("order", order, ("left", "right"))
     _check("grad_at", grad_at, ("attention", "last_ln"))
-    if order == "right" and run.layout.pools:
+    if order == "right" and context.layout.pools:
         raise OptionError("order='right' has no meaning for a head that pools its tokens by attention: use 'left'")
     if not alpha >= 0:
         raise OptionError(f"alpha={alpha} weighs the residual: it must be 0 or more")
     if not 0 <= discard_ratio < 1:
         raise OptionError(f"discard_ratio={discard_ratio} is the share of links to drop: it must lie in [0, 1)")
-    if discard_ratio and run.real is not None:
+    if discard_ratio and context.real is not None:
         raise OptionError("discard_ratio takes a share of all links, padding's too: explain these texts one by one")
     recorder = CallRecorder()
     if grad_at == "last_ln":
         norms_by_target = [
             dict.fromkeys(
-                range(run.layout.layers), _norms_of_channel_groups(gradient[:, run.layout.prefix :], run, norm)
+                range(context.layout.layers),
+                _norms_of_channel_groups(gradient[:, context.layout.prefix :], context, norm),
             )
-            for gradient in run.gradients_at_last_norm(recorder)
+            for gradient in context.gradients_at_last_norm(recorder)
         ]
     else:
-        norms_by_target = run.differentiate(HeadNormListener(norm, run.real), recorder)
+        norms_by_target = context.differentiate(HeadNormListener(norm, context.real), recorder)
     rows = []
     for norms in norms_by_target:
-        used = range(run.first_layer, run.layout.layers)
+        used = range(context.first_layer, context.layout.layers)
         weights = all_head_weights({index: norms[used[-1] if shared_weights else index] for index in used})
         layers = [(recorder.layers[index], weights[index]) for index in used]
         walk = _paper_residual if residual == "paper" else _rollout_residual
-        rows.append(walk(run.readout_row(), layers, alpha, order, discard_ratio))
+        rows.append(walk(context.readout_row(), layers, alpha, order, discard_ratio))
     return torch.stack(rows, dim=1)
 
 
@@ -194,10 +195,10 @@ def _fused(
 
 
 def _norms_of_channel_groups(
-    gradient: Float[Tensor, "images patches width"], run: Run, norm: int
+    gradient: Float[Tensor, "images patches width"], context: AttributionContext, norm: int
 ) -> Float[Tensor, "images heads"]:
     """The norm, over the patches, of each of as many groups of channels as there are heads (the authors' script)."""
-    groups = gradient.to(compute_dtype(gradient.dtype)).unflatten(2, (run.layout.heads, -1))
+    groups = gradient.to(compute_dtype(gradient.dtype)).unflatten(2, (context.layout.heads, -1))
     return groups.norm(p=norm, dim=(1, 3))
 
 

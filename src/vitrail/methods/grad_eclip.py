@@ -22,9 +22,9 @@ from ..attention.modules import at_input, calling_module
 from ..attention.norms import ATTENTION, NORMS
 from ..errors import OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
+from .context import AttributionContext
 from .features import on_all_tokens
 from .registry import register_method
-from .run import Run
 
 __all__ = ["grad_eclip"]
 
@@ -42,7 +42,7 @@ SIMILARITIES = ("full", "per_head", "none")
     accepts=("compete",),
 )
 def grad_eclip(
-    run: Run, *, heads: str = "true", similarity: str = "full", relu: bool = True
+    context: AttributionContext, *, heads: str = "true", similarity: str = "full", relu: bool = True
 ) -> Float[Tensor, "images targets tokens"]:
     """Grad-ECLIP: gradient at the last attention's output times its values, where keys are like the query.
 
@@ -57,25 +57,25 @@ def grad_eclip(
     if similarity not in SIMILARITIES:
         raise OptionError(f"similarity={similarity!r} is none of {', '.join(SIMILARITIES)}")
     if heads == "merged":
-        visitor, logits = _merged_forward(run)
+        visitor, logits = _merged_forward(context)
     else:
-        visitor = _LastAttention(run)
-        logits = run.graph(visitor)
+        visitor = _LastAttention(context)
+        logits = context.graph(visitor)
     call, output = visitor.call, visitor.output
     assert call is not None
     assert output is not None
-    read = run.readout_row()[0] != 0
+    read = context.readout_row()[0] != 0
     dtype = compute_dtype(output.dtype)
     query, key, value = (side_by_side(t.to(dtype)) for t in (call.query, call.key, call.value))
-    patches = slice(run.layout.prefix, run.layout.prefix + run.layout.patches)
+    patches = slice(context.layout.prefix, context.layout.prefix + context.layout.patches)
     split = call.heads if similarity == "per_head" else 1
     likeness = similarity_of(query[:, read], key[:, patches], split)
     maps = []
-    for number in range(run.questions):
-        (gradient,) = torch.autograd.grad(run.scalar(logits, number), [output], retain_graph=True)
+    for number in range(context.questions):
+        (gradient,) = torch.autograd.grad(context.scalar(logits, number), [output], retain_graph=True)
         weights = None if similarity == "none" else likeness
         scores = weighted_values(gradient.to(dtype)[:, read], value[:, patches], weights, split)
-        maps.append(on_all_tokens(scores.clamp(min=0) if relu else scores, run.layout))
+        maps.append(on_all_tokens(scores.clamp(min=0) if relu else scores, context.layout))
     return torch.stack(maps, dim=1)
 
 
@@ -109,9 +109,9 @@ def weighted_values(
 class _LastAttention(LeafAttention):
     """Makes the last attention's output a leaf, its heads side by side, and keeps the call; `merged` to one head."""
 
-    def __init__(self, run: Run, merged: bool = False) -> None:
-        super().__init__(run.gradient)
-        self.run, self.last, self.merged = run, run.layout.layers - 1, merged
+    def __init__(self, context: AttributionContext, merged: bool = False) -> None:
+        super().__init__(context.gradient)
+        self.context, self.last, self.merged = context, context.layout.layers - 1, merged
         self.call: AttentionCall | None = None
         self.output: Tensor | None = None
 
@@ -129,8 +129,8 @@ class _LastAttention(LeafAttention):
         if self.count == self.last:
             raise UnsupportedOperationError(
                 "grad_eclip needs queries, keys and values of the last attention, but "
-                f"{calling_module(self.run.model.module)} writes it out as a softmax over scores, where they cannot be "
-                "told: use gradcam, complete or gae, or let the module call scaled_dot_product_attention"
+                f"{calling_module(self.context.model.module)} writes it out as a softmax over scores, where they "
+                "cannot be told: use gradcam, complete or gae, or let the module call scaled_dot_product_attention"
             )
         return super().normalise(scores)
 
@@ -140,28 +140,28 @@ class _LastAttention(LeafAttention):
         if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
             raise UnsupportedOperationError(
                 f"heads='merged' cannot merge the {call.heads} heads of attention {self.last} in "
-                f'{calling_module(self.run.model.module)}: each has a bias of its own; use heads="true"'
+                f'{calling_module(self.context.model.module)}: each has a bias of its own; use heads="true"'
             )
         parts = {"query": call.query, "key": call.key, "value": call.value}
         return replace(call, **{name: side_by_side(part)[:, None] for name, part in parts.items()})
 
 
-def _merged_forward(run: Run) -> tuple[_LastAttention, Tensor]:
-    """The authors' forward; the run's logits stay the true model's."""
-    last = run.layout.layers - 1
-    block = None if run.layout.pools else blocks_of(run.model, run.images, run.layout)[last]
+def _merged_forward(context: AttributionContext) -> tuple[_LastAttention, Tensor]:
+    """The authors' forward; the logits stay the true model's."""
+    last = context.layout.layers - 1
+    block = None if context.layout.pools else blocks_of(context.model, context.images, context.layout)[last]
     norm = _NormalisedResidual()
     if block is not None:
-        run.forward(LeafAttention("full"), norm, at_input(block, norm.enter_block))
+        context.forward(LeafAttention("full"), norm, at_input(block, norm.enter_block))
     if block is None or norm.call is None:
         raise UnsupportedOperationError(
             f"heads='merged' is the authors' forward of a block that normalises its tokens before its attention, and "
-            f'attention {last} of {run.model.name} is in none that can be found: use heads="true"'
+            f'attention {last} of {context.model.name} is in none that can be found: use heads="true"'
         )
-    own = run.logits
-    visitor = _LastAttention(run, merged=True)
-    logits = run.graph(visitor, norm, at_input(block, norm.enter_block))
-    run.logits = own
+    own = context.logits
+    visitor = _LastAttention(context, merged=True)
+    logits = context.graph(visitor, norm, at_input(block, norm.enter_block))
+    context.logits = own
     return visitor, logits
 
 

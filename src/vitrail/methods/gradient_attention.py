@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.stream import RelevanceRow
+from ..attention.relevance_row import RelevanceRow
 from ..errors import OptionError
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["absolute", "complete", "gae"]
 
@@ -31,7 +31,9 @@ __all__ = ["absolute", "complete", "gae"]
     accepts=("start_layer", "centred", "compete"),
     text=True,
 )
-def gae(run: Run, *, identity: bool = False, clamp: str = "head") -> Float[Tensor, "images targets tokens"]:
+def gae(
+    context: AttributionContext, *, identity: bool = False, clamp: str = "head"
+) -> Float[Tensor, "images targets tokens"]:
     """Positive gradient: Ā = I + E_h[(∇A)⁺ ⊙ A]; what speaks against the class is dropped.
 
     `clamp="mean"` drops it after the mean over heads, Ā = I + (E_h[∇A ⊙ A])⁺, as the re-implementations in Beyond
@@ -39,7 +41,7 @@ def gae(run: Run, *, identity: bool = False, clamp: str = "head") -> Float[Tenso
     """
     if clamp not in ("head", "mean"):
         raise OptionError(f"clamp={clamp!r} is neither 'head' nor 'mean'")
-    return _relevance(run, "positive", identity, clamp_mean=clamp == "mean")
+    return _relevance(context, "positive", identity, clamp_mean=clamp == "mean")
 
 
 @register_method(
@@ -54,9 +56,9 @@ def gae(run: Run, *, identity: bool = False, clamp: str = "head") -> Float[Tenso
     gradient="libra",
     competes=True,
 )
-def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
+def complete(context: AttributionContext, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Complete gradient: Ā = I + E_h[∇A ⊙ A]; signed, red for the class and blue against it."""
-    return _relevance(run, "complete", identity)
+    return _relevance(context, "complete", identity)
 
 
 @register_method(
@@ -69,13 +71,15 @@ def complete(run: Run, *, identity: bool = False) -> Float[Tensor, "images targe
     accepts=("start_layer", "centred", "compete"),
     text=True,
 )
-def absolute(run: Run, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
+def absolute(context: AttributionContext, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Absolute gradient: Ā = I + E_h[|∇A| ⊙ A]; how much the logit hangs on a patch, either way."""
-    return _relevance(run, "absolute", identity)
+    return _relevance(context, "absolute", identity)
 
 
-def _relevance(run: Run, rule: str, identity: bool, clamp_mean: bool = False) -> Float[Tensor, "images targets tokens"]:
-    rows = torch.stack(run.differentiate(RelevanceRow(rule, run.centred, clamp_mean)), dim=1)
-    readout = run.readout_row()[:, None]
+def _relevance(
+    context: AttributionContext, rule: str, identity: bool, clamp_mean: bool = False
+) -> Float[Tensor, "images targets tokens"]:
+    rows = torch.stack(context.differentiate(RelevanceRow(rule, context.centred, clamp_mean)), dim=1)
+    readout = context.readout_row()[:, None]
     # A head that pools by attention has queries of its own, and no identity joins them to the tokens.
-    return rows + readout if identity and not run.layout.pools else rows
+    return rows + readout if identity and not context.layout.pools else rows

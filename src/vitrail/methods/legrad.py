@@ -19,8 +19,8 @@ from ..attention.modules import at_output, tokens_first
 from ..attention.record import RecordedLayer
 from ..errors import ForwardError, OptionError, OutputError, UnsupportedOperationError
 from ..models.blocks import blocks_of
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["legrad"]
 
@@ -37,7 +37,7 @@ VARIANTS = ("paper", "released")
     accepts=("start_layer", "compete"),
     start_layer=-2,
 )
-def legrad(run: Run, *, variant: str = "paper") -> Float[Tensor, "images targets tokens"]:
+def legrad(context: AttributionContext, *, variant: str = "paper") -> Float[Tensor, "images targets tokens"]:
     """LeGrad: the positive gradient of each block's own score at its attention, summed over the last two blocks.
 
     `start_layer` says from which block on: −2 as in the released code; more for deeper models (one backward pass to its
@@ -46,29 +46,29 @@ def legrad(run: Run, *, variant: str = "paper") -> Float[Tensor, "images targets
     """
     if variant not in VARIANTS:
         raise OptionError(f"variant={variant!r} is none of {', '.join(VARIANTS)}")
-    count = len(run.images)
-    found = _blocks(run)
-    chosen = range(run.first_layer, len(found))
+    count = len(context.images)
+    found = _blocks(context)
+    chosen = range(context.first_layer, len(found))
     if not chosen:
         raise OptionError(
-            f"start_layer={run.start_layer} is the attention that pools the tokens: legrad needs a block, so give "
+            f"start_layer={context.start_layer} is the attention that pools the tokens: legrad needs a block, so give "
             f"{len(found) - 1} or less"
         )
-    visitor = LeafAttention(run.gradient, chosen)
-    logits = _logits_of_blocks(run, visitor, [found[layer] for layer in chosen])
+    visitor = LeafAttention(context.gradient, chosen)
+    logits = _logits_of_blocks(context, visitor, [found[layer] for layer in chosen])
     by_block = logits[count:].unflatten(0, (len(chosen), count))
     if variant == "released":
-        by_block = _of_length_one(by_block, run)
+        by_block = _of_length_one(by_block, context)
     maps = []
-    for number in range(run.questions):
+    for number in range(context.questions):
         replaced = torch.zeros(count, dtype=torch.bool, device=logits.device)
         rows = []
         for layer, own in zip(chosen, by_block, strict=True):
-            values, instead = run.objective_values(own, number)
+            values, instead = context.objective_values(own, number)
             replaced |= instead
             (gradient,) = torch.autograd.grad(values.sum(), [visitor.leaves[layer]], retain_graph=True)
             rows.append(positive_gradient(visitor.layers[layer], gradient))
-        run.replaced.append(replaced)
+        context.replaced.append(replaced)
         maps.append(torch.stack(rows).sum(dim=0))
     return torch.stack(maps, dim=1)
 
@@ -86,29 +86,31 @@ def positive_gradient(layer: RecordedLayer, gradient: Tensor) -> Float[Tensor, "
     return total / (layer.heads * layer.queries)
 
 
-def _blocks(run: Run) -> list[nn.Module]:
-    found = blocks_of(run.model, run.images, run.layout)
+def _blocks(context: AttributionContext) -> list[nn.Module]:
+    found = blocks_of(context.model, context.images, context.layout)
     kept = [block for block in found if block is not None]
     if len(kept) < len(found):
         raise UnsupportedOperationError(
-            f"legrad needs the output of every block, but around attention {found.index(None)} of {run.model.name} no "
-            "module takes and returns all tokens: use complete, gae or gradcam"
+            f"legrad needs the output of every block, but around attention {found.index(None)} of {context.model.name} "
+            "no module takes and returns all tokens: use complete, gae or gradcam"
         )
     if len(found) == 1:
         raise UnsupportedOperationError(
-            f"legrad tells a block from what follows it by the other blocks, and {run.model.name} has only one: use "
-            "complete, gae or gradcam"
+            f"legrad tells a block from what follows it by the other blocks, and {context.model.name} has only one: "
+            "use complete, gae or gradcam"
         )
     return kept
 
 
-def _logits_of_blocks(run: Run, visitor: LeafAttention, chosen: list[nn.Module]) -> Float[Tensor, "rows classes"]:
+def _logits_of_blocks(
+    context: AttributionContext, visitor: LeafAttention, chosen: list[nn.Module]
+) -> Float[Tensor, "rows classes"]:
     """The images' logits, and behind them those of each chosen block's mean token, from one forward pass.
 
     The last block's output is made longer by images all of whose tokens are a block's mean token, so that whatever the
     head reads of them, it reads that.
     """
-    count = len(run.images)
+    count = len(context.images)
     means: list[Tensor] = []
 
     def average(output: Tensor) -> Tensor:
@@ -125,11 +127,11 @@ def _logits_of_blocks(run: Run, visitor: LeafAttention, chosen: list[nn.Module])
     watchers: list[AbstractContextManager] = [at_output(block, average) for block in chosen[:-1]]
     watchers.append(at_output(chosen[-1], lengthen))
     try:
-        return run.graph(visitor, *watchers, rows=(1 + len(chosen)) * count)
+        return context.graph(visitor, *watchers, rows=(1 + len(chosen)) * count)
     except (OutputError, ForwardError, RuntimeError) as error:
         raise UnsupportedOperationError(
             f"legrad sends each block's mean token through what follows the blocks, as more images of the batch, and "
-            f"{run.model.name} does not take them ({str(error).splitlines()[0]}): use complete, gae or gradcam"
+            f"{context.model.name} does not take them ({str(error).splitlines()[0]}): use complete, gae or gradcam"
         ) from error
 
 
@@ -141,12 +143,14 @@ def _mean_token(output: Tensor, images: int) -> Float[Tensor, "images 1 width"]:
     raise UnsupportedOperationError(f"a block returned a tensor of shape {tuple(output.shape)}, which is no tokens")
 
 
-def _of_length_one(logits: Float[Tensor, "blocks images classes"], run: Run) -> Float[Tensor, "blocks images classes"]:
+def _of_length_one(
+    logits: Float[Tensor, "blocks images classes"], context: AttributionContext
+) -> Float[Tensor, "blocks images classes"]:
     """The logits without the classifier's bias, brought to length 1; similarities to texts are so already."""
     from ..models.similarity import ImageTextSimilarity
 
-    if isinstance(run.model.module, ImageTextSimilarity):
+    if isinstance(context.model.module, ImageTextSimilarity):
         return logits
-    heads = [part for part in run.model.module.modules() if isinstance(part, nn.Linear)]
+    heads = [part for part in context.model.module.modules() if isinstance(part, nn.Linear)]
     heads = [part for part in heads if part.out_features == logits.shape[2] and part.bias is not None]
     return F.normalize(logits - heads[-1].bias.detach() if heads else logits, dim=2)

@@ -1,7 +1,7 @@
 """The methods of Chefer, Gur, Wolf (CVPR 2021): relevance by layer-wise propagation (LRP), on the model as it is.
 
 Relevance starts as the objective's gradient at the logits (one at the target) and is shared out, operation by
-operation, down to the attention or to the pixels: the rules stand in `relevance.chefer`. R_A is what reaches an
+operation, down to the attention or to the pixels: the rules stand in `lrp.chefer`. R_A is what reaches an
 attention map A, and G = ∇A its gradient.
 
     T-Attr        Ā^l = I + E_h[(G ⊙ R_A)⁺], the readout's row of Ā^L … Ā^1      rules "tattr"
@@ -20,16 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import without_autocast
-from ..attention.stream import RelevanceRow
+from ..attention.relevance_row import RelevanceRow
 from ..attention.weighting import Collector, ElementwiseRule, RowUpdate
 from ..errors import OptionError
-from ..relevance.attention import RelevanceListener, RelevantAttention
-from ..relevance.chefer import chefer_rules, find_rule_set
-from ..relevance.division import find_precision
-from ..relevance.operations import Walk
-from ..relevance.tap import RelevanceTap
+from ..lrp.attention import RelevanceListener, RelevantAttention
+from ..lrp.chefer import chefer_rules, find_rule_set
+from ..lrp.division import find_precision
+from ..lrp.operations import Walk
+from ..lrp.tap import RelevanceTap
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["lrp", "partial_lrp", "tattr"]
 
@@ -58,19 +58,24 @@ def unweighted(relevance: Matrix, gradient: Matrix) -> Matrix:
     accepts=("start_layer",),
 )
 def tattr(
-    run: Run, *, weighted: bool = True, rules: str = "tattr", identity: bool = False, precision: str = "float64"
+    context: AttributionContext,
+    *,
+    weighted: bool = True,
+    rules: str = "tattr",
+    identity: bool = False,
+    precision: str = "float64",
 ) -> Float[Tensor, "images targets tokens"]:
     """Transformer attribution: Ā = I + E_h[(∇A ⊙ R_A)⁺], R_A the relevance that LRP brings to the attention.
 
     `weighted=False` leaves the gradient out, E_h[R_A⁺] (the authors' "rollout" of relevance). `rules="original"` takes
     the LRP that the authors compare with. `identity=True` keeps the identity's own share of the readout's row.
     """
-    if run.gradient != "full" and not weighted:
-        raise OptionError(f"gradient={run.gradient!r} changes nothing with weighted=False, which uses no gradient")
+    if context.gradient != "full" and not weighted:
+        raise OptionError(f"gradient={context.gradient!r} changes nothing with weighted=False, which uses no gradient")
     listener = RelevanceRow(weighted_by_gradient if weighted else unweighted)
-    rows = _propagate(run, listener, run.first_layer, rules, precision, "tattr", with_gradient=weighted)
-    scores = torch.stack(rows, dim=1).to(run.readout_row().dtype)
-    return scores + run.readout_row()[:, None] if identity and not run.layout.pools else scores
+    rows = _propagate(context, listener, context.first_layer, rules, precision, "tattr", with_gradient=weighted)
+    scores = torch.stack(rows, dim=1).to(context.readout_row().dtype)
+    return scores + context.readout_row()[:, None] if identity and not context.layout.pools else scores
 
 
 @register_method(
@@ -83,22 +88,27 @@ def tattr(
     differentiates={"ablation": (True,)},
 )
 def partial_lrp(
-    run: Run, *, layer: int = -1, ablation: bool = False, rules: str = "original", precision: str = "float64"
+    context: AttributionContext,
+    *,
+    layer: int = -1,
+    ablation: bool = False,
+    rules: str = "original",
+    precision: str = "float64",
 ) -> Float[Tensor, "images targets tokens"]:
     """Partial LRP: the positive relevance of one layer's attention at the readout, E_h[R_A⁺].
 
     `layer` counts blocks from 0, negative from the end; the last by default, and only what follows it is propagated.
     `ablation=True` weights with the gradient, E_h[(∇A ⊙ R_A)⁺].
     """
-    layers = run.layout.layers
+    layers = context.layout.layers
     if not -layers <= layer < layers:
         raise OptionError(f"layer={layer}, but the model calls attention {layers} times (0…{layers - 1})")
     chosen = layer % layers
-    if run.layout.pools and chosen != layers - 1:
+    if context.layout.pools and chosen != layers - 1:
         raise OptionError(f"layer={layer}: this model's head pools its tokens, so only its last layer has a readout")
     listener = RowOfOneLayer(weighted_by_gradient if ablation else unweighted, chosen)
-    rows = _propagate(run, listener, chosen, rules, precision, "partial_lrp", with_gradient=ablation)
-    return torch.stack(rows, dim=1).to(run.readout_row().dtype)
+    rows = _propagate(context, listener, chosen, rules, precision, "partial_lrp", with_gradient=ablation)
+    return torch.stack(rows, dim=1).to(context.readout_row().dtype)
 
 
 @register_method(
@@ -111,15 +121,15 @@ def partial_lrp(
     level="pixel",
 )
 def lrp(
-    run: Run, *, rules: str = "original", precision: str = "float64"
+    context: AttributionContext, *, rules: str = "original", precision: str = "float64"
 ) -> Float[Tensor, "images targets height width"]:
     """Full LRP: relevance of the pixels, summed over channels; signed.
 
     The original rules do not conserve relevance and blow up on deep models (to 1e11 a pixel on a ViT-Ti/16);
     `rules="tattr"` takes those of T-Attr, which conserve it up to what positions and class token keep.
     """
-    maps = _propagate(run, None, 0, rules, precision, "lrp", with_gradient=False)
-    return torch.stack([pixels.sum(dim=1) for pixels in maps], dim=1).to(run.readout_row().dtype)
+    maps = _propagate(context, None, 0, rules, precision, "lrp", with_gradient=False)
+    return torch.stack([pixels.sum(dim=1) for pixels in maps], dim=1).to(context.readout_row().dtype)
 
 
 class RowOfOneLayer:
@@ -153,7 +163,7 @@ class RowOfOneLayer:
 
 @without_autocast
 def _propagate(
-    run: Run,
+    context: AttributionContext,
     listener: RelevanceListener | None,
     first: int,
     rules: str,
@@ -166,23 +176,25 @@ def _propagate(
 
     What the listener heard of each target; or, without a listener, the relevance of the pixels.
     """
-    walk = Walk(find_precision(precision, run.model.device))
+    walk = Walk(find_precision(precision, context.model.device))
     to_pixels = listener is None
-    attention = RelevantAttention(walk, listener, first, through_scores=run.gradient == "full", to_pixels=to_pixels)
-    table = chefer_rules(walk, find_rule_set(rules), run.gradient)
+    attention = RelevantAttention(walk, listener, first, through_scores=context.gradient == "full", to_pixels=to_pixels)
+    table = chefer_rules(walk, find_rule_set(rules), context.gradient)
     dtype = walk.precision.dtype
-    tap = RelevanceTap(attention, len(run.images), table, dtype, run.model.module, method, "method='complete' or 'gae'")
-    tap.chain = run.layout.layers
-    images = run.images.detach().to(run.model.device, dtype)
+    tap = RelevanceTap(
+        attention, len(context.images), table, dtype, context.model.module, method, "method='complete' or 'gae'"
+    )
+    tap.chain = context.layout.layers
+    images = context.images.detach().to(context.model.device, dtype)
     if to_pixels:
         with torch.enable_grad():
             # The sum is no leaf, so the tap takes it for an activation.
             images = images.requires_grad_() + 0
-    logits = run.trace(tap, images)
+    logits = context.trace(tap, images)
     tap.refuse_overwritten("the output", logits)
     goal = images if to_pixels else attention.anchor
     assert goal is not None
-    seeds = run.seeds(logits)
+    seeds = context.seeds(logits)
     results = []
     for number, seed in enumerate(seeds):
         if with_gradient:
@@ -190,7 +202,7 @@ def _propagate(
             torch.autograd.grad(logits, [goal], seed, retain_graph=True, allow_unused=True)
         walk.relevance = True
         if listener is not None:
-            listener.begin(run.readout_row().to(dtype))
+            listener.begin(context.readout_row().to(dtype))
         reached = torch.autograd.grad(logits, [goal], seed, retain_graph=number + 1 < len(seeds), allow_unused=True)
         results.append(reached[0] if listener is None else listener.result())
     return results

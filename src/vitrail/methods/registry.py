@@ -111,15 +111,16 @@ def register_method(
     gradient: GradientMode = "full",
     competes: bool = False,
 ) -> Callable[[Callable], Callable]:
-    """Register a function (run, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
+    """Register a function (context, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
 
     A method of level "pixel" gives (images, targets, height, width) of the model's input instead.
 
     The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
     those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred",
-    "compete" (it asks about `Run.questions` scalars); `start_layer` is then its default for twelve blocks, counted from
-    0 (see `MethodInfo.first_layer`). `text` says that the method heeds padding (`Run.real`) and asks nothing of pixels
-    or patches. `objectives`, `differentiates`, `gradient` and `competes` are as in `MethodInfo`.
+    "compete" (it asks about `AttributionContext.questions` scalars); `start_layer` is then its default for twelve
+    blocks, counted from 0 (see `MethodInfo.first_layer`). `text` says that the method heeds padding
+    (`AttributionContext.real`) and asks nothing of pixels or patches. `objectives`, `differentiates`, `gradient` and
+    `competes` are as in `MethodInfo`.
     """
 
     def register(function: Callable) -> Callable:

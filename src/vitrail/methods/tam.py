@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.chain import rows_times_attention
-from .path import Rows, integrated_feedback
+from .context import AttributionContext
+from .integrated_gradients import Rows, integrated_gradients
 from .registry import register_method
-from .run import Run
 
 __all__ = ["tam"]
 
@@ -30,16 +30,16 @@ __all__ = ["tam"]
     accepts=("start_layer",),
     start_layer=4,
 )
-def tam(run: Run, *, samples: int = 20) -> Float[Tensor, "images targets tokens"]:
+def tam(context: AttributionContext, *, samples: int = 20) -> Float[Tensor, "images targets tokens"]:
     """Attention followed back from the readout, times the last layer's positive gradient averaged from grey to image.
 
     `samples` is K, both ends included.
     """
-    rows = Rows.of(run)
-    first = run.first_layer
-    feedback = integrated_feedback(run, rows, samples)
+    rows = Rows.of(context)
+    first = context.first_layer
+    feedback = integrated_gradients(context, rows, samples)
     *before, last = feedback.layers
-    state = rows_times_attention(rows.identity(run), last)
+    state = rows_times_attention(rows.identity(context), last)
     for layer in reversed(before[first:]):
         state = state + rows_times_attention(state, layer)
     return torch.stack([rows.read(state * weight) for weight in feedback.by_target], dim=1)

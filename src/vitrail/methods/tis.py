@@ -15,9 +15,9 @@ from torch import Tensor
 from ..attention.token_stream import TokenStream
 from ..errors import OptionError, UnsupportedOperationError
 from ..silence import silenced
+from .context import AttributionContext
 from .dropped_tokens import TokenDropper
 from .registry import register_method
-from .run import Run
 
 __all__ = ["centroids", "coverage_mean", "highest_patches", "tis"]
 
@@ -35,7 +35,13 @@ ITERATIONS = 20
     objectives=("probability", "difference"),
 )
 def tis(
-    run: Run, *, masks: int = 1024, keep: float = 0.5, seed: int = 0, masks_per_pass: int = 32, drop: str = "auto"
+    context: AttributionContext,
+    *,
+    masks: int = 1024,
+    keep: float = 0.5,
+    seed: int = 0,
+    masks_per_pass: int = 32,
+    drop: str = "auto",
 ) -> Float[Tensor, "images targets tokens"]:
     """Input sampling: the mean probability of the class over the masks that keep a patch; tokens really dropped.
 
@@ -43,24 +49,24 @@ def tis(
     `masks_per_pass` of them go through the model together. `drop`: "cut", "mask" or "auto", see `TokenDropper`.
     """
     _check(masks, keep, masks_per_pass)
-    patches = run.layout.patches
+    patches = context.layout.patches
     kept = int(keep * patches)
     if not kept:
         raise OptionError(f"keep={keep} of {patches} patches keeps none; keep at least {1 / patches:.3f}")
-    streams = run.watch()
-    dropper = TokenDropper(run, streams, drop)
-    first, total = run.layout.prefix, run.layout.all_tokens
+    streams = context.watch()
+    dropper = TokenDropper(context, streams, drop)
+    first, total = context.layout.prefix, context.layout.all_tokens
     rows = []
     for image, stream in enumerate(streams):
-        maps = _channel_maps(run, stream)
+        maps = _channel_maps(context, stream)
         chosen = highest_patches(centroids(maps, min(masks, len(maps)), seed), kept)
         distinct, again = torch.unique(chosen, dim=0, return_inverse=True)
         logits = []
         for part in distinct.split(masks_per_pass):
             logits.append(dropper.logits(image, part))
             done = image * len(distinct) + sum(map(len, logits))
-            run.report("sampling tokens", done, len(streams) * len(distinct))
-        scores = run.values(torch.cat(logits), image)[again.to(logits[0].device)]
+            context.report("sampling tokens", done, len(streams) * len(distinct))
+        scores = context.values(torch.cat(logits), image)[again.to(logits[0].device)]
         mask = torch.zeros(len(chosen), patches, dtype=torch.bool).scatter(1, chosen, True).to(scores.device)
         tokens = scores.new_zeros(scores.shape[1], total)
         tokens[:, first : first + patches] = coverage_mean(mask, scores)
@@ -114,14 +120,15 @@ def coverage_mean(
     return torch.where(coverage > 0, (scores.T @ kept) / coverage.clamp(min=1), mean)
 
 
-def _channel_maps(run: Run, stream: TokenStream) -> Float[Tensor, "channels patches"]:
-    first, patches = run.layout.prefix, run.layout.patches
+def _channel_maps(context: AttributionContext, stream: TokenStream) -> Float[Tensor, "channels patches"]:
+    first, patches = context.layout.prefix, context.layout.patches
     maps = []
     for number, block in enumerate(stream.blocks):
         if block is None:
             raise UnsupportedOperationError(
-                f"after attention {number} of {run.model.name} no sum of two token streams is all that the rest of the "
-                "model sees, so there is no block's output to make masks of; vit_cx makes its masks of a norm's output"
+                f"after attention {number} of {context.model.name} no sum of two token streams is all that the rest of "
+                "the model sees, so there is no block's output to make masks of; vit_cx makes its masks of a norm's "
+                "output"
             )
         maps.append(block[first : first + patches].T)
     return torch.cat(maps)

@@ -16,8 +16,8 @@ from torch.nn.functional import interpolate
 from ..attention.eager import eager
 from ..attention.token_stream import TokenStream
 from ..errors import NoSignalError, OptionError, UnsupportedOperationError
+from .context import AttributionContext
 from .registry import register_method
-from .run import Run
 
 __all__ = ["causal_map", "feature_masks", "merge_masks", "similar_masks", "vit_cx"]
 
@@ -35,7 +35,7 @@ NOISE = 0.1
     objectives=("probability", "difference"),
 )
 def vit_cx(
-    run: Run, *, threshold: float = 0.1, seed: int = 0, masks_per_pass: int = 16
+    context: AttributionContext, *, threshold: float = 0.1, seed: int = 0, masks_per_pass: int = 16
 ) -> Float[Tensor, "images targets height width"]:
     """Causal impact: the probability that regions of the model's feature maps keep when all else is noise.
 
@@ -45,18 +45,18 @@ def vit_cx(
     if not 0 < threshold <= 1 or masks_per_pass < 1:
         raise OptionError(f"threshold={threshold} must be above 0 and at most 1, masks_per_pass={masks_per_pass} ≥ 1")
     maps = []
-    streams = run.watch()
+    streams = context.watch()
     for image, stream in enumerate(streams):
-        features = feature_masks(_features(run, stream), (run.images.shape[-2], run.images.shape[-1]))
+        features = feature_masks(_features(context, stream), (context.images.shape[-2], context.images.shape[-1]))
         masks = merge_masks(features, similar_masks(features.flatten(1), threshold))
         generator = torch.Generator().manual_seed(seed)
-        whole = run.values(run.logits[image : image + 1], image)
+        whole = context.values(context.logits[image : image + 1], image)
         scores = []
         for part in masks.split(masks_per_pass):
-            noise = NOISE * torch.randn(len(part), *run.images.shape[1:], generator=generator)
-            masked, noisy = _answers(run, image, part, noise.to(run.images))
+            noise = NOISE * torch.randn(len(part), *context.images.shape[1:], generator=generator)
+            masked, noisy = _answers(context, image, part, noise.to(context.images))
             scores.append(masked - noisy + whole)
-            run.report("masking pixels", image * len(masks) + sum(map(len, scores)), len(streams) * len(masks))
+            context.report("masking pixels", image * len(masks) + sum(map(len, scores)), len(streams) * len(masks))
         maps.append(causal_map(masks, torch.cat(scores).to(masks)))
     return torch.stack(maps)
 
@@ -120,26 +120,26 @@ def _scaled(maps: Float[Tensor, "maps height width"]) -> Float[Tensor, "masks he
     return ((maps - lowest)[varies]) / (highest - lowest)[varies]
 
 
-def _features(run: Run, stream: TokenStream) -> Float[Tensor, "channels rows cols"]:
+def _features(context: AttributionContext, stream: TokenStream) -> Float[Tensor, "channels rows cols"]:
     if stream.norm is None:
         raise UnsupportedOperationError(
-            f"{run.model.name} calls no layer_norm or rms_norm of its tokens before the last block's attention, of "
+            f"{context.model.name} calls no layer_norm or rms_norm of its tokens before the last block's attention, of "
             "whose output masks could be made; tis makes its masks of the blocks' outputs"
         )
     dtype = torch.float64 if stream.norm.dtype == torch.float64 else torch.float32
-    return run.layout.as_grid(stream.norm.T.to(dtype))
+    return context.layout.as_grid(stream.norm.T.to(dtype))
 
 
 def _answers(
-    run: Run,
+    context: AttributionContext,
     image: int,
     masks: Float[Tensor, "masks height width"],
     noise: Float[Tensor, "masks channels height width"],
 ) -> tuple[Float[Tensor, "masks targets"], Float[Tensor, "masks targets"]]:
     """The objective where a mask hides all else behind noise, and where the noise is laid over the whole image."""
-    original, mask = run.images[image], masks[:, None].to(run.images)
+    original, mask = context.images[image], masks[:, None].to(context.images)
     unseen = noise * (1 - mask)
     with eager(), torch.no_grad():
-        logits = run.model.logits(torch.cat([original * mask + unseen, original + unseen]))
+        logits = context.model.logits(torch.cat([original * mask + unseen, original + unseen]))
     masked, noisy = logits.split(len(masks))
-    return run.values(masked, image), run.values(noisy, image)
+    return context.values(masked, image), context.values(noisy, image)

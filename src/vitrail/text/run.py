@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..attention.record import CallRecorder
 from ..errors import OptionError
-from ..methods.run import Run
+from ..methods.context import AttributionContext
 from ..models.text_model import TextModel, TokenBatch
 
 __all__ = ["TextRun"]
 
 
 @dataclass(eq=False)
-class TextRun(Run):
+class TextRun(AttributionContext):
     """What a method needs of texts: their tokens are one row of patches, and each text has its own readout."""
 
     model: TextModel  # pyright: ignore[reportIncompatibleVariableOverride]  (a method asks of either only its logits)

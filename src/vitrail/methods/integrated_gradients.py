@@ -12,13 +12,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..attention.feedback import Heard, RowGradientListener
+from ..attention.feedback import LayerGradients, RowGradientListener
 from ..attention.record import CallRecorder, RecordedLayer
 from ..errors import NoSignalError, OptionError, UnsupportedOperationError
 from ..objectives import OBJECTIVES
-from .run import Run
+from .context import AttributionContext
 
-__all__ = ["Feedback", "Rows", "compares_quotients", "integrated_feedback", "points", "runs_along", "settle_objective"]
+__all__ = [
+    "IntegratedGradients",
+    "Rows",
+    "compares_quotients",
+    "integrated_gradients",
+    "points",
+    "runs_along",
+    "settle_objective",
+]
 
 # Tokens that go through the model at once. A CPU is quickest while the activations of a block stay in its cache.
 TOKENS_PER_PASS = {"cpu": 2**10, "cuda": 2**15}
@@ -35,40 +43,40 @@ def points(steps: int) -> list[float]:
 
 
 def runs_along(
-    run: Run, factors: Sequence[float], per_pass: int | None = None
-) -> Iterator[tuple[Int[Tensor, " rows"], Run]]:
+    context: AttributionContext, factors: Sequence[float], per_pass: int | None = None
+) -> Iterator[tuple[Int[Tensor, " rows"], AttributionContext]]:
     """Runs over α x for every image x and every α in `factors`, with the image's number for each of their rows.
 
     `per_pass` rows go together; by default as many as `TOKENS_PER_PASS` lets.
     """
     if per_pass is None:
-        per_pass = max(1, TOKENS_PER_PASS["cuda" if run.images.is_cuda else "cpu"] // run.layout.tokens)
-    pairs = [(image, factor) for image in range(len(run.images)) for factor in factors]
+        per_pass = max(1, TOKENS_PER_PASS["cuda" if context.images.is_cuda else "cpu"] // context.layout.tokens)
+    pairs = [(image, factor) for image in range(len(context.images)) for factor in factors]
     for start in range(0, len(pairs), per_pass):
         some = pairs[start : start + per_pass]
-        index = torch.tensor([image for image, _ in some], device=run.images.device)
-        scale = torch.tensor([factor for _, factor in some], dtype=torch.float64).to(run.images)
-        yield index, run.at(run.images[index] * scale[:, None, None, None], index)
+        index = torch.tensor([image for image, _ in some], device=context.images.device)
+        scale = torch.tensor([factor for _, factor in some], dtype=torch.float64).to(context.images)
+        yield index, context.at(context.images[index] * scale[:, None, None, None], index)
 
 
-def compares_quotients(run: Run) -> bool:
+def compares_quotients(context: AttributionContext) -> bool:
     """Whether the objective is a quotient of logits, which may lose its meaning somewhere along the path."""
-    return isinstance(run.objective, str) and OBJECTIVES[run.objective].positive_only
+    return isinstance(context.objective, str) and OBJECTIVES[context.objective].positive_only
 
 
-def settle_objective(run: Run, logits: Iterator[tuple[Int[Tensor, " rows"], Tensor]]) -> None:
+def settle_objective(context: AttributionContext, logits: Iterator[tuple[Int[Tensor, " rows"], Tensor]]) -> None:
     """Take the plain difference for every image on whose path a quotient of logits would lose its meaning.
 
     A mean of quotients and differences would be of neither. `logits` are those at all points of the path, after the
-    pictures' own (`run.logits`) are known.
+    pictures' own (`context.logits`) are known.
     """
-    targets = run.targets.index
-    run.by_difference = torch.zeros(targets.shape, dtype=torch.bool, device=run.images.device)
+    targets = context.targets.index
+    context.by_difference = torch.zeros(targets.shape, dtype=torch.bool, device=context.images.device)
     for index, values in logits:
-        row = run.at(run.images[index], index)
+        row = context.at(context.images[index], index)
         for number in range(targets.shape[1]):
             replaced = row.objective_values(values, number)[1]
-            run.by_difference[index[replaced], number] = True
+            context.by_difference[index[replaced], number] = True
 
 
 class Rows(NamedTuple):
@@ -78,24 +86,24 @@ class Rows(NamedTuple):
     weights: Float[Tensor, " rows"]
 
     @classmethod
-    def of(cls, run: Run, dino: bool = False) -> "Rows":
+    def of(cls, context: AttributionContext, dino: bool = False) -> "Rows":
         """Those of the model's readout; with `dino`, the class token's row and the mean of the patches' rows beside it.
 
         Raises:
             UnsupportedOperationError: when the last attention does not look at the tokens themselves.
         """
-        layout = run.layout
+        layout = context.layout
         if layout.pools > 1:
             raise UnsupportedOperationError(
-                f"the last {layout.pools} of {layout.layers} attentions of {run.model.name} pool the tokens one after "
-                "the other, so the last one weighs pools and no patches: use gae or complete"
+                f"the last {layout.pools} of {layout.layers} attentions of {context.model.name} pool the tokens one "
+                "after the other, so the last one weighs pools and no patches: use gae or complete"
             )
-        weights = run.readout_row()[0]
+        weights = context.readout_row()[0]
         if dino:
             if layout.pools:
                 raise UnsupportedOperationError(
                     f"dino=True reads the rows of the class token and the patches, but the last attention of "
-                    f"{run.model.name} pools them with {len(weights)} queries of its own: leave dino out"
+                    f"{context.model.name} pools them with {len(weights)} queries of its own: leave dino out"
                 )
             weights = torch.zeros_like(weights)
             weights[layout.prefix : layout.prefix + layout.patches] = 1 / layout.patches
@@ -108,47 +116,47 @@ class Rows(NamedTuple):
         """Σ_i r_i M_i: the weighted sum of the rows' maps."""
         return torch.einsum("r,brk->bk", self.weights.to(maps.dtype), maps)
 
-    def identity(self, run: Run) -> Float[Tensor, "images rows queries"]:
+    def identity(self, context: AttributionContext) -> Float[Tensor, "images rows queries"]:
         """One row of the identity matrix for each of the queries."""
-        eye = torch.eye(len(run.readout), device=run.images.device, dtype=self.weights.dtype)
-        return eye[self.queries].expand(len(run.images), -1, -1)
+        eye = torch.eye(len(context.readout), device=context.images.device, dtype=self.weights.dtype)
+        return eye[self.queries].expand(len(context.images), -1, -1)
 
 
-class Feedback(NamedTuple):
+class IntegratedGradients(NamedTuple):
     """F, for each target, and what else the pass over the pictures themselves showed."""
 
     by_target: list[Float[Tensor, "images rows tokens"]]
     layers: list[RecordedLayer]
-    pictures: list[Heard]
+    pictures: list[LayerGradients]
 
 
-def integrated_feedback(
-    run: Run,
+def integrated_gradients(
+    context: AttributionContext,
     rows: Rows,
     samples: int,
     *,
     head_importance: bool = False,
     recorder: CallRecorder | None = None,
     watcher: AbstractContextManager[Any] | None = None,
-) -> Feedback:
+) -> IntegratedGradients:
     """F = E_h[(mean_α ∇A_h(α x))⁺] of the last layer, at the queries `rows`.
 
     The pass at α = 1 is that over the pictures: it also records every layer's attention, and with `head_importance`
-    goes back to the run's first layer; `watcher` is entered inside its tap. All other passes are differentiated no
+    goes back to the context's first layer; `watcher` is entered inside its tap. All other passes are differentiated no
     further than the last attention.
     """
     if samples < 2:
         raise OptionError(f"samples={samples}: the mean from a grey image to the picture needs these two at least")
     _, *others = points(samples - 1)
-    last = run.layout.layers - 1
-    if compares_quotients(run):
-        _settle_on_images(run, others)
+    last = context.layout.layers - 1
+    if compares_quotients(context):
+        _settle_on_images(context, others)
     recorder = recorder or CallRecorder()
     listener = RowGradientListener(last, rows.queries, head_importance)
-    first = run.first_layer if head_importance else last
-    pictures = run.differentiate(listener, recorder, first_layer=first, watcher=watcher)
+    first = context.first_layer if head_importance else last
+    pictures = context.differentiate(listener, recorder, first_layer=first, watcher=watcher)
     totals = [heard.gradient.clone() for heard in pictures]
-    for index, there in runs_along(run, others):
+    for index, there in runs_along(context, others):
         heard = there.differentiate(RowGradientListener(last, rows.queries), first_layer=last)
         for total, one in zip(totals, heard, strict=True):
             total.index_add_(0, index, one.gradient)
@@ -159,16 +167,16 @@ def integrated_feedback(
                 f"the objective has no positive gradient at attention {last} in the row(s) that are read there: the "
                 "head does not look at the token of readout=, or nothing in the image speaks for the class"
             )
-    return Feedback(feedback, recorder.layers[: last + 1], pictures)
+    return IntegratedGradients(feedback, recorder.layers[: last + 1], pictures)
 
 
-def _settle_on_images(run: Run, others: Sequence[float]) -> None:
+def _settle_on_images(context: AttributionContext, others: Sequence[float]) -> None:
     def passes() -> Iterator[tuple[Int[Tensor, " rows"], Tensor]]:
-        everyone = torch.arange(len(run.images), device=run.images.device)
-        yield everyone, run.logits
-        for index, there in runs_along(run, others):
+        everyone = torch.arange(len(context.images), device=context.images.device)
+        yield everyone, context.logits
+        for index, there in runs_along(context, others):
             there.forward(CallRecorder())
             yield index, there.logits
 
-    run.forward(CallRecorder())
-    settle_objective(run, passes())
+    context.forward(CallRecorder())
+    settle_objective(context, passes())

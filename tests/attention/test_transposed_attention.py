@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitrail
-from vitrail.attention import differentiate, logsumexp, swapped
+from vitrail.attention import differentiate, logsumexp, transposed_attention
 from vitrail.attention.calls import AttentionCall
-from vitrail.attention.swapped import attention_transposed, swaps
+from vitrail.attention.transposed_attention import attention_transposed, swaps
 
 
 def a_call(images=2, heads=3, queries=17, keys=17, width=8, dtype=torch.float64, scale=0.4, seed=0) -> AttentionCall:
@@ -77,12 +77,15 @@ def test_an_answer_of_another_kernel_keeps_nothing():
 @pytest.mark.parametrize(
     "unfit",
     [
-        {"keys": swapped.FROM_KEYS - 1},
+        {"keys": transposed_attention.FROM_KEYS - 1},
         {"dtype": torch.bfloat16},
     ],
 )
 def test_what_it_does_not_serve(unfit):
-    assert swaps(a_call(1, 1, swapped.FROM_KEYS, **{"keys": swapped.FROM_KEYS, **unfit})) is False
+    assert (
+        swaps(a_call(1, 1, transposed_attention.FROM_KEYS, **{"keys": transposed_attention.FROM_KEYS, **unfit}))
+        is False
+    )
 
 
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])

@@ -1,8 +1,8 @@
 """The functions that only move numbers about: relevance moves with them, as a gradient does."""
 
-__all__ = ["CASTS", "MOVES"]
+__all__ = ["CAST_OPS", "RESHAPE_OPS"]
 
-MOVES = frozenset(
+RESHAPE_OPS = frozenset(
     [
         "__getitem__",
         "as_strided",
@@ -75,4 +75,4 @@ MOVES = frozenset(
 )
 
 # These also change the type, which the rules' own precision overrides.
-CASTS = frozenset(["to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"])
+CAST_OPS = frozenset(["to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"])

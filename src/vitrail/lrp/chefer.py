@@ -1,10 +1,10 @@
 """T-Attr's rules and the original LRP's for every operation of a Vision Transformer (Chefer, Gur, Wolf, CVPR 2021).
 
-    linear          z⁺ rule, bias ignored                       `sharing.linear_z_plus`, `sharing.linear_separate`
-    a + b           each its part of the sum, then rescaled     `sharing.shares_of_sum`, `sharing.rescale`
+    linear          z⁺ rule, bias ignored                       `rules.linear_z_plus`, `rules.linear_separate`
+    a + b           each its part of the sum, then rescaled     `rules.shares_of_sum`, `rules.rescale`
     several readers x Σ_k R_k / x                               `operations.apply`
     a b, A V, Q Kᵀ  z-rule, half to each factor                 here, and `attention.attention_relevance`
-    convolution     z^B at the pixels                           `sharing.pixels_z_box`
+    convolution     z^B at the pixels                           `rules.pixels_z_box`
     norms, activations, softmax, dropout, constant factors      R passes as it is
     means and sums  z-rule, as the authors have it for pooling
     the rest        indexing, joining, reordering: R moves along
@@ -26,7 +26,7 @@ from ..attention.gradient_modes import GradientMode, libra_rules
 from ..errors import OptionError
 from .division import Divide
 from .operations import Differentiable, Operation, Shares, Walk, apply
-from .sharing import (
+from .rules import (
     convolution_separate,
     linear_separate,
     linear_z_plus,

@@ -1,4 +1,4 @@
-"""One run of a method over one batch: the model, the images, the question, and the ways to send them through."""
+"""The context of a method over one batch: the model, the images, the question, and the passes through the model."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -26,14 +26,14 @@ from ..objectives import Objective, evaluate_objective
 from ..outputs import LOGITS, Output
 from ..targets import Targets, ask_function, predicted
 
-__all__ = ["Progress", "Run"]
+__all__ = ["AttributionContext", "Progress"]
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
-class Run:
+class AttributionContext:
     """What a method needs, and nothing of files, pictures or names.
 
     After `forward` or `differentiate`, `logits` and `targets` are known, and `replaced` says, target by target, for
@@ -102,10 +102,12 @@ class Run:
         """The model's logits for the images; gradients flow."""
         return self.model.logits(self.images)
 
-    def at(self, images: Float[Tensor, "rows channels height width"], index: Int[Tensor, " rows"]) -> "Run":
-        """The same question of other images: row i is asked what image `index[i]` of this run is asked.
+    def at(
+        self, images: Float[Tensor, "rows channels height width"], index: Int[Tensor, " rows"]
+    ) -> "AttributionContext":
+        """The same question of other images: row i is asked what image `index[i]` of this context is asked.
 
-        The classes are those of this run's own images, also where they are the predicted ones.
+        The classes are those of this context's own images, also where they are the predicted ones.
         """
 
         def rows(targets: Targets | None) -> Targets | None:
@@ -186,7 +188,8 @@ class Run:
     ) -> list[Result]:
         """One forward pass, then one backward pass per question; what the listener heard of each.
 
-        Nothing before `first_layer` (default: the run's own) is differentiated. `watcher` is entered inside the tap.
+        Nothing before `first_layer` (default: the context's own) is differentiated. `watcher` is entered inside the
+        tap.
         """
         results = []
         first = self.first_layer if first_layer is None else first_layer

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
-from vitrail.attention import backward, calls, differentiate, reached
+from vitrail.attention import backward, calls, differentiate
+from vitrail.attention import nonzero_rows as module
 from vitrail.attention.backward import attention_backward
 from vitrail.attention.calls import AttentionCall
 from vitrail.attention.differentiate import LayerListener
 from vitrail.attention.feedback import RowGradientListener
 from vitrail.attention.head_shares import HeadShareListener
 from vitrail.attention.mean_matrices import MatrixListener
-from vitrail.attention.reached import linear, reached_columns, reached_rows
-from vitrail.attention.stream import HeadNormListener, RelevanceRow
+from vitrail.attention.nonzero_rows import linear, nonzero_columns, nonzero_rows
+from vitrail.attention.relevance_row import HeadNormListener, RelevanceRow
 from vitrail.attention.weighting import ELEMENTWISE, Collector
 from vitrail.methods.attention_gradcam import RowsOfHeads
 
@@ -42,7 +43,7 @@ def test_no_row_with_a_gradient_is_left_out(rows: int, filled: set[int], batch: 
     gradient = torch.zeros(batch, rows, 4)
     for row in (row for row in filled if row < rows):
         gradient[row % batch, row, row % 4] = 1e-30
-    found = reached_rows(gradient)
+    found = nonzero_rows(gradient)
     assert 0 <= found.start < found.stop <= rows
     outside = gradient.clone()
     outside[:, found] = 0
@@ -55,7 +56,7 @@ def test_no_column_with_a_gradient_is_left_out(columns: int, filled: set[tuple[i
     gradient = torch.zeros(2, 4, columns)
     for row, column in ((row, column) for row, column in filled if column < columns):
         gradient[row % 2, row, column] = 1e-30
-    found = reached_columns(gradient)
+    found = nonzero_columns(gradient)
     assert 0 <= found.start < found.stop <= columns
     outside = gradient.clone()
     outside[..., found] = 0
@@ -66,7 +67,7 @@ def test_no_column_with_a_gradient_is_left_out(columns: int, filled: set[tuple[i
 def test_not_a_number_is_no_column_to_leave_out() -> None:
     gradient = torch.zeros(1, 3, 9)
     gradient[..., 6:], gradient[0, 0, 0] = 1, math.nan
-    assert reached_columns(gradient) == slice(0, 9)
+    assert nonzero_columns(gradient) == slice(0, 9)
 
 
 @pytest.mark.parametrize("columns", [[], [6], [4, 5], [0, 6], list(range(7))])
@@ -90,7 +91,7 @@ def test_queries_and_keys_that_are_constant_cost_nothing(gradient: str, monkeypa
         with FlopCounterMode(display=False) as counter:
             maps.append(ask().scores)
         flops.append(counter.get_total_flops())
-        monkeypatch.setattr(reached, "reached_columns", lambda flow: slice(0, flow.shape[-1]))
+        monkeypatch.setattr(module, "nonzero_columns", lambda flow: slice(0, flow.shape[-1]))
     width = next(module.out_features for module in model.module.modules() if isinstance(module, nn.Linear)) // 3
     tokens = 2 * (model.module.patch_embed.num_patches + 1)
     assert flops[1] - flops[0] >= 2 * 2 * width**2 * tokens * (len(model.module.blocks) - 2)
@@ -102,11 +103,11 @@ def test_queries_and_keys_that_are_constant_cost_nothing(gradient: str, monkeypa
 def test_what_is_no_zero_is_reached(value: float) -> None:
     gradient = torch.zeros(2, 3, 9, 4)
     gradient[1, 2, 8, 3] = value
-    assert reached_rows(gradient) == slice(8, 9)
+    assert nonzero_rows(gradient) == slice(8, 9)
 
 
 def test_no_images_have_no_rows_to_leave_out() -> None:
-    assert reached_rows(torch.zeros(0, 13, 4)) == slice(0, 13)
+    assert nonzero_rows(torch.zeros(0, 13, 4)) == slice(0, 13)
     tokens = torch.zeros(0, 13, 5).requires_grad_()
     (flow,) = torch.autograd.grad(linear(tokens, torch.zeros(7, 5)).sum(), [tokens])
     assert flow.shape == (0, 13, 5)
@@ -168,7 +169,7 @@ def test_a_model_may_change_the_output_in_place(monkeypatch: pytest.MonkeyPatch)
     weight, bias, tokens = drawn(7, 5), drawn(7, seed=1), drawn(2, 13, 5).requires_grad_()
     (expected,) = torch.autograd.grad(F.linear(tokens, weight, bias).relu()[:, 0].sum(), [tokens])
     for function in (F.linear, as_a_view):
-        monkeypatch.setattr(reached, "F", SimpleNamespace(linear=function))
+        monkeypatch.setattr(module, "F", SimpleNamespace(linear=function))
         output = linear(tokens, weight, bias)
         assert by_rows(output)
         (ours,) = torch.autograd.grad(output.relu_()[:, 0].sum(), [tokens])
@@ -227,15 +228,15 @@ def test_attention_goes_back_as_if_all_rows_were_walked(
         collector = COLLECTORS[name](drawn(2, 40, seed=5))
         flows = attention_backward(call, upstream, collector, through_scores=True, through_value=True)
         answers.append([*flows, *told(collector)])
-        monkeypatch.setattr(backward, "reached_rows", all_rows)
+        monkeypatch.setattr(backward, "nonzero_rows", all_rows)
     assert len(answers[0]) > 3
     for ours, theirs in zip(*answers, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (reached, backward, differentiate):
-        monkeypatch.setattr(module, "reached_rows", all_rows)
+    for holder in (module, backward, differentiate):
+        monkeypatch.setattr(holder, "nonzero_rows", all_rows)
 
 
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])

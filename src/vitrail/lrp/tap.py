@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..attention.multihead import bound_arguments, run_multi_head_attention
 from ..attention.tap import PRODUCTS, Tap, Visitor
 from ..errors import UnsupportedOperationError
-from .moves import CASTS, MOVES
-from .whereabouts import module_at_work
+from .module_trace import module_at_work
+from .reshape_ops import CAST_OPS, RESHAPE_OPS
 
 __all__ = ["Call", "RelevanceTap", "Rules"]
 
@@ -120,7 +120,7 @@ class RelevanceTap(Tap):
         if name in ("__get__", "__set__"):
             return _constant(func(*args, **(kwargs or {})), args)
         args, kwargs = self._prepared(args, dict(kwargs or {}))
-        if name in CASTS:
+        if name in CAST_OPS:
             return self._cast(func, args, kwargs)
         if name in ("dropout", "native_dropout"):
             # Outside training it is the identity; within, the engine's tap refuses it.
@@ -146,7 +146,7 @@ class RelevanceTap(Tap):
             if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
                 raise self.refusal(name, "it changes a tensor in place")
             result = call.plain()
-            if name not in MOVES and any(tensor.requires_grad for tensor in _tensors(result)):
+            if name not in RESHAPE_OPS and any(tensor.requires_grad for tensor in _tensors(result)):
                 raise self.refusal(name)
         if name in _IN_PLACE or call.kwargs.get("inplace"):
             # The model goes on with the new tensor; should it read the old one by another name, it is refused.

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 
-__all__ = ["linear", "reached_columns", "reached_rows"]
+__all__ = ["linear", "nonzero_columns", "nonzero_rows"]
 
 
-def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
+def nonzero_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
     """The rows from the first to the last whose gradient is not zero, if they are at most half; else all of them.
 
     Away from the CPU it is always all: to look would be to wait for the device. NaN and infinity are no zeros.
@@ -27,7 +27,7 @@ def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
     Example:
         >>> gradient = torch.zeros(2, 197, 64)
         >>> gradient[1, 0, 5] = 1.0
-        >>> reached_rows(gradient), reached_rows(gradient + 1)
+        >>> nonzero_rows(gradient), nonzero_rows(gradient + 1)
         (slice(0, 1, None), slice(0, 197, None))
     """
     rows = gradient.shape[-2]
@@ -43,15 +43,15 @@ def reached_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
     return slice(first, last + 1) if 2 * (last + 1 - first) <= rows else everything
 
 
-def reached_columns(gradient: Float[Tensor, "*batch rows width"]) -> slice:
+def nonzero_columns(gradient: Float[Tensor, "*batch rows width"]) -> slice:
     """The columns from the first to the last whose gradient is not zero, if they are at most half; else all of them.
 
-    Away from the CPU it is always all, as in `reached_rows`.
+    Away from the CPU it is always all, as in `nonzero_rows`.
 
     Example:
         >>> gradient = torch.zeros(2, 197, 12)
         >>> gradient[..., 8:] = 1.0
-        >>> reached_columns(gradient), reached_columns(gradient + 1)
+        >>> nonzero_columns(gradient), nonzero_columns(gradient + 1)
         (slice(8, 12, None), slice(0, 12, None))
     """
     everything = slice(0, gradient.shape[-1])
@@ -100,7 +100,7 @@ class _LinearOfReached(Function):
         if gradient is None:
             return None, None, None
         (weight,) = ctx.saved_tensors
-        rows, columns = reached_rows(gradient), reached_columns(gradient)
+        rows, columns = nonzero_rows(gradient), nonzero_columns(gradient)
         gradient, weight = gradient[..., columns], weight[columns]
         if rows == slice(0, gradient.shape[-2]):
             return gradient @ weight, None, None
