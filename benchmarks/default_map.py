@@ -50,13 +50,13 @@ from torch import Tensor
 
 import vitrail
 from vitrail.benchmark.machine import describe_machine
+from vitrail.bestiary.benchmark import draw_truths, measured
 from vitrail.competition import find_rivals, overlap, rival_logit
 from vitrail.evaluate import bootstrap, open_data
-from vitrail.evaluate.answering import Answerer
+from vitrail.evaluate.batched_queries import Answerer
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.insertion import mean_height
 from vitrail.evaluate.protocols.insertion import deletion, insertion
-from vitrail.evaluate.score import draw_truths, measured
 from vitrail.evaluate.signs import sides, signs
 from vitrail.inputs import prepare
 from vitrail.models.class_likeness import class_rows

@@ -18,7 +18,7 @@ import vitrail
 from vitrail.benchmark.machine import describe_machine
 from vitrail.evaluate.cost import passes
 from vitrail.evaluate.plan import make_plan
-from vitrail.evaluate.running import evaluate
+from vitrail.evaluate.runner import evaluate
 from vitrail.models.layout import layout_of
 
 

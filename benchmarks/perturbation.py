@@ -26,7 +26,7 @@ from torch import Tensor
 
 import vitrail
 from vitrail.benchmark.machine import describe_machine
-from vitrail.evaluate.answering import Answerer
+from vitrail.evaluate.batched_queries import Answerer
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.perturbation import enlarged
 from vitrail.evaluate.protocols.perturbation import perturbation

@@ -262,7 +262,7 @@ class TestEvaluation:
             model, folder, "complete", [protocol], protocol_options=options, output=tmp_path / "run", target="predicted"
         )
         assert done.measured == 2
-        from vitrail.evaluate.reading import read_run
+        from vitrail.evaluate.run_reader import read_run
 
         rows = read_run(tmp_path / "run").rows.to_pylist()
         assert {row["target"] for row in rows} == {0}
@@ -276,7 +276,7 @@ class TestEvaluation:
         """The deletion curve begins with the model's own answer to the picture, bit for bit."""
         from PIL import Image
 
-        from vitrail.evaluate.reading import read_run
+        from vitrail.evaluate.run_reader import read_run
 
         model = small(nn.Linear(7, 1))
         options = {"deletion": {"score": "output", "step": 512}}

@@ -17,8 +17,8 @@ from skimage import data
 
 import vitrail
 from vitrail.bestiary import CLASS_NAMES, render, sample_scene
+from vitrail.bestiary.benchmark import COMPARED
 from vitrail.demo.chapters import PAIR, SIBLING, chapters
-from vitrail.evaluate.score import COMPARED
 from vitrail.experiments import rewrite, transfer
 from vitrail.guidance import detail
 from vitrail.render import draw_transfer

@@ -17,12 +17,12 @@ from typer.testing import CliRunner, Result
 
 from vitrail.cli import app, evaluating
 from vitrail.cli.console import Terminal
-from vitrail.evaluate.folder import RunFolder
+from vitrail.evaluate.block_evaluator import Worker
 from vitrail.evaluate.presets import PRESETS
 from vitrail.evaluate.protocols import PROTOCOLS
-from vitrail.evaluate.reading import read_run
-from vitrail.evaluate.running import estimate, evaluate
-from vitrail.evaluate.worker import Worker
+from vitrail.evaluate.run_directory import RunFolder
+from vitrail.evaluate.run_reader import read_run
+from vitrail.evaluate.runner import estimate, evaluate
 
 SCENES = "bestiary:single:4"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.protocols import find_protocol
 from vitrail.evaluate.questions import Maps, Measured
-from vitrail.evaluate.statistics import Curves, Statistic
+from vitrail.metrics.aggregation import Curves, Statistic
 
 
 def case(image: Tensor | None = None, **known: Any) -> Case:

@@ -13,8 +13,8 @@ SOURCE = TESTS.parent / "src"
 
 WHOLE = """
 import sys
-from evaluate.test_running import QUESTION, tiny
-from vitrail.evaluate.running import evaluate
+from evaluate.test_runner import QUESTION, tiny
+from vitrail.evaluate.runner import evaluate
 
 if __name__ == "__main__":
     evaluate(tiny(), sys.argv[1], output=sys.argv[2], engine=sys.argv[3], **QUESTION)
@@ -23,8 +23,8 @@ if __name__ == "__main__":
 # Forks a process for each line that it reads, when all imports are done; they take much longer than a run.
 FORKING = """
 import contextlib, json, os, signal, sys
-from evaluate.test_running import QUESTION, tiny
-from vitrail.evaluate import folder, running
+from evaluate.test_runner import QUESTION, tiny
+from vitrail.evaluate import run_directory, runner
 
 def say(word):
     os.write(1, f"{word}\\n".encode())
@@ -32,7 +32,7 @@ def say(word):
 def dying_at(where):
     # SIGKILL, by its own hand, within the writing of a file: (which, place) from the first file that is written.
     which, place = where
-    real, count = folder.atomic_write, [0]
+    real, count = run_directory.atomic_write, [0]
 
     @contextlib.contextmanager
     def atomic_write(path):
@@ -52,7 +52,7 @@ def dying_at(where):
             end("whole")
         end("after")
 
-    folder.atomic_write = atomic_write
+    run_directory.atomic_write = atomic_write
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -62,7 +62,7 @@ for line in sys.stdin:
             dying_at(job["die"])
         begin = lambda done, total: {job["done"]: lambda: say("begun"), job["done"] + 1: lambda: say("block")}.get(
             done, lambda: None)()
-        running.evaluate(tiny(), job["pictures"], output=job["output"], progress=begin, **QUESTION | job["question"])
+        runner.evaluate(tiny(), job["pictures"], output=job["output"], progress=begin, **QUESTION | job["question"])
         os._exit(0)
     say(child)
     _, status = os.waitpid(child, 0)

@@ -16,7 +16,7 @@ from vitrail.evaluate.confidence import area_over_curve, confidence_change
 from vitrail.evaluate.protocols import find_protocol
 from vitrail.evaluate.protocols.fills import filling
 from vitrail.evaluate.saco import group_ends, salience_consistency
-from vitrail.evaluate.statistics import Curves
+from vitrail.metrics.aggregation import Curves
 
 SIDE, CLASSES = 12, 4
 

@@ -9,7 +9,7 @@ import vitrail
 from vitrail.evaluate.cost import Cost, cost_of, passes
 from vitrail.evaluate.plan import make_plan
 from vitrail.evaluate.protocols import PROTOCOLS
-from vitrail.evaluate.running import evaluate
+from vitrail.evaluate.runner import evaluate
 from vitrail.models import Preprocess
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate.test_running import results, tiny
+from evaluate.test_runner import results, tiny
 from pictures_on_disk import class_folders, draw
 from PIL import Image
 
 from vitrail.errors import RunFolderError
-from vitrail.evaluate.folder import RunFolder
-from vitrail.evaluate.reading import read_run
 from vitrail.evaluate.report import build_board
 from vitrail.evaluate.report.checks import warnings
-from vitrail.evaluate.running import evaluate
+from vitrail.evaluate.run_directory import RunFolder
+from vitrail.evaluate.run_reader import read_run
+from vitrail.evaluate.runner import evaluate
 
 QUESTION = {"methods": ["raw", "complete"], "protocols": ["pointing"], "block": 2}
 

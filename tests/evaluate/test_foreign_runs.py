@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from vitrail.cli import app
 from vitrail.errors import RunFolderError, VitrailError
-from vitrail.evaluate.folder import RunFolder
-from vitrail.evaluate.reading import read_run
+from vitrail.evaluate.parquet_rows import Done
 from vitrail.evaluate.report import build_board, write_report
 from vitrail.evaluate.report.checks import warnings
 from vitrail.evaluate.report.pictures import extremes, picture_of
 from vitrail.evaluate.report.protocol import asked, run_facts
-from vitrail.evaluate.rows import Done
+from vitrail.evaluate.run_directory import RunFolder
+from vitrail.evaluate.run_reader import read_run
 
 METHODS = ["raw", "gae"]
 IMAGES, BLOCK = 4, 2
@@ -201,7 +201,7 @@ def test_rows_that_unpack_to_much_more_take_no_memory(tmp_path):
     folder = forged(tmp_path / "run", sink.getvalue().to_pybytes(), told={"images": 10_000, "block": 10_000})
     before = pa.total_allocated_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrail.evaluate.reading.free_memory", lambda _: 2**28)
+        patch.setattr("vitrail.evaluate.run_reader.free_memory", lambda _: 2**28)
         with pytest.raises(RunFolderError, match="its 3,000,000 rows do not fit into the memory that is free"):
             read_run(folder)
     assert pa.total_allocated_bytes() - before < 2**24

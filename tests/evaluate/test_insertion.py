@@ -14,7 +14,7 @@ from vitrail.evaluate.insertion import mean_height, step_ends
 from vitrail.evaluate.protocols import find_protocol
 from vitrail.evaluate.protocols.fills import FILLS, blurred, filling, folded_gaussian
 from vitrail.evaluate.questions import Images
-from vitrail.evaluate.statistics import Curves
+from vitrail.metrics.aggregation import Curves
 
 SIDE, CLASSES = 12, 4
 

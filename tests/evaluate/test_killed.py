@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluate.processes_apart import Forks
-from evaluate.test_running import results
+from evaluate.test_runner import results
 from pictures_on_disk import class_folders
 
 BLOCKS = {"block": 1}  # twenty of them

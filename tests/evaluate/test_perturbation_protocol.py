@@ -14,7 +14,7 @@ from vitrail.errors import OptionError, UnknownProtocolError
 from vitrail.evaluate.perturbation import AREAS, SHARES, area
 from vitrail.evaluate.protocols import find_protocol
 from vitrail.evaluate.protocols.fills import FILLS, filling
-from vitrail.evaluate.statistics import Curves
+from vitrail.metrics.aggregation import Curves
 
 SIDE, PATCH, CLASSES = 12, 4, 5
 

@@ -12,18 +12,18 @@ import psutil
 import pytest
 import torch
 from evaluate.processes_apart import WHOLE, start
-from evaluate.test_running import QUESTION, results, tiny
+from evaluate.test_runner import QUESTION, results, tiny
 from pictures_on_disk import class_folders
 from torch import nn
 
 import vitrail
 from vitrail.errors import ModelError, OptionError, how_to_install
+from vitrail.evaluate.block_evaluator import Worker
 from vitrail.evaluate.data import open_data
 from vitrail.evaluate.engines import ray as engine
 from vitrail.evaluate.engines.local import run_local
 from vitrail.evaluate.plan import make_plan
-from vitrail.evaluate.running import evaluate
-from vitrail.evaluate.worker import Worker
+from vitrail.evaluate.runner import evaluate
 from vitrail.models import Preprocess
 
 

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from vitrail.cli import app
 from vitrail.errors import OptionError, RunFolderError
 from vitrail.evaluate.protocols.registry import PROTOCOLS, ProtocolInfo
-from vitrail.evaluate.reading import read_run
-from vitrail.evaluate.report import build_board, gallery, write_report
+from vitrail.evaluate.report import build_board, examples, write_report
 from vitrail.evaluate.report.checks import warnings
-from vitrail.evaluate.report.gallery import draw_gallery
+from vitrail.evaluate.report.examples import draw_gallery
 from vitrail.evaluate.report.pictures import Extreme
 from vitrail.evaluate.report.tables import latex, markdown
-from vitrail.evaluate.statistics import Statistic
+from vitrail.evaluate.run_reader import read_run
+from vitrail.metrics.aggregation import Statistic
 
 MEANS = {"good": 0.8, "level": 0.79, "bad": 0.3}
 
@@ -318,7 +318,7 @@ def test_the_gallery_says_how_many_methods_it_leaves_out(written, monkeypatch):
         return [text.get_text() for text in draw_gallery(methods, column).texts]
 
     assert not [text for text in words() if "methods" in text]
-    monkeypatch.setattr(gallery, "MOST", 2)
+    monkeypatch.setattr(examples, "MOST", 2)
     (note,) = [text for text in words() if "methods" in text]
     assert note.endswith("The first 2 of 3 methods.")
     assert {"good", "level", "bad"} - set(words()) == {written.board.entries[2].label}

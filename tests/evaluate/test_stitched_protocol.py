@@ -14,9 +14,9 @@ import vitrail
 from vitrail.errors import DataError, OptionError
 from vitrail.evaluate.perturbation import SHARES, area
 from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.statistics import Curves
 from vitrail.evaluate.stitched import REGIONS, WAYS, stitched_removal
 from vitrail.experiments.stitched_perturbation import CONTROL, Curve, curves_of, stitch_pictures
+from vitrail.metrics.aggregation import Curves
 
 GUIDE = 2
 

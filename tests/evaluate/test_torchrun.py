@@ -13,13 +13,13 @@ import pytest
 import timm
 import torch
 from evaluate.processes_apart import SOURCE
-from evaluate.test_running import results
+from evaluate.test_runner import results
 from pictures_on_disk import class_folders
 from safetensors.torch import save_file
 
 import vitrail
-from vitrail.evaluate.folder import RunFolder
-from vitrail.evaluate.running import evaluate
+from vitrail.evaluate.run_directory import RunFolder
+from vitrail.evaluate.runner import evaluate
 
 pytestmark = pytest.mark.slow
 

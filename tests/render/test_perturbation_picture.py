@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.evaluate.bootstrap import Interval, bootstrap
 from vitrail.experiments.stitched_perturbation import MAPS, RANDOM, REGIONS, WAYS, Curve, areas
+from vitrail.metrics.aggregation import Interval, bootstrap
 from vitrail.render.perturbation import COLOURS, CurveSet, Drawn, draw_perturbation
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..evaluate.report.look import COLOURS, DASHES
+from ..evaluate.report.styles import COLOURS, DASHES
 from ..render.lettering import write
 from ..render.panel import FRAME, INK, PALE, Box, axes_at, blank
 from .results import Results

@@ -21,8 +21,8 @@ from vitrail.cli.console import Terminal, message_of, one_line, show, show_json,
 from vitrail.cli.loading import load_named
 
 if TYPE_CHECKING:
-    from vitrail.evaluate.rows import Failure
-    from vitrail.evaluate.running import Estimate
+    from vitrail.evaluate.parquet_rows import Failure
+    from vitrail.evaluate.runner import Estimate
 
 __all__ = ["run", "told_at_once"]
 
@@ -43,9 +43,9 @@ def run(
     only_plan: bool = False,
 ) -> bool:
     """Do or finish the run, or plan it; whether something could not be measured."""
-    from vitrail.evaluate.engines.processes import local_rank
-    from vitrail.evaluate.reading import read_run
-    from vitrail.evaluate.running import estimate, evaluate
+    from vitrail.evaluate.engines.torchrun import local_rank
+    from vitrail.evaluate.run_reader import read_run
+    from vitrail.evaluate.runner import estimate, evaluate
 
     rank = local_rank()
     if rank is not None and load["device"] in ("auto", "cuda"):

@@ -1,12 +1,12 @@
 """How far an explanation can be trusted, measured: protocols on data sets, and the scores of the bestiary."""
 
-from vitrail.evaluate.bootstrap import Interval, bootstrap
+from vitrail.bestiary.benchmark import MEASURES, Measure, Score, score
+from vitrail.bestiary.label_errors import PlantedErrors, planted_errors
 from vitrail.evaluate.data import open_data
-from vitrail.evaluate.planted import PlantedErrors, planted_errors
 from vitrail.evaluate.protocols import find_protocol, list_protocols, register_protocol
-from vitrail.evaluate.reading import EvaluationRun, read_run
-from vitrail.evaluate.running import Outcome, evaluate
-from vitrail.evaluate.score import MEASURES, Measure, Score, score
+from vitrail.evaluate.run_reader import EvaluationRun, read_run
+from vitrail.evaluate.runner import Outcome, evaluate
+from vitrail.metrics.aggregation import Interval, bootstrap
 
 __all__ = [
     "MEASURES",

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.evaluate.bootstrap import Interval
 from vitrail.experiments.stitched_perturbation import CONTROL, RANDOM, REGIONS, WAYS, Curve
+from vitrail.metrics.aggregation import Interval
 from vitrail.render.lettering import lines, write
 from vitrail.render.overlay import resize
 from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map

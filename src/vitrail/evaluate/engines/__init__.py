@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from ...errors import OptionError
-from ..rows import Done
+from ..parquet_rows import Done
 from .local import run_local
 from .ray import run_ray
 

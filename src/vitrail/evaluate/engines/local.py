@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ..rows import Done
-from ..worker import Worker
+from ..block_evaluator import Worker
+from ..parquet_rows import Done
 
 __all__ = ["run_local"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ...errors import ModelError, OptionError, VitrailError, how_to_install
-from ..rows import Done
-from ..worker import Worker
+from ..block_evaluator import Worker
+from ..parquet_rows import Done
 
 __all__ = ["run_ray"]
 

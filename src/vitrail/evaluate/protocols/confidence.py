@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ...errors import OptionError
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..confidence import area_over_curve, confidence_change, log_odds, veiled
 from ..perturbation import enlarged
 from ..questions import Evaluation, Images, Measured
 from ..removal import Removal, several, turns
-from ..statistics import Curves, Statistic
 from .fills import filling
 from .options import ORDERS, answers, check_count, check_one_of, check_shares, class_asked, places_of
 from .registry import check_map, register_protocol

@@ -3,12 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from ...metrics.aggregation import Curves, Statistic
 from ..bilinear import bilinear
 from ..case import Case
 from ..energy import box_agreement
 from ..energy import energy as share_inside
 from ..questions import Evaluation, Measured
-from ..statistics import Curves, Statistic
 from .registry import register_protocol
 
 __all__ = ["energy"]

@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..insertion import mean_height, step_ends
 from ..perturbation import enlarged
 from ..questions import Evaluation, Measured
 from ..removal import Removal, several, turns
-from ..statistics import Curves, Statistic
 from .fills import filling
 from .options import ORDERS, SCORES, answers, check_count, check_one_of, class_asked
 from .registry import check_map, register_protocol

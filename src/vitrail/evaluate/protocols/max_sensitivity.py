@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import OptionError
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..max_sensitivity import SPACES, boxed_noise, sensitivities
 from ..questions import Evaluation, Maps, Measured
-from ..statistics import Curves, Statistic
 from .registry import register_protocol
 
 __all__ = ["max_sensitivity"]

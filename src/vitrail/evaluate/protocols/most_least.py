@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import SHARES
 from ..questions import Evaluation, Measured
-from ..statistics import Curves, Statistic
 from .both_ways import both_ways
 from .options import SCORES, answers, check_one_of, class_asked
 from .registry import register_protocol

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import AREAS, SHARES, area, outcome
 from ..questions import Evaluation, Measured
-from ..statistics import Curves, Statistic
 from .both_ways import UNITS, both_ways
 from .options import check_one_of
 from .registry import register_protocol

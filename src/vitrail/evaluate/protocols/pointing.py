@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from ...metrics.aggregation import Curves, Statistic
 from ..bilinear import bilinear
 from ..case import Case
 from ..pointing import pointing as points
 from ..questions import Evaluation, Measured
-from ..statistics import Curves, Statistic
 from .registry import register_protocol
 
 __all__ = ["pointing"]

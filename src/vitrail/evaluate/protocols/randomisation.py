@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import NoSignalError, OptionError
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..questions import Evaluation, Maps, Measured
 from ..randomisation import Likeness, likeness
-from ..statistics import Curves, Statistic
 from .registry import register_protocol
 
 __all__ = ["STAGES", "randomisation"]

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import OptionError, UnknownProtocolError
+from ...metrics.aggregation import Statistic
 from ..case import Case
 from ..questions import Evaluation
-from ..statistics import Statistic
 
 __all__ = ["PROTOCOLS", "ProtocolInfo", "find_protocol", "list_protocols", "register_protocol"]
 

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import enlarged
 from ..questions import Evaluation, Measured
 from ..removal import Removal, several, turns
 from ..saco import group_ends, salience_consistency
-from ..statistics import Curves, Statistic
 from .fills import filling
 from .options import answers, check_count, class_asked
 from .registry import check_map, register_protocol

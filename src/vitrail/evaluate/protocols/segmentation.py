@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import OptionError
+from ...metrics.aggregation import Curves, Statistic
 from ..bilinear import bilinear
 from ..case import Case
 from ..perturbation import enlarged
 from ..questions import Evaluation, Measured
 from ..segmentation import THRESHOLDS, average_precision, counts, f1, foreground
-from ..statistics import Curves, Statistic
 from .registry import register_protocol
 
 __all__ = ["segmentation"]

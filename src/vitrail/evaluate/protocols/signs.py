@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ...bestiary.measures import correlation, spread
 from ...errors import OptionError
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..questions import Evaluation, Maps, Measured
 from ..signs import Signs, sides
 from ..signs import signs as shares
-from ..statistics import Curves, Statistic
 from .registry import check_map, register_protocol
 
 __all__ = ["CLASSES", "signs"]

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ...errors import DataError
+from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import AREAS, SHARES, area
 from ..questions import Evaluation, Maps, Measured
 from ..removal import Removal, several
-from ..statistics import Curves, Statistic
 from ..stitched import REGIONS, WAYS, stitched_removal, without
 from .fills import check_fill, filling
 from .options import answers, check_one_of, check_shares, places_of

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..reading import EvaluationRun
-from .board import Board, protocol_info, run_names
+from ..run_reader import EvaluationRun
+from .leaderboard import Board, protocol_info, run_names
 
 __all__ = ["warnings"]
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from ...render.lettering import write
 from ...render.panel import FRAME, INK, PALE, Box, axes_at, blank
-from ..comparing import Band, band
-from .board import Board
-from .look import Look
+from ..significance import Band, band
+from .leaderboard import Board
+from .styles import Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

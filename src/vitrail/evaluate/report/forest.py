@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from ...render.lettering import write
 from ...render.panel import FRAME, INK, PALE, axes_at, blank
-from .board import Board, Column
-from .look import Look
+from .leaderboard import Board, Column
+from .styles import Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from ...metrics.aggregation import Interval
 from ...render.web import inline_svg, web_page
-from ..bootstrap import Interval
-from ..comparing import Paired
-from ..reading import EvaluationRun
-from .board import ALPHA, Board, Column
+from ..run_reader import EvaluationRun
+from ..significance import Paired
 from .curves import Chart, draw_chart, svg_of
-from .look import looks
+from .leaderboard import ALPHA, Board, Column
 from .pictures import Extreme, Shown, picture_of
 from .protocol import asked, run_facts
+from .styles import looks
 from .tables import ARROWS, ordered
 
 __all__ = ["render_page"]

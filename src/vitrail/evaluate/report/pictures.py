@@ -14,9 +14,9 @@ from ...render.lettering import number
 from ...render.overlay import overlay, resize, sides, strength
 from ...render.palette import colour
 from ...render.web import picture_address
-from ..comparing import per_image
-from ..reading import EvaluationRun
-from .board import Board, Column, Entry
+from ..run_reader import EvaluationRun
+from ..significance import per_image
+from .leaderboard import Board, Column, Entry
 
 __all__ = ["Extreme", "Shown", "extremes", "picture_of"]
 

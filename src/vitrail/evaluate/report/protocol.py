@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..reading import EvaluationRun
-from .board import protocol_info, run_names
+from ..run_reader import EvaluationRun
+from .leaderboard import protocol_info, run_names
 
 __all__ = ["Asked", "RunFacts", "asked", "run_facts"]
 

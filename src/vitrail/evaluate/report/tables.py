@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..reading import EvaluationRun
-from .board import Board, Column
+from ..run_reader import EvaluationRun
 from .curves import Chart
+from .leaderboard import Board, Column
 
 __all__ = [
     "curves_csv",

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from ...errors import OptionError, RunFolderError
 from ...files import atomic_write, writable_folder
+from ...metrics.aggregation import RESAMPLES
 from ...render.sheet import save_figure
-from ..bootstrap import RESAMPLES
-from ..reading import EvaluationRun, read_run
-from .board import Board, Column, build_board, run_names
+from ..run_reader import EvaluationRun, read_run
 from .checks import warnings
 from .curves import Chart, charts, draw_charts
+from .examples import draw_gallery
 from .forest import draw_forest
-from .gallery import draw_gallery
-from .look import looks
+from .leaderboard import Board, Column, build_board, run_names
 from .page import render_page
 from .pictures import extremes
+from .styles import looks
 from .tables import curves_csv, differences_csv, failures_csv, latex, leaderboard_csv, markdown, ordered
 
 __all__ = ["Written", "write_report"]

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from ...errors import ImageError
-from ...evaluate.bootstrap import bootstrap
 from ...evaluate.perturbation import SHARES
 from ...explain import explain
 from ...images import read_image
+from ...metrics.aggregation import bootstrap
 from ...render.perturbation import CurveSet, Drawn, draw_perturbation
 from ..labels import evenly, labels_by_name, labels_in_table
 from ..stitched_perturbation import CONTROL, MAPS, RANDOM, REGIONS, WAYS, Curve, areas, curves_of, stitch_pictures

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from ..errors import OptionError
-from .bootstrap import LEVEL, RESAMPLES, Interval, weightings
-from .statistics import Statistic
+from ..metrics.aggregation import LEVEL, RESAMPLES, Interval, Statistic, weightings
 
 __all__ = [
     "Band",

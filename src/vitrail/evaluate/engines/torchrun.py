@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from ...errors import VitrailError
-from ..folder import RunFolder, compare_runs
+from ..run_directory import RunFolder, compare_runs
 
 __all__ = ["agreed", "holding", "local_rank", "processes", "together"]
 

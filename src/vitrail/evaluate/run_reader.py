@@ -15,9 +15,9 @@ from jaxtyping import Float, Int, UInt8
 from ..errors import OptionError, RunFolderError
 from ..files import open_regular
 from ..memory import free_memory
-from .folder import MAPS, NAME, ROWS, WITH_DIGESTS, RunFolder, check_digest, read_manifest
-from .rows import COLUMNS, WORDS, Failure, block_name, read_part
-from .statistics import Curves
+from ..metrics.aggregation import Curves
+from .parquet_rows import COLUMNS, WORDS, Failure, block_name, read_part
+from .run_directory import MAPS, NAME, ROWS, WITH_DIGESTS, RunFolder, check_digest, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa

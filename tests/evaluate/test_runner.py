@@ -24,12 +24,12 @@ from vitrail.errors import (
     UnknownProtocolError,
 )
 from vitrail.evaluate.data import Sample
-from vitrail.evaluate.folder import RunFolder
-from vitrail.evaluate.reading import read_run
+from vitrail.evaluate.parquet_rows import read_part
 from vitrail.evaluate.report import build_board, write_report
 from vitrail.evaluate.report.checks import warnings
-from vitrail.evaluate.rows import read_part
-from vitrail.evaluate.running import digest_of, evaluate
+from vitrail.evaluate.run_directory import RunFolder
+from vitrail.evaluate.run_reader import read_run
+from vitrail.evaluate.runner import digest_of, evaluate
 from vitrail.models import Preprocess
 
 QUESTION = {"methods": ["gae", "complete"], "protocols": ["perturbation"], "preset": "bi", "block": 4, "batch_size": 8}

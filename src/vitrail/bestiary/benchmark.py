@@ -32,10 +32,10 @@ from vitrail.bestiary.measures import (
 from vitrail.bestiary.model import normalised
 from vitrail.bestiary.species import CLASS_NAMES, siblings, species
 from vitrail.errors import OptionError
-from vitrail.evaluate.bootstrap import Interval, bootstrap
 from vitrail.explain import explain
 from vitrail.methods import METHODS, MethodInfo
 from vitrail.methods.choosing import choose_methods
+from vitrail.metrics.aggregation import Interval, bootstrap
 from vitrail.models import VisionModel
 
 __all__ = ["MEASURES", "Measure", "Score", "draw_truths", "measured", "score"]

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import RunFolderError
-from ..bootstrap import RESAMPLES, Interval
-from ..comparing import Paired, intervals, paired, per_image, ranks
+from ...metrics.aggregation import RESAMPLES, Curves, Interval, Statistic
 from ..protocols import PROTOCOLS, ProtocolInfo
-from ..reading import EvaluationRun
-from ..statistics import Curves, Statistic
+from ..run_reader import EvaluationRun
+from ..significance import Paired, intervals, paired, per_image, ranks
 
 __all__ = ["ALPHA", "Board", "Column", "Entry", "build_board", "protocol_info", "run_names"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .board import Entry
+from .leaderboard import Entry
 
 __all__ = ["Look", "looks"]
 

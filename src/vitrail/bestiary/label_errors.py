@@ -16,9 +16,9 @@ from vitrail.bestiary.measures import part_scores, spread
 from vitrail.bestiary.model import normalised
 from vitrail.bestiary.sample import sample_scene
 from vitrail.errors import OptionError
-from vitrail.evaluate.bootstrap import Interval, bootstrap
 from vitrail.explain import explain
 from vitrail.methods import find_method
+from vitrail.metrics.aggregation import Interval, bootstrap
 from vitrail.models import VisionModel
 
 __all__ = ["PlantedErrors", "planted_errors"]

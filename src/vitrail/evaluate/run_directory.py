@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from ..errors import OutputFileError, RunFolderError, RunFolderInUseError
 from ..files import atomic_write, open_regular, writable_folder
-from .rows import FORMAT, Done, block_name
+from .parquet_rows import FORMAT, Done, block_name
 
 __all__ = ["RunFolder", "compare_runs", "read_manifest"]
 
@@ -39,7 +39,7 @@ class RunFolder:
 
     Example:
         >>> import tempfile
-        >>> from vitrail.evaluate.rows import Part, encoded
+        >>> from vitrail.evaluate.parquet_rows import Part, encoded
         >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run")
         >>> told = {"format": FORMAT, "images": 4, "methods": [], "protocols": {}}
         >>> with folder.writing(told):

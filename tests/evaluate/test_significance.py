@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.bootstrap import bootstrap, draws, weightings
-from vitrail.evaluate.comparing import band, counted, holm, intervals, paired, per_image, ranks, resampled
-from vitrail.evaluate.statistics import Statistic
+from vitrail.evaluate.significance import band, counted, holm, intervals, paired, per_image, ranks, resampled
+from vitrail.metrics.aggregation import Statistic, bootstrap, draws, weightings
 
 
 def literal(statistic, resamples=200, seed=0, images=None):

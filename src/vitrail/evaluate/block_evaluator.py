@@ -18,15 +18,15 @@ from ..methods.choosing import Chosen, choose_methods
 from ..models.layout import TokenLayout, layout_of
 from ..models.preprocess import Preprocess
 from ..models.vision_model import VisionModel
-from .answering import Answerer
+from .batched_queries import Answerer
 from .case import Case
 from .data import Dataset
 from .geometry import Seen, seen
+from .parquet_rows import Done, Failure, Part, encoded
 from .plan import Plan
 from .protocols import find_protocol
 from .questions import Measured
 from .randomised import randomised
-from .rows import Done, Failure, Part, encoded
 
 __all__ = ["Worker", "fitted"]
 

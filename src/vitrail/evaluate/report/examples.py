@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ...render.lettering import write
 from ...render.overlay import resize
 from ...render.panel import INK, PALE, axes_at, blank, pixels, show, signed_map
-from .board import Column
+from .leaderboard import Column
 from .pictures import Extreme
 
 if TYPE_CHECKING:

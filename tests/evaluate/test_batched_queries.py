@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import NoSignalError, UnsupportedOperationError
-from vitrail.evaluate import answering
-from vitrail.evaluate.answering import Answerer
+from vitrail.evaluate import batched_queries
+from vitrail.evaluate.batched_queries import Answerer
 from vitrail.evaluate.questions import Evaluation, Images, Maps, Measured, Question, Tokens
 from vitrail.methods.dropped_tokens import TokenDropper
 from vitrail.models import VisionModel
@@ -226,8 +226,8 @@ def test_tokens_of_several_images_equal_the_masked_answers(model):
 
 
 def masked_logits(model: VisionModel, image: Tensor, kept: Tensor) -> Tensor:
-    dropper = answering._dropper(model, image[None])
-    masking = TokenDropper(dropper.run, dropper.streams, "mask")
+    dropper = batched_queries._dropper(model, image[None])
+    masking = TokenDropper(dropper.context, dropper.streams, "mask")
     return masking.logits_of(image.expand(len(kept), -1, -1, -1), kept).detach()
 
 

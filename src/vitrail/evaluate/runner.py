@@ -22,19 +22,19 @@ from ..models.layout import layout_of
 from ..models.readiness import refuse_training
 from ..targets import refuse_unpredicted
 from ..threads import thread_count
+from .block_evaluator import Worker, fitted
 from .cost import cost_of
 from .data import Dataset, open_data
 from .data.opened import Opened
 from .data.wording import counted, listed
 from .engines import find_engine
 from .engines.local import READERS
-from .engines.processes import agreed, holding, local_rank, processes, together
-from .folder import RunFolder
+from .engines.torchrun import agreed, holding, local_rank, processes, together
+from .parquet_rows import FORMAT
 from .plan import Plan, make_plan
 from .protocols import find_protocol
-from .reading import EvaluationRun, read_run
-from .rows import FORMAT
-from .worker import Worker, fitted
+from .run_directory import RunFolder
+from .run_reader import EvaluationRun, read_run
 
 __all__ = ["Estimate", "Outcome", "digest_of", "estimate", "evaluate"]
 

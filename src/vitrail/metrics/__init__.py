@@ -1,0 +1,1 @@
+"""Metrics of explanations: faithfulness, localisation, randomisation, robustness and the sign of relevance."""
