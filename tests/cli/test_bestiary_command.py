@@ -70,7 +70,7 @@ def test_accuracy_and_score_for_programs() -> None:
     assert accuracy["scenes"] == 20
     document = json.loads(call("bestiary", "score", "--methods", "raw,complete", "-n", 2, "--json").stdout)
     labels = [(line["method"], line["gradient"]) for line in document["table"]]
-    assert labels[2:] == [("raw", None), *(("complete", mode) for mode in ("full", "leaf", "libra", "auto"))]
+    assert labels[2:] == [("raw", None), *(("complete", mode) for mode in ("full", "leaf", "libra", "compete"))]
     assert document["measures"]["pair sign"]["better"] == 1
     assert 0 <= document["table"][3]["pair sign"]["mean"] <= 1
 
