@@ -53,7 +53,7 @@ from vitrail.benchmark.machine import describe_machine
 from vitrail.bestiary.benchmark import draw_truths, measured
 from vitrail.competition import find_rivals, overlap, rival_logit
 from vitrail.evaluate import bootstrap, open_data
-from vitrail.evaluate.batched_queries import Answerer
+from vitrail.evaluate.batched_queries import QueryBatcher
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.insertion import mean_height
 from vitrail.evaluate.protocols.insertion import deletion, insertion
@@ -144,7 +144,7 @@ def on_photographs(
 ) -> Figures:
     """Localisation and perturbation, with `more` insertion and deletion too, the photograph's label explained."""
     figures: Figures = defaultdict(lambda: defaultdict(list))
-    answerer = Answerer(model, batch=32)
+    batcher = QueryBatcher(model, batch=32)
     for start in range(0, len(photographs), BATCH):
         some = photographs[start : start + BATCH]
         batch = torch.stack([photograph.normalised for photograph in some])
@@ -161,7 +161,7 @@ def on_photographs(
                 for measure, value in measures(model, photograph, scores).items():
                     figures[measure][name].append(value)
                 for measure, protocol in (("insertion", insertion), ("deletion", deletion)) if more else ():
-                    (curve,) = answerer.run([protocol(case, scores, step=1792, target="explained")], _no_maps)
+                    (curve,) = batcher.run([protocol(case, scores, step=1792, target="explained")], _no_maps)
                     assert isinstance(curve, list)
                     figures[measure][name].append(float(mean_height(torch.tensor([one.value for one in curve]))))
     return figures

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import vitrail
 from vitrail.benchmark.machine import describe_machine
-from vitrail.evaluate.batched_queries import Answerer
+from vitrail.evaluate.batched_queries import QueryBatcher
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.perturbation import enlarged
 from vitrail.evaluate.protocols.perturbation import perturbation
@@ -86,7 +86,7 @@ def _measures(after: Tensor, before: Tensor, truth: Tensor) -> list[np.ndarray]:
 
 def our_hits(model: vitrail.VisionModel, pixels: Tensor, maps: Tensor, labels: Tensor, unit: str) -> np.ndarray:
     """The same by the protocol `perturbation`; `maps` are of patches."""
-    answerer = Answerer(model, 32)
+    batcher = QueryBatcher(model, 32)
     normalised = (pixels - 0.5) / 0.5
     cases = [
         Case(
@@ -100,13 +100,11 @@ def our_hits(model: vitrail.VisionModel, pixels: Tensor, maps: Tensor, labels: T
             black=(-1.0, -1.0, -1.0),
             label=int(label),
         )
-        for index, (image, logits, label) in enumerate(
-            zip(normalised, answerer.logits(normalised), labels, strict=True)
-        )
+        for index, (image, logits, label) in enumerate(zip(normalised, batcher.logits(normalised), labels, strict=True))
     ]
     asked = [perturbation(case, scores, unit=unit) for case, scores in zip(cases, maps, strict=True)]
     hits = np.zeros((2, len(SHARES), len(cases)))
-    for number, measured in enumerate(answerer.run(asked, lambda *_: torch.empty(0))):
+    for number, measured in enumerate(batcher.run(asked, lambda *_: torch.empty(0))):
         if isinstance(measured, Exception):
             raise measured
         for way, name in enumerate(("positive.hit", "negative.hit")):

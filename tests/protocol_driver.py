@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.questions import Images, Maps, Measured, Tokens
+from vitrail.evaluate.questions import AttributionQuery, LogitQuery, Measured, TokenSubsetQuery
 
 
 def case_of(image: Tensor, logits: Tensor, **known: Any) -> Case:
@@ -34,16 +34,16 @@ def drive(
     try:
         question = next(evaluation)
         while True:
-            if isinstance(question, Images):
+            if isinstance(question, LogitQuery):
                 rows = [range(k, min(k + batch, question.count)) for k in range(0, question.count, batch)]
                 assert model is not None
                 with torch.no_grad():
                     answer = torch.cat([model(question.make(some)) for some in rows])
-            elif isinstance(question, Tokens):
+            elif isinstance(question, TokenSubsetQuery):
                 assert tokens is not None
                 answer = tokens(question.image, question.patches)
             else:
-                assert isinstance(question, Maps)
+                assert isinstance(question, AttributionQuery)
                 assert maps is not None
                 answer = maps(question.images, list(question.targets))
             question = evaluation.send(answer)

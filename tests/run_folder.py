@@ -18,7 +18,7 @@ from vitrail.bestiary.model import normalised
 from vitrail.errors import VitrailError
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.questions import Images
+from vitrail.evaluate.questions import LogitQuery
 
 SCHEMA = pa.schema(
     [
@@ -151,7 +151,7 @@ def _answered(model: Any, protocol: str, case: Case, scores: torch.Tensor, optio
     try:
         question = next(going)
         while True:
-            assert isinstance(question, Images)
+            assert isinstance(question, LogitQuery)
             with torch.no_grad():
                 answer = model.module(question.make(range(question.count)))
             question = going.send(answer)

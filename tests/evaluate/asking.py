@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.questions import Maps, Measured
+from vitrail.evaluate.questions import AttributionQuery, Measured
 from vitrail.metrics.aggregation import Curves, Statistic
 
 
@@ -32,7 +32,7 @@ def ask(
     protocol: str,
     one: Case,
     scores: Tensor,
-    explain: Callable[[Maps], Tensor | Exception] | None = None,
+    explain: Callable[[AttributionQuery], Tensor | Exception] | None = None,
     **options: Any,
 ) -> list[Measured]:
     """What the protocol measures; `explain` answers its questions for maps, and an error is thrown into it."""
@@ -43,7 +43,7 @@ def ask(
             question = evaluation.throw(answer) if isinstance(answer, Exception) else evaluation.send(answer)
         except StopIteration as end:
             return end.value
-        assert isinstance(question, Maps), "this runner answers with maps alone"
+        assert isinstance(question, AttributionQuery), "this runner answers with maps alone"
         assert len(question.images) == len(question.targets)
         assert explain is not None, f"{protocol} asked for maps"
         answer = explain(question)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import vitrail
 from vitrail.errors import NoSignalError, UnsupportedOperationError
 from vitrail.evaluate import batched_queries
-from vitrail.evaluate.batched_queries import Answerer
-from vitrail.evaluate.questions import Evaluation, Images, Maps, Measured, Question, Tokens
+from vitrail.evaluate.batched_queries import QueryBatcher
+from vitrail.evaluate.questions import AttributionQuery, Evaluation, LogitQuery, Measured, Query, TokenSubsetQuery
 from vitrail.methods.dropped_tokens import TokenDropper
 from vitrail.models import VisionModel
 
@@ -64,20 +64,20 @@ def explain(images: Tensor, targets: list[int], stage: int) -> Tensor:
     return torch.cat([first, rest], 1).view(-1, 2, 2)
 
 
-def question_of(kind: str, number: int, step: int, count: int) -> tuple[Question, Tensor]:
+def question_of(kind: str, number: int, step: int, count: int) -> tuple[Query, Tensor]:
     """A question and its answer."""
     rows = [picture(number, step, row) for row in range(count)]
     if kind == "images":
-        return Images(count, lambda some: torch.stack([rows[row] for row in some])), torch.stack(
+        return LogitQuery(count, lambda some: torch.stack([rows[row] for row in some])), torch.stack(
             [row.flatten()[:3] for row in rows]
         )
     if kind == "tokens":
         patches = torch.arange(step + 1).expand(count, -1) + torch.arange(count)[:, None]
         answer = [[number, step, float(patches[row].sum())] for row in range(count)]
-        return Tokens(picture(number, step), patches), torch.tensor(answer)
+        return TokenSubsetQuery(picture(number, step), patches), torch.tensor(answer)
     targets = list(range(count))
     answer = [[[number, step], [float(target), step % 2]] for target in targets]
-    return Maps(torch.stack(rows), targets, step % 2), torch.tensor(answer, dtype=torch.float32)
+    return AttributionQuery(torch.stack(rows), targets, step % 2), torch.tensor(answer, dtype=torch.float32)
 
 
 def asking(number: int, kinds: list[tuple[str, int]]) -> Evaluation:
@@ -91,11 +91,11 @@ def asking(number: int, kinds: list[tuple[str, int]]) -> Evaluation:
     return found
 
 
-def answerer(batch: int, room: int = 10**6, smaller=lambda _: None) -> tuple[Answerer, Echo, Dropper]:
+def batcher(batch: int, room: int = 10**6, smaller=lambda _: None) -> tuple[QueryBatcher, Echo, Dropper]:
     module = Echo(room).eval()
     model = VisionModel(module, "echo")
     model.learn_kind(torch.tensor([[-1.0, 0.0, 1.0]]))  # which takes passes of its own otherwise
-    made = Answerer(model, batch, smaller)
+    made = QueryBatcher(model, batch, smaller)
     made._dropper = dropper = Dropper()  # pyright: ignore[reportAttributeAccessIssue]
     return made, module, dropper
 
@@ -108,7 +108,7 @@ mixes = st.lists(
 @settings(deadline=None, max_examples=100)
 @given(mixes, st.integers(1, 12), st.integers(1, 12))
 def test_each_evaluation_gets_its_own_answers(mix, batch, room):
-    made, module, dropper = answerer(batch, room)
+    made, module, dropper = batcher(batch, room)
     results = made.run([asking(number, kinds) for number, kinds in enumerate(mix)], explain)
     assert len(results) == len(mix)
     for kinds, result in zip(mix, results, strict=True):
@@ -121,7 +121,7 @@ def test_each_evaluation_gets_its_own_answers(mix, batch, room):
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 16))
 def test_questions_of_several_share_full_passes(counts, batch):
-    made, module, dropper = answerer(batch)
+    made, module, dropper = batcher(batch)
     made.run([asking(number, [("images", count)]) for number, count in enumerate(counts)], explain)
     total = sum(counts)
     full = [batch] * (total // batch) + ([total % batch] if total % batch else [])
@@ -133,7 +133,7 @@ def test_questions_of_several_share_full_passes(counts, batch):
 
 def test_images_are_made_when_their_turn_comes():
     """A question of many rows never holds more than a batch of them."""
-    made, module, _ = answerer(4)
+    made, module, _ = batcher(4)
     asked: list[range] = []
 
     def make(rows: range) -> Tensor:
@@ -142,7 +142,7 @@ def test_images_are_made_when_their_turn_comes():
         return torch.stack([picture(0, 0, row) for row in rows])
 
     def one() -> Evaluation:
-        answer = yield Images(10, make)
+        answer = yield LogitQuery(10, make)
         return [Measured("row", None, float(row)) for row in answer[:, 2]]
 
     (result,) = made.run([one()], explain)
@@ -158,7 +158,7 @@ def failing_after(answers: int, number: int) -> Evaluation:
 
 @pytest.mark.parametrize("answers", [0, 1, 2])
 def test_an_error_in_one_leaves_the_others_alone(answers):
-    made, _, _ = answerer(4)
+    made, _, _ = batcher(4)
     kinds = [("images", 3), ("maps", 2), ("images", 5)]
     first, failed, last = made.run([asking(0, kinds), failing_after(answers, 1), asking(2, kinds)], explain)
     assert isinstance(failed, NoSignalError)
@@ -168,13 +168,13 @@ def test_an_error_in_one_leaves_the_others_alone(answers):
 def test_a_map_that_cannot_be_made_fails_by_itself():
     def unlucky(catching: bool) -> Evaluation:
         try:
-            yield Maps(picture(5, 13)[None], [0])
+            yield AttributionQuery(picture(5, 13)[None], [0])
         except NoSignalError:
             if not catching:
                 raise
         return [Measured("caught", None, 1.0)]
 
-    made, _, _ = answerer(4)
+    made, _, _ = batcher(4)
     kinds = [("maps", 2)]
     first, failed, caught, last = made.run([asking(0, kinds), unlucky(False), unlucky(True), asking(3, kinds)], explain)
     assert isinstance(failed, NoSignalError)
@@ -184,13 +184,13 @@ def test_a_map_that_cannot_be_made_fails_by_itself():
 
 def test_memory_that_runs_out_halves_the_batch_for_good():
     told: list[int] = []
-    made, module, _ = answerer(16, room=5, smaller=told.append)
+    made, module, _ = batcher(16, room=5, smaller=told.append)
     (result,) = made.run([asking(0, [("images", 40)])], explain)
     assert result == [Measured("images", 0.0, 0.0)]
     assert told == [8, 4]
     assert (made.batch, max(module.passes), sum(module.passes)) == (4, 4, 40)
     with pytest.raises(torch.OutOfMemoryError):
-        answerer(16, room=0)[0].run([asking(0, [("images", 3)])], explain)
+        batcher(16, room=0)[0].run([asking(0, [("images", 3)])], explain)
 
 
 # -- tokens of a real architecture -------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def model() -> VisionModel:
 
 def tokens_of(images: list[Tensor], patches: list[Tensor], found: dict[int, Tensor]) -> Iterator[Evaluation]:
     def one(number: int, image: Tensor, kept: Tensor) -> Evaluation:
-        found[number] = yield Tokens(image, kept)
+        found[number] = yield TokenSubsetQuery(image, kept)
         return []
 
     for number, (image, kept) in enumerate(zip(images, patches, strict=True)):
@@ -219,7 +219,7 @@ def test_tokens_of_several_images_equal_the_masked_answers(model):
         for kept, rows in ((4, 3), (9, 2), (4, 2), (16, 1))  # two of one length, which go together
     ]
     found: dict[int, Tensor] = {}
-    assert Answerer(model, 4).run(list(tokens_of(images, patches, found)), explain) == [[], [], [], []]
+    assert QueryBatcher(model, 4).run(list(tokens_of(images, patches, found)), explain) == [[], [], [], []]
     for number, (image, kept) in enumerate(zip(images, patches, strict=True)):
         masked = masked_logits(model, image, kept)
         torch.testing.assert_close(found[number], masked, rtol=1e-4, atol=1e-5)
@@ -232,7 +232,7 @@ def masked_logits(model: VisionModel, image: Tensor, kept: Tensor) -> Tensor:
 
 
 def test_a_model_whose_tokens_cannot_be_left_out_fails_those_questions_alone():
-    made, _, dropper = answerer(4)
+    made, _, dropper = batcher(4)
 
     def refuse(images: Tensor, patches: Tensor) -> Tensor:
         raise UnsupportedOperationError("its tokens cannot be cut")

@@ -24,7 +24,7 @@ def test_class_folders_by_name_index_and_wordnet_id(tmp_path):
     assert isinstance(data, Dataset)
     assert sources(data) == ["1/0.png", "American_eagle/0.png", "American_eagle/1.png", "horse/0.png"]
     assert labels(data) == [1, 1, 1, 0]
-    assert data.knows == {"label"}
+    assert data.annotations == {"label"}
     assert data.notes == []
     wordnet = class_folders(tmp_path / "wordnet", {"n02374451": 1, "n01614925_eagle": 1})
     # n01614925 is the bald eagle; n02374451, the horse, is in ImageNet-22k only: found by the words of WordNet
@@ -134,7 +134,7 @@ def test_a_list_with_boxes_and_masks(tmp_path, kind):
         path.write_text("\n".join(lines))
     data = open_data(path, toy())
     assert (sources(data), labels(data)) == (["photos/a.png", "photos/b.png"], [0, 1])
-    assert data.knows == {"label", "boxes", "mask"}
+    assert data.annotations == {"label", "boxes", "mask"}
     first, second = data.sample(0), data.sample(1)
     assert first.boxes == ((1, 2, 9, 8), (5, 5, 12, 12))  # not the eagle's, for the label is horse
     assert first.mask is not None
@@ -220,7 +220,7 @@ def test_segmentation_folders_and_which_value_counts(tmp_path):
     (tmp_path / "masks").mkdir()
     Image.fromarray(values).save(tmp_path / "masks" / "a.png")
     data = open_data(tmp_path, toy())
-    assert data.knows == {"mask"}
+    assert data.annotations == {"mask"}
     assert data.sample(0).mask.sum() == 160
     assert data.notes[0] == f"without a mask in {tmp_path / 'masks'}: 1 of 2 pictures"
     assert open_data(tmp_path, toy(), category=18).sample(0).mask.sum() == 80
@@ -290,7 +290,7 @@ def test_selection_is_even_ordered_and_grows(classes, limit, seed):
 
 def test_a_data_set_of_ones_own(tmp_path):
     class Own:
-        knows = frozenset({"label"})
+        annotations = frozenset({"label"})
 
         def __len__(self):
             return 3
@@ -386,7 +386,7 @@ def test_a_box_that_cannot_be_meant_is_a_fault_of_its_picture(tmp_path, box, sai
 
 def test_boxes_of_ones_own_data_set_are_checked_alike():
     class Fractions:
-        knows = frozenset({"boxes"})
+        annotations = frozenset({"boxes"})
 
         def __len__(self):
             return 1

@@ -54,7 +54,7 @@ def test_mosaics_hold_as_many_classes_as_cells_and_say_where(model, folder, grid
     whole = open_data(folder, model)
     assert len(data) == 15
     assert len(set(sources(data))) == 15
-    assert data.knows == {"label", "regions"}
+    assert data.annotations == {"label", "regions"}
     assert pickle.loads(pickle.dumps(data)).describe() == data.describe()
     corners = set()
     for index in range(len(data)):
@@ -245,7 +245,7 @@ def test_hugging_face_masks_broken_pictures_and_plain_labels(datasets, model, tm
     table.save_to_disk(tmp_path / "saved")
     data = open_data(f"hf:{tmp_path / 'saved'}", toy(), category=9)
     assert data.notes[0].startswith("left out: 1 of 2 pictures, of classes that are not the model's: 99 (1)")
-    assert data.knows == {"label", "mask"}
+    assert data.annotations == {"label", "mask"}
     assert (data.sample(0).mask == (mask == 9)).all()
     rows["label"] = [2, 1]
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "again")
@@ -298,7 +298,7 @@ def test_the_segmentation_archive(tmp_path):
     write_mat(path, pictures, masks, ["n01614925_77", "n02374451_12"])
     data = open_data(path, toy())
     assert labels(data) == [1, 0]
-    assert data.knows == {"label", "mask"}
+    assert data.annotations == {"label", "mask"}
     assert sources(data) == ["00000 n01614925_77", "00001 n02374451_12"]
     for index in range(2):
         sample = data.sample(index)

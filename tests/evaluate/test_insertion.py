@@ -13,7 +13,7 @@ from vitrail.errors import OptionError
 from vitrail.evaluate.insertion import mean_height, step_ends
 from vitrail.evaluate.protocols import find_protocol
 from vitrail.evaluate.protocols.fills import FILLS, blurred, filling, folded_gaussian
-from vitrail.evaluate.questions import Images
+from vitrail.evaluate.questions import LogitQuery
 from vitrail.metrics.aggregation import Curves
 
 SIDE, CLASSES = 12, 4
@@ -93,7 +93,7 @@ def test_lerf_flips_in_the_opposite_order():
 def test_no_image_is_made_before_it_is_asked_for():
     case, scores = one()
     question = next(find_protocol("deletion").function(case, scores, step=1))
-    assert isinstance(question, Images)
+    assert isinstance(question, LogitQuery)
     assert question.count == 145
     assert question.make(range(144, 145)).shape == (1, 3, SIDE, SIDE)
     assert question.make(range(144, 145)).abs().max() == 0

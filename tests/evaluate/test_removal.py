@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vitrail.errors import OptionError
 from vitrail.evaluate.perturbation import perturb
-from vitrail.evaluate.removal import Removal, several, turns
+from vitrail.evaluate.removal import Removal, perturbation_batch, pixel_ranks
 
 
 @settings(max_examples=60, deadline=None)
@@ -24,7 +24,7 @@ def test_a_removal_shows_what_perturb_fills(seed, rows, cols, share, highest, so
     image = torch.rand(3, 6, 6, generator=generator)
     scores = torch.randint(-2, 3, (rows, cols), generator=generator).float()  # with many ties
     allowed = torch.rand(rows, cols, generator=generator) > 0.4 if some else None
-    turn = turns(scores, (6, 6), highest=highest, allowed=allowed)
+    turn = pixel_ranks(scores, (6, 6), highest=highest, allowed=allowed)
     count = int(rows * cols) if allowed is None else int(allowed.sum())
     made = Removal(image, torch.full_like(image, 0.5), turn, (int(count * share),)).images(range(1))[0]
     torch.testing.assert_close(made, perturb(image, scores, share, highest=highest, fill=0.5, allowed=allowed))
@@ -37,7 +37,7 @@ def test_one_question_for_many_curves_holds_them_in_their_order(steps, batch):
     removals = [
         Removal(torch.full((1, 3, 3), float(k)), -torch.ones(1, 3, 3), turn, range(n)) for k, n in enumerate(steps)
     ]
-    question = several(*removals)
+    question = perturbation_batch(*removals)
     assert question.count == sum(steps)
     rows = [range(k, min(k + batch, question.count)) for k in range(0, question.count, batch)]
     together = torch.cat([question.make(some) for some in rows])
@@ -52,4 +52,4 @@ def test_a_group_can_go_by_itself():
 
 def test_a_map_that_does_not_divide_the_image_is_refused():
     with pytest.raises(OptionError, match="map of 4×4 places does not divide an image of 6×6 pixels"):
-        turns(torch.zeros(4, 4), (6, 6))
+        pixel_ranks(torch.zeros(4, 4), (6, 6))

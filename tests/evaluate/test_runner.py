@@ -389,7 +389,7 @@ class _Known:
     """Four pictures of one's own, of which this is known."""
 
     def __init__(self, **known) -> None:
-        self.known, self.knows = known, frozenset({"label", "boxes", "mask"})
+        self.known, self.annotations = known, frozenset({"label", "boxes", "mask"})
 
     def __len__(self) -> int:
         return 4

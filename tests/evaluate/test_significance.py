@@ -42,7 +42,7 @@ def test_intervals_are_those_of_a_literal_bootstrap(statistic):
 
 def test_a_mean_has_the_interval_that_bootstrap_gives():
     statistic = means(4, missing=3)
-    values = np.where(statistic.under[:, 0] > 0, statistic.over[:, 0], np.nan)
+    values = np.where(statistic.denominator[:, 0] > 0, statistic.numerator[:, 0], np.nan)
     assert intervals([statistic], seed=5)[0] == pytest.approx(bootstrap(values.tolist(), seed=5), abs=1e-12)
 
 

@@ -15,9 +15,9 @@ from ..methods.context import AttributionContext
 from ..methods.dropped_tokens import TokenDropper
 from ..models.layout import layout_of
 from ..models.vision_model import VisionModel
-from .questions import Evaluation, Images, Maps, Measured, Question, Tokens
+from .questions import AttributionQuery, Evaluation, LogitQuery, Measured, Query, TokenSubsetQuery
 
-__all__ = ["Answerer", "Explain"]
+__all__ = ["Explain", "QueryBatcher"]
 
 # From images, one class for each, and the number of layers drawn anew, to maps (images, rows, cols).
 Explain = Callable[[Tensor, Sequence[int], int], Float[Tensor, "images rows cols"]]
@@ -39,7 +39,7 @@ class FewerTokens(Protocol):
 
 
 @dataclass(eq=False)
-class Answerer:
+class QueryBatcher:
     """Runs evaluations side by side; `batch` rows go through the model together, fewer once memory has run out.
 
     `smaller` is called with the new size after each halving. Answers are on the CPU, in float32 (float64 for a model in
@@ -54,7 +54,7 @@ class Answerer:
     def run(self, evaluations: Sequence[Evaluation], explain: Explain) -> list[list[Measured] | VitrailError]:
         """What each evaluation returns, in order; or the error that it met, which does not touch the others."""
         results: dict[int, list[Measured] | VitrailError] = {}
-        asked: dict[int, Question] = {}
+        asked: dict[int, Query] = {}
         for number, evaluation in enumerate(evaluations):
             self._go_on(number, evaluation, None, asked, results)
         while asked:
@@ -68,7 +68,7 @@ class Answerer:
         number: int,
         evaluation: Evaluation,
         answer: Tensor | VitrailError | None,
-        asked: dict[int, Question],
+        asked: dict[int, Query],
         results: dict[int, list[Measured] | VitrailError],
     ) -> None:
         try:
@@ -81,15 +81,15 @@ class Answerer:
         except VitrailError as error:
             results[number] = error
 
-    def _answers(self, asked: dict[int, Question], explain: Explain) -> Iterator[tuple[int, Tensor | VitrailError]]:
-        images = {number: question for number, question in asked.items() if isinstance(question, Images)}
+    def _answers(self, asked: dict[int, Query], explain: Explain) -> Iterator[tuple[int, Tensor | VitrailError]]:
+        images = {number: question for number, question in asked.items() if isinstance(question, LogitQuery)}
         yield from self._of_images(images)
-        by_length: dict[int, dict[int, Tokens]] = defaultdict(dict)
-        by_stage: dict[int, dict[int, Maps]] = defaultdict(dict)
+        by_length: dict[int, dict[int, TokenSubsetQuery]] = defaultdict(dict)
+        by_stage: dict[int, dict[int, AttributionQuery]] = defaultdict(dict)
         for number, question in asked.items():
-            if isinstance(question, Tokens):
+            if isinstance(question, TokenSubsetQuery):
                 by_length[question.patches.shape[1]][number] = question
-            elif isinstance(question, Maps):
+            elif isinstance(question, AttributionQuery):
                 by_stage[question.randomised][number] = question
         for questions in by_length.values():
             yield from self._of_tokens(questions)
@@ -98,7 +98,7 @@ class Answerer:
 
     # -- logits --------------------------------------------------------------------------------------------------------
 
-    def _of_images(self, asked: dict[int, Images]) -> Iterator[tuple[int, Tensor]]:
+    def _of_images(self, asked: dict[int, LogitQuery]) -> Iterator[tuple[int, Tensor]]:
         """Whole batches filled with the rows of one question after the other."""
         waiting: list[tuple[int, range]] = []
         answers: dict[int, list[Tensor]] = defaultdict(list)
@@ -130,7 +130,7 @@ class Answerer:
         if waiting:
             yield from flush()
 
-    def _of_tokens(self, asked: dict[int, Tokens]) -> Iterator[tuple[int, Tensor | VitrailError]]:
+    def _of_tokens(self, asked: dict[int, TokenSubsetQuery]) -> Iterator[tuple[int, Tensor | VitrailError]]:
         images = torch.stack([question.image for question in asked.values()])
         patches = torch.cat([question.patches for question in asked.values()])
         owners = [place for place, question in enumerate(asked.values()) for _ in question.patches]
@@ -179,7 +179,7 @@ class Answerer:
     # -- maps ----------------------------------------------------------------------------------------------------------
 
     def _of_maps(
-        self, asked: dict[int, Maps], stage: int, explain: Explain
+        self, asked: dict[int, AttributionQuery], stage: int, explain: Explain
     ) -> Iterator[tuple[int, Tensor | VitrailError]]:
         """The maps of one stage in one call; where one of them fails, each by itself."""
         counts = [len(question.targets) for question in asked.values()]

@@ -18,10 +18,10 @@ from ..methods.choosing import Chosen, choose_methods
 from ..models.layout import TokenLayout, layout_of
 from ..models.preprocess import Preprocess
 from ..models.vision_model import VisionModel
-from .batched_queries import Answerer
+from .batched_queries import QueryBatcher
 from .case import Case
 from .data import Dataset
-from .geometry import Seen, seen
+from .geometry import ModelView, seen
 from .parquet_rows import Done, Failure, Part, encoded
 from .plan import Plan
 from .protocols import find_protocol
@@ -40,7 +40,7 @@ class Read:
     index: int
     source: str
     label: int | None
-    found: Seen | ImageError
+    found: ModelView | ImageError
 
 
 @dataclass(eq=False)
@@ -51,13 +51,13 @@ class Worker:
     data: Dataset
     plan: Plan
     smaller: Any = None
-    _answerer: Answerer = field(init=False)
+    _batcher: QueryBatcher = field(init=False)
     _layout: TokenLayout | None = field(default=None, init=False)
     _randomised: tuple[int, VisionModel] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.preprocess = fitted(self.model, self.plan)
-        self._answerer = Answerer(self.model, self.plan.batch, self.smaller or (lambda _: None))
+        self._batcher = QueryBatcher(self.model, self.plan.batch, self.smaller or (lambda _: None))
 
     def blocks(self) -> int:
         """How many blocks the data are cut into."""
@@ -109,7 +109,7 @@ class Worker:
         batch = torch.stack([found.image for _, found in good]).to(self.model.device, self.model.dtype)
         if self._layout is None:
             self._layout = layout_of(self.model, batch[:1])
-        logits = torch.cat([self._answerer.logits(some) for some in batch.split(self._answerer.batch)])
+        logits = torch.cat([self._batcher.logits(some) for some in batch.split(self._batcher.batch)])
         output = self.model.kind_for(batch)
         mean, std = self.preprocess.mean, self.preprocess.std
         cases = []
@@ -183,7 +183,7 @@ class Worker:
             images,
             list(targets),
             method=chosen.info.name,
-            batch_size=min(self._answerer.batch, self.plan.block),
+            batch_size=min(self._batcher.batch, self.plan.block),
             **options,
         ).scores
 
@@ -203,7 +203,7 @@ class Worker:
         for case, scores in maps:
             for name, options in self.plan.protocols.items() if scores is not None else ():
                 info = find_protocol(name)
-                missing = [what for what in info.needs if not case.knows(what)]
+                missing = [what for what in info.needs if not case.has_annotation(what)]
                 if missing:
                     reason = f"no {' and no '.join(missing)} known"
                     part.failures.append(Failure(case.index, case.source, chosen.label, name, reason))
@@ -214,7 +214,7 @@ class Worker:
         def again(images: Tensor, targets: Sequence[int], stage: int) -> Tensor:
             return self._explain(chosen, images, targets, stage)
 
-        for (case, name), result in zip(asked, self._answerer.run(evaluations, again), strict=True):
+        for (case, name), result in zip(asked, self._batcher.run(evaluations, again), strict=True):
             if not isinstance(result, VitrailError):
                 result = _finite(result, name)
             if isinstance(result, VitrailError):

@@ -55,7 +55,7 @@ class Case:
         """A generator on the CPU that gives the same numbers for this image in every run of the same seed."""
         return torch.Generator().manual_seed(self.seed)
 
-    def knows(self, what: str) -> bool:
+    def has_annotation(self, what: str) -> bool:
         """Whether there is a `what`: "label", "boxes", "mask" or "regions"."""
         found = getattr(self, what)
         return found is not None and (what != "regions" or bool(found))

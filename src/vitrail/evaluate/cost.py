@@ -10,7 +10,7 @@ from ..outputs import LOGITS, Output
 from .case import Case
 from .plan import Plan
 from .protocols import find_protocol
-from .questions import Images, Tokens
+from .questions import LogitQuery, TokenSubsetQuery
 
 __all__ = ["Cost", "cost_of", "passes"]
 
@@ -65,10 +65,10 @@ def cost_of(
             question = evaluation.throw(answer) if isinstance(answer, Exception) else evaluation.send(answer)
         except StopIteration:
             return Cost(round(rows, 2), maps)
-        if isinstance(question, Images):
+        if isinstance(question, LogitQuery):
             rows += question.count
             answer = torch.rand(question.count, classes)
-        elif isinstance(question, Tokens):
+        elif isinstance(question, TokenSubsetQuery):
             rows += question.patches.numel() / (grid[0] * grid[1])
             answer = torch.rand(len(question.patches), classes)
         else:

@@ -12,11 +12,11 @@ from vitrail.errors import ImageError
 from vitrail.evaluate.data.dataset import Sample
 from vitrail.models.preprocess import Preprocess
 
-__all__ = ["Seen", "as_seen", "boxes_as_mask", "seen"]
+__all__ = ["ModelView", "as_seen", "boxes_as_mask", "seen"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Seen:
+class ModelView:
     """A sample as the model sees it: the normalised image, and boxes, mask and regions on its pixels.
 
     What is not known is None, or missing; so is what lies wholly outside the view.
@@ -28,7 +28,7 @@ class Seen:
     regions: Mapping[int, Bool[Tensor, "height width"]]
 
 
-def seen(sample: Sample, preprocess: Preprocess) -> Seen:
+def seen(sample: Sample, preprocess: Preprocess) -> ModelView:
     """The sample's picture, boxes, mask and regions, all resized and cropped alike.
 
     A picture that is `fitted` already is taken as it is.
@@ -58,7 +58,7 @@ def seen(sample: Sample, preprocess: Preprocess) -> Seen:
         return found if bool(found.any()) else None
 
     regions = {label: region for label, mask in sample.regions.items() if (region := placed(mask)) is not None}
-    return Seen(
+    return ModelView(
         image=preprocess.normalise(sample.picture) if sample.fitted else preprocess(sample.picture),
         boxes=placed(boxes_as_mask(sample.boxes, (height, width))) if sample.boxes else None,
         mask=None if sample.mask is None else placed(sample.mask),

@@ -3,9 +3,9 @@
 A protocol is a generator: it yields questions and is sent the answers, so that whoever runs it may put the questions of
 many images, methods and protocols into the same passes of the model.
 
-    logits = yield Images(9, lambda rows: perturbed(rows))      # "rows classes"
-    logits = yield Tokens(case.image, kept)                     # "rows classes"
-    scores = yield Maps(images, targets=[3])                    # "images rows cols"
+    logits = yield LogitQuery(9, lambda rows: perturbed(rows))   # "rows classes"
+    logits = yield TokenSubsetQuery(case.image, kept)           # "rows classes"
+    scores = yield AttributionQuery(images, targets=[3])         # "images rows cols"
     return [Measured("hit", 0.1, 1.0), …]
 """
 
@@ -16,11 +16,11 @@ from typing import NamedTuple, TypeAlias
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Evaluation", "Images", "Maps", "Measured", "Question", "Tokens"]
+__all__ = ["AttributionQuery", "Evaluation", "LogitQuery", "Measured", "Query", "TokenSubsetQuery"]
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class LogitQuery:
     """What does the model say to `count` images? `make(rows)` makes those of a range of rows when their turn comes."""
 
     count: int
@@ -28,7 +28,7 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class TokenSubsetQuery:
     """What does it say to an image of which only some tokens go through its blocks? One row for each selection.
 
     `patches` holds the patches that stay, ascending, counted from the first patch: as many in each row.
@@ -39,7 +39,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, eq=False)
-class Maps:
+class AttributionQuery:
     """What map does the method that is being measured give for other images, or for other classes? One class each.
 
     `randomised` is the number of the model's last layers whose parameters are drawn anew first (0: none).
@@ -58,5 +58,5 @@ class Measured(NamedTuple):
     value: float
 
 
-Question: TypeAlias = Images | Tokens | Maps
-Evaluation: TypeAlias = Generator[Question, Tensor, list[Measured]]
+Query: TypeAlias = LogitQuery | TokenSubsetQuery | AttributionQuery
+Evaluation: TypeAlias = Generator[Query, Tensor, list[Measured]]

@@ -3,10 +3,10 @@
 The places of a map are ranked once; each pixel then knows at which turn it goes, and the image at any step is a
 comparison and a choice, whatever the step: nothing is ranked again and no image waits in memory.
 
-    turn    = turns(scores, (224, 224), highest=True)          0 for the pixels of the first place, then 1, …
+    turn    = pixel_ranks(scores, (224, 224), highest=True)     0 for the pixels of the first place, then 1, …
     removal = Removal(image, ground, turn, (0, 10, 20))        after 0, 10 and 20 places
     removal.images(range(1, 3))                                the last two of these
-    logits  = yield several(removal, …)                        one question for many curves
+    logits  = yield perturbation_batch(removal, …)               one question for many curves
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .perturbation import ranking
-from .questions import Images
+from .questions import LogitQuery
 
-__all__ = ["Removal", "several", "turns"]
+__all__ = ["Removal", "perturbation_batch", "pixel_ranks"]
 
 
-def turns(
+def pixel_ranks(
     scores: Float[Tensor, "rows cols"],
     size: tuple[int, int],
     *,
@@ -38,7 +38,7 @@ def turns(
         OptionError: when the map does not divide the image.
 
     Example:
-        >>> turns(torch.tensor([[0.1, 0.9]]), (2, 2)).tolist()
+        >>> pixel_ranks(torch.tensor([[0.1, 0.9]]), (2, 2)).tolist()
         [[1, 0], [1, 0]]
     """
     (height, width), (rows, cols) = size, scores.shape
@@ -86,7 +86,7 @@ class Removal:
         return torch.tensor(some, dtype=torch.int32, device=self.image.device)[:, None, None]
 
 
-def several(*removals: Removal) -> Images:
+def perturbation_batch(*removals: Removal) -> LogitQuery:
     """One question for the images of all of them, one removal after the other."""
     starts = [0]
     for removal in removals:
@@ -100,4 +100,4 @@ def several(*removals: Removal) -> Images:
                 parts.append(removal.images(steps))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    return Images(starts[-1], make)
+    return LogitQuery(starts[-1], make)

@@ -352,14 +352,14 @@ def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
     if not len(data):
         raise DataError("the data hold no image, so there is nothing to measure")
     for name in plan.protocols:
-        missing = [what for what in find_protocol(name).needs if what not in data.knows]
+        missing = [what for what in find_protocol(name).needs if what not in data.annotations]
         if missing:
-            known = ", ".join(sorted(data.knows)) or "nothing but the pictures"
+            known = ", ".join(sorted(data.annotations)) or "nothing but the pictures"
             raise DataError(
                 f"{name} needs {' and '.join(missing)} of an image, and of these data is known: {known}; give boxes=, "
                 f"masks= or labels= with the data, or leave {name} out"
             )
-    if plan.target == "label" and "label" not in data.knows:
+    if plan.target == "label" and "label" not in data.annotations:
         raise DataError(
             'target="label" explains the true class, and of no picture is it known: give labels= with the data, or '
             'target="predicted"'

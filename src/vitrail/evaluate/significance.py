@@ -3,7 +3,7 @@
 A resample draws as many images as there are, with replacement; a statistic of it is computed from how often each image
 was drawn, so that measures accumulated over a data set are resampled as rightly as means:
 
-    value(w) = mean_p( Σ_i w_i over[i, p] / Σ_i w_i under[i, p] )          w_i: how often image i was drawn
+    value(w) = mean_p( Σ_i w_i numerator[i, p] / Σ_i w_i denominator[i, p] )          w_i: how often image i was drawn
 
 All methods meet the same resamples, so that what makes an image hard for all of them cancels in a difference.
 """
@@ -57,7 +57,7 @@ class Paired(NamedTuple):
 
 def counted(statistic: Statistic) -> Bool[np.ndarray, " images"]:
     """Which images say anything at all."""
-    return np.asarray((statistic.under > 0).any(axis=1))
+    return np.asarray((statistic.denominator > 0).any(axis=1))
 
 
 def per_image(statistic: Statistic) -> Float[np.ndarray, " images"]:
@@ -66,7 +66,7 @@ def per_image(statistic: Statistic) -> Float[np.ndarray, " images"]:
     >>> per_image(Statistic.mean([1.0, float("nan")])).tolist()
     [1.0, nan]
     """
-    return _quotients(statistic.over, statistic.under, [0])[:, 0]
+    return _quotients(statistic.numerator, statistic.denominator, [0])[:, 0]
 
 
 def resampled(
@@ -80,14 +80,14 @@ def resampled(
     >>> resampled([Statistic.mean([1.0, 1.0, 1.0])], resamples=2).tolist()
     [[1.0], [1.0]]
     """
-    sizes = {len(one.over) for one in statistics}
+    sizes = {len(one.numerator) for one in statistics}
     if len(sizes) != 1 or not resamples:
         raise OptionError(f"statistics of {sorted(sizes)} images cannot be resampled together")
     (size,) = sizes
-    first = np.cumsum([0, *(one.over.shape[1] for one in statistics)])[:-1]
-    over = np.concatenate([one.over for one in statistics], axis=1)
+    first = np.cumsum([0, *(one.numerator.shape[1] for one in statistics)])[:-1]
+    over = np.concatenate([one.numerator for one in statistics], axis=1)
     # Of plain means the denominators are all alike; each different one is summed once.
-    under, place = _different([column for one in statistics for column in one.under.T])
+    under, place = _different([column for one in statistics for column in one.denominator.T])
     found = [
         _quotients(weights @ over, (weights @ under)[:, place], first)
         for weights in (some.astype(np.float64) for some in weightings(size, resamples=resamples, seed=seed))
@@ -190,7 +190,7 @@ def band(values: Float[np.ndarray, "images steps"], *, resamples: int = RESAMPLE
 def _paired(a: Statistic, b: Statistic, of_a: np.ndarray, of_b: np.ndarray) -> Paired:
     from scipy.special import stdtr  # scipy.stats takes seconds to import
 
-    size, difference, values = len(a.over), a.value() - b.value(), of_a - of_b
+    size, difference, values = len(a.numerator), a.value() - b.value(), of_a - of_b
     interval = _interval(difference, values, size) if size else Interval(np.nan, np.nan, np.nan, 0)
     known = values[~np.isnan(values)]
     if size < 2 or not len(known):
@@ -230,7 +230,7 @@ def _known(values: Float[np.ndarray, "resamples columns"]) -> list[np.ndarray]:
 
 
 def _of(statistic: Statistic, images: Bool[np.ndarray, " images"]) -> Statistic:
-    return statistic._replace(over=statistic.over[images], under=statistic.under[images])
+    return statistic._replace(numerator=statistic.numerator[images], denominator=statistic.denominator[images])
 
 
 def _together(masks: Sequence[np.ndarray]) -> list[tuple[np.ndarray, list[int]]]:

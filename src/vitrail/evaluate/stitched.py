@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .perturbation import SHARES
-from .removal import Removal, turns
+from .removal import Removal, pixel_ranks
 
 __all__ = ["REGIONS", "WAYS", "stitched_removal", "without"]
 
@@ -33,7 +33,7 @@ def without(
         [[[1.0, 1.0, 0.0, 0.0]]]
     """
     height, width = image.shape[-2:]
-    places = turns(torch.zeros_like(region, dtype=torch.float32), (height, width), allowed=region)
+    places = pixel_ranks(torch.zeros_like(region, dtype=torch.float32), (height, width), allowed=region)
     count = int(region.sum())
     return Removal(image, ground, places, (count,)).images(range(1))[0]
 
@@ -61,6 +61,6 @@ def stitched_removal(
     allowed = torch.ones_like(own) if region == REGIONS[0] else own
     shown = without(image, far, ground) if region == REGIONS[2] else image
     height, width = image.shape[-2:]
-    turn = turns(scores, (height, width), highest=way == WAYS[0], allowed=allowed)
+    turn = pixel_ranks(scores, (height, width), highest=way == WAYS[0], allowed=allowed)
     count = int(allowed.sum())
     return Removal(shown, ground, turn, [int(count * share) for share in shares])

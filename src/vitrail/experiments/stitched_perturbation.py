@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..evaluate.perturbation import SHARES, area
-from ..evaluate.removal import several
+from ..evaluate.removal import perturbation_batch
 from ..evaluate.stitched import REGIONS, WAYS, stitched_removal, without
 from ..explain import explain
 from ..guidance.stitching import Stitch, plan_stitch
@@ -142,7 +142,7 @@ def curves_of(
         )
         for one in asked
     ]
-    perturbed = several(*removals)
+    perturbed = perturbation_batch(*removals)
     ask = logits_of or model.logits
     with torch.no_grad():
         steps = range(0, perturbed.count, batch_size)

@@ -15,15 +15,15 @@ HELD = 2**21  # numbers that are drawn at a time: 16 MB, however many images the
 
 
 class Statistic(NamedTuple):
-    """A mean of quotients of sums over images: mean_p( Σ_i over[i, p] / Σ_i under[i, p] ).
+    """A mean of quotients of sums over images: mean_p( Σ_i numerator[i, p] / Σ_i denominator[i, p] ).
 
-    A plain mean over images has one part and `under` 1 (0 where an image does not count); a measure that is accumulated
-    over the data set (pixel accuracy, intersection over union) has its counts. `better`: 1 where high is good, −1 where
-    low is, 0 where neither.
+    A plain mean over images has one part and `denominator` 1 (0 where an image does not count); a measure that is
+    accumulated over the data set (pixel accuracy, intersection over union) has its counts. `better`: 1 where high is
+    good, −1 where low is, 0 where neither.
     """
 
-    over: np.ndarray
-    under: np.ndarray
+    numerator: np.ndarray
+    denominator: np.ndarray
     better: int = 1
 
     @classmethod
@@ -40,8 +40,8 @@ class Statistic(NamedTuple):
 
     def value(self, images: np.ndarray | None = None) -> float:
         """The number for these images (indices, as often as they are named; default: each once); NaN without any."""
-        over, under = (self.over, self.under) if images is None else (self.over[images], self.under[images])
-        above, below = over.sum(axis=0), under.sum(axis=0)
+        rows = slice(None) if images is None else images
+        above, below = self.numerator[rows].sum(axis=0), self.denominator[rows].sum(axis=0)
         counts = below > 0
         return float((above[counts] / below[counts]).mean()) if counts.any() else float("nan")
 

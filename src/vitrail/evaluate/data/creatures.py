@@ -42,7 +42,7 @@ class Creatures:
             )
         self.kind, self.pixels, self.notes = kind, size, list[str]()
         self.data = Bestiary(kind, size=size, count=count, seed=FIRST_SEED + seed)
-        self.knows = frozenset({"label", "boxes", "mask", *(() if kind == "single" else ("regions",))})
+        self.annotations = frozenset({"label", "boxes", "mask", *(() if kind == "single" else ("regions",))})
         self.labels = [self.classes[self.data.scene(index).labels[0]] for index in range(count)]
 
     def __len__(self) -> int:
@@ -54,13 +54,13 @@ class Creatures:
     def label(self, index: int) -> int | None:
         return self.labels[index]
 
-    def word(self, index: int) -> str | None:
+    def raw_label(self, index: int) -> str | None:
         return None
 
     def content(self, index: int) -> Content:
         return str(self.data.scene(index)), str(self.pixels)
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         return {}
 
     def sample(self, index: int) -> Sample:

@@ -32,11 +32,11 @@ class Sample:
 class Dataset(Protocol):
     """Pictures in a fixed order.
 
-    `knows` names what at least one sample tells: "label", "boxes", "mask", "regions". `describe` gives what a manifest
-    must hold to open the same data again and to notice that they have changed: plain JSON values.
+    `annotations` names what at least one sample has: "label", "boxes", "mask", "regions". `describe` gives what a
+    manifest must hold to open the same data again and to notice that they have changed: plain JSON values.
     """
 
-    knows: frozenset[str]
+    annotations: frozenset[str]
 
     def __len__(self) -> int: ...
 

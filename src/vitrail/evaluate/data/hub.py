@@ -54,7 +54,7 @@ class HubData:
             raise DataError(f"hf:{name} has no column of pictures; its columns are {', '.join(self.table.features)}")
         self.labels, self.words = _labels(self.table, classes)
         known = {"label": any(label is not None for label in self.labels), "mask": self.mask is not None}
-        self.knows = frozenset(what for what, there in known.items() if there)
+        self.annotations = frozenset(what for what, there in known.items() if there)
         from datasets import Image
 
         for column in pictures:  # decoded by Vitrail's own reader, which says what is wrong with a broken one
@@ -69,7 +69,7 @@ class HubData:
     def label(self, index: int) -> int | None:
         return self.labels[index]
 
-    def word(self, index: int) -> str | None:
+    def raw_label(self, index: int) -> str | None:
         return self.words[index]
 
     def content(self, index: int) -> Content:
@@ -77,7 +77,7 @@ class HubData:
         mask = "" if self.mask is None else _digest(row[self.mask])
         return _digest(row[self.picture]), f"{mask} {self.foreground}"
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         return {"split": self.split}
 
     def sample(self, index: int) -> Sample:

@@ -40,7 +40,7 @@ class MatFile:
             words = [_text(file, index) for index in range(count)] if "/value/id" in file else [None] * count
         self.words = words
         self.labels = [None if word is None else classes.find(word) for word in words]
-        self.knows = frozenset({"mask", *(("label",) if any(label is not None for label in self.labels) else ())})
+        self.annotations = frozenset({"mask", *(("label",) if any(label is not None for label in self.labels) else ())})
 
     def __len__(self) -> int:
         return len(self.words)
@@ -51,7 +51,7 @@ class MatFile:
     def label(self, index: int) -> int | None:
         return self.labels[index]
 
-    def word(self, index: int) -> str | None:
+    def raw_label(self, index: int) -> str | None:
         return self.words[index]
 
     def content(self, index: int) -> Content:
@@ -62,7 +62,7 @@ class MatFile:
         """The SHA-256 of the file."""
         return file_digest(self.path)
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         return {}
 
     def sample(self, index: int) -> Sample:

@@ -35,7 +35,7 @@ class Mosaics:
         LayoutError: when the model's patches are too few.
     """
 
-    knows = frozenset({"label", "regions"})
+    annotations = frozenset({"label", "regions"})
 
     def __init__(self, inner: Source, model: VisionModel, grid: str = "2", seed: int = 0) -> None:
         if grid not in GRIDS:
@@ -76,7 +76,7 @@ class Mosaics:
     def label(self, index: int) -> int | None:
         return self.inner.label(self.places[index])
 
-    def word(self, index: int) -> str | None:
+    def raw_label(self, index: int) -> str | None:
         return None
 
     def content(self, index: int) -> Content:
@@ -86,8 +86,8 @@ class Mosaics:
                 self.contents[place] = self.inner.content(place)[0]
         return " ".join(self.contents[place] for place in places), str(cells)
 
-    def facts(self) -> dict[str, Any]:
-        return self.inner.facts()
+    def provenance(self) -> dict[str, Any]:
+        return self.inner.provenance()
 
     def sample(self, index: int) -> Sample:
         places, cells = self.members(index)

@@ -25,7 +25,7 @@ class Opened:
     ) -> None:
         self.inner, self.places, self.arguments = inner, list(places), dict(arguments)
         self.notes = [*inner.notes, *notes]
-        self.knows = inner.knows
+        self.annotations = inner.annotations
 
     def __len__(self) -> int:
         return len(self.places)
@@ -36,14 +36,14 @@ class Opened:
     def label(self, index: int) -> int | None:
         return self.inner.label(self.places[index])
 
-    def word(self, index: int) -> str | None:
-        return self.inner.word(self.places[index])
+    def raw_label(self, index: int) -> str | None:
+        return self.inner.raw_label(self.places[index])
 
     def content(self, index: int) -> Content:
         return self.inner.content(self.places[index])
 
-    def facts(self) -> dict[str, Any]:
-        return self.inner.facts()
+    def provenance(self) -> dict[str, Any]:
+        return self.inner.provenance()
 
     def sample(self, index: int) -> Sample:
         return self.inner.sample(self.places[index])
@@ -54,9 +54,9 @@ class Opened:
         Every picture is read for them, once; open the data again to see whether they have changed."""
         return {
             **self.arguments,
-            **self.inner.facts(),
+            **self.inner.provenance(),
             "images": len(self),
-            "knows": sorted(self.knows),
+            "knows": sorted(self.annotations),
             "notes": self.notes,
             "digests": self._digests,
         }
@@ -76,7 +76,7 @@ class Given:
     """A data set of the user's own, as a source."""
 
     def __init__(self, data: Dataset) -> None:
-        self.data, self.knows = data, data.knows
+        self.data, self.annotations = data, data.annotations
         self.notes: list[str] = list(getattr(data, "notes", ()))
         self._known: dict[int, tuple[int | None, str, str]] = {}
 
@@ -90,7 +90,7 @@ class Given:
         """The label, for which the picture must be read; one that cannot be read has none."""
         return self._told(index)[0]
 
-    def word(self, index: int) -> str | None:
+    def raw_label(self, index: int) -> str | None:
         return None
 
     def content(self, index: int) -> Content:
@@ -105,7 +105,7 @@ class Given:
                 self._known[index] = None, "", ""
         return self._known[index]
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         return {"given": self.data.describe()}
 
     def sample(self, index: int) -> Sample:

@@ -89,7 +89,7 @@ def open_data(
     Example:
         >>> import vitrail
         >>> data = open_data("bestiary:pair:10", vitrail.load("bestiary"), limit=4)
-        >>> len(data), sorted(data.knows), len(data.sample(0).regions)
+        >>> len(data), sorted(data.annotations), len(data.sample(0).regions)
         (4, ['boxes', 'label', 'mask', 'regions'], 2)
     """
     if limit is not None and limit < 1:
@@ -212,7 +212,7 @@ def _without_guide(request: _Request) -> _Request:
 def _of_the_model(source: Source, classes: Classes, spec: str) -> Source:
     """The pictures that are of one of the model's classes, or of which no class is told."""
     labels = [source.label(index) for index in range(len(source))]
-    words = [source.word(index) for index in range(len(source))]
+    words = [source.raw_label(index) for index in range(len(source))]
     kept = [index for index in range(len(source)) if labels[index] is not None or words[index] is None]
     outside = Counter(word for label, word in zip(labels, words, strict=True) if label is None and word is not None)
     told = [f"{word} ({count})" for word, count in sorted(outside.items())]

@@ -33,7 +33,7 @@ class Source(Protocol):
     def notes(self) -> list[str]: ...
 
     @property
-    def knows(self) -> frozenset[str]: ...
+    def annotations(self) -> frozenset[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -41,11 +41,11 @@ class Source(Protocol):
 
     def label(self, index: int) -> int | None: ...
 
-    def word(self, index: int) -> str | None: ...
+    def raw_label(self, index: int) -> str | None: ...
 
     def content(self, index: int) -> Content: ...
 
-    def facts(self) -> dict[str, Any]: ...
+    def provenance(self) -> dict[str, Any]: ...
 
     def sample(self, index: int) -> Sample: ...
 
@@ -77,7 +77,7 @@ class Pictures:
             "boxes": any(entry.boxes for entry in entries),
             "mask": any(entry.mask for entry in entries),
         }
-        self.knows = frozenset(what for what, there in known.items() if there)
+        self.annotations = frozenset(what for what, there in known.items() if there)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -88,7 +88,7 @@ class Pictures:
     def label(self, index: int) -> int | None:
         return self.entries[index].label
 
-    def word(self, index: int) -> str | None:
+    def raw_label(self, index: int) -> str | None:
         return self.entries[index].word
 
     def content(self, index: int) -> Content:
@@ -96,7 +96,7 @@ class Pictures:
         mask = "" if entry.mask is None else file_digest(entry.mask)
         return file_digest(entry.path), f"{entry.boxes} {mask} {self.foreground}"
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         return {}
 
     def sample(self, index: int) -> Sample:

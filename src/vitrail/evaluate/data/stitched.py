@@ -33,7 +33,7 @@ class Stitched:
         DataError: when no picture of another class is left, or the model has no preprocessing.
     """
 
-    knows = frozenset({"label", "regions"})
+    annotations = frozenset({"label", "regions"})
 
     def __init__(self, inner: Source, model: VisionModel, guide: Path, guide_class: int | None = None) -> None:
         self.canvas = canvas_of(model, "stitched pictures")
@@ -62,15 +62,15 @@ class Stitched:
     def label(self, index: int) -> int | None:
         return self.inner.label(self.places[index])
 
-    def word(self, index: int) -> str | None:
+    def raw_label(self, index: int) -> str | None:
         return None
 
     def content(self, index: int) -> Content:
         return self.inner.content(self.places[index])[0], ""
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.guide.read_bytes()).hexdigest()
-        return {**self.inner.facts(), "guide_class": self.guide_class, "guide_sha256": digest}
+        return {**self.inner.provenance(), "guide_class": self.guide_class, "guide_sha256": digest}
 
     def sample(self, index: int) -> Sample:
         photograph = self.inner.sample(self.places[index])

@@ -12,8 +12,8 @@ from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..confidence import area_over_curve, confidence_change, log_odds, veiled
 from ..perturbation import enlarged
-from ..questions import Evaluation, Images, Measured
-from ..removal import Removal, several, turns
+from ..questions import Evaluation, LogitQuery, Measured
+from ..removal import Removal, perturbation_batch, pixel_ranks
 from .fills import filling
 from .options import ORDERS, answers, check_count, check_one_of, check_shares, class_asked, places_of
 from .registry import check_map, register_protocol
@@ -67,9 +67,9 @@ def region_perturbation(
     else:
         places = avg_pool2d(enlarged(scores, case.size)[None], size)[0]
     asked = class_asked(case, target)
-    turn = turns(places, case.size, highest=order == "morf")
+    turn = pixel_ranks(places, case.size, highest=order == "morf")
     until = range(1, min(regions, places.numel()) + 1)
-    logits = yield several(Removal(case.image, filling(case, fill), turn, until))
+    logits = yield perturbation_batch(Removal(case.image, filling(case, fill), turn, until))
     watched = answers(case, torch.cat([case.logits[None], logits.to(case.logits)]), asked, score)
     drops = (watched[0] - watched[1:]).tolist()
     return [Measured(f"{order}.drop", float(step), drop) for step, drop in zip(until, drops, strict=True)]
@@ -105,9 +105,9 @@ def log_odds_of_removal(
     check_map(case, scores)
     asked = class_asked(case, target)
     places = places_of(case, scores, unit)
-    turn = turns(places, case.size, highest=order == "morf")
+    turn = pixel_ranks(places, case.size, highest=order == "morf")
     until = [int(places.numel() * share) for share in shares]
-    logits = yield several(Removal(case.image, filling(case, fill), turn, until))
+    logits = yield perturbation_batch(Removal(case.image, filling(case, fill), turn, until))
     odds = log_odds(case.logits, logits.to(case.logits), asked, case.output).tolist()
     return [Measured(f"{order}.log_odds", float(share), value) for share, value in zip(shares, odds, strict=True)]
 
@@ -148,8 +148,8 @@ def average_drop(
     asked = class_asked(case, target)
     weights, ground = enlarged(scores, case.size), filling(case, fill)
     if veil == "top":
-        weights = (turns(weights, case.size) < int(weights.numel() * share)).to(weights.dtype)
-    logits = yield Images(1, lambda _: veiled(case.image, weights, ground)[None])
+        weights = (pixel_ranks(weights, case.size) < int(weights.numel() * share)).to(weights.dtype)
+    logits = yield LogitQuery(1, lambda _: veiled(case.image, weights, ground)[None])
     both = torch.stack([case.logits, logits[0].to(case.logits)])
     before, after = answers(case, both, asked, "probability")
     change = confidence_change(before, after)

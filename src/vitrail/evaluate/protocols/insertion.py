@@ -9,7 +9,7 @@ from ..case import Case
 from ..insertion import mean_height, step_ends
 from ..perturbation import enlarged
 from ..questions import Evaluation, Measured
-from ..removal import Removal, several, turns
+from ..removal import Removal, perturbation_batch, pixel_ranks
 from .fills import filling
 from .options import ORDERS, SCORES, answers, check_count, check_one_of, class_asked
 from .registry import check_map, register_protocol
@@ -121,13 +121,13 @@ def _steps(
     check_count("step", step)
     check_count("skip", skip, least=0)
     large = enlarged(scores, case.size)
-    return turns(large, case.size, highest=highest), step_ends(large.numel(), step=step, skip=skip)
+    return pixel_ranks(large, case.size, highest=highest), step_ends(large.numel(), step=step, skip=skip)
 
 
 def _watched(case: Case, removal: Removal, name: str, score: str, target: str) -> Evaluation:
     """One class's answers to the images of a removal, each at its share of the pixels."""
     asked = class_asked(case, target)
     check_one_of("score", score, SCORES)
-    values = answers(case, (yield several(removal)), asked, score).tolist()
+    values = answers(case, (yield perturbation_batch(removal)), asked, score).tolist()
     pixels = removal.turns.numel()
     return [Measured(f"{name}.{score}", end / pixels, value) for end, value in zip(removal.until, values, strict=True)]

@@ -8,7 +8,7 @@ from ...errors import OptionError
 from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..max_sensitivity import SPACES, boxed_noise, sensitivities
-from ..questions import Evaluation, Maps, Measured
+from ..questions import AttributionQuery, Evaluation, Measured
 from .registry import register_protocol
 
 __all__ = ["max_sensitivity"]
@@ -50,7 +50,7 @@ def max_sensitivity(
     for start in range(0, max(samples, 1), TOGETHER):
         count = min(TOGETHER, samples - start)
         images = case.image + boxed_noise(case.image, count, width, generator)
-        maps = yield Maps(images, [case.target] * count)
+        maps = yield AttributionQuery(images, [case.target] * count)
         found.append(sensitivities(scores.double(), maps.to(scores.device).double()))
     moved = torch.cat(found)
     return [Measured("largest", None, float(moved.max())), Measured("mean", None, float(moved.mean()))]

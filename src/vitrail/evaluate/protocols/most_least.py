@@ -9,7 +9,7 @@ from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import SHARES
 from ..questions import Evaluation, Measured
-from .both_ways import both_ways
+from .morf_lerf import morf_lerf
 from .options import SCORES, answers, check_one_of, class_asked
 from .registry import register_protocol
 
@@ -54,7 +54,7 @@ def mif_lif(
     """
     check_one_of("score", score, SCORES)
     asked = class_asked(case, target)
-    logits = yield from both_ways(case, scores, unit, fill, shares)
+    logits = yield from morf_lerf(case, scores, unit, fill, shares)
     values = answers(case, logits.flatten(0, 1), asked, score).view(len(FIRST), -1).tolist()
     return [
         Measured(f"{first}.{score}", float(share), value)

@@ -10,7 +10,7 @@ from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import AREAS, SHARES, area, outcome
 from ..questions import Evaluation, Measured
-from .both_ways import UNITS, both_ways
+from .morf_lerf import UNITS, morf_lerf
 from .options import check_one_of
 from .registry import register_protocol
 
@@ -53,7 +53,7 @@ def perturbation(
     """
     check_one_of("auc", auc, AREAS)
     assert case.label is not None
-    logits = yield from both_ways(case, scores, unit, fill, shares)
+    logits = yield from morf_lerf(case, scores, unit, fill, shares)
     original = case.logits.expand(len(WAYS), 1, -1)
     curves = torch.cat([original, logits], dim=1)
     label = torch.full(curves.shape[:2], case.label, device=curves.device)

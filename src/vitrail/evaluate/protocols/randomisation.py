@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import NoSignalError, OptionError
 from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
-from ..questions import Evaluation, Maps, Measured
+from ..questions import AttributionQuery, Evaluation, Measured
 from ..randomisation import Likeness, likeness
 from .registry import register_protocol
 
@@ -41,7 +41,7 @@ def randomisation(case: Case, scores: Float[Tensor, "rows cols"], *, stages: Seq
     measured = []
     for stage in stages:
         try:
-            answer = yield Maps(case.image[None], [case.target], randomised=stage)
+            answer = yield AttributionQuery(case.image[None], [case.target], randomised=stage)
             found = likeness(scores, answer[0].to(scores))
         except NoSignalError:
             found = Likeness(0.0, 0.0, 0.0)

@@ -10,7 +10,7 @@ from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import enlarged
 from ..questions import Evaluation, Measured
-from ..removal import Removal, several, turns
+from ..removal import Removal, perturbation_batch, pixel_ranks
 from ..saco import group_ends, salience_consistency
 from .fills import filling
 from .options import answers, check_count, class_asked
@@ -46,10 +46,10 @@ def saco(
     check_map(case, scores)
     asked = class_asked(case, target)
     large = enlarged(scores, case.size).double()
-    turn = turns(large, case.size)
+    turn = pixel_ranks(large, case.size)
     ends = group_ends(large.numel(), groups)
     starts = [0, *ends[:-1]]
-    logits = yield several(Removal(case.image, filling(case, fill), turn, ends, starts))
+    logits = yield perturbation_batch(Removal(case.image, filling(case, fill), turn, ends, starts))
     watched = answers(case, torch.cat([case.logits[None], logits.to(case.logits)]), asked, score)
     drops = watched[0] - watched[1:]
     ranked = large.flatten().sort(descending=True).values

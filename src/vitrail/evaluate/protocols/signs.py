@@ -10,7 +10,7 @@ from ...bestiary.measures import correlation, spread
 from ...errors import OptionError
 from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
-from ..questions import Evaluation, Maps, Measured
+from ..questions import AttributionQuery, Evaluation, Measured
 from ..signs import Signs, sides
 from ..signs import signs as shares
 from .registry import check_map, register_protocol
@@ -47,7 +47,7 @@ def signs(case: Case, scores: Float[Tensor, "rows cols"], *, classes: str = "all
     maps = {case.target: scores}
     others = [index for index in asked if index != case.target]
     if others:
-        answer = yield Maps(case.image.expand(len(others), -1, -1, -1), others)
+        answer = yield AttributionQuery(case.image.expand(len(others), -1, -1, -1), others)
         maps |= {index: found.to(scores) for index, found in zip(others, answer, strict=True)}
     found = [shares(spread(maps[index], case.size), *sides(regions, index)) for index in asked]
     columns = zip(*found, strict=True) if found else [()] * len(Signs._fields)

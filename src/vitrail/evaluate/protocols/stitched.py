@@ -12,8 +12,8 @@ from ...errors import DataError
 from ...metrics.aggregation import Curves, Statistic
 from ..case import Case
 from ..perturbation import AREAS, SHARES, area
-from ..questions import Evaluation, Maps, Measured
-from ..removal import Removal, several
+from ..questions import AttributionQuery, Evaluation, Measured
+from ..removal import Removal, perturbation_batch
 from ..stitched import REGIONS, WAYS, stitched_removal, without
 from .fills import check_fill, filling
 from .options import answers, check_one_of, check_shares, places_of
@@ -67,7 +67,7 @@ def stitched_perturbation(
     check_shares(shares)
     check_map(case, scores)
     guide, own, far = _halves(case)
-    against = yield Maps(case.image[None], targets=[guide])
+    against = yield AttributionQuery(case.image[None], targets=[guide])
     maps = (scores, scores - against[0].to(scores))
     ground = filling(case, fill)
     plain = Removal(case.image, ground, torch.zeros(case.size, dtype=torch.int32), (0,))
@@ -78,7 +78,7 @@ def stitched_perturbation(
         )
         for one, way, region in product(maps, WAYS, REGIONS)
     ]
-    logits = yield several(plain, alone, *asked)
+    logits = yield perturbation_batch(plain, alone, *asked)
     assert case.label is not None
     hits = answers(case, logits, case.label, "hit").tolist()
     first = {region: hits[1] if region == REGIONS[2] else hits[0] for region in REGIONS}

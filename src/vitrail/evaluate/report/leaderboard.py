@@ -191,8 +191,8 @@ def _rows(images: Sequence[int], rows: Sequence[int]) -> Callable[[np.ndarray], 
 
 def _placed(statistic: Statistic, rows: np.ndarray, size: int) -> Statistic:
     """The same statistic among the images of all runs and methods: those it lacks do not count."""
-    over, under = (np.zeros((size, statistic.over.shape[1])) for _ in range(2))
-    over[rows], under[rows] = statistic.over, statistic.under
+    over, under = (np.zeros((size, statistic.numerator.shape[1])) for _ in range(2))
+    over[rows], under[rows] = statistic.numerator, statistic.denominator
     return Statistic(over, under, statistic.better)
 
 
