@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 import vitrail
-from vitrail.attention import chain, differentiate
+from vitrail.attention import differentiate, record
 from vitrail.attention.calls import AttentionCall
 from vitrail.benchmark.machine import describe_machine
 from vitrail.benchmark.plain import limit
@@ -159,7 +159,7 @@ def time_rows(rows: Rows, rounds: int, warmup: int) -> dict[str, dict[str, float
 def without_kernel() -> Iterator[None]:
     with (
         mock.patch.object(differentiate, "tiles_fit", return_value=False),
-        mock.patch.object(chain, "tiles_fit", return_value=False),
+        mock.patch.object(record, "tiles_fit", return_value=False),
     ):
         yield
 

@@ -64,8 +64,8 @@ def sum_over_queries(
     """What the kernel gives; `kept`: with the logsumexp that the forward pass kept, else with its own."""
     from unittest import mock
 
-    from vitrail.attention import tiled, triton_row
-    from vitrail.attention.weighting import QuerySum
+    from vitrail.attention import kernels, triton_row
+    from vitrail.attention.relevance_row import QuerySum
 
     call, upstream = _call(arrays, dtype, scale, heads_last)
     output = call.output()
@@ -73,7 +73,7 @@ def sum_over_queries(
     tiling = triton_row.Tiling(*tiles, 4, 2)
     wanted = QuerySum(function, None if function.startswith("norm") else _tensor(arrays["row"]), centred)
     with mock.patch.object(triton_row, "tiling", return_value=tiling):
-        total = tiled.sum_over_queries(
+        total = kernels.sum_over_queries(
             call.detached(), wanted, upstream, output if kept else output.detach(), forced=True
         )
     assert total is not None
@@ -83,7 +83,7 @@ def sum_over_queries(
 def logsumexps(arrays: dict[str, np.ndarray], dtype: str, scale: float) -> tuple[np.ndarray | None, np.ndarray]:
     """What the forward pass kept, and what the kernel gives."""
     from vitrail.attention import triton_row
-    from vitrail.attention.logsumexp import kept_logsumexp
+    from vitrail.attention.kernels import kept_logsumexp
 
     call, _ = _call(arrays, dtype, scale, True)
     kept = kept_logsumexp(call, call.output())
@@ -95,19 +95,21 @@ def sum_over_wrong_statistics(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray
     """The sum where the forward pass keeps something else than it is thought to; and whether that was noticed."""
     from unittest import mock
 
-    from vitrail.attention import logsumexp, tiled
-    from vitrail.attention.weighting import QuerySum
+    from vitrail.attention import kernels
+    from vitrail.attention.relevance_row import QuerySum
 
     call, upstream = _call(arrays, "float32", 0.3, True)
     output = call.output()
-    kept = logsumexp._kept(call, output)
+    kept = kernels._kept(call, output)
     assert kept is not None
     with (
-        mock.patch.object(logsumexp, "_kept", return_value=kept / np.log(2)),
-        mock.patch.dict(logsumexp._AS_MEANT, clear=True),
+        mock.patch.object(kernels, "_kept", return_value=kept / np.log(2)),
+        mock.patch.dict(kernels._AS_MEANT, clear=True),
     ):
-        total = tiled.sum_over_queries(call.detached(), QuerySum("complete", _tensor(arrays["row"])), upstream, output)
-        noticed = list(logsumexp._AS_MEANT.values()) == [False]
+        total = kernels.sum_over_queries(
+            call.detached(), QuerySum("complete", _tensor(arrays["row"])), upstream, output
+        )
+        noticed = list(kernels._AS_MEANT.values()) == [False]
     assert total is not None
     return total.numpy(), noticed
 
@@ -123,19 +125,19 @@ def explain_both_ways(
     from families import FAMILIES
 
     import vitrail
-    from vitrail.attention import chain, differentiate, tiled, triton_row
+    from vitrail.attention import differentiate, kernels, record, triton_row
 
     model = vitrail.wrap(FAMILIES[family].build().to(getattr(torch, dtype)))
     images = FAMILIES[family].images(2)
     blocks = vitrail.explain(model, images, targets, method=method, **options).scores
-    fit = partial(tiled.tiles_fit, forced=True)
+    fit = partial(kernels.tiles_fit, forced=True)
     with (
         mock.patch.object(differentiate, "tiles_fit", lambda call, forced: fit(call)),
-        mock.patch.object(chain, "tiles_fit", fit),
+        mock.patch.object(record, "tiles_fit", fit),
         mock.patch.object(triton_row, "sums_over_queries", wraps=triton_row.sums_over_queries) as launches,
     ):
         tiles = vitrail.explain(model, images, targets, method=method, **options).scores
-    assert not tiled._FAILED
+    assert not kernels._FAILED
     return blocks.numpy(), tiles.numpy(), launches.call_count
 
 

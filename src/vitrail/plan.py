@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention.differentiate import DifferentiatedAttention
-from .attention.eager import eager
 from .attention.gradient_modes import GradientMode, check_gradient_mode
 from .attention.relevance_row import RelevanceRow
-from .attention.tap import Tap
+from .attention.tap import Tap, eager
 from .errors import NonFiniteError, NoSignalError, NotEnoughMemoryError, OptionError
 from .explain import explain
 from .inputs import ImagesLike, prepare

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .attention.head_shares import HeadShareListener
+from .attention.listeners import HeadShareListener
 from .competition import overlap
 from .errors import ImageError, LayoutError, TargetError
 from .explain import explain

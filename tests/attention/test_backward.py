@@ -13,7 +13,8 @@ from vitrail.attention.backward import (
     softmax_backward,
 )
 from vitrail.attention.calls import AttentionCall, Block, blocks, from_scaled_dot_product, probabilities
-from vitrail.attention.weighting import HeadNorms, RowUpdate, absolute, centre, complete, positive
+from vitrail.attention.listeners import HeadNorms
+from vitrail.attention.relevance_row import RowUpdate, absolute, centre, complete, positive
 
 
 def a_call(images=2, heads=3, queries=5, keys=5, width=4, mask=None, causal=False, seed=0) -> AttentionCall:

@@ -21,12 +21,9 @@ from vitrail.attention import nonzero_rows as module
 from vitrail.attention.backward import attention_backward
 from vitrail.attention.calls import AttentionCall
 from vitrail.attention.differentiate import LayerListener
-from vitrail.attention.feedback import RowGradientListener
-from vitrail.attention.head_shares import HeadShareListener
-from vitrail.attention.mean_matrices import MatrixListener
+from vitrail.attention.listeners import HeadNormListener, HeadShareListener, MatrixListener, RowGradientListener
 from vitrail.attention.nonzero_rows import linear, nonzero_columns, nonzero_rows
-from vitrail.attention.relevance_row import HeadNormListener, RelevanceRow
-from vitrail.attention.weighting import ELEMENTWISE, Collector
+from vitrail.attention.relevance_row import ELEMENTWISE, Collector, RelevanceRow
 from vitrail.methods.attention_gradcam import RowsOfHeads
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import vitrail
 from vitrail.attention.record import CallRecorder, DenseRecorder
-from vitrail.attention.replace import Replacement
 from vitrail.attention.tap import Tap
+from vitrail.attention.visitors import Replacement
 from vitrail.errors import ForwardError, TrainingModeError, UnsupportedAttentionError
 from vitrail.models.vision_model import VisionModel
 

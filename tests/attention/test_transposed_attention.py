@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitrail
-from vitrail.attention import differentiate, logsumexp, transposed_attention
+from vitrail.attention import differentiate, kernels
 from vitrail.attention.calls import AttentionCall
-from vitrail.attention.transposed_attention import attention_transposed, swaps
+from vitrail.attention.kernels import attention_transposed, swaps
 
 
 def a_call(images=2, heads=3, queries=17, keys=17, width=8, dtype=torch.float64, scale=0.4, seed=0) -> AttentionCall:
@@ -60,9 +60,9 @@ def test_sharp_attention_in_float32():
 def test_what_is_kept_by_another_name_is_not_believed(monkeypatch, caplog):
     call = a_call()
     output = call.output()
-    kept = logsumexp._kept(call, output)
-    monkeypatch.setattr(logsumexp, "_kept", lambda *_: kept / 0.7)
-    monkeypatch.setattr(logsumexp, "_AS_MEANT", {})
+    kept = kernels._kept(call, output)
+    monkeypatch.setattr(kernels, "_kept", lambda *_: kept / 0.7)
+    monkeypatch.setattr(kernels, "_AS_MEANT", {})
     assert attention_transposed(call.detached(), output, torch.ones_like(output)) is None
     assert "keeps something else than the scores' logsumexp" in caplog.text
 
@@ -77,15 +77,12 @@ def test_an_answer_of_another_kernel_keeps_nothing():
 @pytest.mark.parametrize(
     "unfit",
     [
-        {"keys": transposed_attention.FROM_KEYS - 1},
+        {"keys": kernels.FROM_KEYS - 1},
         {"dtype": torch.bfloat16},
     ],
 )
 def test_what_it_does_not_serve(unfit):
-    assert (
-        swaps(a_call(1, 1, transposed_attention.FROM_KEYS, **{"keys": transposed_attention.FROM_KEYS, **unfit}))
-        is False
-    )
+    assert swaps(a_call(1, 1, kernels.FROM_KEYS, **{"keys": kernels.FROM_KEYS, **unfit})) is False
 
 
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitrail
-from vitrail.attention import differentiate, tiled
+from vitrail.attention import differentiate, kernels
 from vitrail.attention.backward import attention_backward
 from vitrail.attention.calls import AttentionCall
-from vitrail.attention.weighting import HeadNorms, QuerySum, RowUpdate, absolute, complete, positive
+from vitrail.attention.listeners import HeadNorms
+from vitrail.attention.relevance_row import QuerySum, RowUpdate, absolute, complete, positive
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with PyTorch for NVIDIA GPUs"
@@ -196,7 +197,7 @@ def test_a_model_with_a_bias_on_its_scores_goes_by_blocks(monkeypatch):
     model, images = FAMILIES["timm_beit"].model(), FAMILIES["timm_beit"].images(2)
     blocks = vitrail.explain(model, images, [1, 2], method="gae").scores
     asked = []
-    fit = partial(tiled.tiles_fit, forced=True)
+    fit = partial(kernels.tiles_fit, forced=True)
     monkeypatch.setattr(differentiate, "tiles_fit", lambda call, forced: asked.append(fit(call)) or asked[-1])
     # Were the kernel taken, it would refuse a CPU's tensors: nothing is interpreted here.
     assert torch.equal(vitrail.explain(model, images, [1, 2], method="gae").scores, blocks)
@@ -209,38 +210,38 @@ def a_call(dtype=torch.bfloat16, width=8, mask=None, causal=False) -> AttentionC
 
 
 def test_what_the_kernel_does_not_serve():
-    assert tiled.tiles_fit(a_call(), forced=True)
-    assert not tiled.tiles_fit(a_call())  # on a CPU nobody asks for it
-    assert not tiled.tiles_fit(a_call(mask=torch.zeros(5, 5)), forced=True)
-    assert not tiled.tiles_fit(a_call(causal=True), forced=True)
-    assert not tiled.tiles_fit(a_call(torch.float64), forced=True)
-    assert not tiled.tiles_fit(a_call(width=257), forced=True)
+    assert kernels.tiles_fit(a_call(), forced=True)
+    assert not kernels.tiles_fit(a_call())  # on a CPU nobody asks for it
+    assert not kernels.tiles_fit(a_call(mask=torch.zeros(5, 5)), forced=True)
+    assert not kernels.tiles_fit(a_call(causal=True), forced=True)
+    assert not kernels.tiles_fit(a_call(torch.float64), forced=True)
+    assert not kernels.tiles_fit(a_call(width=257), forced=True)
     mixed = a_call()
     wide = AttentionCall(mixed.query.float(), mixed.key, mixed.value, None, False, 0.5)
-    assert not tiled.tiles_fit(wide, forced=True)
+    assert not kernels.tiles_fit(wide, forced=True)
 
 
 def test_without_triton_nothing_fits(monkeypatch):
-    monkeypatch.setattr(tiled, "find_spec", lambda name: None)
-    tiled._importable.cache_clear()
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    kernels._importable.cache_clear()
     try:
-        assert not tiled.tiles_fit(a_call(), forced=True)
+        assert not kernels.tiles_fit(a_call(), forced=True)
     finally:
-        tiled._importable.cache_clear()
+        kernels._importable.cache_clear()
 
 
 def test_a_kernel_that_cannot_be_built_gives_way_to_blocks(monkeypatch, caplog):
     """Here it is not interpreted, and Triton refuses a CPU's tensors: the engine goes on and says so once."""
-    monkeypatch.setattr(tiled, "_FAILED", set())
+    monkeypatch.setattr(kernels, "_FAILED", set())
     call, upstream = a_call(), torch.randn(1, 2, 5, 8).bfloat16()
     wanted = QuerySum("absolute", torch.ones(1, 5))
     for _ in range(2):
-        assert tiled.sum_over_queries(call, wanted, upstream, call.output()) is None
+        assert kernels.sum_over_queries(call, wanted, upstream, call.output()) is None
     assert len(caplog.records) == 1
     assert "without its Triton kernel" in caplog.text
-    assert (torch.bfloat16, 8, 8) in tiled._FAILED
+    assert (torch.bfloat16, 8, 8) in kernels._FAILED
     with pytest.raises(Exception, match="."):
-        tiled.sum_over_queries(call, wanted, upstream, call.output(), forced=True)
+        kernels.sum_over_queries(call, wanted, upstream, call.output(), forced=True)
 
 
 @pytest.mark.parametrize("rule", [complete, positive, absolute])
@@ -326,10 +327,10 @@ class TestOnAGpu:
             tensors[name].to(getattr(torch, dtype)) for name in ("query", "key", "value", "upstream")
         )
         call = AttentionCall(query, key, value.requires_grad_(), None, False, width**-0.5)
-        assert tiled.tiles_fit(call)
+        assert kernels.tiles_fit(call)
         row = None if function.startswith("norm") else tensors["row"]
         ask = call.detached(), QuerySum(function, row), upstream, call.output()
-        once, again = tiled.sum_over_queries(*ask), tiled.sum_over_queries(*ask)
+        once, again = kernels.sum_over_queries(*ask), kernels.sum_over_queries(*ask)
         assert once is not None
         assert again is not None
         assert torch.equal(once, again)
@@ -342,11 +343,11 @@ class TestOnAGpu:
         model = vitrail.wrap(FAMILIES["timm_vit"].build().cuda().bfloat16())
         images = FAMILIES["timm_vit"].images(2).cuda()
         launched = []
-        plain = tiled.sum_over_queries
+        plain = kernels.sum_over_queries
         monkeypatch.setattr(differentiate, "sum_over_queries", lambda *a, **k: launched.append(1) or plain(*a, **k))
         tiles = vitrail.explain(model, images, [1, 2], method=method).scores
         assert launched
-        assert not tiled._FAILED
+        assert not kernels._FAILED
         monkeypatch.setattr(differentiate, "tiles_fit", lambda call, forced: False)
         blocks = vitrail.explain(model, images, [1, 2], method=method).scores
         torch.testing.assert_close(tiles, blocks, rtol=0, atol=4 * 2**-8 * float(blocks.abs().max()))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .calls import AttentionCall, blocks, compute_dtype, probabilities, without_autocast
 from .nonzero_rows import nonzero_rows
-from .weighting import Collector
+from .relevance_row import Collector
 
 __all__ = ["Gradients", "attention_backward", "constant_attention_backward", "fused_row", "softmax_backward"]
 

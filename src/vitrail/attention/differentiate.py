@@ -12,10 +12,9 @@ from torch.autograd.function import once_differentiable
 from .backward import Gradients, attention_backward, constant_attention_backward, fused_row, softmax_backward
 from .calls import AttentionCall, Block, compute_dtype
 from .gradient_modes import GradientMode
+from .kernels import attention_transposed, sum_over_queries, swaps, tiles_fit
 from .nonzero_rows import nonzero_rows
-from .tiled import sum_over_queries, tiles_fit
-from .transposed_attention import attention_transposed, swaps
-from .weighting import Collector, SummingCollector
+from .relevance_row import Collector, SummingCollector
 
 __all__ = ["DifferentiatedAttention", "Kernel", "LayerListener"]
 

@@ -1,16 +1,159 @@
 """Relevance as one row that flows backward: at layer l, r ← r + (1/H) Σ_h r · (f(∇A_h) ⊙ A_h).
 
 Autograd reaches the layers from last to first, which is the order of the product Ā^L … Ā^1 read at one row. So the
-rule stands in the backward pass of attention, and each layer is forgotten as soon as it is passed.
+rule stands in the backward pass of attention, and each layer is forgotten as soon as it is passed. The formulas
+f(∇A) ⊙ A and their collectors work on blocks of query rows, so that no layer's whole matrix is ever needed.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from .weighting import ELEMENTWISE, ClampedMeanUpdate, Collector, ElementwiseRule, HeadNorms, RowUpdate
+from .calls import Block
 
-__all__ = ["HeadNormListener", "RelevanceRow", "add_update"]
+__all__ = [
+    "ELEMENTWISE",
+    "ClampedMeanUpdate",
+    "Collector",
+    "ElementwiseRule",
+    "QuerySum",
+    "RelevanceRow",
+    "RowUpdate",
+    "SummingCollector",
+    "absolute",
+    "add_update",
+    "centre",
+    "complete",
+    "positive",
+]
+
+Matrix: TypeAlias = Float[Tensor, "images heads rows keys"]
+ElementwiseRule: TypeAlias = Callable[[Matrix, Matrix], Matrix]
+
+
+def complete(attention: Matrix, gradient: Matrix) -> Matrix:
+    """∇A ⊙ A, signed (Cui, Fan, Chen, Eq. 5)."""
+    return gradient * attention
+
+
+def positive(attention: Matrix, gradient: Matrix) -> Matrix:
+    """(∇A)⁺ ⊙ A (Chefer, Gur, Wolf 2021, GAE; Eq. 4 of Cui, Fan, Chen). A ≥ 0, so this is (∇A ⊙ A)⁺."""
+    return gradient.clamp(min=0).mul_(attention)
+
+
+def absolute(attention: Matrix, gradient: Matrix) -> Matrix:
+    """|∇A| ⊙ A (Cui, Fan, Chen, Eq. 6)."""
+    return gradient.abs().mul_(attention)
+
+
+def centre(attention: Matrix, gradient: Matrix) -> Matrix:
+    """∇A less its mean under A in every row: the part of the gradient that a softmax can follow."""
+    return gradient - (attention * gradient).sum(dim=-1, keepdim=True)
+
+
+ELEMENTWISE: dict[str, ElementwiseRule] = {"complete": complete, "positive": positive, "absolute": absolute}
+
+
+@runtime_checkable
+class Collector(Protocol):
+    """Is shown every block of A and ∇A of one layer, and keeps what it needs of them."""
+
+    @property
+    def every_row(self) -> bool:
+        """Whether it must be shown query rows of which ∇A is zero, too; where not, they may be left out, or shown."""
+        ...
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None: ...
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None: ...
+
+
+class QuerySum(NamedTuple):
+    """Σ_i r_i f(A_hij, ∇A_hij) for every head h and key j: f by its name, r the row (None: ones)."""
+
+    function: str
+    row: Float[Tensor, "images queries"] | None = None
+    centred: bool = False
+
+
+@runtime_checkable
+class SummingCollector(Collector, Protocol):
+    """A collector that can also do with one sum over the queries, and so needs no block of A or ∇A."""
+
+    def query_sum(self) -> QuerySum | None:
+        """The sum that it can do with; None where its function has no name."""
+        ...
+
+    def take_sum(self, total: Float[Tensor, "images heads keys"]) -> None:
+        """The sum, in place of `begin` and all `add`."""
+        ...
+
+
+@dataclass
+class RowUpdate:
+    """Collects (1/H) Σ_h r · (f(∇A_h) ⊙ A_h) block by block, for a relevance row r per image."""
+
+    rule: ElementwiseRule
+    row: Float[Tensor, "images queries"]
+    centred: bool
+    total: Float[Tensor, "images keys"] = field(init=False)
+    heads: int = field(init=False)
+
+    @property
+    def every_row(self) -> bool:
+        """A rule of somebody's own may make something of a ∇A that is zero."""
+        return self.rule not in ELEMENTWISE.values()
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
+        self.heads = heads
+        self.total = self.row.new_zeros(images, keys)
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None:
+        if self.centred:
+            gradient = centre(attention, gradient)
+        weighted = self.rule(attention, gradient)
+        row = self.row[block.images, None, None, block.rows].to(weighted.dtype)
+        # (images, heads, 1, rows) @ (images, heads, rows, keys): one pass over the block, then the heads are summed.
+        update = (row.expand(-1, weighted.shape[1], -1, -1) @ weighted).sum(dim=(1, 2))
+        self.total[block.images] += update.to(self.total.dtype)
+
+    def query_sum(self) -> QuerySum | None:
+        names = [name for name, rule in ELEMENTWISE.items() if rule is self.rule]
+        return QuerySum(names[0], self.row, self.centred) if names else None
+
+    def take_sum(self, total: Float[Tensor, "images heads keys"]) -> None:
+        self.heads = total.shape[1]
+        self.total = total.sum(dim=1).to(self.row.dtype)
+
+    def result(self) -> Float[Tensor, "images keys"]:
+        return self.total / self.heads
+
+
+@dataclass
+class ClampedMeanUpdate:
+    """Collects r · (E_h[∇A ⊙ A])⁺, the heads' mean taken before the clamp: one whole matrix per image."""
+
+    row: Float[Tensor, "images queries"]
+    centred: bool
+    total: Float[Tensor, "images queries keys"] = field(init=False)
+    heads: int = field(init=False)
+    every_row = False
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
+        self.heads = heads
+        self.total = self.row.new_zeros(images, self.row.shape[1], keys)
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None:
+        if self.centred:
+            gradient = centre(attention, gradient)
+        self.total[block.images, block.rows] += (gradient * attention).sum(dim=1).to(self.total.dtype)
+
+    def result(self) -> Float[Tensor, "images keys"]:
+        return (self.row[:, None] @ (self.total / self.heads).clamp(min=0))[:, 0]
 
 
 def add_update(
@@ -73,40 +216,3 @@ class RelevanceRow:
             self._identity, self._added = torch.zeros_like(update), update
         else:
             self._added = update if self._added is None else self._added + update
-
-
-class HeadNormListener:
-    """‖∇A_h‖₁ or ‖∇A_h‖₂ of every head of every layer, for GMAR; `order` is 1 or 2.
-
-    `real` says which keys are no padding, where there is any.
-    """
-
-    only_complete = False
-    sums_queries = True
-
-    def __init__(self, order: int, real: Bool[Tensor, "images keys"] | None = None) -> None:
-        self.order = order
-        self.real = real
-        self.norms: dict[int, Float[Tensor, "images heads"]] = {}
-
-    def begin(self, readout: Float[Tensor, "images queries"]) -> None:
-        del readout
-        self.norms = {}
-
-    def result(self) -> dict[int, Float[Tensor, "images heads"]]:
-        """The norms by layer."""
-        return self.norms
-
-    def collector(self, layer: int) -> HeadNorms:
-        del layer
-        return HeadNorms(self.order, self.real)
-
-    def take(self, layer: int, collector: Collector) -> None:
-        assert isinstance(collector, HeadNorms)
-        self.norms[layer] = collector.result()
-
-    def current_row(self) -> Tensor:
-        raise RuntimeError("head norms follow no row")
-
-    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        raise RuntimeError("head norms are not taken from the fused backward")

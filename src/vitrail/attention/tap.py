@@ -2,10 +2,16 @@
 
 A `TorchFunctionMode` sees each PyTorch function that the model calls. It hands attention to a visitor, takes the
 parameters out of the gradient (only activations are differentiated), and applies the gradient mode. The model itself
-is not touched: no hooks, no attribute, no copy.
+is not touched: no hooks, no attribute, no copy. Compiled models run in their plain form meanwhile (`eager`), and
+`nn.MultiheadAttention` runs its own code with the attention inside it visible (`run_multi_head_attention`).
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,10 +24,73 @@ from torch.overrides import TorchFunctionMode
 from ..errors import PackedBatchError, TrainingModeError, UnsupportedAttentionError
 from .calls import AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, libra_rules
-from .multihead import run_multi_head_attention
 from .nonzero_rows import linear
 
-__all__ = ["OTHER_WAY", "PRODUCTS", "Tap", "Visitor"]
+__all__ = ["OTHER_WAY", "PRODUCTS", "Tap", "Visitor", "bound_arguments", "eager", "run_multi_head_attention"]
+
+_LOCK = threading.Lock()
+_INSIDE = 0
+_STANCE = ExitStack()
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within the block, whatever `torch.compile` made runs its plain form; afterwards the compiled one again.
+
+    The stance is one for all threads, so the first to enter sets it and the last to leave restores it. Where nothing
+    has imported the compiler, nothing can be compiled, and it is not imported here either.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    global _INSIDE
+    with _LOCK:
+        if _INSIDE == 0:
+            _STANCE.enter_context(torch.compiler.set_stance("force_eager"))
+        _INSIDE += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _INSIDE -= 1
+            if _INSIDE == 0:
+                _STANCE.close()
+
+
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
+def bound_arguments(args: tuple, kwargs: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """The arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in, some `changed`."""
+    arguments = _SIGNATURE.bind(*args, **kwargs)
+    arguments.apply_defaults()
+    return {**arguments.arguments, **changed}
+
+
+def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Run `F.multi_head_attention_forward` with `attend` in the place of `scaled_dot_product_attention`.
+
+    PyTorch hands this function to a `TorchFunctionMode` as one call and does not reveal the attention in it, so its own
+    code object is run with globals in which nothing is overridden but the attention. Where the caller wants the
+    attention weights too, they are computed by the original code beside it, without gradients.
+    """
+    namespace = dict(F.multi_head_attention_forward.__globals__)
+    namespace["has_torch_function"] = lambda *_: False
+    namespace["scaled_dot_product_attention"] = attend
+    opened = types.FunctionType(
+        F.multi_head_attention_forward.__code__,
+        namespace,
+        argdefs=F.multi_head_attention_forward.__defaults__,
+    )
+    opened.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+    arguments = bound_arguments(args, kwargs)
+    output, _ = opened(**bound_arguments(args, kwargs, need_weights=False))
+    if not arguments["need_weights"]:
+        return output, None
+    with torch.no_grad():
+        _, weights = F.multi_head_attention_forward(**arguments)
+    return output, weights
+
 
 # What a model can be asked whose tokens cannot be followed; the first look at it names the layer.
 OTHER_WAY = 'method="gradcam" with layer=, a layer whose output is a grid, needs none of this'

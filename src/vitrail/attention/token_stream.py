@@ -10,18 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .tap import Tap
+from .watchers import NORMS
 
 __all__ = ["Place", "StreamWatcher", "TokenStream", "name_of", "tensors_in"]
-
-_NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class StreamWatcher(TorchFunctionMode):
         same = any(outputs[0] is tensor for tensor in given)
         if axis is not None and (not same or _in_place(func)):
             call.axis = axis
-            if func in _NORMS:
+            if func in NORMS:
                 self._norm = outputs[0]
             elif len(sources) > 1:
                 call.output = outputs[0]

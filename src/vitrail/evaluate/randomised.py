@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention.eager import eager
 from ..attention.modules import at_input
+from ..attention.tap import eager
 from ..errors import ModelError, OptionError
 from ..models.blocks import blocks_of
 from ..models.layout import layout_of

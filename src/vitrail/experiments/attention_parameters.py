@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.weighting import centre
+from ..attention.relevance_row import centre
 from ..errors import OptionError, UnsupportedAttentionError
 
 __all__ = ["CONSTRAINTS", "Constraint", "find_constraint"]

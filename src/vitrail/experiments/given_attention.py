@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import Block
-from ..attention.eager import eager
 from ..attention.relevance_row import RelevanceRow
-from ..attention.replace import Replacement
-from ..attention.tap import Tap
+from ..attention.tap import Tap, eager
+from ..attention.visitors import Replacement
 from ..models.vision_model import VisionModel
 
 __all__ = ["Maps", "answer", "complete_row"]

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..attention.backward import Gradients, attention_backward, softmax_backward
 from ..attention.calls import AttentionCall, Block, blocks, probabilities
-from ..attention.weighting import Collector
+from ..attention.relevance_row import Collector
 from .division import Divide
 from .operations import Walk
 

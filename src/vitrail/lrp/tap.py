@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.multihead import bound_arguments, run_multi_head_attention
-from ..attention.tap import PRODUCTS, Tap, Visitor
+from ..attention.tap import PRODUCTS, Tap, Visitor, bound_arguments, run_multi_head_attention
 from ..errors import UnsupportedOperationError
 from .module_trace import module_at_work
 from .reshape_ops import CAST_OPS, RESHAPE_OPS

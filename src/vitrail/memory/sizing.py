@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.eager import eager
+from ..attention.tap import eager
 from ..models.vision_model import VisionModel
 from .allocations import Allocations
 from .free import free_memory

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ..attention.listeners import GRADIENT_MATRICES, MatrixListener
 from ..attention.max_flow import UNITS, FlowGraph, flows_to_inputs
-from ..attention.mean_matrices import GRADIENT_MATRICES, MatrixListener
 from ..errors import OptionError
 from .context import AttributionContext
 from .registry import register_method

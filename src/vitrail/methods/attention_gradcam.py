@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import Block
-from ..attention.weighting import Collector
+from ..attention.relevance_row import Collector
 from .context import AttributionContext
 from .registry import register_method
 

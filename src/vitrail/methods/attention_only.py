@@ -3,8 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.chain import each_head_times_attention, row_times_attention
-from ..attention.record import RecordedLayer
+from ..attention.record import RecordedLayer, each_head_times_attention, row_times_attention
 from ..attention.relevance_row import add_update
 from ..errors import OptionError, UnsupportedOperationError
 from .context import AttributionContext

@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.chain import rows_times_attention
-from ..attention.projection import ValueProjection
-from ..attention.record import CallRecorder
+from ..attention.record import CallRecorder, rows_times_attention
+from ..attention.watchers import ValueProjection
 from ..errors import NoSignalError
 from .context import AttributionContext
 from .integrated_gradients import Rows, integrated_gradients

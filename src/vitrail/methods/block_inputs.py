@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import compute_dtype
-from ..attention.chain import row_times_attention
-from ..attention.leaves import LeafAttention
 from ..attention.modules import at_input, tokens_first
-from ..attention.record import CallRecorder, RecordedLayer
+from ..attention.record import CallRecorder, RecordedLayer, row_times_attention
 from ..attention.tap import Visitor
+from ..attention.visitors import LeafAttention
 from ..errors import OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
 from .context import AttributionContext

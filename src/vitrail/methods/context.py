@@ -11,13 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
-from ..attention.eager import eager
 from ..attention.gradient_modes import GradientMode
-from ..attention.norms import NormWatcher
 from ..attention.record import CallRecorder, RecordedLayer
-from ..attention.replace import Replacement
-from ..attention.tap import Tap, Visitor
+from ..attention.tap import Tap, Visitor, eager
 from ..attention.token_stream import StreamWatcher, TokenStream
+from ..attention.visitors import Replacement
+from ..attention.watchers import NormWatcher
 from ..competition import find_rivals, rival_logit
 from ..errors import LayoutError, OptionError, PackedBatchError
 from ..models.layout import TokenLayout

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..attention.eager import eager
 from ..attention.fewer_tokens import Selection, masked_keys, shortened
+from ..attention.tap import eager
 from ..attention.token_stream import TokenStream
 from ..errors import OptionError, UnsupportedOperationError
 from ..memory import ran_out

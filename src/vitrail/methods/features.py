@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import compute_dtype
-from ..attention.leaves import LeafAttention
 from ..attention.modules import at_input, at_output, find_module, tokens_first
-from ..attention.norms import NormWatcher
+from ..attention.visitors import LeafAttention
+from ..attention.watchers import NormWatcher
 from ..errors import NoSignalError, OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
 from ..models.layout import TokenLayout

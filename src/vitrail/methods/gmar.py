@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import compute_dtype
-from ..attention.chain import row_times_attention
-from ..attention.record import CallRecorder, RecordedLayer
-from ..attention.relevance_row import HeadNormListener, add_update
+from ..attention.listeners import HeadNormListener
+from ..attention.record import CallRecorder, RecordedLayer, row_times_attention
+from ..attention.relevance_row import add_update
 from ..errors import NoSignalError, OptionError
 from .context import AttributionContext
 from .registry import register_method

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..attention.calls import AttentionCall, compute_dtype
-from ..attention.leaves import LeafAttention
 from ..attention.modules import at_input, calling_module
-from ..attention.norms import ATTENTION, NORMS
+from ..attention.visitors import LeafAttention
+from ..attention.watchers import ATTENTION, NORMS
 from ..errors import OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
 from .context import AttributionContext

@@ -1,7 +1,7 @@
 """Maps from gradient times attention, multiplied through the layers: Ā^l = I + E_h[f(∇A^l) ⊙ A^l].
 
-The map is the readout's row of Ā^L … Ā^1 at the patches: one forward pass, one backward pass per target. What f does
-with the sign of the gradient is all that tells the three methods apart; the formulas stand in `attention.weighting`.
+The map is the readout's row of Ā^L … Ā^1 at the patches: one forward pass, one backward pass per target. The three
+methods differ in what f does with the sign of the gradient; the formulas stand in `attention.relevance_row`.
 
 The identity's own share of that row is left out unless `identity=True`. For a class token it lies outside the patches
 and changes nothing. For a head that reads the mean of P patches it is the same 1/P on every patch, hundreds of times

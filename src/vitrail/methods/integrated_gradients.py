@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..attention.feedback import LayerGradients, RowGradientListener
+from ..attention.listeners import LayerGradients, RowGradientListener
 from ..attention.record import CallRecorder, RecordedLayer
 from ..errors import NoSignalError, OptionError, UnsupportedOperationError
 from ..objectives import OBJECTIVES

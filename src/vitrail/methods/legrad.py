@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attention.calls import blocks, compute_dtype
-from ..attention.leaves import LeafAttention
 from ..attention.modules import at_output, tokens_first
 from ..attention.record import RecordedLayer
+from ..attention.visitors import LeafAttention
 from ..errors import ForwardError, OptionError, OutputError, UnsupportedOperationError
 from ..models.blocks import blocks_of
 from .context import AttributionContext

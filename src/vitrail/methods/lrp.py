@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import without_autocast
-from ..attention.relevance_row import RelevanceRow
-from ..attention.weighting import Collector, ElementwiseRule, RowUpdate
+from ..attention.relevance_row import Collector, ElementwiseRule, RelevanceRow, RowUpdate
 from ..errors import OptionError
 from ..lrp.attention import RelevanceListener, RelevantAttention
 from ..lrp.chefer import chefer_rules, find_rule_set

@@ -6,10 +6,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.dense import DenseAttention
-from ..attention.eager import eager
 from ..attention.replay import DivergedError, Replay
-from ..attention.tap import Tap
+from ..attention.tap import Tap, eager
+from ..attention.visitors import DenseAttention
 from .context import AttributionContext
 
 __all__ = ["Pass", "Rerun"]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.chain import rows_times_attention
+from ..attention.record import rows_times_attention
 from .context import AttributionContext
 from .integrated_gradients import Rows, integrated_gradients
 from .registry import register_method

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..attention.eager import eager
+from ..attention.tap import eager
 from ..attention.token_stream import TokenStream
 from ..errors import NoSignalError, OptionError, UnsupportedOperationError
 from .context import AttributionContext

@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention.eager import eager
-from ..attention.leaves import LeafAttention
 from ..attention.modules import at_input, at_output, tokens_first
-from ..attention.tap import Tap
+from ..attention.tap import Tap, eager
+from ..attention.visitors import LeafAttention
 from .layout import TokenLayout
 from .vision_model import VisionModel
 

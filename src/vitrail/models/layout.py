@@ -11,11 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..attention.calls import AttentionCall
-from ..attention.eager import eager
 from ..attention.modules import at_output, find_module
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.places import PixelGradient, Places, StemObserver, find_places
-from ..attention.tap import OTHER_WAY, Tap
+from ..attention.tap import OTHER_WAY, Tap, eager
 from ..errors import ForwardError, LayoutError, ModelError, NoAttentionError, OptionError, UnsupportedAttentionError
 from ..outputs import may_be_probabilities
 from .readiness import model_errors, refuse_replaced

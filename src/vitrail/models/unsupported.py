@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention.eager import eager
 from ..attention.observe import AttentionShape, Observation
-from ..attention.tap import OTHER_WAY, Tap
+from ..attention.tap import OTHER_WAY, Tap, eager
 from .vision_model import VisionModel
 
 __all__ = ["LARGEST_PREFIX", "WINDOWS", "map_in", "no_attention", "no_chain", "other_way", "reads_texts", "why_not"]

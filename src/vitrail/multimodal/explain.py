@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention.eager import eager
 from ..attention.record import DenseRecorder
-from ..attention.tap import Tap
+from ..attention.tap import Tap, eager
 from ..errors import (
     NoAttentionError,
     NonFiniteError,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.weighting import ELEMENTWISE
+from ..attention.relevance_row import ELEMENTWISE
 
 __all__ = ["averaged_heads", "cross_attention", "rescaled", "self_attention"]
 

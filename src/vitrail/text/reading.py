@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..attention.eager import eager
 from ..attention.observe import Observation, ShapeObserver
-from ..attention.tap import Tap
+from ..attention.tap import Tap, eager
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
 from ..models.layout import TokenLayout
 from ..models.readiness import model_errors, refuse_replaced

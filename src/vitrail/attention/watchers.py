@@ -1,9 +1,4 @@
-"""How much an attention's value and output projection scale every token: ‖z_j W_V W_O‖ / ‖z_j‖, found by watching.
-
-No module is asked for by name. What the attention reads, what it multiplies and where its answer goes show in the
-functions that the model calls: the input of the norm in front of it is z, the values stand in the call itself, and the
-next linear map, fed with the attention's output, is W_O.
-"""
+"""Finds the norms and the projections around attention by the functions that a model calls, without module names."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -20,9 +15,50 @@ from ..errors import UnsupportedOperationError
 from .calls import compute_dtype, without_autocast
 from .record import CallRecorder
 
-__all__ = ["ValueProjection"]
+__all__ = ["ATTENTION", "NORMS", "NormWatcher", "ValueProjection"]
 
-_NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
+NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
+ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+
+
+class NormWatcher(TorchFunctionMode):
+    """Keeps the output of the last token norm before the most recent attention.
+
+    Enter it inside the tap's block: what it does not keep goes on to the tap. Norms of queries and keys have four
+    dimensions and are skipped. `latest` is the last token norm so far, and `first` the first one since `begin`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: Tensor | None = None
+        self.first: Tensor | None = None
+        self._begun = False
+        self.before_attention: Tensor | None = None
+
+    def begin(self) -> None:
+        """The next norm is the first one: a block begins."""
+        self.first, self._begun = None, True
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in ATTENTION:
+            self.before_attention = self.latest
+        result = func(*args, **(kwargs or {}))
+        if func in NORMS and result.dim() == 3:
+            self.latest = result
+            if self._begun and self.first is None:
+                self.first = result
+        return result
+
+
+# How much an attention's value and output projection scale every token: ‖z_j W_V W_O‖ / ‖z_j‖, found by watching.
+#
+# No module is asked for by name. What the attention reads, what it multiplies and where its answer goes show in the
+# functions that the model calls: the input of the norm in front of it is z, the values stand in the call itself, and
+# the next linear map, fed with the attention's output, is W_O.
+
+
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 _SCALINGS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, torch.multiply, Tensor.multiply}
 _ARRANGING = {"__get__", "transpose", "permute", "reshape", "view", "contiguous", "flatten", "swapaxes", "size", "to"}
@@ -66,7 +102,7 @@ class ValueProjection(TorchFunctionMode):
             self._attended(func, args, kwargs, result)
             return result
         self._note(func, result)
-        if func in _NORMS and result.dim() == 3:
+        if func in NORMS and result.dim() == 3:
             self._norm = args[0], result
         elif func is F.linear:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
