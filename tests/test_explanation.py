@@ -23,7 +23,7 @@ from vitrail.comparison import Compared, Comparison
 from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.explanation import Explanation, ExplanationFileError
-from vitrail.render import overlay
+from vitrail.plotting import overlay
 from vitrail.text import TextExplanation
 
 NAMES = ("crane, lifting machine", "African elephant, Loxodonta africana", "zebra", "crane, wading bird", "kite")

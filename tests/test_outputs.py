@@ -349,7 +349,7 @@ class TestEverywhere:
 
     def test_transfer_tells_scores_and_probabilities_apart(self):
         from vitrail.experiments import transfer
-        from vitrail.render.transfer import standing
+        from vitrail.plotting.transfer import standing
 
         images = FAMILIES["timm_vit"].images(batch=1)
         found = transfer(model_of("scores", dtype=torch.float32), images, 0, 1, steps=1)

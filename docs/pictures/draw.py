@@ -21,10 +21,10 @@ from vitrail.bestiary.benchmark import COMPARED
 from vitrail.demo.chapters import PAIR, SIBLING, chapters
 from vitrail.experiments import rewrite, transfer
 from vitrail.guidance import detail
-from vitrail.render import draw_transfer
-from vitrail.render.class_pair import draw_pair
-from vitrail.render.guided import draw_guided
-from vitrail.render.rewriting import draw_rewrite
+from vitrail.plotting import draw_transfer
+from vitrail.plotting.class_pair import draw_pair
+from vitrail.plotting.guided import draw_guided
+from vitrail.plotting.rewriting import draw_rewrite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -114,14 +114,14 @@ class Comparison:
         return {"questions": rows, **output, "objective": self.objective, "methods": methods, "notes": self.notes()}
 
     def plot(self, **look: Any) -> "Figure":
-        """Draw the sheet; the options are those of `vitrail.render.comparison.draw_comparison`."""
-        from .render.comparison import draw_comparison
+        """Draw the sheet; the options are those of `vitrail.plotting.comparison.draw_comparison`."""
+        from .plotting.comparison import draw_comparison
 
         return draw_comparison(self, **look)
 
     def _repr_html_(self) -> str:
         """The sheet, for notebooks."""
-        from .render.sheet import figure_html
+        from .plotting.sheet import figure_html
 
         return figure_html(self.plot(), repr(self))
 
@@ -130,7 +130,7 @@ class Comparison:
 
         Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
         """
-        from .render.sheet import save_figure, suffix_of
+        from .plotting.sheet import save_figure, suffix_of
 
         suffix_of(path)
         return save_figure(self.plot(**look), path)

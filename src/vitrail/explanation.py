@@ -316,11 +316,11 @@ class Explanation:
     def plot(self, path: str | os.PathLike[str] | None = None, **look: Any) -> "matplotlib.figure.Figure":
         """Draws photographs and signed maps, and writes them to `path` (.png, .jpg, .pdf or .svg) where one is given.
 
-        The options are those of `vitrail.render.draw`: opacity, smooth, shared_scale, photograph, max_images, colormap,
-        threshold and side.
+        The options are those of `vitrail.plotting.draw`: opacity, smooth, shared_scale, photograph, max_images,
+        colormap, threshold and side.
         """
-        from vitrail.render.figure import draw
-        from vitrail.render.sheet import save_figure, suffix_of
+        from vitrail.plotting.figure import draw
+        from vitrail.plotting.sheet import save_figure, suffix_of
 
         if path is not None:
             suffix_of(path)  # before the drawing, which takes longer than a refusal should
@@ -335,7 +335,7 @@ class Explanation:
         """Returns one map laid over its image, without letters: an RGB picture of the image's size.
 
         `size` is another one, (height, width) or one number for a square; the options are those of
-        `vitrail.render.overlay`: opacity, smooth, limit, colormap and threshold.
+        `vitrail.plotting.overlay`: opacity, smooth, limit, colormap and threshold.
 
         >>> question = {"target": torch.tensor([2]), "method": "gae", "objective": "logit"}
         >>> ex = Explanation(scores=torch.eye(2)[None], logits=torch.zeros(1, 3), **question)
@@ -344,7 +344,7 @@ class Explanation:
         """
         from PIL import Image
 
-        from vitrail.render.overlay import overlay
+        from vitrail.plotting.overlay import overlay
 
         picture = None if self.images is None else self.images[image].numpy(force=True)
         sides = (size, size) if isinstance(size, int) else size
@@ -353,7 +353,7 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """The figure and what it shows, for notebooks."""
-        from vitrail.render.sheet import figure_html
+        from vitrail.plotting.sheet import figure_html
 
         return figure_html(self.plot(max_images=NOTEBOOK), repr(self))
 

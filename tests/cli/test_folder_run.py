@@ -22,7 +22,7 @@ from typer.testing import Result
 import vitrail
 from vitrail.cli import explaining
 from vitrail.explanation import Explanation
-from vitrail.render import draw_light, overlay, save_light
+from vitrail.plotting import draw_light, overlay, save_light
 
 Run = Callable[..., Result]
 RIGHT = ("--target", "zebra", "--gradient", "full", "--output", "out")

@@ -92,7 +92,7 @@ def test_names_stay_functions_whatever_is_imported_first():
         "from vitrail.methods import gmar\nfrom vitrail import explain\n"
         "assert all(map(callable, (vitrail.explain, vitrail.compare, vitrail.plan)))\n"
         "assert vitrail.explain is explain is sys.modules['vitrail.explain'].explain\n"
-        "vitrail.render.save_picture, vitrail.errors.ImageError  # submodules need no import of their own\n"
+        "vitrail.plotting.save_picture, vitrail.errors.ImageError  # submodules need no import of their own\n"
     )
     result = python(f"import sys\n{code}")
     assert result.returncode == 0, result.stderr

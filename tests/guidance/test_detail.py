@@ -19,7 +19,7 @@ from vitrail.errors import (
     UnknownClassError,
 )
 from vitrail.guidance import LOSSES, detail, ordered, picture_files, top_pairs, typical_pictures
-from vitrail.render.class_pair import draw_pair
+from vitrail.plotting.class_pair import draw_pair
 
 NAMES = ("kite", "bald eagle, American eagle", "zebra", "snail", "conch", "slug", "coil")
 

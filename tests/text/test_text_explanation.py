@@ -12,9 +12,9 @@ from rich.console import Console
 import vitrail
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation, ExplanationFileError
-from vitrail.render.text_figure import draw_text
-from vitrail.render.text_page import hex_colour
-from vitrail.render.text_terminal import text_lines
+from vitrail.plotting.text_figure import draw_text
+from vitrail.plotting.text_page import hex_colour
+from vitrail.plotting.text_terminal import text_lines
 from vitrail.text import Piece, TextExplanation
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from ..errors import reworded
 from ..explanation import Explanation
-from ..render.lettering import number
-from ..render.overlay import overlay, sides, strength
-from ..render.palette import colour
+from ..plotting.lettering import number
+from ..plotting.overlay import overlay, sides, strength
+from ..plotting.palette import colour
 from .work import Report
 
 __all__ = [

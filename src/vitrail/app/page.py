@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import OptionError, VitrailError, how_to_install
 from ..methods import list_methods
-from ..render.palette import AGAINST, FOR, colour
-from ..render.transfer import COLOURS
+from ..plotting.palette import AGAINST, FOR, colour
+from ..plotting.transfer import COLOURS
 from .fragments import css, nothing, on_page
 from .question import VIEWS
 from .service import DRAW, EMPTY, WAITING, Service, Shown, read

@@ -102,7 +102,7 @@ def as_python(told: Told) -> str:
             if "head" in told.facts:
                 lines += [f"one = found.scores[{told.facts['layer']}, {told.facts['head']}]  # rows, columns"]
         case "detail":
-            imports = ["from vitrail.guidance import detail", "from vitrail.render.class_pair import draw_pair"]
+            imports = ["from vitrail.guidance import detail", "from vitrail.plotting.class_pair import draw_pair"]
             lines = [f"found = detail(model, image, {target}, {rival}{gradient})", "pair = found.pairs[0]"]
             lines += ['draw_pair(found, *pair).savefig("detail.png")']
         case "guide":

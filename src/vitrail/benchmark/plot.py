@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluate.report.styles import COLOURS, DASHES
-from ..render.lettering import write
-from ..render.panel import FRAME, INK, PALE, Box, axes_at, blank
+from ..plotting.lettering import write
+from ..plotting.panel import FRAME, INK, PALE, Box, axes_at, blank
 from .results import Results
 from .rows import LIMIT
 

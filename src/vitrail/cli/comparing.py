@@ -123,7 +123,7 @@ def _results(
 
 
 def _write(answer: "Comparison", image: Found, names: OutputNames, formats: Sequence[str]) -> list[Path]:
-    from vitrail.render import save_figure
+    from vitrail.plotting import save_figure
 
     classes = "+".join(slug(answer.sides(row)[0][0]) for row in range(len(answer.target)))
     what = f"compare.{classes if len(classes) <= 100 else f'{len(answer.target)}-classes'}"
@@ -143,7 +143,7 @@ def _write(answer: "Comparison", image: Found, names: OutputNames, formats: Sequ
 
 
 def _table(result: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    from vitrail.render.lettering import number
+    from vitrail.plotting.lettering import number
 
     for one in result["methods"]:
         maps = one.get("maps") or []

@@ -139,8 +139,8 @@ def _written(
     names: OutputNames,
     formats: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    from vitrail.render import save_figure
-    from vitrail.render.class_pair import draw_pair
+    from vitrail.plotting import save_figure
+    from vitrail.plotting.class_pair import draw_pair
 
     pictures = [kind for kind in formats if kind != "safetensors"]
     maps = []

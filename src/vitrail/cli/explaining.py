@@ -16,8 +16,8 @@ from vitrail.cli.inputs import OVERLAY, Found, OutputNames, destination, find_im
 from vitrail.cli.loading import load_named
 from vitrail.errors import OptionError, SameClassError, VitrailError
 from vitrail.explanation import Explanation, verdict_of
-from vitrail.render import save_light, save_picture
-from vitrail.render.lettering import number
+from vitrail.plotting import save_light, save_picture
+from vitrail.plotting.lettering import number
 
 if TYPE_CHECKING:
     from vitrail.inputs import Prepared

@@ -121,8 +121,8 @@ def _results(
 def _write(
     guided: Explanation, unguided: Explanation, image: Found, names: OutputNames, formats: Sequence[str]
 ) -> list[Path]:
-    from vitrail.render.guided import draw_guided
-    from vitrail.render.sheet import save_figure
+    from vitrail.plotting.guided import draw_guided
+    from vitrail.plotting.sheet import save_figure
 
     what = f"{slug(guided.sides()[0][0])}.guided"
     files = []

@@ -117,7 +117,7 @@ def rewrite_command(
     from vitrail.cli.loading import load_named
     from vitrail.errors import VitrailError
     from vitrail.experiments.rewrite import rewrite, takes_for, unresized
-    from vitrail.render.sheet import save_figure
+    from vitrail.plotting.sheet import save_figure
 
     fresh = not output.exists()
     try:

@@ -12,9 +12,9 @@ from vitrail.cli.transfer import TransferRequest
 from vitrail.errors import ImageError, OptionError, VitrailError
 from vitrail.experiments.transfer_result import Transfer, usual_snapshots
 from vitrail.explanation import percent
-from vitrail.render import save_figure, save_film
-from vitrail.render.film import check_film
-from vitrail.render.lettering import number
+from vitrail.plotting import save_figure, save_film
+from vitrail.plotting.film import check_film
+from vitrail.plotting.lettering import number
 
 if TYPE_CHECKING:
     from vitrail.models import VisionModel

@@ -17,7 +17,7 @@ from vitrail.explanation import Explanation
 from vitrail.files import atomic_write
 from vitrail.methods.choosing import choose_methods
 from vitrail.models import VisionModel
-from vitrail.render import overlay, save_picture
+from vitrail.plotting import overlay, save_picture
 
 __all__ = ["Chapter", "Figure", "Tile", "chapters", "tiles"]
 

@@ -112,7 +112,7 @@ class Rewrite:
 
     def plot(self) -> "matplotlib.figure.Figure":
         """Draw both pictures, their difference amplified, the probabilities, and the signed maps before and after."""
-        from ..render.rewriting import draw_rewrite
+        from ..plotting.rewriting import draw_rewrite
 
         return draw_rewrite(self)
 

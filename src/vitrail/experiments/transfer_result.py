@@ -136,14 +136,14 @@ class Transfer:
         )
 
     def plot(self, **look: Any) -> "Figure":
-        """Draw classes by steps, with the curves below; the options are those of `vitrail.render.draw_transfer`."""
-        from ..render.transfer import draw_transfer
+        """Draw classes by steps, with the curves below; the options are those of `vitrail.plotting.draw_transfer`."""
+        from ..plotting.transfer import draw_transfer
 
         return draw_transfer(self, **look)
 
     def animate(self, path: str | os.PathLike[str], **look: Any) -> Path:
-        """Write a film of the maps and the curves: .gif, .webp or .mp4; see `vitrail.render.save_film`."""
-        from ..render.film import save_film
+        """Write a film of the maps and the curves: .gif, .webp or .mp4; see `vitrail.plotting.save_film`."""
+        from ..plotting.film import save_film
 
         return save_film(self, path, **look)
 

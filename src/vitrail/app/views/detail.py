@@ -4,8 +4,8 @@ from html import escape
 
 from ...guidance.detail import detail
 from ...objectives import OBJECTIVES
-from ...render.class_pair import draw_pair
-from ...render.lettering import number
+from ...plotting.class_pair import draw_pair
+from ...plotting.lettering import number
 from ..answer import Answer, files_of_figure
 from ..fragments import opacity, panel, section
 from .asking import Asked

@@ -13,7 +13,7 @@ from ...comparison import Compared, Comparison
 from ...errors import VitrailError
 from ...methods.choosing import choose_methods
 from ...methods.registry import METHODS
-from ...render.comparison import draw_comparison, two_ended
+from ...plotting.comparison import draw_comparison, two_ended
 from ..answer import Answer, files_of_figure
 from ..fragments import on_page, opacity, panel, picture, problem, question, section
 from ..pictures import Picture

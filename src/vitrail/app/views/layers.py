@@ -4,7 +4,7 @@ from html import escape
 
 import numpy as np
 
-from ...render.overlay import strength
+from ...plotting.overlay import strength
 from ...shares import head_shares
 from ..answer import Answer, files_of
 from ..fragments import curves, film, notes, opacity, player, question, section

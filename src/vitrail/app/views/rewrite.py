@@ -11,9 +11,9 @@ from ...experiments import rewrite
 from ...experiments.rewrite import Progress
 from ...experiments.rewritten import Rewrite, encode
 from ...explanation import Explanation, percent
-from ...render.overlay import resize
-from ...render.rewriting import amplified
-from ...render.sheet import save_figure
+from ...plotting.overlay import resize
+from ...plotting.rewriting import amplified
+from ...plotting.sheet import save_figure
 from ..answer import Answer, file_of
 from ..fragments import curves, data_address, opacity, panel, picture, problem, section
 from ..pictures import Picture

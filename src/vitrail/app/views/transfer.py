@@ -9,8 +9,8 @@ import torch
 
 from ...experiments import transfer
 from ...experiments.transfer_result import Transfer
-from ...render.film import save_film
-from ...render.transfer import course, standing
+from ...plotting.film import save_film
+from ...plotting.transfer import course, standing
 from ..answer import Answer, file_of, files_of_figure
 from ..fragments import curves, film, opacity, player, section
 from ..pictures import Picture

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...render.lettering import write
-from ...render.panel import FRAME, INK, PALE, Box, axes_at, blank
+from ...plotting.lettering import write
+from ...plotting.panel import FRAME, INK, PALE, Box, axes_at, blank
 from ..significance import Band, band
 from .leaderboard import Board
 from .styles import Look
@@ -109,7 +109,7 @@ def svg_of(figure: "Figure") -> str:
     """The figure as SVG, the same text for the same picture."""
     from matplotlib import rc_context
 
-    from ...render.sheet import FORMATS, SETTINGS
+    from ...plotting.sheet import FORMATS, SETTINGS
 
     buffer = io.BytesIO()
     with rc_context(SETTINGS):

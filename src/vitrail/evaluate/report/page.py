@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from ...metrics.aggregation import Interval
-from ...render.web import inline_svg, web_page
+from ...plotting.web import inline_svg, web_page
 from ..run_reader import EvaluationRun
 from ..significance import Paired
 from .curves import Chart, draw_chart, svg_of

@@ -10,10 +10,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ...methods.registry import METHODS
-from ...render.lettering import number
-from ...render.overlay import overlay, resize, sides, strength
-from ...render.palette import colour
-from ...render.web import picture_address
+from ...plotting.lettering import number
+from ...plotting.overlay import overlay, resize, sides, strength
+from ...plotting.palette import colour
+from ...plotting.web import picture_address
 from ..run_reader import EvaluationRun
 from ..significance import per_image
 from .leaderboard import Board, Column, Entry

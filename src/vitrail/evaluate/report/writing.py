@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ...errors import OptionError, RunFolderError
 from ...files import atomic_write, writable_folder
 from ...metrics.aggregation import RESAMPLES
-from ...render.sheet import save_figure
+from ...plotting.sheet import save_figure
 from ..run_reader import EvaluationRun, read_run
 from .checks import warnings
 from .curves import Chart, charts, draw_charts

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...compare import compare
-from ...render.comparison import draw_comparison
+from ...plotting.comparison import draw_comparison
 from .registry import Question, register_experiment
 
 __all__ = ["comparison", "methods"]

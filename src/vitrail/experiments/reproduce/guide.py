@@ -4,7 +4,7 @@ from typing import Any
 
 from ...explain import explain
 from ...guidance.guide import Guide
-from ...render.guided import draw_guided
+from ...plotting.guided import draw_guided
 from .registry import Question, register_experiment
 
 __all__ = ["guide"]

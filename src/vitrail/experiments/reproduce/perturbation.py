@@ -10,7 +10,7 @@ from ...evaluate.perturbation import SHARES
 from ...explain import explain
 from ...images import read_image
 from ...metrics.aggregation import bootstrap
-from ...render.perturbation import CurveSet, Drawn, draw_perturbation
+from ...plotting.perturbation import CurveSet, Drawn, draw_perturbation
 from ..labels import evenly, labels_by_name, labels_in_table
 from ..stitched_perturbation import CONTROL, MAPS, RANDOM, REGIONS, WAYS, Curve, areas, curves_of, stitch_pictures
 from ..stitched_perturbation import stitched_maps as maps_of

@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import ExperimentError, UnknownExperimentError
 from ...explanation import Explanation
 from ...models.vision_model import VisionModel
-from ...render import save_figure, save_picture
+from ...plotting import save_figure, save_picture
 
 __all__ = ["EXPERIMENTS", "Experiment", "Question", "find_experiment", "needs", "register_experiment"]
 

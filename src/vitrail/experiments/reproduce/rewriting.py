@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...render.rewriting import draw_rewrite
+from ...plotting.rewriting import draw_rewrite
 from ..rewrite import rewrite
 from .registry import Question, needs, register_experiment
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...render.transfer import draw_transfer
+from ...plotting.transfer import draw_transfer
 from ..transfer import transfer as move_attention
 from .registry import Question, needs, register_experiment
 

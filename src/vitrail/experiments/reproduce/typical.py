@@ -4,7 +4,7 @@ from typing import Any
 
 from ...guidance.detail import detail
 from ...guidance.typical import typical_pictures
-from ...render.class_pair import draw_pair
+from ...plotting.class_pair import draw_pair
 from .registry import Question, needs, register_experiment
 
 __all__ = ["typical"]

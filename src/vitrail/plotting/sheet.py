@@ -41,7 +41,7 @@ def save_picture(explanations: Explanation | Sequence[Explanation], path: str | 
 
     Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
     """
-    from vitrail.render.figure import draw
+    from vitrail.plotting.figure import draw
 
     suffix_of(path)  # before the drawing, which takes longer than a refusal should
     return save_figure(draw(explanations, **look), path)

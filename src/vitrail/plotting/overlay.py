@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vitrail.errors import OptionError
-from vitrail.render.palette import ColormapLike, grey, mapped
+from vitrail.plotting.palette import ColormapLike, grey, mapped
 
 __all__ = ["check_threshold", "enlarge", "overlay", "resize", "sides", "strength"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitrail.explanation import Explanation
 from vitrail.files import atomic_write
-from vitrail.render.overlay import overlay
+from vitrail.plotting.overlay import overlay
 
 __all__ = ["draw_light", "save_light"]
 

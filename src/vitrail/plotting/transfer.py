@@ -11,9 +11,9 @@ import numpy as np
 from vitrail.errors import OptionError
 from vitrail.experiments.transfer_result import Transfer, usual_snapshots
 from vitrail.explanation import percent
-from vitrail.render.lettering import number, printable, write
-from vitrail.render.overlay import resize, strength
-from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.lettering import number, printable, write
+from vitrail.plotting.overlay import resize, strength
+from vitrail.plotting.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

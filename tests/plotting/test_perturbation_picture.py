@@ -8,7 +8,7 @@ import torch
 
 from vitrail.experiments.stitched_perturbation import MAPS, RANDOM, REGIONS, WAYS, Curve, areas
 from vitrail.metrics.aggregation import Interval, bootstrap
-from vitrail.render.perturbation import COLOURS, CurveSet, Drawn, draw_perturbation
+from vitrail.plotting.perturbation import COLOURS, CurveSet, Drawn, draw_perturbation
 
 
 @pytest.fixture(scope="module")

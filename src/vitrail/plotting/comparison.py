@@ -12,10 +12,10 @@ import numpy as np
 
 from vitrail.comparison import Compared, Comparison
 from vitrail.errors import OptionError
-from vitrail.render.lettering import lines, write
-from vitrail.render.overlay import resize, sides
-from vitrail.render.palette import AGAINST, FOR
-from vitrail.render.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.lettering import lines, write
+from vitrail.plotting.overlay import resize, sides
+from vitrail.plotting.palette import AGAINST, FOR
+from vitrail.plotting.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

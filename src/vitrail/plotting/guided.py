@@ -5,9 +5,20 @@ from typing import TYPE_CHECKING
 
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation
-from vitrail.render.figure import FOOT, GAP, HEAD, MARGIN, NOTE, NOTE_SIZE, SECOND, explained, panel_size, seen_picture
-from vitrail.render.lettering import lines, write
-from vitrail.render.panel import PALE, Box, blank
+from vitrail.plotting.figure import (
+    FOOT,
+    GAP,
+    HEAD,
+    MARGIN,
+    NOTE,
+    NOTE_SIZE,
+    SECOND,
+    explained,
+    panel_size,
+    seen_picture,
+)
+from vitrail.plotting.lettering import lines, write
+from vitrail.plotting.panel import PALE, Box, blank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

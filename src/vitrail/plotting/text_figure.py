@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import OptionError
-from vitrail.render.figure import method_words
-from vitrail.render.lettering import lines, number, printable, write
-from vitrail.render.palette import AGAINST, FOR, colour
-from vitrail.render.panel import FRAME, INK, PALE, bar, blank
-from vitrail.render.text_page import ink_on
+from vitrail.plotting.figure import method_words
+from vitrail.plotting.lettering import lines, number, printable, write
+from vitrail.plotting.palette import AGAINST, FOR, colour
+from vitrail.plotting.panel import FRAME, INK, PALE, bar, blank
+from vitrail.plotting.text_page import ink_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vitrail.experiments.stitched_perturbation import CONTROL, RANDOM, REGIONS, WAYS, Curve
 from vitrail.metrics.aggregation import Interval
-from vitrail.render.lettering import lines, write
-from vitrail.render.overlay import resize
-from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.lettering import lines, write
+from vitrail.plotting.overlay import resize
+from vitrail.plotting.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

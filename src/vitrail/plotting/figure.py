@@ -11,10 +11,10 @@ import numpy as np
 
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation
-from vitrail.render.lettering import lines, write
-from vitrail.render.overlay import check_threshold, resize, strength
-from vitrail.render.palette import AGAINST, FOR, ColormapLike
-from vitrail.render.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.lettering import lines, write
+from vitrail.plotting.overlay import check_threshold, resize, strength
+from vitrail.plotting.palette import AGAINST, FOR, ColormapLike
+from vitrail.plotting.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

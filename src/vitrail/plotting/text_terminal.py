@@ -6,9 +6,9 @@ from rich.style import Style
 from rich.text import Text
 
 from vitrail.errors import escaped
-from vitrail.render.lettering import number
-from vitrail.render.text_figure import caption, hidden_note, span_of
-from vitrail.render.text_page import hex_colour, ink_on
+from vitrail.plotting.lettering import number
+from vitrail.plotting.text_figure import caption, hidden_note, span_of
+from vitrail.plotting.text_page import hex_colour, ink_on
 
 if TYPE_CHECKING:
     from vitrail.text.explanation import TextExplanation

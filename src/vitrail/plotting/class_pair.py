@@ -7,11 +7,11 @@ import numpy as np
 from vitrail.explanation import Explanation, percent
 from vitrail.guidance.detail import Detail
 from vitrail.guidance.typical import Typical, TypicalPictures
-from vitrail.render.figure import MARGIN, NOTE, NOTE_SIZE
-from vitrail.render.lettering import lines, number, write
-from vitrail.render.overlay import resize
-from vitrail.render.palette import AGAINST, FOR
-from vitrail.render.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.figure import MARGIN, NOTE, NOTE_SIZE
+from vitrail.plotting.lettering import lines, number, write
+from vitrail.plotting.overlay import resize
+from vitrail.plotting.palette import AGAINST, FOR
+from vitrail.plotting.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ import torch
 
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation
-from vitrail.render.guided import draw_guided
+from vitrail.plotting.guided import draw_guided
 
 
 def explanation(rows: int, cols: int, **more) -> Explanation:

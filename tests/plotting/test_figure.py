@@ -15,10 +15,10 @@ from PIL import Image
 from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.explanation import Explanation
-from vitrail.render import draw, save_figure, save_picture
-from vitrail.render.lettering import number
-from vitrail.render.overlay import overlay
-from vitrail.render.palette import colour
+from vitrail.plotting import draw, save_figure, save_picture
+from vitrail.plotting.lettering import number
+from vitrail.plotting.overlay import overlay
+from vitrail.plotting.palette import colour
 
 NAMES = ("zebra", "African elephant, Loxodonta africana", "kite")
 

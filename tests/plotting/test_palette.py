@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.render.palette import AGAINST, FOR, LUMA, colour, grey
+from vitrail.plotting.palette import AGAINST, FOR, LUMA, colour, grey
 
 SCORES = st.floats(-1, 1)
 
@@ -63,7 +63,7 @@ def test_page_command_and_documentation_have_the_same_two_colours():
     from pathlib import Path
 
     red, blue = ("#" + "".join(f"{round(255 * value):02x}" for value in side) for side in (FOR, AGAINST))
-    reports = files("vitrail.render").joinpath("web.css").read_text(encoding="utf-8")
+    reports = files("vitrail.plotting").joinpath("web.css").read_text(encoding="utf-8")
     assert f"--for: {red}; --against: {blue};" in reports
     documentation = Path(__file__).parents[2] / "docs" / "theme" / "vitrail.css"
     if not documentation.is_file():

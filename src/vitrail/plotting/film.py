@@ -16,8 +16,8 @@ from PIL import Image
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.experiments.transfer_result import Transfer
 from vitrail.files import atomic_write
-from vitrail.render.palette import colour
-from vitrail.render.transfer import draw_frame
+from vitrail.plotting.palette import colour
+from vitrail.plotting.transfer import draw_frame
 
 __all__ = ["FILMS", "check_film", "save_film"]
 

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vitrail.explanation import Explanation, percent
-from vitrail.render.figure import FOOT, GAP, MARGIN, SIDE, WIDEST, explained
-from vitrail.render.lettering import write
-from vitrail.render.overlay import resize
-from vitrail.render.palette import AGAINST, FOR
-from vitrail.render.panel import FRAME, INK, PALE, axes_at, blank, pixels, show
+from vitrail.plotting.figure import FOOT, GAP, MARGIN, SIDE, WIDEST, explained
+from vitrail.plotting.lettering import write
+from vitrail.plotting.overlay import resize
+from vitrail.plotting.palette import AGAINST, FOR
+from vitrail.plotting.panel import FRAME, INK, PALE, axes_at, blank, pixels, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from vitrail.render.lettering import number
-from vitrail.render.palette import colour
+from vitrail.plotting.lettering import number
+from vitrail.plotting.palette import colour
 
 if TYPE_CHECKING:
     from vitrail.text.explanation import TextExplanation
@@ -96,7 +96,7 @@ def ink_on(score: float) -> str:
 
 
 def _part(ex: "TextExplanation", text: int, target: int, special: bool) -> dict[str, object]:
-    from vitrail.render.text_figure import caption, hidden_note, span_of
+    from vitrail.plotting.text_figure import caption, hidden_note, span_of
 
     pieces = ex.pieces(text, target, special=special)
     low, high, limit = span_of(pieces)

@@ -14,7 +14,7 @@ def web_page(package: str, **values: Any) -> str:
     """The template `page.html` of a package with these values, and with `style`, the style sheet of all pages."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(package).joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(style=files("vitrail.render").joinpath("web.css").read_text(encoding="utf-8"), **values)
+    return template.render(style=files("vitrail.plotting").joinpath("web.css").read_text(encoding="utf-8"), **values)
 
 
 def picture_address(picture: bytes, kind: str = "png") -> str:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.experiments import Transfer
-from vitrail.render import draw_transfer, save_figure, save_film
-from vitrail.render.film import _with_one_palette
-from vitrail.render.palette import colour
-from vitrail.render.transfer import draw_frame
+from vitrail.plotting import draw_transfer, save_figure, save_film
+from vitrail.plotting.film import _with_one_palette
+from vitrail.plotting.palette import colour
+from vitrail.plotting.transfer import draw_frame
 
 
 def make(*, steps: int = 6, snapshots: tuple[int, ...] | None = None, classes: int = 2, **changes: Any) -> Transfer:

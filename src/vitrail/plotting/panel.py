@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vitrail.render.lettering import number, width_of, write
-from vitrail.render.overlay import overlay, sides, strength
-from vitrail.render.palette import AGAINST, FOR, ColormapLike, mapped
+from vitrail.plotting.lettering import number, width_of, write
+from vitrail.plotting.overlay import overlay, sides, strength
+from vitrail.plotting.palette import AGAINST, FOR, ColormapLike, mapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ def blank(width: float, height: float) -> "Figure":
     """A white figure of that many inches, known to no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from vitrail.render.sheet import notebook_figure
+    from vitrail.plotting.sheet import notebook_figure
 
     figure = notebook_figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
