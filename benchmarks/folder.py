@@ -39,7 +39,7 @@ import vitrail
 from vitrail.benchmark.machine import describe_machine, peak_memory, reset_peak_memory, synchroniser
 from vitrail.benchmark.plain import limit
 from vitrail.bestiary import render, sample_scene
-from vitrail.cli import explaining
+from vitrail.cli import explain
 from vitrail.cli.explain import Request
 from vitrail.images import SUFFIXES, read_image
 
@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace, model: vitrail.VisionModel, photographs
         as_json=True,
         seed=None,
     )
-    explaining.load_model = lambda _: model  # loaded once, before the clock starts
+    explain.load_model = lambda _: model  # loaded once, before the clock starts
 
     def bare(_: Path) -> None:
         for batch in batches:
@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace, model: vitrail.VisionModel, photographs
     def folder(images: Path) -> None:
         asked = replace(request, images=[str(images)])
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            failed = explaining.run(asked)
+            failed = explain.run(asked)
         assert not failed
         assert len(list(output.iterdir())) == len(list(images.iterdir())) * len(options.format)
 

@@ -182,12 +182,11 @@ def owners(file: str) -> list[str]:
     if file.startswith("app/"):
         return ["app"]
     stem = file.removeprefix("cli/").removesuffix(".py")
-    of_work = {"explaining": "explain", "comparing": "compare", "detailing": "detail", "guiding": "guide"}
-    of_work |= {"transferring": "transfer", "evaluating": "evaluate", "planning": "explain"}
+    of_work = {"run_progress": "evaluate", "planning": "explain"}
     shared = {
         "inputs": ["explain", "compare", "detail", "guide"],
         "options": ["explain"],
-        "loading": ["rewrite", "transfer"],
+        "request": ["explain", "guide"],
     }
     if stem in shared:
         return shared[stem]

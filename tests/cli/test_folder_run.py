@@ -20,7 +20,7 @@ from torch import nn
 from typer.testing import Result
 
 import vitrail
-from vitrail.cli import explaining
+from vitrail.cli import explain
 from vitrail.explanation import Explanation
 from vitrail.plotting import draw_light, overlay, save_light
 
@@ -47,7 +47,7 @@ def written(folder: Path, kind: str) -> list[str]:
 
 
 def test_many_images_become_overlays_and_maps(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explaining, "MANY", 10)
+    monkeypatch.setattr(explain, "MANY", 10)
     photos = photographs(tmp_path / "photos", 11)
     result = run(photos, *RIGHT)
     assert result.exit_code == 0
@@ -104,7 +104,7 @@ def test_memory_that_runs_out_loses_nothing(
     small = vitrail.wrap(
         Small(whole.module).eval(), preprocess=whole.preprocess, class_names=whole.class_names, name=whole.name
     )
-    monkeypatch.setattr(explaining, "load_model", lambda request: small)
+    monkeypatch.setattr(explain, "load_model", lambda request: small)
     result = run(photos, *RIGHT, "-f", "safetensors")
     assert result.exit_code == 0
     assert "warning: memory ran out" in result.stderr

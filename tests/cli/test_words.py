@@ -193,7 +193,7 @@ def test_ctrl_c_is_a_sentence(command: Run, photo: Path, monkeypatch: pytest.Mon
     def interrupted(*words: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitrail.cli.explaining.load_named", interrupted)
+    monkeypatch.setattr("vitrail.cli.request.load_named", interrupted)
     result = command("explain", photo)
     assert (result.exit_code, result.stderr) == (130, "interrupted: every file that was written is whole\n")
 
@@ -230,7 +230,7 @@ def test_what_is_loaded_is_said_at_once(command: Run, photo: Path, monkeypatch: 
 
     monkeypatch.setattr(words, "sys", type("System", (), {"stderr": Watched()}))
     monkeypatch.setattr(words.typer, "echo", lambda text, err=False: said.append(text))
-    monkeypatch.setattr("vitrail.cli.explaining.run", lambda request: said.append("run") or False)
+    monkeypatch.setattr("vitrail.cli.explain.run", lambda request: said.append("run") or False)
     command("explain", photo)
     assert said == ["loading timm/test_vit …", "run"]
 

@@ -81,7 +81,7 @@ def app_command(
             from vitrail.app.server import application, serve
             from vitrail.app.service import Service
             from vitrail.app.shelf import Shelf
-            from vitrail.cli.loading import load_named
+            from vitrail.cli.request import load_named
 
             own: dict[str, Any] = {"num_classes": num_classes, "class_names": class_names}
             own["output"] = output_kind and output_kind.value

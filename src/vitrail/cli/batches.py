@@ -9,7 +9,6 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from vitrail.cli.ahead import in_threads
-from vitrail.cli.lanes import sharing_out
 from vitrail.errors import MethodError, ModelError, ObjectiveError, SameClassError, TargetError
 
 __all__ = ["QUESTION_ERRORS", "in_batches"]
@@ -61,6 +60,8 @@ def in_batches(
             for batch in batches:
                 yield from _successes(_run(run, batch), failed)
             return
+        from vitrail.cli.lanes import sharing_out  # which needs PyTorch
+
         with (
             sharing_out(beside) as enter_lane,
             closing(in_threads(partial(_run, run), batches, workers=beside, depth=beside, enter=enter_lane)) as running,

@@ -89,7 +89,7 @@ def bench_command(
     from vitrail.benchmark import PRESETS, Results, bench
     from vitrail.benchmark.page import markdown, write_page
     from vitrail.cli.inputs import destination
-    from vitrail.cli.loading import named_device
+    from vitrail.cli.request import named_device
     from vitrail.errors import VitrailError
 
     if quick and full:

@@ -1,15 +1,24 @@
 """`vitrail evaluate`: methods measured by protocols on a data set, into a folder that a later run completes."""
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import show_json, show_table, stop
-from vitrail.cli.explain import split_option
+from vitrail.cli.console import Terminal, message_of, show, show_json, show_table, stop
+from vitrail.cli.request import load_named
+from vitrail.cli.run_progress import progress_of, resumable
+from vitrail.errors import OptionError, VitrailError
 
-__all__ = ["evaluate_command"]
+if TYPE_CHECKING:
+    from vitrail.evaluate.parquet_rows import Failure
+    from vitrail.evaluate.runner import Estimate
+
+__all__ = ["evaluate_command", "run"]
 
 
 def evaluate_command(
@@ -113,9 +122,6 @@ def evaluate_command(
 
     It can be interrupted at any time: the same command resumes it. `vitrail report OUTPUT` makes tables and figures.
     """
-    from vitrail.cli.evaluating import run
-    from vitrail.errors import OptionError, VitrailError
-
     if list_:
         _list(as_json)
         return
@@ -123,7 +129,7 @@ def evaluate_command(
         raise typer.BadParameter("give DATA and --model (or VITRAIL_MODEL), or --list", param_hint="DATA")
     words: dict[str, dict[str, str]] = {}
     for text in option or []:
-        name, value = split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
+        name, value = shared.split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
         owner, _, own = name.partition(".")
         words.setdefault(owner, {})[own] = value
     asked = [name for text in protocols or [] for name in text.split(",") if name]
@@ -193,3 +199,118 @@ def _list(as_json: bool) -> None:
         for one in found
     ]
     show_table(("protocol", "needs", "presets", "options", "measures"), rows, fold=True)
+
+
+def run(
+    data: str,
+    model: str,
+    checkpoint: Path | None,
+    *,
+    load: Mapping[str, Any],
+    words: Mapping[str, Mapping[str, str]],
+    question: Mapping[str, Any],
+    as_json: bool,
+    only_plan: bool = False,
+) -> bool:
+    """Do or finish the run, or plan it; whether something could not be measured."""
+    from vitrail.evaluate.engines.torchrun import local_rank
+    from vitrail.evaluate.run_reader import read_run
+    from vitrail.evaluate.runner import estimate, evaluate
+
+    rank = local_rank()
+    if rank is not None and load["device"] in ("auto", "cuda"):
+        load = dict(load) | {"device": _device_of(rank)}
+    methods, protocols = _options(words)
+    vision = load_named(model, checkpoint, **load)
+    question = dict(question) | {"method_options": methods, "protocol_options": protocols}
+    if only_plan:
+        question = {key: value for key, value in question.items() if key not in ("engine", "engine_options")}
+        _show_plan(estimate(vision, data, **question), as_json)
+        return False
+    console = Terminal(stderr=True, quiet=bool(rank))
+    with progress_of(console) as report, resumable(question["output"], report, console) as follow:
+        outcome = evaluate(vision, data, **question, progress=follow)
+    if rank:  # the first process speaks for all
+        return False
+    found = read_run(outcome.folder)
+    failures = [failure for failure in found.failures if not _unknown(failure)]
+    if as_json:
+        document = {
+            "output": str(outcome.folder),
+            "images": outcome.images,
+            "measured": outcome.measured,
+            "rows": len(found.rows),
+            "failures": len(failures),
+            "unknown": len(found.failures) - len(failures),  # what the data do not tell of an image
+            "notes": list(outcome.notes),
+        }
+        show_json(document)
+        return bool(failures)
+    left_out = Counter(
+        {
+            (one.image, one.protocol, one.reason): (one.protocol, one.reason) for one in found.failures if _unknown(one)
+        }.values()
+    )
+    less = [f"{name} leaves out {count} of {outcome.images} images: {why}" for (name, why), count in left_out.items()]
+    for note in (*outcome.notes, *less):
+        show(f"note: {note}", err=True)
+    for failure in failures[:10]:
+        where = " ".join(word for word in (failure.source, failure.method, failure.protocol) if word)
+        # Most reasons begin with the file's path, of which the line has what matters.
+        folder, found_it, rest = failure.reason.partition(failure.source)
+        reason = rest.lstrip(" :") if found_it and " " not in folder else failure.reason
+        show(f"{where}: {message_of(reason)}", err=True)
+    if len(failures) > 10:
+        show(f"… and {len(failures) - 10} failures more, all of them in the report", err=True)
+    already = outcome.images - outcome.measured
+    show(
+        f"{outcome.measured} images measured" + (f", {already} were there already" if already else "") + f": "
+        f"{len(found.rows)} rows in {outcome.folder}; vitrail report {outcome.folder} shows them"
+    )
+    return bool(failures)
+
+
+def _show_plan(found: "Estimate", as_json: bool) -> None:
+    from vitrail.cli.planning import duration
+
+    if as_json:
+        show_json(asdict(found))
+        return
+    for note in found.notes:
+        show(f"note: {note}", err=True)
+    there = f", {found.images - found.left} are there already" if found.left < found.images else ""
+    rows = [
+        ("images", f"{found.images}{there}"),
+        ("time", f"{found.seconds_per_image:.3g} s an image, {duration(found.seconds)} in one process"),
+    ]
+    show_table(("what", "how much"), rows)
+
+
+def _unknown(failure: "Failure") -> bool:
+    """Whether the data do not tell what a protocol needs of this image, which is no fault of anything."""
+    return failure.method is not None and failure.reason.startswith("no ")
+
+
+def _options(words: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Options as values, those of methods and those of protocols."""
+    from vitrail.evaluate.protocols import PROTOCOLS, find_protocol
+    from vitrail.methods import METHODS, find_method
+    from vitrail.methods.option_values import typed, typed_options
+
+    methods: dict[str, dict[str, Any]] = {}
+    protocols: dict[str, dict[str, Any]] = {}
+    for name, own in words.items():
+        if name in PROTOCOLS:
+            info = find_protocol(name, dict(own))
+            protocols[name] = typed(info.function, own, f"protocol {name!r}")
+        elif name in METHODS:
+            methods[name] = typed_options(find_method(name, {}), own)
+        else:
+            raise OptionError(f"{name} is neither a method nor a protocol, so --option {name}.… means nothing")
+    return methods, protocols
+
+
+def _device_of(rank: int) -> str:
+    import torch
+
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"

@@ -1,16 +1,31 @@
 """`vitrail guide`: a photograph explained beside a picture of another class."""
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import stop
-from vitrail.cli.explain import Request
+from vitrail.cli.batches import in_batches
+from vitrail.cli.console import Reporter, show_json, show_table, stop
+from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
+from vitrail.cli.request import FILES, Request, check_question, load_model
+from vitrail.errors import OptionError, VitrailError
 
-__all__ = ["GuideRequest", "guide_command"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vitrail.explanation import Explanation
+    from vitrail.guidance import Guide
+    from vitrail.models import VisionModel
+
+__all__ = ["GuideRequest", "guide_command", "run"]
+
+HEADER = ("image", "target", "its probability", "guide", "beside it", "files")
 
 
 class Layout(StrEnum):
@@ -107,9 +122,6 @@ def guide_command(
     map. `--guide auto` needs no picture: the model draws one. The other files, exit codes and lines on stderr are those
     of `vitrail explain`.
     """
-    from vitrail.cli.guiding import run
-    from vitrail.errors import VitrailError
-
     pictures = guide or ["auto"]
     request = GuideRequest(
         images=images,
@@ -146,3 +158,137 @@ def guide_command(
     except VitrailError as error:
         stop(error, as_json=as_json)
     raise typer.Exit(1 if failed else 0)
+
+
+def run(request: GuideRequest) -> bool:
+    """Explain every image of the request beside its guides; say whether any failed.
+
+    Raises `VitrailError` for a question at fault.
+    """
+    from vitrail.guidance import Guide
+    from vitrail.methods import find_method
+
+    check_question(request)
+    method = find_method(request.question["method"], request.options)
+    if not method.class_specific:
+        raise OptionError(f"{method.name} is the same for every class, so a guide cannot steer it")
+    guide = Guide(**request.guide)
+    if not guide.drawn:
+        guide = replace(guide, pictures=_opened(guide))  # a folder without pictures is told before a model is loaded
+    place = destination(request.output, FILES, request.formats)
+    reporter = Reporter(as_json=request.as_json)
+    found, missing = find_images(request.images, leave_out=place.leave_out)
+    names = OutputNames(place.folder, found, place.file)
+    model = load_model(request)
+    targets = [model.class_index(name) for name in request.targets]
+    against = [model.class_index(name) for name in request.against]
+    if guide.guide_class is not None:
+        guide = replace(guide, guide_class=model.class_index(guide.guide_class))
+    for argument, error in missing:
+        reporter.fail(argument, error)
+    at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
+    with reporter.working(len(found)):
+        results: Iterable[dict[str, Any]] = _results(
+            request, model, (targets, against), guide, found, names, place.formats or ("png",), reporter
+        )
+        if at_the_end:
+            results = list(results)
+        else:
+            show_table(HEADER, map(_row, results))
+    if request.as_json:
+        asked = {**request.question, "guide": {**request.guide, "pictures": str(request.guide["pictures"])}}
+        answers = {"results": results, "failures": reporter.failures}
+        document = {"model": model.name, "metadata": dict(model.metadata), **asked, **answers}
+        show_json(document)
+    elif at_the_end:
+        show_table(HEADER, map(_row, results))
+    return bool(reporter.failures)
+
+
+def _opened(guide: "Guide") -> list[Any]:
+    """The guide's files, each read once, so that one which is no picture stops the run at its start."""
+    from vitrail.images import read_image
+
+    items: list[Any] = guide.items()
+    for item in items:
+        read_image(item)
+    return items
+
+
+def _results(
+    request: GuideRequest,
+    model: "VisionModel",
+    classes: tuple[list[int], list[int]],
+    guide: "Guide",
+    found: Sequence[Found],
+    names: OutputNames,
+    formats: Sequence[str],
+    reporter: Reporter,
+) -> Iterator[dict[str, Any]]:
+    from vitrail.explain import explain
+    from vitrail.images import read_image
+
+    def load(image: Found) -> "Image":
+        return read_image(image.path)
+
+    def ask(images: list[Found], pictures: "list[Image]") -> "list[tuple[Explanation, Explanation]]":
+        wanted, other = (each * len(pictures) or None for each in classes)
+        both = []
+        for steered in (guide, None):
+            ex = explain(model, pictures, wanted, against=other, guide=steered, **request.question, **request.options)
+            both.append(replace(ex, metadata={**ex.metadata, "sources": [image.path.name for image in images]}))
+        return list(zip(both[0], both[1], strict=True))
+
+    def failed(image: Found, error: Exception) -> None:
+        reporter.fail(str(image.path), error)
+        reporter.advance()
+
+    for image, (guided, unguided) in in_batches(found, load, ask, size=request.batch_size, failed=failed):
+        try:
+            files = _write(guided, unguided, image, names, formats)
+        except VitrailError as error:
+            failed(image, error)
+            continue
+        yield _fields(guided, image, files)
+        reporter.advance()
+
+
+def _write(
+    guided: "Explanation", unguided: "Explanation", image: Found, names: OutputNames, formats: Sequence[str]
+) -> list[Path]:
+    from vitrail.plotting.guided import draw_guided
+    from vitrail.plotting.sheet import save_figure
+
+    what = f"{slug(guided.sides()[0][0])}.guided"
+    files = []
+    for kind in formats:
+        path = names.path(image, what, kind)
+        shown = kind != "safetensors"
+        files.append(save_figure(draw_guided(guided, unguided), path) if shown else guided.save(path))
+    return files
+
+
+def _fields(ex: "Explanation", image: Found, files: Sequence[Path]) -> dict[str, Any]:
+    index = int(ex.target[0])
+    return {
+        "image": str(image.path),
+        "target": ex.class_name(index),
+        "target_index": index,
+        "target_probability": ex.probability(index),
+        **ex.output.record(),
+        "guides": ex.metadata["guides"][0],
+        "beside_the_guide": [part.probability(index) for part in ex.guided],
+        "stitched": [part.metadata["stitch"] for part in ex.guided],
+        "files": [str(path) for path in files],
+        "notes": ex.notes(),
+    }
+
+
+def _row(row: dict[str, Any]) -> tuple[Any, ...]:
+    from vitrail.explanation import percent
+
+    guides = dict.fromkeys(f"{guide['class_name']}{' (drawn)' if guide['drawn'] else ''}" for guide in row["guides"])
+    beside = sorted(row["beside_the_guide"])
+    spread = "…".join(dict.fromkeys((percent(beside[0]), percent(beside[-1]))))
+    own = percent(row["target_probability"])
+    return Path(row["image"]), row["target"], own, ", ".join(guides), spread, tuple(map(Path, row["files"]))

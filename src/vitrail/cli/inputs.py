@@ -12,14 +12,11 @@ from pathlib import Path
 
 from vitrail.errors import NotAnImageError, OptionError
 from vitrail.files import try_folder
-from vitrail.images import READABLE, SUFFIXES, skipped, walk_images
 
 __all__ = ["Destination", "Found", "OutputNames", "destination", "find_images", "slug"]
 
-# What ends in one of these is meant as a file, whether or not the command at hand writes such.
-FILES = SUFFIXES | {
-    f".{kind}" for kind in ("pdf", "svg", "html", "md", "tex", "csv", "json", "safetensors", "mp4", "txt")
-}
+# What ends in one of these or as an image does is meant as a file, whether or not the command at hand writes such.
+ENDINGS = {f".{kind}" for kind in ("pdf", "svg", "html", "md", "tex", "csv", "json", "safetensors", "mp4", "txt")}
 OVERLAY = "overlay"  # the kind of result that is a .jpg, too
 
 _log = logging.getLogger("vitrail")
@@ -44,6 +41,8 @@ def find_images(
     and the folder `leave_out`, where results go, are skipped. Second come the arguments that name nothing, each
     with its error. Files in folders that could be pictures and are not read are counted in one line of the log.
     """
+    from vitrail.images import READABLE, skipped, walk_images
+
     found: dict[str, Found] = {}
     failures: list[tuple[str, Exception]] = []
     others: Counter[str] = Counter()
@@ -96,8 +95,10 @@ def destination(
 
     Raises `OptionError` for a file that cannot be meant, `OutputFileError` where nothing can be written.
     """
+    from vitrail.images import SUFFIXES
+
     kind = output.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
-    if output.is_dir() or output.suffix.lower() not in FILES:
+    if output.is_dir() or output.suffix.lower() not in ENDINGS | SUFFIXES:
         return Destination(try_folder(output), None, tuple(asked))
     if kind not in writes:
         endings = ", ".join(f".{one}" for one in writes)

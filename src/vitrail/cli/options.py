@@ -43,6 +43,7 @@ __all__ = [
     "kinds",
     "parse_batch",
     "parse_size",
+    "split_option",
 ]
 
 
@@ -241,7 +242,7 @@ def how_to_load(
     num_classes: int | None = None,
     class_names: Path | None = None,
 ) -> dict[str, Any]:
-    """The keyword arguments of `cli.loading.load_named`; `BadParameter` for anything but a size."""
+    """The keyword arguments of `cli.request.load_named`; `BadParameter` for anything but a size."""
     pixels = None if size is None else parse_size(size)
     how = {"device": device, "dtype": dtype.value, "size": pixels, "output": output and output.value}
     return {**how, "num_classes": num_classes, "class_names": class_names}
@@ -266,3 +267,17 @@ def parse_size(text: str) -> tuple[int, int]:
             f"{text!r} is no size; write HEIGHTxWIDTH in pixels, as in 224x336", param_hint="--size"
         )
     return int(height), int(width or height)
+
+
+def split_option(
+    text: str, form: str = "NAME=VALUE, as in variant=released", *, dotted: bool = False
+) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`, both still words; `BadParameter` for anything else.
+
+    With `dotted` the name is METHOD.NAME.
+    """
+    name, equals, value = text.partition("=")
+    parts = name.split(".")
+    if not equals or len(parts) != 1 + dotted or not all(part.isidentifier() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no option; write {form}", param_hint="--option")
+    return name, value

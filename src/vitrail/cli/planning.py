@@ -7,18 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vitrail.cli.console import STARTED, Reporter, show_json, show_table
-from vitrail.cli.explain import Request
-from vitrail.cli.explaining import (
-    FILES,
-    check_question,
-    classes_of,
-    formats_of,
-    images_at_once,
-    load_model,
-    passes_at_once,
-    results,
-)
+from vitrail.cli.explain import formats_of, images_at_once, passes_at_once, results
 from vitrail.cli.inputs import Found, OutputNames, find_images
+from vitrail.cli.request import FILES, Request, check_question, classes_of, load_model
 from vitrail.inputs import Prepared, prepare_one
 from vitrail.models import VisionModel
 from vitrail.plan import Plan, in_words, plan

@@ -10,7 +10,7 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_json, show_table, stages, stop
-from vitrail.cli.explain import Request
+from vitrail.cli.request import Request
 
 __all__ = ["reproduce_command"]
 
@@ -136,8 +136,8 @@ def _list(as_json: bool) -> None:
 
 
 def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
-    from vitrail.cli.explaining import load_model
     from vitrail.cli.inputs import destination, find_images
+    from vitrail.cli.request import load_model
     from vitrail.errors import OptionError
     from vitrail.experiments.reproduce import Question, find_experiment
     from vitrail.files import atomic_write

@@ -114,7 +114,7 @@ def rewrite_command(
     limit, size = _number(budget, "--budget"), _number(step_size, "--step-size")
 
     from vitrail.cli.inputs import Found, OutputNames, destination, slug
-    from vitrail.cli.loading import load_named
+    from vitrail.cli.request import load_named
     from vitrail.errors import VitrailError
     from vitrail.experiments.rewrite import rewrite, takes_for, unresized
     from vitrail.plotting.sheet import save_figure

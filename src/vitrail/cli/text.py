@@ -7,7 +7,6 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, Terminal, show, show_json, stop
-from vitrail.cli.explain import split_option
 
 if TYPE_CHECKING:
     from vitrail.text import TextExplanation
@@ -82,7 +81,7 @@ def text_command(
         "start_layer": start_layer,
         "centred": centred,
     }
-    words = dict(split_option(text) for text in option or [])
+    words = dict(shared.split_option(text) for text in option or [])
     asked = [text if pair is None else (text, pair) for text in texts]
     reporter = Reporter(as_json=as_json)
     try:
@@ -111,7 +110,7 @@ def _explain(
 ) -> "TextExplanation | None":
     import torch
 
-    from vitrail.cli.loading import named_device
+    from vitrail.cli.request import named_device
     from vitrail.errors import ModelError, OptionError, TextError
     from vitrail.models.hugging_face_text import load_text, text_model
     from vitrail.text import explain_text
