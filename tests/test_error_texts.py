@@ -182,7 +182,7 @@ def owners(file: str) -> list[str]:
     if file.startswith("app/"):
         return ["app"]
     stem = file.removeprefix("cli/").removesuffix(".py")
-    of_work = {"run_progress": "evaluate", "planning": "explain"}
+    of_work = {"run_progress": "evaluate", "estimate": "explain"}
     shared = {
         "inputs": ["explain", "compare", "detail", "guide"],
         "options": ["explain"],

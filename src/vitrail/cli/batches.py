@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
-from vitrail.cli.ahead import in_threads
+from vitrail.cli.prefetch import in_threads
 from vitrail.errors import MethodError, ModelError, ObjectiveError, SameClassError, TargetError
 
 __all__ = ["QUESTION_ERRORS", "in_batches"]
@@ -60,7 +60,7 @@ def in_batches(
             for batch in batches:
                 yield from _successes(_run(run, batch), failed)
             return
-        from vitrail.cli.lanes import sharing_out  # which needs PyTorch
+        from vitrail.cli.cpu_parallelism import sharing_out  # which needs PyTorch
 
         with (
             sharing_out(beside) as enter_lane,

@@ -271,7 +271,7 @@ def run(
 
 
 def _show_plan(found: "Estimate", as_json: bool) -> None:
-    from vitrail.cli.planning import duration
+    from vitrail.cli.estimate import duration
 
     if as_json:
         show_json(asdict(found))

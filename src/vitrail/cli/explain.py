@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.ahead import in_threads
 from vitrail.cli.batches import in_batches
 from vitrail.cli.console import Reporter, show_json, show_table, stop
 from vitrail.cli.inputs import OVERLAY, Found, OutputNames, destination, find_images, slug
+from vitrail.cli.prefetch import in_threads
 from vitrail.cli.request import FILES, Request, check_question, classes_of, load_model
 from vitrail.errors import VitrailError
 
@@ -101,7 +101,7 @@ def explain_command(
     (.safetensors) instead, unless --format says otherwise. A failed image is reported on stderr and sets exit code 1;
     the others continue. Exit code 2: the question itself cannot be asked.
     """
-    from vitrail.cli.planning import show_plan
+    from vitrail.cli.estimate import show_plan
 
     options = dict(shared.split_option(text) for text in option or [])
     texts = [*(text or []), *(against_text or [])]
@@ -204,7 +204,7 @@ def images_at_once(model: "VisionModel") -> int:
 
 def passes_at_once(request: Request, model: "VisionModel", image: "Prepared", size: int) -> int:
     """How many passes over `size` images like this one go side by side."""
-    from vitrail.cli.lanes import lanes_for
+    from vitrail.cli.cpu_parallelism import lanes_for
 
     # A method that draws from the global generator must be asked in one order for --seed to mean anything.
     return lanes_for(model, image.tensor, size) if request.seed is None else 1

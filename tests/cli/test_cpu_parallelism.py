@@ -8,8 +8,8 @@ import timm
 import torch
 
 import vitrail
-from vitrail.cli import lanes
-from vitrail.cli.lanes import lanes_for, sharing_out
+from vitrail.cli import cpu_parallelism
+from vitrail.cli.cpu_parallelism import lanes_for, sharing_out
 from vitrail.memory import kept_bytes
 
 IMAGE = torch.zeros(3, 160, 160)
@@ -33,9 +33,9 @@ def test_one_where_all_together_are_more_than_next_to_nothing(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     kept = 2 * 8 * kept_bytes(model, IMAGE[None])
-    monkeypatch.setattr(lanes, "free_memory", lambda _: 8 * kept + 8)
+    monkeypatch.setattr(cpu_parallelism, "free_memory", lambda _: 8 * kept + 8)
     assert lanes_for(model, IMAGE, 8) == 2
-    monkeypatch.setattr(lanes, "free_memory", lambda _: 8 * kept)
+    monkeypatch.setattr(cpu_parallelism, "free_memory", lambda _: 8 * kept)
     assert lanes_for(model, IMAGE, 8) == 1
 
 
