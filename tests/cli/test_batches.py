@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from vitrail.cli.batches import in_batches
+from vitrail.cli.prefetch import in_batches
 from vitrail.errors import NoSignalError, TargetError
 
 

@@ -246,14 +246,14 @@ def test_whoever_interrupts_is_told_how_to_resume(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measure(self, block, images)
 
-    words = (SCENES, "--methods", "raw", "--protocols", "pointing", "--block", "2", "--output", "my run")
+    words = (SCENES, "--methods", "raw", "--protocols", "pointing", "--block-size", "2", "--output", "my run")
     monkeypatch.setattr(sys, "argv", ["/usr/bin/vitrail", "evaluate", *words])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "measure", interrupted)
         result = run(*words)
     assert result.exit_code == 130
     said = "interrupted: 2 of 4 images are in my run; resume with: vitrail evaluate bestiary:single:4 --methods raw"
-    assert result.stderr.splitlines()[-1] == f"{said} --protocols pointing --block 2 --output 'my run'"
+    assert result.stderr.splitlines()[-1] == f"{said} --protocols pointing --block-size 2 --output 'my run'"
     assert run(*words).stdout.startswith("2 images measured, 2 were there already")
 
 

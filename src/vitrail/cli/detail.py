@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.batches import QUESTION_ERRORS
 from vitrail.cli.console import Reporter, show_json, show_table, stop
 from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
+from vitrail.cli.prefetch import QUESTION_ERRORS
 from vitrail.cli.request import FILES, Request, load_model
 from vitrail.errors import NotAnImageError, OptionError, SameClassError, VitrailError
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.batches import in_batches
 from vitrail.cli.console import Reporter, show_json, show_table, stop
 from vitrail.cli.inputs import OVERLAY, Found, OutputNames, destination, find_images, slug
-from vitrail.cli.prefetch import in_threads
+from vitrail.cli.prefetch import in_batches, in_threads
 from vitrail.cli.request import FILES, Request, check_question, classes_of, load_model
 from vitrail.errors import VitrailError
 
