@@ -45,6 +45,7 @@ quality: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix
