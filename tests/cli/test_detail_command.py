@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import Result
 
 import vitrail
-from vitrail.cli.words import one_by_one
+from vitrail.cli.options import one_by_one
 from vitrail.explanation import Explanation
 
 MODEL = "timm/test_vit"

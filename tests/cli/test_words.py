@@ -222,14 +222,14 @@ def test_letters_that_a_terminal_lacks_have_a_like():
 
 def test_what_is_loaded_is_said_at_once(command: Run, photo: Path, monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
-    from vitrail.cli import words
+    from vitrail.cli import options
 
     class Watched:
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(words, "sys", type("System", (), {"stderr": Watched()}))
-    monkeypatch.setattr(words.typer, "echo", lambda text, err=False: said.append(text))
+    monkeypatch.setattr(options, "sys", type("System", (), {"stderr": Watched()}))
+    monkeypatch.setattr(options.typer, "echo", lambda text, err=False: said.append(text))
     monkeypatch.setattr("vitrail.cli.explain.run", lambda request: said.append("run") or False)
     command("explain", photo)
     assert said == ["loading timm/test_vit …", "run"]

@@ -28,7 +28,7 @@ from vitrail.cli import (
     transfer,
 )
 from vitrail.cli.console import show
-from vitrail.cli.words import Group, spelled
+from vitrail.cli.options import Group, spelled
 from vitrail.errors import escaped
 
 __all__ = ["app", "main"]

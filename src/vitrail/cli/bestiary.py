@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli.console import show, show_json, show_table, stages, stop
-from vitrail.cli.options import DEFAULT_OUTPUT, AsJson, FolderOutput
-from vitrail.cli.words import spelled
+from vitrail.cli.options import DEFAULT_OUTPUT, AsJson, FolderOutput, spelled
 
 if TYPE_CHECKING:
     from vitrail.models import VisionModel

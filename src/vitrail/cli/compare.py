@@ -11,7 +11,7 @@ import typer
 from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_json, show_table, stages, stop
 from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
-from vitrail.cli.request import FILES, Request, load_model
+from vitrail.cli.request import FILES, Request, how_to_load, kinds, load_model, split_option
 from vitrail.errors import ImageError, OptionError, VitrailError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def compare_command(
     """
     words: dict[str, dict[str, Any]] = {}
     for text in option or []:
-        name, value = shared.split_option(text, "METHOD.NAME=VALUE, as in tam.samples=10", dotted=True)
+        name, value = split_option(text, "METHOD.NAME=VALUE, as in tam.samples=10", dotted=True)
         method, _, own = name.partition(".")
         words.setdefault(method, {})[own] = value
     request = Request(
@@ -109,10 +109,10 @@ def compare_command(
             "seed": seed,
         },
         options=words,
-        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+        load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,
         output=output,
-        formats=shared.kinds(format_),
+        formats=kinds(format_),
         as_json=as_json,
         seed=seed,
     )

@@ -13,7 +13,7 @@ from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_json, show_table, stop
 from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
 from vitrail.cli.prefetch import QUESTION_ERRORS
-from vitrail.cli.request import FILES, Request, load_model
+from vitrail.cli.request import FILES, Request, how_to_load, kinds, load_model
 from vitrail.errors import NotAnImageError, OptionError, SameClassError, VitrailError
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def detail_command(
             "centred": centred,
         },
         options={},
-        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+        load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,
         output=output,
-        formats=shared.kinds(format_),
+        formats=kinds(format_),
         as_json=as_json,
         seed=None,
         top=top,

@@ -10,7 +10,7 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import Terminal, message_of, show, show_json, show_table, stop
-from vitrail.cli.request import load_named
+from vitrail.cli.request import how_to_load, load_named, split_option
 from vitrail.cli.run_progress import progress_of, resumable
 from vitrail.errors import OptionError, VitrailError
 
@@ -129,7 +129,7 @@ def evaluate_command(
         raise typer.BadParameter("give DATA and --model (or VITRAIL_MODEL), or --list", param_hint="DATA")
     words: dict[str, dict[str, str]] = {}
     for text in option or []:
-        name, value = shared.split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
+        name, value = split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
         owner, _, own = name.partition(".")
         words.setdefault(owner, {})[own] = value
     asked = [name for text in protocols or [] for name in text.split(",") if name]
@@ -145,7 +145,7 @@ def evaluate_command(
             data,
             model,
             checkpoint,
-            load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+            load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
             words=words,
             as_json=as_json,
             only_plan=plan,

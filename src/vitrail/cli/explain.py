@@ -13,7 +13,17 @@ from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_json, show_table, stop
 from vitrail.cli.inputs import OVERLAY, Found, OutputNames, destination, find_images, slug
 from vitrail.cli.prefetch import in_batches, in_threads
-from vitrail.cli.request import FILES, Request, check_question, classes_of, load_model
+from vitrail.cli.request import (
+    FILES,
+    Request,
+    check_question,
+    classes_of,
+    how_to_load,
+    kinds,
+    load_model,
+    parse_batch,
+    split_option,
+)
 from vitrail.errors import VitrailError
 
 if TYPE_CHECKING:
@@ -102,7 +112,7 @@ def explain_command(
     """
     from vitrail.cli.estimate import show_plan
 
-    options = dict(shared.split_option(text) for text in option or [])
+    options = dict(split_option(text) for text in option or [])
     texts = [*(text or []), *(against_text or [])]
     if texts and (target or against):
         raise typer.BadParameter(
@@ -127,10 +137,10 @@ def explain_command(
             "readout": None if readout is None else _readout(readout),
         },
         options=options,
-        load={**shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names), "texts": texts or None},
-        batch_size=shared.parse_batch(batch_size),
+        load={**how_to_load(device, dtype, size, output_kind, num_classes, class_names), "texts": texts or None},
+        batch_size=parse_batch(batch_size),
         output=output,
-        formats=shared.kinds(format_),
+        formats=kinds(format_),
         as_json=as_json,
         seed=seed,
     )

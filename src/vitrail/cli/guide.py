@@ -13,7 +13,7 @@ from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_json, show_table, stop
 from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
 from vitrail.cli.prefetch import in_batches
-from vitrail.cli.request import FILES, Request, check_question, load_model
+from vitrail.cli.request import FILES, Request, check_question, how_to_load, kinds, load_model
 from vitrail.errors import OptionError, VitrailError
 
 if TYPE_CHECKING:
@@ -137,10 +137,10 @@ def guide_command(
             "centred": centred,
         },
         options={},
-        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+        load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=batch_size,
         output=output,
-        formats=shared.kinds(format_),
+        formats=kinds(format_),
         as_json=as_json,
         seed=seed,
         guide={

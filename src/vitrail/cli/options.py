@@ -1,11 +1,19 @@
-"""The options that several commands share, each worded once, and the words that they take."""
+"""The options that several commands share, each worded once, and how the words of a command line become options."""
 
-from collections.abc import Sequence
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+from vitrail.cli.console import in_own_words, one_line, show
 
 __all__ = [
     "DEFAULT_OUTPUT",
@@ -15,6 +23,7 @@ __all__ = [
     "Centred",
     "Checkpoint",
     "ClassNamesFile",
+    "Command",
     "Device",
     "Dtype",
     "Figure",
@@ -26,9 +35,11 @@ __all__ = [
     "Formats",
     "Gradient",
     "GradientMode",
+    "Group",
     "ImageFile",
     "Images",
     "InputSize",
+    "Kind",
     "Method",
     "ModelName",
     "NumClasses",
@@ -39,11 +50,8 @@ __all__ = [
     "Resize",
     "StartLayer",
     "Target",
-    "how_to_load",
-    "kinds",
-    "parse_batch",
-    "parse_size",
-    "split_option",
+    "one_by_one",
+    "spelled",
 ]
 
 
@@ -223,61 +231,138 @@ BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", "-b", min=1, 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-def kinds(formats: Sequence[StrEnum] | None) -> tuple[str, ...]:
-    """The kinds of file that are asked for, each once; "all" is every kind but jpg, the same figure as png.
+class Group(TyperGroup):
+    """The commands; what Typer says of words that it cannot use, file names among them, stays one harmless line."""
 
-    >>> kinds([Format.svg, Format.png, Format.svg]), kinds([Format.all]), kinds(None)
-    (('svg', 'png'), ('png', 'pdf', 'svg', 'safetensors'), ())
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _written_out():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _written_out():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _written_out() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        said: Any = error
+        if hasattr(said, "format_message") and hasattr(said, "message"):  # of Typer's
+            said.message = one_line(str(said.message))
+        raise
+
+
+class Command(TyperCommand):
+    """A command with options of several values in a row (`many`), or of former names (`renamed`: now, by then).
+
+    `python` are the options whose name is not that of the argument in Python, by the argument.
     """
-    if formats and "all" in formats:
-        return tuple(kind.value for kind in type(formats[0]) if kind.value not in ("all", "jpg"))
-    return tuple(dict.fromkeys(kind.value for kind in formats or []))
+
+    many: tuple[str, ...] = ()
+    renamed: dict[str, str] = {}
+    python: dict[str, str] = {}
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # A paragraph is one line, for the terminal to break: the source breaks it for its own readers.
+        self.help = self.help and re.sub(r"(?<!\n)\n(?!\n)", " ", self.help)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give options their present names, and repeat those of several values before each, as the parser has it."""
+        args = self._present_names(args)
+        for option in self.many:
+            args = one_by_one(args, option)
+        rest = super().parse_args(ctx, args)
+        _keep_weights_with_their_model(ctx)
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command: what it loads is said at once where a person watches, and Ctrl-C ends it in a sentence."""
+        model = ctx.params.get("model")
+        if isinstance(model, str) and not ctx.params.get("list_") and sys.stderr.isatty():
+            show(f"loading {model} …", err=True)  # before PyTorch is imported, which takes seconds
+        in_own_words(self.argument)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            show("interrupted: every file that was written is whole", err=True)
+            raise typer.Exit(130) from None
+
+    def argument(self, name: str, value: str) -> str | None:
+        """What the command has for Python's `name=value`; None where it has nothing."""
+        option = self.python.get(name, f"--{name.replace('_', '-')}")
+        if name == "output" and value:  # what the model gives; bare it is where results go
+            option = "--output-kind"
+        for one in self.params:
+            if option in one.opts:
+                return option if getattr(one, "is_flag", False) or not value else f"{option} {shlex.quote(value)}"
+        if not any("--option" in one.opts for one in self.params):
+            return None
+        from vitrail.methods import METHODS
+
+        infos: list[Any] = list(METHODS.values())
+        if any("--protocols" in one.opts for one in self.params):
+            from vitrail.evaluate.protocols import PROTOCOLS
+
+            infos += PROTOCOLS.values()
+        owners = [info.name for info in infos if name in info.options]
+        form = str(next(one.metavar for one in self.params if "--option" in one.opts))
+        owner = (owners[0] if len(owners) == 1 else "NAME") + "." if "." in form else ""
+        return f"--option {owner}{name}={shlex.quote(value) if value else '…'}" if owners else None
+
+    def _present_names(self, words: list[str]) -> list[str]:
+        written, options = [], True
+        for word in words:
+            options = options and word != "--"
+            name, equals, value = word.partition("=")
+            if options and name in self.renamed:
+                if "--json" not in words:  # whose reader expects nothing but failures on stderr
+                    show(f"note: {name} is now called {self.renamed[name]}", err=True)
+                word = self.renamed[name] + equals + value
+            written.append(word)
+        return written
 
 
-def how_to_load(
-    device: str,
-    dtype: Precision,
-    size: str | None,
-    output: Kind | None = None,
-    num_classes: int | None = None,
-    class_names: Path | None = None,
-) -> dict[str, Any]:
-    """The keyword arguments of `cli.request.load_named`; `BadParameter` for anything but a size."""
-    pixels = None if size is None else parse_size(size)
-    how = {"device": device, "dtype": dtype.value, "size": pixels, "output": output and output.value}
-    return {**how, "num_classes": num_classes, "class_names": class_names}
+def _keep_weights_with_their_model(ctx: Any) -> None:
+    """Drop the weights that `VITRAIL_CHECKPOINT` names where another model than `VITRAIL_MODEL` is asked for."""
+    sources = {name: getattr(ctx.get_parameter_source(name), "name", "") for name in ("model", "checkpoint")}
+    if (sources["model"], sources["checkpoint"]) != ("COMMANDLINE", "ENVIRONMENT"):
+        return
+    usual, model = os.environ.get("VITRAIL_MODEL"), ctx.params["model"]
+    if usual and usual != model:
+        ctx.params["checkpoint"] = None
+        note = f"VITRAIL_CHECKPOINT holds weights of VITRAIL_MODEL, {usual}: {model} goes without"
+        show(f"note: {note}", err=True)
 
 
-def parse_batch(text: str) -> int:
-    """The number of images per pass, 0 for "auto"; `BadParameter` for anything else."""
-    if text.lower() == "auto":
-        return 0
-    if not text.isdecimal() or not int(text):
-        raise typer.BadParameter(
-            f"{text!r} is no number of images per pass; write 1 or more, or auto", param_hint="--batch-size"
-        )
-    return int(text)
+def spelled(many: tuple[str, ...] = (), *, python: dict[str, str] | None = None, **renamed: str) -> type[Command]:
+    """A class of `Command`: `renamed` gives present names by former ones.
 
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) in pixels from "224x336", or from one number for a square; `BadParameter` for anything else."""
-    height, _, width = text.lower().partition("x")
-    if not height.isdecimal() or not (width or height).isdecimal() or not int(height) * int(width or height):
-        raise typer.BadParameter(
-            f"{text!r} is no size; write HEIGHTxWIDTH in pixels, as in 224x336", param_hint="--size"
-        )
-    return int(height), int(width or height)
-
-
-def split_option(
-    text: str, form: str = "NAME=VALUE, as in variant=released", *, dotted: bool = False
-) -> tuple[str, str]:
-    """Name and value of `NAME=VALUE`, both still words; `BadParameter` for anything else.
-
-    With `dotted` the name is METHOD.NAME.
+    >>> spelled(("--against",), opposing="--against").renamed
+    {'--opposing': '--against'}
     """
-    name, equals, value = text.partition("=")
-    parts = name.split(".")
-    if not equals or len(parts) != 1 + dotted or not all(part.isidentifier() for part in parts):
-        raise typer.BadParameter(f"{text!r} is no option; write {form}", param_hint="--option")
-    return name, value
+    now = {f"--{old}": new for old, new in renamed.items()}
+    # Most arguments of Python have kept the names that the options had.
+    return type("Spelled", (Command,), {"many": many, "renamed": now, "python": renamed | (python or {})})
+
+
+def one_by_one(words: list[str], option: str) -> list[str]:
+    """The words with `option` repeated before each value that follows its first, up to the next option.
+
+    >>> one_by_one(["a.jpg", "--against", "conch", "slug", "--json"], "--against")
+    ['a.jpg', '--against', 'conch', '--against', 'slug', '--json']
+    """
+    written: list[str] = []
+    values = None  # how many values have followed the option, None outside of it
+    for place, word in enumerate(words):
+        if word == "--":
+            return written + words[place:]
+        if word.startswith("-") and len(word) > 1:
+            values = 0 if word == option else None
+        elif values is not None:
+            written += [option] if values else []
+            values += 1
+        written.append(word)
+    return written

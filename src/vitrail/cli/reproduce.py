@@ -10,7 +10,7 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_json, show_table, stages, stop
-from vitrail.cli.request import Request
+from vitrail.cli.request import Request, how_to_load
 
 __all__ = ["reproduce_command"]
 
@@ -87,7 +87,7 @@ def reproduce_command(
         against=against or [],
         question={"gradient": gradient.value},
         options={},
-        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+        load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,
         output=output,
         formats=(format_.value,),

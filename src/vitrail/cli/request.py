@@ -1,15 +1,33 @@
 """What one call of a command asks, read and checked, and the model that it names, on the device that it names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from vitrail.cli.options import Kind, Precision
 from vitrail.errors import ModelError, OptionError, SameClassError
 
 if TYPE_CHECKING:
     from vitrail.models import VisionModel
 
-__all__ = ["FILES", "Request", "check_question", "classes_of", "load_model", "load_named", "named_device"]
+__all__ = [
+    "FILES",
+    "Request",
+    "check_question",
+    "classes_of",
+    "how_to_load",
+    "kinds",
+    "load_model",
+    "load_named",
+    "named_device",
+    "parse_batch",
+    "parse_size",
+    "split_option",
+]
 
 FILES = ("png", "jpg", "pdf", "svg", "safetensors")  # what a single result can be
 
@@ -120,3 +138,63 @@ def load_named(
     if model.preprocess is None:
         raise ModelError(f"{model.name} comes without preprocessing, so resize={resize} means nothing to it")
     return replace(model, preprocess=replace(model.preprocess, resize=resize))
+
+
+def kinds(formats: Sequence[StrEnum] | None) -> tuple[str, ...]:
+    """The kinds of file that are asked for, each once; "all" is every kind but jpg, the same figure as png.
+
+    >>> kinds([Format.svg, Format.png, Format.svg]), kinds([Format.all]), kinds(None)
+    (('svg', 'png'), ('png', 'pdf', 'svg', 'safetensors'), ())
+    """
+    if formats and "all" in formats:
+        return tuple(kind.value for kind in type(formats[0]) if kind.value not in ("all", "jpg"))
+    return tuple(dict.fromkeys(kind.value for kind in formats or []))
+
+
+def how_to_load(
+    device: str,
+    dtype: Precision,
+    size: str | None,
+    output: Kind | None = None,
+    num_classes: int | None = None,
+    class_names: Path | None = None,
+) -> dict[str, Any]:
+    """The keyword arguments of `load_named`; `BadParameter` for anything but a size."""
+    pixels = None if size is None else parse_size(size)
+    how = {"device": device, "dtype": dtype.value, "size": pixels, "output": output and output.value}
+    return {**how, "num_classes": num_classes, "class_names": class_names}
+
+
+def parse_batch(text: str) -> int:
+    """The number of images per pass, 0 for "auto"; `BadParameter` for anything else."""
+    if text.lower() == "auto":
+        return 0
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(
+            f"{text!r} is no number of images per pass; write 1 or more, or auto", param_hint="--batch-size"
+        )
+    return int(text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels from "224x336", or from one number for a square; `BadParameter` for anything else."""
+    height, _, width = text.lower().partition("x")
+    if not height.isdecimal() or not (width or height).isdecimal() or not int(height) * int(width or height):
+        raise typer.BadParameter(
+            f"{text!r} is no size; write HEIGHTxWIDTH in pixels, as in 224x336", param_hint="--size"
+        )
+    return int(height), int(width or height)
+
+
+def split_option(
+    text: str, form: str = "NAME=VALUE, as in variant=released", *, dotted: bool = False
+) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`, both still words; `BadParameter` for anything else.
+
+    With `dotted` the name is METHOD.NAME.
+    """
+    name, equals, value = text.partition("=")
+    parts = name.split(".")
+    if not equals or len(parts) != 1 + dotted or not all(part.isidentifier() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no option; write {form}", param_hint="--option")
+    return name, value

@@ -7,6 +7,7 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, Terminal, show, show_json, stop
+from vitrail.cli.request import split_option
 
 if TYPE_CHECKING:
     from vitrail.text import TextExplanation
@@ -81,7 +82,7 @@ def text_command(
         "start_layer": start_layer,
         "centred": centred,
     }
-    words = dict(shared.split_option(text) for text in option or [])
+    words = dict(split_option(text) for text in option or [])
     asked = [text if pair is None else (text, pair) for text in texts]
     reporter = Reporter(as_json=as_json)
     try:

@@ -11,7 +11,7 @@ import typer
 from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, show_json, show_table, stop
 from vitrail.cli.inputs import Found, OutputNames, destination, slug
-from vitrail.cli.request import load_named
+from vitrail.cli.request import kinds, load_named
 from vitrail.errors import ImageError, OptionError, VitrailError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def transfer_command(
         num_classes=num_classes,
         class_names=class_names,
         output=output,
-        pictures=shared.kinds(format_),
+        pictures=kinds(format_),
         film=film.value,
         restart=restart,
         as_json=as_json,
