@@ -18,7 +18,7 @@ from vitrail.errors import (
     UnknownClassError,
 )
 from vitrail.guidance import drawing
-from vitrail.guidance.far_class import far_class
+from vitrail.guidance.dissimilar_class import dissimilar_class
 from vitrail.guidance.guide import as_guide, guide_files
 from vitrail.guidance.stitching import Box, plan_stitch, stitch
 from vitrail.models.class_likeness import class_likeness
@@ -219,7 +219,7 @@ class TestDrawn:
         assert torch.equal(torch.get_rng_state(), random)
         for target, (guide,) in zip((0, 1), ex.metadata["guides"], strict=True):
             assert guide["drawn"]
-            assert guide["class"] == far_class(class_likeness(model, (3, 64, 64), 7), [target]) != target
+            assert guide["class"] == dissimilar_class(class_likeness(model, (3, 64, 64), 7), [target]) != target
             assert guide["class_name"] in " ".join(ex.notes())
         again = replace(model)  # another model around the same module finds the drawing; a cleared one draws anew
         drawing._DRAWN.clear()
@@ -331,4 +331,4 @@ class TestRefusals:
 
     def test_no_class_is_left_to_draw(self):
         with pytest.raises(vitrail.errors.TargetError, match="so no class is left that a guide could show"):
-            far_class(torch.eye(2), [0, 1])
+            dissimilar_class(torch.eye(2), [0, 1])

@@ -23,8 +23,8 @@ from ..models.class_likeness import class_likeness
 from ..models.layout import TokenLayout, layout_of
 from ..models.vision_model import VisionModel
 from ..targets import Targets, Wanted, parse_targets, predicted
+from .dissimilar_class import dissimilar_class
 from .drawing import draw_guide
-from .far_class import far_class
 from .guide import Guide
 from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid
 from .widening import widened
@@ -188,7 +188,7 @@ def _draw_for_all(
         chosen = [own] * len(wanted.index)
     else:
         likeness = class_likeness(model, (channels, shape[2], shape[3]), classes)
-        chosen = [far_class(likeness, targets) for targets in wanted.index.tolist()]
+        chosen = [dissimilar_class(likeness, targets) for targets in wanted.index.tolist()]
     drawn = {}
     for index in dict.fromkeys(chosen):
         picture = draw_guide(model, index, plans, channels=channels, seed=guide.seed, progress=progress)

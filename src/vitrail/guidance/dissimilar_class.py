@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import TargetError
 
-__all__ = ["far_class", "poles"]
+__all__ = ["dissimilar_class", "poles"]
 
 
 def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
@@ -22,7 +22,7 @@ def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
     return min(first, second), max(first, second)
 
 
-def far_class(likeness: Float[Tensor, "classes classes"], targets: Sequence[int]) -> int:
+def dissimilar_class(likeness: Float[Tensor, "classes classes"], targets: Sequence[int]) -> int:
     """The class to guide with: of the model's two poles the one less like the targets, so that two drawings do for all.
 
     Where that pole is itself among the targets, the class least like all of them is taken.
@@ -32,7 +32,7 @@ def far_class(likeness: Float[Tensor, "classes classes"], targets: Sequence[int]
 
     Example:
         >>> import torch
-        >>> far_class(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]), [1])
+        >>> dissimilar_class(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]), [1])
         0
     """
     nearest = likeness[:, list(targets)].amax(dim=1)
