@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.benchmark.machine import describe_machine
-from vitrail.experiments import classify, rewrite
-from vitrail.experiments.resample import linear_view
-from vitrail.experiments.rewritten import encode
-from vitrail.experiments.similarity import similarity
+from vitrail.counterfactual import classify, rewrite
+from vitrail.counterfactual.resample import linear_view
+from vitrail.counterfactual.rewritten import encode
+from vitrail.counterfactual.similarity import similarity
 
 METHODS = ("FGSM", "PGD", "rewrite", "rewrite as published")
 COLUMNS = ("photograph", "size", "norm", "budget", "method", "steps", "until", "target", "named", "probability")

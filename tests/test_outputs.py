@@ -348,7 +348,7 @@ class TestEverywhere:
             vitrail.explain(model_of("scores"), images, 0, guide="auto")
 
     def test_transfer_tells_scores_and_probabilities_apart(self):
-        from vitrail.experiments import transfer
+        from vitrail.counterfactual import transfer
         from vitrail.plotting.transfer import standing
 
         images = FAMILIES["timm_vit"].images(batch=1)
@@ -362,7 +362,7 @@ class TestEverywhere:
     def test_rewriting_goes_by_the_models_own_probability(self):
         from PIL import Image
 
-        from vitrail.experiments import rewrite
+        from vitrail.counterfactual import rewrite
 
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
         with pytest.raises(OutputKindError, match="rewriting"):

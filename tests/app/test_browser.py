@@ -11,7 +11,7 @@ from app.conftest import Visitor, encoded, saved
 from PIL import Image
 
 from vitrail.bestiary import render, sample_scene
-from vitrail.experiments import classify
+from vitrail.counterfactual import classify
 from vitrail.models import load
 
 slow = pytest.mark.slow

@@ -244,7 +244,7 @@ def test_a_film_of_attention_on_its_way(service):
 
 
 def test_rewriting_gives_the_very_file_that_was_classified(service, creature):
-    from vitrail.experiments import classify
+    from vitrail.counterfactual import classify
 
     query = service.upload("ada", "", "tavel.png", base64_of(creature)).question.query()
     shown = last(service.draw("ada", query + "&against=1", {"view": "rewrite", "until": 0.8}))
@@ -444,7 +444,7 @@ def compare_commands(text, view, seen, patch):
     """Run the commands as they are, then once more with the numbers asked for, and compare these."""
     from pathlib import Path
 
-    from vitrail.experiments.transfer_result import Transfer
+    from vitrail.counterfactual.transfer_result import Transfer
 
     run_shell(text)
     assert any(path.suffix == ".png" for path in Path("out").rglob("*.png"))

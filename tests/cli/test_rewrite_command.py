@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 import vitrail
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import app
-from vitrail.experiments import classify
+from vitrail.counterfactual import classify
 
 MODEL = "timm/test_vit"
 

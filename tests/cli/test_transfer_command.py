@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import Result
 
 from vitrail.cli.console import Reporter
-from vitrail.experiments import Transfer
+from vitrail.counterfactual import Transfer
 
 Run = Callable[..., Result]
 QUICK = ("--film", "none", "--format", "svg")

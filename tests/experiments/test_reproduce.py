@@ -137,7 +137,7 @@ def test_transfer_follows_both_logits(model, photos, tmp_path):
         lr=0.01,
         report=lambda *given: told.append(given),
     )
-    found = vitrail.experiments.transfer(model, photos[0], 3, 4, steps=2, lr=0.01)
+    found = vitrail.counterfactual.transfer(model, photos[0], 3, 4, steps=2, lr=0.01)
     assert result["logits"]["snail"] == pytest.approx({"0": float(found.logits[0, 3]), "2": float(found.logits[2, 3])})
     assert told[-1][1:] == (2, 2)
     assert Path(result["file"]).is_file()

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitrail.counterfactual import Transfer
 from vitrail.errors import OptionError, OutputFileError
-from vitrail.experiments import Transfer
 from vitrail.plotting import draw_transfer, save_figure, save_film
 from vitrail.plotting.film import _with_one_palette
 from vitrail.plotting.palette import colour

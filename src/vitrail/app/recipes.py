@@ -110,11 +110,11 @@ def as_python(told: Told) -> str:
             guide = f", guide=vitrail.Guide({picture!r}, layout={question.layout!r})"
             lines = [f"ex = vitrail.explain({asked}{method}{guide})", 'ex.save("guided.safetensors")']
         case "transfer":
-            imports = ["from vitrail.experiments import transfer"]
+            imports = ["from vitrail.counterfactual import transfer"]
             lines = [f"found = transfer(model, image, {target}, {rival}, steps={steps}, snapshots={frames(steps)})"]
             lines += ['found.plot().savefig("transfer.png")']
         case "rewrite":
-            imports = ["from vitrail.experiments import rewrite"]
+            imports = ["from vitrail.counterfactual import rewrite"]
             budget = f", budget={_budget(question)}" if question.budget else ""
             words = f"target={rival}, source={target}, until={until!r}{budget}, steps={REWRITE_STEPS}"
             lines = [f"found = rewrite(model, image, {words})", 'found.save("rewritten.png")']

@@ -14,7 +14,7 @@ from vitrail.cli import options as shared
 from vitrail.cli.console import Terminal, show, show_json, stop
 
 if TYPE_CHECKING:
-    from vitrail.experiments.rewrite import Progress
+    from vitrail.counterfactual.rewrite import Progress
 
 __all__ = ["rewrite_command"]
 
@@ -115,8 +115,8 @@ def rewrite_command(
 
     from vitrail.cli.inputs import Found, OutputNames, destination, slug
     from vitrail.cli.request import load_named
+    from vitrail.counterfactual.rewrite import rewrite, takes_for, unresized
     from vitrail.errors import VitrailError
-    from vitrail.experiments.rewrite import rewrite, takes_for, unresized
     from vitrail.plotting.sheet import save_figure
 
     fresh = not output.exists()

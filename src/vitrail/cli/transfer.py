@@ -15,7 +15,7 @@ from vitrail.cli.request import kinds, load_named
 from vitrail.errors import ImageError, OptionError, VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.experiments.transfer_result import Transfer
+    from vitrail.counterfactual.transfer_result import Transfer
     from vitrail.models import VisionModel
 
 __all__ = ["TransferRequest", "run", "transfer_command"]
@@ -160,7 +160,7 @@ def transfer_command(
 
 def run(request: TransferRequest) -> int:
     """Do what is asked; the exit code. Raises `VitrailError` for a question at fault."""
-    from vitrail.experiments import transfer
+    from vitrail.counterfactual import transfer
     from vitrail.plotting.film import check_film
 
     reporter = Reporter(as_json=request.as_json)
@@ -231,7 +231,7 @@ def _by_ending(request: TransferRequest, file: Path | None) -> TransferRequest:
 
 def _snapshots(request: TransferRequest) -> tuple[list[int], list[int]]:
     """The steps that the figure shows, and all at which maps are drawn."""
-    from vitrail.experiments.transfer_result import usual_snapshots
+    from vitrail.counterfactual.transfer_result import usual_snapshots
 
     steps = request.question["steps"]
     columns = sorted(set(request.figure_steps or usual_snapshots(max(steps, 1))))

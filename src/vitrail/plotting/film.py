@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vitrail.counterfactual.transfer_result import Transfer
 from vitrail.errors import OptionError, OutputFileError
-from vitrail.experiments.transfer_result import Transfer
 from vitrail.files import atomic_write
 from vitrail.plotting.palette import colour
 from vitrail.plotting.transfer import draw_frame

@@ -15,7 +15,7 @@ from vitrail.plotting.panel import FRAME, INK, PALE, axes_at, blank, pixels, sho
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitrail.experiments.rewritten import Rewrite
+    from vitrail.counterfactual.rewritten import Rewrite
 
 __all__ = ["amplified", "draw_rewrite"]
 

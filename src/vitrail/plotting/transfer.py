@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.counterfactual.transfer_result import Transfer, usual_snapshots
 from vitrail.errors import OptionError
-from vitrail.experiments.transfer_result import Transfer, usual_snapshots
 from vitrail.explanation import percent
 from vitrail.plotting.lettering import number, printable, write
 from vitrail.plotting.overlay import resize, strength

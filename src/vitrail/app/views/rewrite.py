@@ -7,9 +7,9 @@ from html import escape
 import numpy as np
 import torch
 
-from ...experiments import rewrite
-from ...experiments.rewrite import Progress
-from ...experiments.rewritten import Rewrite, encode
+from ...counterfactual import rewrite
+from ...counterfactual.rewrite import Progress
+from ...counterfactual.rewritten import Rewrite, encode
 from ...explanation import Explanation, percent
 from ...plotting.overlay import resize
 from ...plotting.rewriting import amplified
@@ -29,7 +29,7 @@ def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int
     """Rewrite the photograph into its rival class, at its own resolution.
 
     Raises:
-        VitrailError: whatever `vitrail.experiments.rewrite` raises.
+        VitrailError: whatever `vitrail.counterfactual.rewrite` raises.
     """
     del guide
     _, until = limits(asked.question)

@@ -7,8 +7,8 @@ from html import escape
 import numpy as np
 import torch
 
-from ...experiments import transfer
-from ...experiments.transfer_result import Transfer
+from ...counterfactual import transfer
+from ...counterfactual.transfer_result import Transfer
 from ...plotting.film import save_film
 from ...plotting.transfer import course, standing
 from ..answer import Answer, file_of, files_of_figure
@@ -29,7 +29,7 @@ def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int
     """The maps of the class and of its rival over the steps, and their logits.
 
     Raises:
-        VitrailError: whatever `vitrail.experiments.transfer` raises.
+        VitrailError: whatever `vitrail.counterfactual.transfer` raises.
     """
     del guide
     steps, _ = limits(asked.question)

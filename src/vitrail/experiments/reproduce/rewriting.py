@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ...counterfactual.rewrite import rewrite
 from ...plotting.rewriting import draw_rewrite
-from ..rewrite import rewrite
 from .registry import Question, needs, register_experiment
 
 __all__ = ["rewriting"]

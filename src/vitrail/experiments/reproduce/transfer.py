@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ...counterfactual.transfer import transfer as move_attention
 from ...plotting.transfer import draw_transfer
-from ..transfer import transfer as move_attention
 from .registry import Question, needs, register_experiment
 
 __all__ = ["transfer"]

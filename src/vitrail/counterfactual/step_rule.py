@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..errors import OptionError
 from .budget import check_budget
 
-__all__ = ["SLOPES", "VARIANTS", "Tactics", "tactics"]
+__all__ = ["SLOPES", "VARIANTS", "StepRule", "step_rule"]
 
 VARIANTS = ("gradient", "sign", "adam")
 SLOPES = ("difference", "log_probability")
@@ -15,7 +15,7 @@ _PART = 0.25  # of the budget, in a step within one
 
 
 @dataclass(frozen=True)
-class Tactics:
+class StepRule:
     """One way to step, all choices made.
 
     `objective` goes down: "difference" is l_source − l_target, as published; "log_probability" is −log p_target, which
@@ -30,9 +30,9 @@ class Tactics:
     euclidean: bool = False
 
 
-def tactics(
+def step_rule(
     objective: str | None, variant: str | None, step: float | int | None, budget: float | int | None, norm: str
-) -> Tactics:
+) -> StepRule:
     """What was asked for, and for each None the default.
 
     Without a budget the published form: the raw gradient of the difference, scaled to a largest change of 0.01. Within
@@ -44,10 +44,10 @@ def tactics(
         OptionError: for words and numbers out of range.
 
     Example:
-        >>> tactics(None, None, None, None, "linf")
-        Tactics(objective='difference', variant='gradient', step=0.01, euclidean=False)
-        >>> tactics(None, None, None, 1.0, "l2")
-        Tactics(objective='log_probability', variant='gradient', step=0.25, euclidean=True)
+        >>> step_rule(None, None, None, None, "linf")
+        StepRule(objective='difference', variant='gradient', step=0.01, euclidean=False)
+        >>> step_rule(None, None, None, 1.0, "l2")
+        StepRule(objective='log_probability', variant='gradient', step=0.25, euclidean=True)
     """
     check_budget(budget, norm)
     if objective is None:
@@ -61,9 +61,9 @@ def tactics(
     if step is not None:
         if not 0 < step <= 1:
             raise OptionError(f"step={step:g} must lie above 0 and be at most 1, the range of a pixel")
-        return Tactics(objective, variant, float(step))
+        return StepRule(objective, variant, float(step))
     if budget is not None and variant == "gradient" and norm == "l2":
-        return Tactics(objective, variant, _PART * budget, euclidean=True)
+        return StepRule(objective, variant, _PART * budget, euclidean=True)
     if budget is not None and variant != "gradient" and norm == "linf":
-        return Tactics(objective, variant, _PART * budget)
-    return Tactics(objective, variant, _LARGEST[variant])
+        return StepRule(objective, variant, _PART * budget)
+    return StepRule(objective, variant, _LARGEST[variant])

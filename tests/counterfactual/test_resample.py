@@ -7,7 +7,7 @@ from PIL import Image
 from torch.autograd.functional import vjp
 
 from vitrail import Preprocess
-from vitrail.experiments.resample import linear_view, resize_weights
+from vitrail.counterfactual.resample import linear_view, resize_weights
 
 PILLOW = {
     "nearest": Image.Resampling.NEAREST,

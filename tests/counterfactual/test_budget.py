@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from vitrail.counterfactual.budget import check_budget, project, to_levels
 from vitrail.errors import OptionError
-from vitrail.experiments.budget import check_budget, project, to_levels
 
 
 def picture_and_change(scale: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,7 +85,7 @@ def transfer(
     Example:
         >>> import timm, torch, vitrail
         >>> vit = timm.create_model("test_vit", num_classes=10).eval()
-        >>> found = vitrail.experiments.transfer(vit, torch.randn(1, 3, 160, 160), target=3, opposing=7, steps=2)
+        >>> found = vitrail.counterfactual.transfer(vit, torch.randn(1, 3, 160, 160), target=3, opposing=7, steps=2)
         >>> found.logits.shape, found.maps.shape, found.snapshots
         (torch.Size([3, 10]), torch.Size([2, 2, 10, 10]), (0, 2))
     """

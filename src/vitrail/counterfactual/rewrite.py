@@ -2,7 +2,7 @@
 
     x ← x − η ∇ₓ (l_source − l_target)        (Cui, Fan, Chen, "pixel rewriting")
 
-Within a budget, which the paper does not have, the default is `x ← x + η ∇ₓ log p_target`, see `tactics`.
+Within a budget, which the paper does not have, the default is `x ← x + η ∇ₓ log p_target`, see `step_rule`.
 
 **What it is for**: auditing one's own model. If a change that no eye finds turns a zebra into a bull mastiff, then
 what the model reads in those pixels is not what people read, and its maps before and after show where. The numbers
@@ -41,7 +41,7 @@ from .budget import project, to_levels
 from .resample import linear_view
 from .rewritten import Rewrite, encode
 from .similarity import similarity
-from .tactics import Tactics, tactics
+from .step_rule import StepRule, step_rule
 
 __all__ = ["PLACES", "Progress", "classify", "rewrite", "takes_for", "unresized"]
 
@@ -128,7 +128,7 @@ def rewrite(
     if model.preprocess.channels != 3:
         raise ModelError(f"{model.name} takes pictures of one channel, and only colour pictures can be rewritten")
     _check(until, steps)
-    how = tactics(objective, variant, step, budget, norm)
+    how = step_rule(objective, variant, step, budget, norm)
     if at not in PLACES:
         raise OptionError(f"at={at!r} is not one of {', '.join(PLACES)}")
     refuse_training(model.module)
@@ -247,7 +247,7 @@ class _Search:
         photograph: UInt8[np.ndarray, "height width 3"],
         source: int,
         target: int,
-        how: Tactics,
+        how: StepRule,
         budget: float | int | None,
         norm: str,
         output: Output,

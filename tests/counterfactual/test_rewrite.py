@@ -10,9 +10,9 @@ from families import enliven
 from PIL import Image
 
 import vitrail
+from vitrail.counterfactual import Rewrite, classify, rewrite, unresized
+from vitrail.counterfactual.rewrite import Progress
 from vitrail.errors import ImageError, ModelError, NonFiniteError, OptionError, TargetError, UnknownClassError
-from vitrail.experiments import Rewrite, classify, rewrite, unresized
-from vitrail.experiments.rewrite import Progress
 
 NAMES = tuple("abcdefghij")
 

@@ -14,6 +14,7 @@ from families import FAMILIES, UserViT
 from torch import Tensor, nn
 
 import vitrail
+from vitrail.counterfactual import Transfer, TransferFileError, transfer
 from vitrail.errors import (
     ImageError,
     NoAttentionError,
@@ -25,7 +26,6 @@ from vitrail.errors import (
     UnknownClassError,
     UnsupportedAttentionError,
 )
-from vitrail.experiments import Transfer, TransferFileError, transfer
 
 TARGET, OPPOSING = 2, 5
 
