@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 import vitrail
 from vitrail.benchmark.machine import describe_machine
 from vitrail.benchmark.rows import as_published
-from vitrail.methods.choosing import choose_methods
+from vitrail.methods.registry import choose_methods
 
 # The multiple that a method is to stay under.
 BARS = {"tattr": 3.0, "tam": 8.0, "bi_head": 8.0, "bi_token": 8.0, "dix": 16.0, "iia": 30.0}

@@ -15,7 +15,7 @@ from .explain import explain
 from .explanation import Explanation
 from .inputs import ImagesLike, as_items, prepare
 from .methods import MethodInfo, find_method
-from .methods.choosing import Chosen, choose_methods
+from .methods.registry import Chosen, choose_methods
 from .models import wrap
 from .models.layout import layout_of
 from .models.readiness import refuse_training

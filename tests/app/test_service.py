@@ -230,7 +230,7 @@ def test_the_gallery_keeps_a_place_for_methods_that_fail(service, monkeypatch):
 
 
 def _few(*names):
-    from vitrail.methods.choosing import choose_methods
+    from vitrail.methods.registry import choose_methods
 
     return choose_methods(list(names))
 

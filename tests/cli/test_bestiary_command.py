@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import app
-from vitrail.methods.choosing import choose_methods
+from vitrail.methods.registry import choose_methods
 
 
 def call(*words: object):

@@ -6,7 +6,7 @@ import pytest
 
 from vitrail.errors import OptionError, UnknownMethodError
 from vitrail.methods import METHODS, list_methods
-from vitrail.methods.choosing import FEW, choose_methods, passes_of
+from vitrail.methods.registry import FEW, choose_methods, passes_of
 
 
 def names(given):

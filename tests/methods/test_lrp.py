@@ -10,7 +10,7 @@ from torch import nn
 
 import vitrail
 from vitrail.errors import OptionError, UnsupportedOperationError
-from vitrail.lrp.division import find_precision
+from vitrail.lrp.operations import find_precision
 
 READERS = {
     "timm_vit": literal.read_timm,

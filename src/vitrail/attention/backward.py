@@ -6,11 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .calls import AttentionCall, blocks, compute_dtype, probabilities, without_autocast
+from .calls import AttentionCall, Block, blocks, compute_dtype, probabilities, without_autocast
 from .nonzero_rows import nonzero_rows
 from .relevance_row import Collector
 
-__all__ = ["Gradients", "attention_backward", "constant_attention_backward", "fused_row", "softmax_backward"]
+__all__ = [
+    "Gradients",
+    "attention_backward",
+    "collect_whole",
+    "constant_attention_backward",
+    "fused_row",
+    "softmax_backward",
+]
 
 
 class Gradients(NamedTuple):
@@ -26,6 +33,17 @@ def softmax_backward(
 ) -> Float[Tensor, "*shape keys"]:
     """The gradient of the scores before the softmax: A ⊙ (∇A − rowsum(A ⊙ ∇A))."""
     return torch.ops.aten._softmax_backward_data(gradient, attention, -1, attention.dtype)
+
+
+def collect_whole(
+    collector: Collector,
+    attention: Float[Tensor, "images heads queries keys"],
+    gradient: Float[Tensor, "images heads queries keys"],
+) -> None:
+    """Gives a collector the whole A and ∇A of attention that a model writes out, as one block."""
+    images, heads, queries, keys = attention.shape
+    collector.begin(images, heads, keys, attention)
+    collector.add(Block(slice(0, images), slice(0, heads), slice(0, queries)), attention, gradient)
 
 
 @without_autocast

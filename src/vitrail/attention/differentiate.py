@@ -9,8 +9,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .backward import Gradients, attention_backward, constant_attention_backward, fused_row, softmax_backward
-from .calls import AttentionCall, Block, compute_dtype
+from .backward import (
+    Gradients,
+    attention_backward,
+    collect_whole,
+    constant_attention_backward,
+    fused_row,
+    softmax_backward,
+)
+from .calls import AttentionCall, compute_dtype
 from .gradient_modes import GradientMode
 from .kernels import attention_transposed, sum_over_queries, swaps, tiles_fit
 from .nonzero_rows import nonzero_rows
@@ -296,10 +303,8 @@ class _WrittenOutAttention(Function):
         (attention,) = ctx.saved_tensors
         dtype = compute_dtype(attention.dtype)
         wide, gradient = attention.to(dtype), grads[0].to(dtype)
-        images, heads, queries, keys = attention.shape
         collector = visitor.listener.collector(ctx.layer)
-        collector.begin(images, heads, keys, attention)
-        collector.add(Block(slice(0, images), slice(0, heads), slice(0, queries)), wide, gradient)
+        collect_whole(collector, wide, gradient)
         visitor.listener.take(ctx.layer, collector)
         flows = visitor.through_scores and ctx.needs_input_grad[0]
         return softmax_backward(wide, gradient).to(attention.dtype) if flows else None, None, None, None

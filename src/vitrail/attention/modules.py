@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 
-__all__ = ["See", "at_input", "at_output", "calling_module", "find_module", "tokens_first"]
+__all__ = ["See", "at_input", "at_output", "find_module", "running_module", "tokens_first"]
 
 See: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -109,13 +109,22 @@ def tokens_first(tensor: Tensor, images: int, tokens: int) -> Tensor | None:
     return tensor.transpose(0, 1) if tensor.shape[:2] == (tokens, images) else None
 
 
-def calling_module(root: nn.Module) -> str:
-    """The dotted name and class of the module of `root` whose forward is running now, for messages."""
+def running_module(root: nn.Module) -> tuple[str, nn.Module] | None:
+    """Returns the dotted name and the innermost module of `root` whose forward is running, None where none is.
+
+    Example:
+        >>> class Part(nn.Module):
+        ...     def forward(self, model):
+        ...         return running_module(model)[0]
+        >>> model = nn.Sequential(nn.Identity(), Part())
+        >>> model[1](model)
+        '1'
+    """
     names = {id(part): name for name, part in root.named_modules()}
     frame = sys._getframe(1)
     while frame is not None:
         part = frame.f_locals.get("self")
         if isinstance(part, nn.Module) and id(part) in names:
-            return f"{names[id(part)] or 'the model'} ({type(part).__name__})"
+            return names[id(part)], part
         frame = frame.f_back
-    return type(root).__name__
+    return None

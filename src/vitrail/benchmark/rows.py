@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ..errors import NoSignalError, OptionError
 from ..explain import explain
 from ..methods import list_methods
-from ..methods.choosing import choose_methods, passes_of
-from ..methods.registry import METHODS, MethodInfo
+from ..methods.registry import METHODS, MethodInfo, choose_methods, passes_of
 from ..models import VisionModel
 from .machine import available_memory
 from .peers import PEERS, Peer

@@ -34,7 +34,7 @@ from vitrail.bestiary.species import CLASS_NAMES, siblings, species
 from vitrail.errors import OptionError
 from vitrail.explain import explain
 from vitrail.methods import METHODS, MethodInfo
-from vitrail.methods.choosing import choose_methods
+from vitrail.methods.registry import choose_methods
 from vitrail.metrics.aggregation import Interval, bootstrap
 from vitrail.models import VisionModel
 

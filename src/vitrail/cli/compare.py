@@ -128,7 +128,7 @@ def run(request: Request) -> bool:
 
     Raises `VitrailError` for a question at fault.
     """
-    from vitrail.methods.choosing import choose_methods
+    from vitrail.methods.registry import choose_methods
     from vitrail.objectives import objective_name
 
     choose_methods(request.question["methods"])

@@ -15,7 +15,7 @@ from vitrail.compare import passes_taken
 from vitrail.explain import explain
 from vitrail.explanation import Explanation
 from vitrail.files import atomic_write
-from vitrail.methods.choosing import choose_methods
+from vitrail.methods.registry import choose_methods
 from vitrail.models import VisionModel
 from vitrail.plotting import overlay, save_picture
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ImageError, ModelError, NonFiniteError, VitrailError
 from ..explain import explain
-from ..methods.choosing import Chosen, choose_methods
+from ..methods.registry import Chosen, choose_methods
 from ..models.layout import TokenLayout, layout_of
 from ..models.preprocess import Preprocess
 from ..models.vision_model import VisionModel

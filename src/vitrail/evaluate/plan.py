@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..methods import find_method
-from ..methods.choosing import choose_methods
+from ..methods.registry import choose_methods
 from .presets import find_preset
 from .protocols import find_protocol
 

@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..attention.backward import Gradients, attention_backward, softmax_backward
-from ..attention.calls import AttentionCall, Block, blocks, probabilities
+from ..attention.backward import Gradients, attention_backward, collect_whole, softmax_backward
+from ..attention.calls import AttentionCall, blocks, probabilities
 from ..attention.relevance_row import Collector
-from .division import Divide
-from .operations import Walk
+from .operations import Divide, Walk
 
 __all__ = ["RelevanceListener", "RelevantAttention", "attention_relevance"]
 
@@ -194,12 +193,9 @@ class _WrittenOut(Function):
             visitor.upstream[ctx.layer] = flows[0]
             through = visitor.through_scores and ctx.needs_input_grad[0]
             return softmax_backward(attention, flows[0]) if through else None, None, None, None
-        images, heads, queries, keys = attention.shape
         collector = visitor.collector(ctx.layer)
         gradient = visitor.upstream.pop(ctx.layer, None)
         if collector is not None:
-            collector.begin(images, heads, keys, attention)
-            whole = Block(slice(0, images), slice(0, heads), slice(0, queries))
-            collector.add(whole, flows[0], torch.zeros_like(attention) if gradient is None else gradient)
+            collect_whole(collector, flows[0], torch.zeros_like(attention) if gradient is None else gradient)
         visitor.take(ctx.layer, collector)
         return flows[0] if ctx.needs_input_grad[0] else None, None, None, None

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from ..attention.gradient_modes import GradientMode, libra_rules
 from ..errors import OptionError
-from .division import Divide
-from .operations import Differentiable, Operation, Shares, Walk, apply
+from .operations import Differentiable, Divide, Operation, Shares, Walk, apply
 from .rules import (
     convolution_separate,
     linear_separate,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .division import Divide
+from .operations import Divide
 
 __all__ = [
     "convolution_separate",

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.modules import running_module
 from ..attention.tap import PRODUCTS, Tap, Visitor, bound_arguments, run_multi_head_attention
 from ..errors import UnsupportedOperationError
-from .module_trace import module_at_work
 from .reshape_ops import CAST_OPS, RESHAPE_OPS
 
 __all__ = ["Call", "RelevanceTap", "Rules"]
@@ -79,7 +79,8 @@ class RelevanceTap(Tap):
 
     def refusal(self, name: str, why: str = "") -> UnsupportedOperationError:
         """The error for a function without a rule, at the module at work."""
-        module = module_at_work(self.model) or type(self.model).__name__
+        running = running_module(self.model)
+        module = (running and running[0]) or type(self.model).__name__
         return UnsupportedOperationError(
             f"{self.method} has no rule for {name}() in module {module!r}"
             + (f" ({why})" if why else "")

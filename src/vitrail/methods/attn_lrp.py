@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attention.calls import without_autocast
 from ..errors import OptionError
 from ..lrp.attnlrp import AttnLRPTap, SharedAttention, attnlrp_rules, find_attention_rule
-from ..lrp.division import find_precision
+from ..lrp.operations import find_precision
 from .context import AttributionContext
 from .registry import register_method
 

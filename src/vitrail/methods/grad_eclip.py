@@ -13,17 +13,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..attention.calls import AttentionCall, compute_dtype
-from ..attention.modules import at_input, calling_module
+from ..attention.modules import at_input, running_module
 from ..attention.visitors import LeafAttention
 from ..attention.watchers import ATTENTION, NORMS
 from ..errors import OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
+from .cam import on_all_tokens
 from .context import AttributionContext
-from .features import on_all_tokens
 from .registry import register_method
 
 __all__ = ["grad_eclip"]
@@ -129,7 +129,7 @@ class _LastAttention(LeafAttention):
         if self.count == self.last:
             raise UnsupportedOperationError(
                 "grad_eclip needs queries, keys and values of the last attention, but "
-                f"{calling_module(self.context.model.module)} writes it out as a softmax over scores, where they "
+                f"{_running(self.context.model.module)} writes it out as a softmax over scores, where they "
                 "cannot be told: use gradcam, complete or gae, or let the module call scaled_dot_product_attention"
             )
         return super().normalise(scores)
@@ -140,7 +140,7 @@ class _LastAttention(LeafAttention):
         if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
             raise UnsupportedOperationError(
                 f"heads='merged' cannot merge the {call.heads} heads of attention {self.last} in "
-                f'{calling_module(self.context.model.module)}: each has a bias of its own; use heads="true"'
+                f'{_running(self.context.model.module)}: each has a bias of its own; use heads="true"'
             )
         parts = {"query": call.query, "key": call.key, "value": call.value}
         return replace(call, **{name: side_by_side(part)[:, None] for name, part in parts.items()})
@@ -191,3 +191,9 @@ class _NormalisedResidual(TorchFunctionMode):
                 return args[0]
             self.call = func, args[1:], dict(kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def _running(root: nn.Module) -> str:
+    """Returns the name and class of the module that is running, for messages."""
+    running = running_module(root)
+    return type(root).__name__ if running is None else f"{running[0] or 'the model'} ({type(running[1]).__name__})"

@@ -24,8 +24,7 @@ from ..attention.relevance_row import Collector, ElementwiseRule, RelevanceRow, 
 from ..errors import OptionError
 from ..lrp.attention import RelevanceListener, RelevantAttention
 from ..lrp.chefer import chefer_rules, find_rule_set
-from ..lrp.division import find_precision
-from ..lrp.operations import Walk
+from ..lrp.operations import Walk, find_precision
 from ..lrp.tap import RelevanceTap
 from .context import AttributionContext
 from .registry import register_method

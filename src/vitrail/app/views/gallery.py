@@ -11,8 +11,7 @@ import torch
 from ...compare import passes_taken
 from ...comparison import Compared, Comparison
 from ...errors import VitrailError
-from ...methods.choosing import choose_methods
-from ...methods.registry import METHODS
+from ...methods.registry import METHODS, choose_methods
 from ...plotting.comparison import draw_comparison, two_ended
 from ..answer import Answer, files_of_figure
 from ..fragments import on_page, opacity, panel, picture, problem, question, section
