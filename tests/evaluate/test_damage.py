@@ -11,11 +11,11 @@ from pictures_on_disk import class_folders, draw
 from PIL import Image
 
 from vitrail.errors import RunFolderError
-from vitrail.evaluate.report import build_board
-from vitrail.evaluate.report.checks import warnings
 from vitrail.evaluate.run_directory import RunFolder
 from vitrail.evaluate.run_reader import read_run
 from vitrail.evaluate.runner import evaluate
+from vitrail.report import build_board
+from vitrail.report.checks import warnings
 
 QUESTION = {"methods": ["raw", "complete"], "protocols": ["pointing"], "block": 2}
 

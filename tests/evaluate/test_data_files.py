@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pictures_on_disk import class_folders, draw, labels, sources, toy
 from PIL import Image
 
+from vitrail.datasets import Dataset, Sample, open_data
+from vitrail.datasets.label_resolver import Classes
+from vitrail.datasets.open import select
 from vitrail.errors import DataError, ImageError
-from vitrail.evaluate.data import Dataset, Sample, open_data
-from vitrail.evaluate.data.classes import Classes
-from vitrail.evaluate.data.selection import select
 
 
 def test_class_folders_by_name_index_and_wordnet_id(tmp_path):

@@ -13,9 +13,9 @@ from pictures_on_disk import class_folders, draw, labels, sources, toy
 from PIL import Image
 
 import vitrail
+from vitrail.datasets import open_data
+from vitrail.datasets.geometry import seen
 from vitrail.errors import DataError, ImageError
-from vitrail.evaluate.data import open_data
-from vitrail.evaluate.geometry import seen
 from vitrail.experiments.stitched_perturbation import stitch_pictures
 from vitrail.images import read_image
 from vitrail.models import VisionModel

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from vitrail.cli import app
 from vitrail.errors import RunFolderError, VitrailError
 from vitrail.evaluate.parquet_rows import Done
-from vitrail.evaluate.report import build_board, write_report
-from vitrail.evaluate.report.checks import warnings
-from vitrail.evaluate.report.pictures import extremes, picture_of
-from vitrail.evaluate.report.protocol import asked, run_facts
 from vitrail.evaluate.run_directory import RunFolder
 from vitrail.evaluate.run_reader import read_run
+from vitrail.report import build_board, write_report
+from vitrail.report.checks import warnings
+from vitrail.report.pictures import extremes, picture_of
+from vitrail.report.protocol import asked, run_facts
 
 METHODS = ["raw", "gae"]
 IMAGES, BLOCK = 4, 2

@@ -7,9 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitrail.datasets import Sample
+from vitrail.datasets.geometry import as_seen, boxes_as_mask, seen
 from vitrail.errors import ImageError
-from vitrail.evaluate.data import Sample
-from vitrail.evaluate.geometry import as_seen, boxes_as_mask, seen
 from vitrail.models import Preprocess
 
 WAYS = [

@@ -17,9 +17,9 @@ from pictures_on_disk import class_folders
 from torch import nn
 
 import vitrail
+from vitrail.datasets import open_data
 from vitrail.errors import ModelError, OptionError, how_to_install
 from vitrail.evaluate.block_evaluator import Worker
-from vitrail.evaluate.data import open_data
 from vitrail.evaluate.engines import ray as engine
 from vitrail.evaluate.engines.local import run_local
 from vitrail.evaluate.plan import make_plan

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from vitrail.cli import app
 from vitrail.errors import OptionError, RunFolderError
 from vitrail.evaluate.protocols.registry import PROTOCOLS, ProtocolInfo
-from vitrail.evaluate.report import build_board, examples, write_report
-from vitrail.evaluate.report.checks import warnings
-from vitrail.evaluate.report.examples import draw_gallery
-from vitrail.evaluate.report.pictures import Extreme
-from vitrail.evaluate.report.tables import latex, markdown
 from vitrail.evaluate.run_reader import read_run
 from vitrail.metrics.aggregation import Statistic
+from vitrail.report import build_board, examples, write_report
+from vitrail.report.checks import warnings
+from vitrail.report.examples import draw_gallery
+from vitrail.report.pictures import Extreme
+from vitrail.report.tables import latex, markdown
 
 MEANS = {"good": 0.8, "level": 0.79, "bad": 0.3}
 

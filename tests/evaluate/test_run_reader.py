@@ -10,8 +10,8 @@ import pytest
 from run_folder import SCHEMA, evaluated, manifest, write_run
 
 from vitrail.errors import OptionError, RunFolderError
-from vitrail.evaluate.report import build_board
 from vitrail.evaluate.run_reader import Failure, read_run
+from vitrail.report import build_board
 
 
 def small(folder, rows=None, **other):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import vitrail
+from vitrail.datasets import Sample
 from vitrail.errors import (
     DataError,
     ModelError,
@@ -23,14 +24,13 @@ from vitrail.errors import (
     UnknownMethodError,
     UnknownProtocolError,
 )
-from vitrail.evaluate.data import Sample
 from vitrail.evaluate.parquet_rows import read_part
-from vitrail.evaluate.report import build_board, write_report
-from vitrail.evaluate.report.checks import warnings
 from vitrail.evaluate.run_directory import RunFolder
 from vitrail.evaluate.run_reader import read_run
 from vitrail.evaluate.runner import digest_of, evaluate
 from vitrail.models import Preprocess
+from vitrail.report import build_board, write_report
+from vitrail.report.checks import warnings
 
 QUESTION = {"methods": ["gae", "complete"], "protocols": ["perturbation"], "preset": "bi", "block": 4, "batch_size": 8}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.significance import band, counted, holm, intervals, paired, per_image, ranks, resampled
 from vitrail.metrics.aggregation import Statistic, bootstrap, draws, weightings
+from vitrail.report.significance import band, counted, holm, intervals, paired, per_image, ranks, resampled
 
 
 def literal(statistic, resamples=200, seed=0, images=None):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..evaluate.report.styles import COLOURS, DASHES
 from ..plotting.lettering import write
 from ..plotting.panel import FRAME, INK, PALE, Box, axes_at, blank
+from ..report.styles import COLOURS, DASHES
 from .results import Results
 from .rows import LIMIT
 

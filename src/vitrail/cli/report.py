@@ -34,8 +34,8 @@ def report_command(
     """
     from vitrail.cli.inputs import destination
     from vitrail.errors import VitrailError
-    from vitrail.evaluate.report import write_report
-    from vitrail.evaluate.report.tables import ARROWS, ordered, summary
+    from vitrail.report import write_report
+    from vitrail.report.tables import ARROWS, ordered, summary
 
     try:
         destination(output)

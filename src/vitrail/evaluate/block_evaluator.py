@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from ..datasets import Dataset
+from ..datasets.geometry import ModelView, seen
 from ..errors import ImageError, ModelError, NonFiniteError, VitrailError
 from ..explain import explain
 from ..methods.registry import Chosen, choose_methods
@@ -20,8 +22,6 @@ from ..models.preprocess import Preprocess
 from ..models.vision_model import VisionModel
 from .batched_queries import QueryBatcher
 from .case import Case
-from .data import Dataset
-from .geometry import ModelView, seen
 from .parquet_rows import Done, Failure, Part, encoded
 from .plan import Plan
 from .protocols import find_protocol

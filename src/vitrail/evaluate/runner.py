@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..datasets import Dataset, open_data
+from ..datasets.base import Opened
+from ..datasets.label_resolver import counted, listed
 from ..errors import DataError, ModelError, OptionError, OutputKindError
 from ..models import VisionModel, wrap
 from ..models.layout import layout_of
@@ -24,9 +27,6 @@ from ..targets import refuse_unpredicted
 from ..threads import thread_count
 from .block_evaluator import Worker, fitted
 from .cost import cost_of
-from .data import Dataset, open_data
-from .data.opened import Opened
-from .data.wording import counted, listed
 from .engines import find_engine
 from .engines.local import READERS
 from .engines.torchrun import agreed, holding, local_rank, processes, together

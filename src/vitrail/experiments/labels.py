@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..datasets.open import evenly
 from ..errors import ExperimentError, TargetError
-from ..evaluate.data.selection import evenly
 from ..models.vision_model import VisionModel
 
 __all__ = ["evenly", "labels_by_name", "labels_in_table"]

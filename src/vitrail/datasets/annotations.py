@@ -1,4 +1,4 @@
-"""Labels, boxes and masks from files of their own, put to the pictures that they name."""
+"""Labels, boxes and masks from files of their own, put to the pictures that they name, and list files."""
 
 import math
 from collections import Counter, defaultdict
@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+from vitrail.datasets.image_folders import Entry, Found
+from vitrail.datasets.label_resolver import Classes, counted, listed
+from vitrail.datasets.tables import Row, read_table, refuse_fractions
 from vitrail.errors import DataError
-from vitrail.evaluate.data.classes import Classes
-from vitrail.evaluate.data.pictures import Entry
-from vitrail.evaluate.data.table import Row, read_table, refuse_fractions
-from vitrail.evaluate.data.wording import counted, listed
 
-__all__ = ["add_boxes", "add_labels", "add_masks", "merged", "refuse_useless"]
+__all__ = ["add_boxes", "add_labels", "add_masks", "find_list"]
 
 
-def merged(entry: Entry, rows: Sequence[Row], classes: Classes, folder: Path, notes: list[str]) -> Entry:
+def _merged(entry: Entry, rows: Sequence[Row], classes: Classes, folder: Path, notes: list[str]) -> Entry:
     """A picture with what rows tell of it; the first class named counts, and only the boxes of that class."""
     word = next((row.word for row in rows if row.word), None)
     if entry.label is None and word is not None:
@@ -51,7 +50,7 @@ def add_labels(entries: Sequence[Entry], table: Path, classes: Classes, notes: l
     kept = [replace(entry, label=None, word=None) for entry in entries if entry.source in found]
     if len(kept) < len(entries):
         notes.append(f"left out: {counted(len(entries) - len(kept), 'picture')} that {table} does not name")
-    return [merged(entry, found[entry.source], classes, table.parent, notes) for entry in kept]
+    return [_merged(entry, found[entry.source], classes, table.parent, notes) for entry in kept]
 
 
 def add_boxes(entries: Sequence[Entry], path: Path, classes: Classes, notes: list[str]) -> list[Entry]:
@@ -71,14 +70,14 @@ def add_boxes(entries: Sequence[Entry], path: Path, classes: Classes, notes: lis
     if len(found) < len(entries):
         notes.append(f"without a box in {path}: {len(entries) - len(found)} of {counted(len(entries), 'picture')}")
     told = [
-        merged(entry, found[entry.source], classes, path.parent, notes) if entry.source in found else entry
+        _merged(entry, found[entry.source], classes, path.parent, notes) if entry.source in found else entry
         for entry in entries
     ]
-    refuse_useless(path, [row for some in found.values() for row in some], told)
+    _refuse_useless(path, [row for some in found.values() for row in some], told)
     return told
 
 
-def refuse_useless(path: Path, rows: Sequence[Row], entries: Sequence[Entry]) -> None:
+def _refuse_useless(path: Path, rows: Sequence[Row], entries: Sequence[Entry]) -> None:
     """Refuses boxes of which none can be used.
 
     Raises:
@@ -120,6 +119,30 @@ def add_masks(entries: Sequence[Entry], folder: Path, notes: list[str]) -> list[
     if without:
         notes.append(f"without a mask in {folder}: {without} of {counted(len(found), 'picture')}")
     return found
+
+
+def find_list(path: Path, classes: Classes) -> Found:
+    """The pictures of a CSV, TSV or Parquet table, whose paths are relative to the table's own folder.
+
+    Raises:
+        DataError: when the table cannot be read, or none of its files exists.
+    """
+    rows: dict[str, list[Row]] = {}
+    for row in read_table(path):
+        rows.setdefault(row.file, []).append(row)
+    notes: list[str] = []
+    entries = []
+    for file, told in rows.items():
+        entry = Entry(path.parent / file, Path(file).as_posix())
+        entries.append(_merged(entry, told, classes, path.parent, notes))
+    _refuse_useless(path, [row for told in rows.values() for row in told], entries)
+    missing = sum(not entry.path.is_file() for entry in entries)
+    if missing == len(entries):
+        raise DataError(
+            f"none of the {missing} files of {path} exists, {entries[0].path} the first of them; "
+            f"paths are relative to the list's own folder"
+        )
+    return entries, notes
 
 
 def _by_picture(entries: Sequence[Entry], rows: Sequence[Row], told: Path) -> dict[str, list[Row]]:

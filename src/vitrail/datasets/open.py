@@ -1,24 +1,24 @@
-"""One door to every kind of data: `open_data`."""
+"""Loads any supported data set: `open_data`.
 
-from collections import Counter
+Some of a data set's pictures, evenly over the classes.
+"""
+
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from vitrail.datasets.annotations import add_boxes, add_labels, add_masks, find_list
+from vitrail.datasets.base import Dataset, Given, Opened, Source
+from vitrail.datasets.image_folders import Pictures, find_folder
+from vitrail.datasets.label_resolver import Classes, counted, listed
+from vitrail.datasets.tables import SUFFIXES
 from vitrail.errors import DataError
-from vitrail.evaluate.data.annotations import add_boxes, add_labels, add_masks
-from vitrail.evaluate.data.classes import Classes
-from vitrail.evaluate.data.dataset import Dataset
-from vitrail.evaluate.data.folders import find_folder
-from vitrail.evaluate.data.list_file import find_list
-from vitrail.evaluate.data.opened import Given, Opened
-from vitrail.evaluate.data.pictures import Pictures, Source
-from vitrail.evaluate.data.selection import select
-from vitrail.evaluate.data.table import SUFFIXES
-from vitrail.evaluate.data.wording import counted, listed
 from vitrail.models.vision_model import VisionModel
 
-__all__ = ["open_data"]
+__all__ = ["evenly", "open_data", "select"]
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ def _find(spec: str, request: _Request, model: VisionModel, classes: Classes) ->
     """All pictures of a kind of data that are of the model's classes."""
     kind, _, rest = spec.partition(":")
     if kind == "mosaic":
-        from vitrail.evaluate.data.mosaic import Mosaics
+        from vitrail.datasets.composed import Mosaics
 
         request.refuse("guide")
         beneath, grid = _option(rest)
         return Mosaics(_find(beneath, request, model, classes), model, grid, request.seed)
     if kind == "stitched":
-        from vitrail.evaluate.data.stitched import Stitched
+        from vitrail.datasets.composed import Stitched
 
         if request.guide is None:
             raise DataError(f"{spec} needs a picture for the right half: give guide=, a file")
@@ -151,13 +151,13 @@ def _find(spec: str, request: _Request, model: VisionModel, classes: Classes) ->
 
 def _plain(spec: str, request: _Request, classes: Classes) -> Source:
     if spec.startswith("hf:"):
-        from vitrail.evaluate.data.hub import HubData, parse_name
+        from vitrail.datasets.hub import HubData, parse_name
 
         request.refuse("boxes", "labels", "masks")
         return HubData(*parse_name(spec.removeprefix("hf:")), classes, request.category)
     path = Path(spec)
     if path.suffix.lower() == ".mat":
-        from vitrail.evaluate.data.mat_file import MatFile
+        from vitrail.datasets.mat_file import MatFile
 
         request.refuse("boxes", "labels", "masks")
         return MatFile(path, classes, request.category)
@@ -190,7 +190,7 @@ def _files(path: Path, request: _Request, classes: Classes) -> Pictures:
 
 def _creatures(spec: str, request: _Request, model: VisionModel, classes: Classes) -> Source:
     # Not before: the libraries that draw take their time.
-    from vitrail.evaluate.data.creatures import COUNT, SIZE, Creatures
+    from vitrail.datasets.bestiary import COUNT, SIZE, Creatures
 
     kind, _, count = spec.partition(":")[2].partition(":")
     if count and not count.isdecimal():
@@ -235,3 +235,35 @@ def _of_the_model(source: Source, classes: Classes, spec: str) -> Source:
     if unknown := sum(labels[index] is None for index in kept):
         notes.append(f"of no known class: {unknown} of {counted(len(kept), 'picture')}")
     return Opened(source, kept, {}, notes)
+
+
+def evenly(labels: Sequence[int | None]) -> list[int]:
+    """Places in an order that takes one of each class, then a second of each, and so on.
+
+    Example:
+        >>> evenly([5, 5, 7, 5, 7])
+        [0, 2, 1, 4, 3]
+    """
+    seen: dict[int | None, int] = defaultdict(int)
+    turns = []
+    for place, label in enumerate(labels):
+        turns.append((seen[label], place))
+        seen[label] += 1
+    return [place for _, place in sorted(turns)]
+
+
+def select(labels: Sequence[int | None], limit: int | None, seed: int) -> list[int]:
+    """At most `limit` places, drawn evenly over the classes, in their own order.
+
+    What a smaller limit takes a larger one takes too, with the same seed.
+
+    Example:
+        >>> places = select([5, 5, 5, 7, 7, 9], 3, seed=0)
+        >>> len({[5, 5, 5, 7, 7, 9][place] for place in places})
+        3
+    """
+    if limit is None or limit >= len(labels):
+        return list(range(len(labels)))
+    mixed = np.random.default_rng(seed).permutation(len(labels)).tolist()
+    turns = evenly([labels[place] for place in mixed])
+    return sorted(mixed[turn] for turn in turns[:limit])

@@ -6,10 +6,9 @@ import numpy as np
 from PIL import Image
 
 from vitrail.bestiary import CLASS_NAMES, FAMILIES, Bestiary, Rendered, Scene, render
+from vitrail.datasets.base import Content, Sample
+from vitrail.datasets.label_resolver import Classes
 from vitrail.errors import DataError
-from vitrail.evaluate.data.classes import Classes
-from vitrail.evaluate.data.dataset import Sample
-from vitrail.evaluate.data.pictures import Content
 
 __all__ = ["KINDS", "Creatures"]
 

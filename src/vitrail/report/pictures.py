@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ...methods.registry import METHODS
-from ...plotting.lettering import number
-from ...plotting.overlay import overlay, resize, sides, strength
-from ...plotting.palette import colour
-from ...plotting.web import picture_address
-from ..run_reader import EvaluationRun
-from ..significance import per_image
+from ..evaluate.run_reader import EvaluationRun
+from ..methods.registry import METHODS
+from ..plotting.lettering import number
+from ..plotting.overlay import overlay, resize, sides, strength
+from ..plotting.palette import colour
+from ..plotting.web import picture_address
 from .leaderboard import Board, Column, Entry
+from .significance import per_image
 
 __all__ = ["Extreme", "Shown", "extremes", "picture_of"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..run_reader import EvaluationRun
+from ..evaluate.run_reader import EvaluationRun
 from .leaderboard import Board, protocol_info, run_names
 
 __all__ = ["warnings"]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...plotting.lettering import write
-from ...plotting.overlay import resize
-from ...plotting.panel import INK, PALE, axes_at, blank, pixels, show, signed_map
+from ..plotting.lettering import write
+from ..plotting.overlay import resize
+from ..plotting.panel import INK, PALE, axes_at, blank, pixels, show, signed_map
 from .leaderboard import Column
 from .pictures import Extreme
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import RunFolderError
-from ...metrics.aggregation import RESAMPLES, Curves, Interval, Statistic
-from ..protocols import PROTOCOLS, ProtocolInfo
-from ..run_reader import EvaluationRun
-from ..significance import Paired, intervals, paired, per_image, ranks
+from ..errors import RunFolderError
+from ..evaluate.protocols import PROTOCOLS, ProtocolInfo
+from ..evaluate.run_reader import EvaluationRun
+from ..metrics.aggregation import RESAMPLES, Curves, Interval, Statistic
+from .significance import Paired, intervals, paired, per_image, ranks
 
 __all__ = ["ALPHA", "Board", "Column", "Entry", "build_board", "protocol_info", "run_names"]
 

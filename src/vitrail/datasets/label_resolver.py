@@ -1,4 +1,7 @@
-"""What data call a class, as an index of the model's: by number, by name, or by WordNet id."""
+"""What data call a class, as an index of the model's: by number, by name, or by WordNet id.
+
+Numbers and names as notes and messages give them.
+"""
 
 import re
 from collections import defaultdict
@@ -8,7 +11,7 @@ from functools import cached_property
 from vitrail.models.class_names import normal, same_classes, short_name, wordnet_ids
 from vitrail.models.vision_model import VisionModel
 
-__all__ = ["Classes"]
+__all__ = ["Classes", "counted", "listed"]
 
 _WORDNET = re.compile(r"[nN](\d{8})(?!\d)")
 
@@ -104,3 +107,23 @@ def _lemmas(wordnet: str) -> list[str]:
         return ImageNetInfo("imagenet-22k").label_name_to_description(wordnet).split(",")
     except (KeyError, AssertionError):
         return []
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "picture"), counted(3, "class folder")
+        ('1 picture', '3 class folders')
+    """
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..run_reader import EvaluationRun
+from ..evaluate.run_reader import EvaluationRun
 from .leaderboard import protocol_info, run_names
 
 __all__ = ["Asked", "RunFacts", "asked", "run_facts"]

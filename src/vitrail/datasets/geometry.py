@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vitrail.datasets.base import Sample
 from vitrail.errors import ImageError
-from vitrail.evaluate.data.dataset import Sample
 from vitrail.models.preprocess import Preprocess
 
 __all__ = ["ModelView", "as_seen", "boxes_as_mask", "seen"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.datasets.base import Content, Sample
+from vitrail.datasets.image_folders import check_mask, file_digest
+from vitrail.datasets.label_resolver import Classes
 from vitrail.errors import DataError, ImageError
-from vitrail.evaluate.data.classes import Classes
-from vitrail.evaluate.data.dataset import Sample
-from vitrail.evaluate.data.pictures import Content, check_mask, file_digest
 from vitrail.images import read_image
 
 __all__ = ["MatFile"]

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from ...metrics.aggregation import Interval
-from ...plotting.web import inline_svg, web_page
-from ..run_reader import EvaluationRun
-from ..significance import Paired
+from ..evaluate.run_reader import EvaluationRun
+from ..metrics.aggregation import Interval
+from ..plotting.web import inline_svg, web_page
 from .curves import Chart, draw_chart, svg_of
 from .leaderboard import ALPHA, Board, Column
 from .pictures import Extreme, Shown, picture_of
 from .protocol import asked, run_facts
+from .significance import Paired
 from .styles import looks
 from .tables import ARROWS, ordered
 
@@ -61,7 +61,7 @@ def render_page(
     first = runs[0].manifest
     groups = [(name, [one for one in board.columns if one.protocol == name]) for name in board.protocols]
     return web_page(
-        "vitrail.evaluate.report",
+        "vitrail.report",
         runs=run_facts(runs),
         finished=[run.finished for run in runs],
         model=_named(first.get("model")),

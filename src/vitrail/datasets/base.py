@@ -1,20 +1,96 @@
-"""The pictures chosen from a source, with all that is needed to open the very same again."""
+"""What every data set gives: named pictures, and what is known about each, on the picture's own pixels.
+
+The pictures chosen from a source, with all that is needed to open the very same again.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool
+from PIL import Image
 
 from vitrail.errors import ImageError
-from vitrail.evaluate.data.dataset import Dataset, Sample
-from vitrail.evaluate.data.pictures import Content, Source, check_boxes
 
-__all__ = ["Given", "Opened"]
+__all__ = ["Box", "Content", "Dataset", "Given", "Opened", "Sample", "Source", "check_boxes"]
 
+Box = tuple[float, float, float, float]
+Content = tuple[str, str]
 READERS = 4
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """A picture in RGB, and what is known of it; what is not known is None or empty.
+
+    `boxes` are (left, top, right, bottom) in pixels, right and bottom excluded; `mask` is the object's silhouette;
+    `regions` has one region for each class that the picture is known to hold. A picture that is `fitted` was put
+    together at the size of the model's input, and is neither resized nor cropped any more.
+    """
+
+    picture: Image.Image
+    label: int | None = None
+    boxes: Sequence[tuple[float, float, float, float]] | None = None
+    mask: Bool[np.ndarray, "height width"] | None = None
+    regions: Mapping[int, Bool[np.ndarray, "height width"]] = field(default_factory=dict)
+    fitted: bool = False
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Pictures in a fixed order.
+
+    `annotations` names what at least one sample has: "label", "boxes", "mask", "regions". `describe` gives what a
+    manifest must hold to open the same data again and to notice that they have changed: plain JSON values.
+    """
+
+    annotations: frozenset[str]
+
+    def __len__(self) -> int: ...
+
+    def source(self, index: int) -> str:
+        """A name of that picture, each its own, that stays the same from run to run."""
+        ...
+
+    def sample(self, index: int) -> Sample:
+        """The picture and what is known of it. Raises `ImageError` where it cannot be read."""
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a kind of data gives; `open_data` chooses among its pictures and describes the choice.
+
+    `raw_label` is what the data call the class of a picture where the model has none of that name. `content` tells
+    whether a picture and its annotations have changed: a digest of the picture, and one of its boxes and masks.
+    `provenance` is what else a manifest must hold to open the same data again.
+    """
+
+    @property
+    def notes(self) -> list[str]: ...
+
+    @property
+    def annotations(self) -> frozenset[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def source(self, index: int) -> str: ...
+
+    def label(self, index: int) -> int | None: ...
+
+    def raw_label(self, index: int) -> str | None: ...
+
+    def content(self, index: int) -> Content: ...
+
+    def provenance(self) -> dict[str, Any]: ...
+
+    def sample(self, index: int) -> Sample: ...
 
 
 class Opened:
@@ -121,3 +197,31 @@ def _digested(sample: Sample) -> tuple[int | None, str, str]:
             known.update(f"{name} {region.shape}".encode() + np.packbits(region).tobytes())
     picture = hashlib.sha256(f"{sample.picture.mode} {sample.picture.size}".encode() + sample.picture.tobytes())
     return sample.label, picture.hexdigest(), known.hexdigest()
+
+
+def check_boxes(boxes: Sequence[Box], size: tuple[int, int], name: str) -> None:
+    """Refuses boxes (left, top, right, bottom) that cannot be meant for a picture of `size` (width, height).
+
+    A pixel or two beyond the picture, as rounding leaves them, are cut off and no fault.
+
+    Raises:
+        ImageError: for a box outside or partly outside, of no pixel, or that looks like fractions.
+    """
+    width, height = size
+    for left, top, right, bottom in boxes:
+        slack = max(2.0, 0.01 * max(width, height))
+        if left >= width or top >= height or right <= 0 or bottom <= 0:
+            wrong = "lies outside"
+        elif max(right, bottom) <= 1 < min(width, height):
+            wrong = "looks like fractions of the picture"
+        elif max(-left, -top, right - width, bottom - height) > slack:
+            swapped = right <= height + slack and bottom <= width + slack
+            wrong = f"lies partly outside{' (with x and y swapped it would not)' if swapped else ''}"
+        elif round(right) <= round(left) or round(bottom) <= round(top):
+            wrong = "covers no pixel"
+        else:
+            continue
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, and its box ({left:g}, {top:g}, {right:g}, {bottom:g}) {wrong}; "
+            "boxes are left, top, right, bottom in pixels of the upright picture"
+        )

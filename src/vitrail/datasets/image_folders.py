@@ -1,53 +1,32 @@
-"""Picture files with what is known of each: what folders, lists and annotation files come down to."""
+"""Picture files with what is known of each: what folders, lists and annotation files come down to.
+
+Folders of pictures: one folder per class, pictures side by side, or pictures and masks in two folders.
+"""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from vitrail.errors import ImageError
-from vitrail.evaluate.data.dataset import Sample
+from vitrail.datasets.base import Box, Content, Sample, check_boxes
+from vitrail.datasets.label_resolver import Classes, counted, listed
+from vitrail.errors import DataError, ImageError
 from vitrail.files import open_regular
-from vitrail.images import read_image
+from vitrail.images import READABLE, read_image, skipped, walk_images
 
-__all__ = ["Box", "Content", "Entry", "Pictures", "Source", "check_boxes", "check_mask", "file_digest"]
-
-Box = tuple[float, float, float, float]
-Content = tuple[str, str]
-
-
-@runtime_checkable
-class Source(Protocol):
-    """What a kind of data gives; `open_data` chooses among its pictures and describes the choice.
-
-    `word` is what the data call the class of a picture where the model has none of that name. `content` tells whether a
-    picture and what is known of it have changed: a digest of the picture, and one of its boxes and masks. `facts` is
-    what else a manifest must hold to open the same data again.
-    """
-
-    @property
-    def notes(self) -> list[str]: ...
-
-    @property
-    def annotations(self) -> frozenset[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def source(self, index: int) -> str: ...
-
-    def label(self, index: int) -> int | None: ...
-
-    def raw_label(self, index: int) -> str | None: ...
-
-    def content(self, index: int) -> Content: ...
-
-    def provenance(self) -> dict[str, Any]: ...
-
-    def sample(self, index: int) -> Sample: ...
+__all__ = [
+    "Entry",
+    "Found",
+    "Pictures",
+    "called",
+    "check_mask",
+    "file_digest",
+    "find_folder",
+]
 
 
 @dataclass(frozen=True)
@@ -107,34 +86,6 @@ class Pictures:
         return Sample(picture=picture, label=entry.label, boxes=entry.boxes or None, mask=mask)
 
 
-def check_boxes(boxes: Sequence[Box], size: tuple[int, int], name: str) -> None:
-    """Refuses boxes (left, top, right, bottom) that cannot be meant for a picture of `size` (width, height).
-
-    A pixel or two beyond the picture, as rounding leaves them, are cut off and no fault.
-
-    Raises:
-        ImageError: for a box outside or partly outside, of no pixel, or that looks like fractions.
-    """
-    width, height = size
-    for left, top, right, bottom in boxes:
-        slack = max(2.0, 0.01 * max(width, height))
-        if left >= width or top >= height or right <= 0 or bottom <= 0:
-            wrong = "lies outside"
-        elif max(right, bottom) <= 1 < min(width, height):
-            wrong = "looks like fractions of the picture"
-        elif max(-left, -top, right - width, bottom - height) > slack:
-            swapped = right <= height + slack and bottom <= width + slack
-            wrong = f"lies partly outside{' (with x and y swapped it would not)' if swapped else ''}"
-        elif round(right) <= round(left) or round(bottom) <= round(top):
-            wrong = "covers no pixel"
-        else:
-            continue
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, and its box ({left:g}, {top:g}, {right:g}, {bottom:g}) {wrong}; "
-            "boxes are left, top, right, bottom in pixels of the upright picture"
-        )
-
-
 def read_mask(
     path: Path, size: tuple[int, int], foreground: tuple[int, ...] | None
 ) -> Bool[np.ndarray, "height width"]:
@@ -177,3 +128,72 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+Found = tuple[list[Entry], list[str]]
+
+
+def find_folder(folder: Path, classes: Classes) -> Found:
+    """Every picture below a folder; its class is that of the first folder on its way, or of its own name.
+
+    A folder is called by a WordNet id, a name or an index; a file by a WordNet id or a name, numbered or not. What is
+    in a folder of no class keeps the folder's name as its `word`.
+
+    Raises:
+        DataError: for a folder that is missing, cannot be read, or holds no picture.
+    """
+    entries: list[Entry] = []
+    empty: list[str] = []
+    labels: dict[str, int | None] = {}
+    found, left = _walk(folder, empty)
+    for path in found:
+        source = path.relative_to(folder)
+        if len(source.parts) == 1:
+            label, word = called(path.stem, classes), None
+        else:
+            word = source.parts[0]
+            if word not in labels:
+                labels[word] = classes.find(word)
+            label = labels[word]
+        # A name that is no UTF-8 could be written nowhere.
+        name = source.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+        entries.append(Entry(path, name, label, word))
+    if not entries:
+        raise DataError(f"{folder} holds no picture (suffixes {READABLE})")
+    notes = [f"without any picture: {counted(len(empty), 'class folder')}, {listed(empty)}"] if empty else []
+    return entries, notes + ([left] if left is not None else [])
+
+
+def called(stem: str, classes: Classes) -> int | None:
+    """The class that a file's own name tells: "n02391049_zebra", "bald_eagle", "zebra-12".
+
+    Example:
+        >>> classes = Classes(("horse", "bald eagle"))
+        >>> [called(stem, classes) for stem in ("bald_eagle-3", "horse", "1", "IMG_1")]
+        [1, 0, None, None]
+    """
+    for word in (stem, stem.rstrip("0123456789").rstrip("_- "), _without_synset(stem)):
+        if word and not word.isdecimal() and (found := classes.find(word)) is not None:
+            return found
+    return None
+
+
+def _without_synset(stem: str) -> str:
+    head, _, rest = stem.partition("_")
+    return rest if len(head) == 9 and head[1:].isdecimal() else ""
+
+
+def _walk(folder: Path, empty: list[str]) -> tuple[list[Path], str | None]:
+    """Every picture, in the order of names, and a sentence on what was skipped; into `empty` go the folders right below
+    that hold none."""
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist")
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    found, others = walk_images(folder, refuse=refuse)
+    full = {path.relative_to(folder).parts[0] for path in found}
+    below = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    empty += [name for name in below if name not in full]
+    return found, skipped(others)

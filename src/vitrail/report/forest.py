@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ...plotting.lettering import write
-from ...plotting.panel import FRAME, INK, PALE, axes_at, blank
+from ..plotting.lettering import write
+from ..plotting.panel import FRAME, INK, PALE, axes_at, blank
 from .leaderboard import Board, Column
 from .styles import Look
 

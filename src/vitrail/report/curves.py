@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...plotting.lettering import write
-from ...plotting.panel import FRAME, INK, PALE, Box, axes_at, blank
-from ..significance import Band, band
+from ..plotting.lettering import write
+from ..plotting.panel import FRAME, INK, PALE, Box, axes_at, blank
 from .leaderboard import Board
+from .significance import Band, band
 from .styles import Look
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def svg_of(figure: "Figure") -> str:
     """The figure as SVG, the same text for the same picture."""
     from matplotlib import rc_context
 
-    from ...plotting.sheet import FORMATS, SETTINGS
+    from ..plotting.sheet import FORMATS, SETTINGS
 
     buffer = io.BytesIO()
     with rc_context(SETTINGS):

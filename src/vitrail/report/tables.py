@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..run_reader import EvaluationRun
+from ..evaluate.run_reader import EvaluationRun
 from .curves import Chart
 from .leaderboard import Board, Column
 
