@@ -116,7 +116,7 @@ def guide_command(
     seed: Annotated[int, typer.Option("--seed", help="Random seed of the guide that the model draws.")] = 0,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Explain a photograph beside a guide, a picture of another class, which takes the evidence against the target.
+    """Explain a photograph next to a guide: a picture of another class, which takes the evidence against the target.
 
     Each image becomes OUTPUT/<stem>.<target>.guided.png: its map with and without the guide, and the whole stitched
     map. `--guide auto` needs no picture: the model draws one. The other files, exit codes and lines on stderr are those
@@ -161,7 +161,7 @@ def guide_command(
 
 
 def run(request: GuideRequest) -> bool:
-    """Explain every image of the request beside its guides; say whether any failed.
+    """Explain every image of the request next to its guides; say whether any failed.
 
     Raises `VitrailError` for a question at fault.
     """

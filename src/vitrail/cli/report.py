@@ -29,7 +29,7 @@ def report_command(
 ) -> None:
     """Write a page with leaderboard, curves, paired differences, best and worst images, failures and the protocol.
 
-    OUTPUT/index.html needs nothing from elsewhere; figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) lie beside it.
+    OUTPUT/index.html needs nothing from elsewhere; figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) lie next to it.
     Several runs stand side by side, with a warning where they differ in more than their methods.
     """
     from vitrail.cli.inputs import destination
