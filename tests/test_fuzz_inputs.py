@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, functional, v2
 
 from vitrail.errors import ImageError, ModelError
 from vitrail.images import read_image
-from vitrail.models.recipes import adapt
+from vitrail.models.preprocess_adapters import adapt
 
 FUZZ = settings(
     deadline=None,

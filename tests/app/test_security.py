@@ -21,12 +21,12 @@ from app.test_server import come, join, number_of
 
 from vitrail.app import server
 from vitrail.app.admission import Admission, check_root_path
-from vitrail.app.desk import Desks
 from vitrail.app.gate import Calls, Gate
+from vitrail.app.jobs import BusyError, Stopped, Turn
+from vitrail.app.model_cache import Shelf
 from vitrail.app.pictures import Picture
 from vitrail.app.service import Service
-from vitrail.app.shelf import Shelf
-from vitrail.app.work import BusyError, Stopped, Turn
+from vitrail.app.session import Desks
 from vitrail.errors import OptionError
 
 httpx = pytest.importorskip("httpx", reason="needs the extra app: pip install 'vitrail[app]'")
@@ -376,7 +376,7 @@ class Strange(html.parser.HTMLParser):
 
 
 def _strange(shown) -> list[str]:
-    from vitrail.app.surroundings import taking_home
+    from vitrail.app.components import taking_home
 
     parser = Strange()
     for text in (shown.status, shown.classes or "", *shown.views.values()):

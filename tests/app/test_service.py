@@ -11,11 +11,11 @@ from app.conftest import LIMITS, base64_of, encoded, new_service
 from PIL import Image
 
 from vitrail.app import page
-from vitrail.app.desk import Desks
 from vitrail.app.fragments import CONTROLS
+from vitrail.app.model_cache import Shelf
 from vitrail.app.question import LONG
 from vitrail.app.service import SORRY, Service, Shown, excuse, read
-from vitrail.app.shelf import Shelf
+from vitrail.app.session import Desks
 from vitrail.errors import ImageError, OptionError, UnknownModelError
 from vitrail.explanation import Explanation
 from vitrail.models import load

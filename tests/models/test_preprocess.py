@@ -9,7 +9,7 @@ from torchvision.transforms import InterpolationMode
 
 from vitrail.errors import ImageError, ModelError
 from vitrail.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from vitrail.models.recipes import adapt, from_open_clip, from_processor, from_timm, read_processor
+from vitrail.models.preprocess_adapters import adapt, from_open_clip, from_processor, from_timm, read_processor
 
 SIZES = [(300, 200), (200, 300), (97, 211), (224, 224), (31, 17), (500, 40)]
 HALF = (0.5, 0.5, 0.5)

@@ -17,7 +17,7 @@ from vitrail.errors import ImageError, ModelError
 from vitrail.inputs import prepare
 from vitrail.models import wrap
 from vitrail.models.preprocess import Preprocess
-from vitrail.models.recipes import adapt, from_processor, read_processor
+from vitrail.models.preprocess_adapters import adapt, from_processor, read_processor
 from vitrail.models.transforms import CallablePreprocess
 
 HALF = [0.5, 0.5, 0.5]

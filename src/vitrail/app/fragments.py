@@ -17,7 +17,7 @@ from ..explanation import Explanation
 from ..plotting.lettering import number
 from ..plotting.overlay import overlay, sides, strength
 from ..plotting.palette import colour
-from .work import Report
+from .jobs import Report
 
 __all__ = [
     "CONTROLS",

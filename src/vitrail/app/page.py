@@ -14,13 +14,13 @@ from ..errors import OptionError, VitrailError, how_to_install
 from ..methods import list_methods
 from ..plotting.palette import AGAINST, FOR, colour
 from ..plotting.transfer import COLOURS
+from .components import examples, masthead, own_guide, picker, taking_home
 from .fragments import css, nothing, on_page
+from .jobs import MOST_LONG
 from .question import VIEWS
 from .service import DRAW, EMPTY, WAITING, Service, Shown, read
-from .surroundings import examples, masthead, own_guide, picker, taking_home
 from .views.gallery import GROUPS
 from .views.guide import LAYOUTS
-from .work import MOST_LONG
 
 # Gradio reads these when it is imported: nothing is told to anybody, nothing looked up.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -18,7 +18,7 @@ from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint, name_some, read_checkpoint
 from .fitting import head_classes, mismatch, unprefixed
 from .preprocess import Preprocess
-from .recipes import read_processor
+from .preprocess_adapters import read_processor
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
 from .sources import Known, Request, defined_in, for_channels_of, missing_package, outputs_of, source
 from .vision_model import VisionModel

@@ -11,7 +11,7 @@ import torch
 from ..errors import ModelError
 from ..outputs import check_kind
 from .class_names import ClassNames, named
-from .recipes import adapt
+from .preprocess_adapters import adapt
 from .similarity import check_texts, refuse_texts
 from .sources import SOURCES, Request, find
 from .vision_model import VisionModel

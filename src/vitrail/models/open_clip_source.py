@@ -21,7 +21,7 @@ from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint, read_checkpoint
 from .fitting import fill, unprefixed
 from .preprocess import Preprocess
-from .recipes import from_open_clip
+from .preprocess_adapters import from_open_clip
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
 from .sources import Known, Request, missing_package, source
 from .vision_model import VisionModel

@@ -15,7 +15,7 @@ from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint
 from .fitting import build_and_fill
 from .preprocess import Preprocess
-from .recipes import from_timm
+from .preprocess_adapters import from_timm
 from .sources import Known, Request, defined_in, for_channels_of, outputs_of, refuse_random_head, source
 from .vision_model import VisionModel
 

@@ -11,7 +11,7 @@ from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint
 from .fitting import build_and_fill, fill
 from .preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from .recipes import from_torchvision
+from .preprocess_adapters import from_torchvision
 from .sources import Known, Request, defined_in, for_channels_of, outputs_of, refuse_random_head, source
 from .vision_model import VisionModel
 

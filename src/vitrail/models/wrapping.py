@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from ..errors import ModelError
 from .class_names import ClassNames, named
 from .preprocess import Preprocess
-from .recipes import adapt
+from .preprocess_adapters import adapt
 from .sources import SOURCES, Known
 from .vision_model import VisionModel
 

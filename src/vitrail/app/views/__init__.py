@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..answer import Answer
+from ..exports import Answer
 from ..pictures import Picture
 from .asking import Asked
 from .detail import draw_detail

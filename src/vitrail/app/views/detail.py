@@ -6,7 +6,7 @@ from ...guidance.detail import detail
 from ...objectives import OBJECTIVES
 from ...plotting.class_pair import draw_pair
 from ...plotting.lettering import number
-from ..answer import Answer, files_of_figure
+from ..exports import Answer, files_of_figure
 from ..fragments import opacity, panel, section
 from .asking import Asked
 

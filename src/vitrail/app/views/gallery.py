@@ -13,10 +13,10 @@ from ...comparison import Compared, Comparison
 from ...errors import VitrailError
 from ...methods.registry import METHODS, choose_methods
 from ...plotting.comparison import draw_comparison, two_ended
-from ..answer import Answer, files_of_figure
+from ..exports import Answer, files_of_figure
 from ..fragments import on_page, opacity, panel, picture, problem, question, section
+from ..jobs import Stopped
 from ..pictures import Picture
-from ..work import Stopped
 from .asking import Asked
 
 log = logging.getLogger("vitrail.app")

@@ -8,7 +8,7 @@ from ...explain import explain
 from ...explanation import percent
 from ...guidance import Guide
 from ...plotting.guided import draw_guided
-from ..answer import Answer, files_of
+from ..exports import Answer, files_of
 from ..fragments import data_address, notes, opacity, panel, picture, question, section
 from ..pictures import Picture
 from .asking import Asked

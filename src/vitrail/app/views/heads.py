@@ -7,7 +7,7 @@ import numpy as np
 from ...plotting.lettering import number
 from ...plotting.palette import LUMA
 from ...shares import HeadShares, head_shares
-from ..answer import Answer, files_of
+from ..exports import Answer, files_of
 from ..fragments import bar, css, glass, opacity, panel, question, section
 from .asking import Asked
 from .map import how

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...plotting.overlay import strength
 from ...shares import head_shares
-from ..answer import Answer, files_of
+from ..exports import Answer, files_of
 from ..fragments import curves, film, notes, opacity, player, question, section
 from .asking import Asked
 from .map import how

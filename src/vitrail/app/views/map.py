@@ -5,7 +5,7 @@ from html import escape
 from ...explanation import Explanation
 from ...plotting.figure import draw, method_words
 from ...plotting.lettering import number
-from ..answer import Answer, files_of
+from ..exports import Answer, files_of
 from ..fragments import grid, notes, opacity, panel, picture, scores_of, section
 from .asking import Asked
 

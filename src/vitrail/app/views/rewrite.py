@@ -14,7 +14,7 @@ from ...explanation import Explanation, percent
 from ...plotting.overlay import resize
 from ...plotting.rewriting import amplified
 from ...plotting.sheet import save_figure
-from ..answer import Answer, file_of
+from ..exports import Answer, file_of
 from ..fragments import curves, data_address, opacity, panel, picture, problem, section
 from ..pictures import Picture
 from ..recipes import REWRITE_STEPS, limits

@@ -11,7 +11,7 @@ from ...counterfactual import transfer
 from ...counterfactual.transfer_result import Transfer
 from ...plotting.film import save_film
 from ...plotting.transfer import course, standing
-from ..answer import Answer, file_of, files_of_figure
+from ..exports import Answer, file_of, files_of_figure
 from ..fragments import curves, film, opacity, player, section
 from ..pictures import Picture
 from ..recipes import frames, limits

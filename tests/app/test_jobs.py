@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from vitrail.app.desk import Desks
+from vitrail.app.jobs import Report, Stopped, Turn, follow
 from vitrail.app.pictures import Picture
-from vitrail.app.work import Report, Stopped, Turn, follow
+from vitrail.app.session import Desks
 
 
 def _picture(size: int) -> Picture:
