@@ -32,7 +32,7 @@ if find_spec("pillow_heif") is not None:
     READABLE = f"{READABLE} heic heif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in READABLE.split())
 
-# Files that lie beside pictures and are none.
+# Files that lie in folders of pictures and are not pictures.
 _OTHER = (
     "cfg csv db html ini json jsonl lock log mat md npy npz parquet pt pth py safetensors sh toml tsv txt xml yaml yml "
     "zip"

@@ -226,7 +226,7 @@ def _examples(
 
 
 def _rows(images: Float[Tensor, "some channels height width"], count: int) -> Tensor:
-    """So many images, the examples over and over."""
+    """Returns that number of images, the examples repeated."""
     return images[torch.arange(count, device=images.device) % len(images)]
 
 

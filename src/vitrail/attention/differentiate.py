@@ -64,7 +64,7 @@ class LayerListener(Protocol[Result]):
         ...
 
 
-# So many times fewer rows than there are make up for walking them in blocks, surely.
+# Walking the rows in blocks is faster from this factor fewer rows on.
 MANY_TIMES_FEWER = 16
 
 
@@ -74,7 +74,7 @@ def fused_by_default(call: AttentionCall) -> bool:
 
 
 class DifferentiatedAttention:
-    """The visitor under every gradient method: attention by the fused kernel forward, told block by block backward.
+    """Fused attention forward; the backward pass yields A and ∇A block by block, for every gradient method.
 
     Layers before `start_layer` take no part: nothing is differentiated there. The first layer after it is where the
     backward pass ends: `anchor`, a scalar that only makes autograd come that far, is what to differentiate by.

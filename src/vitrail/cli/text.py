@@ -67,8 +67,8 @@ def text_command(
     """Colour the words that argue for a class (red) and those that argue against it (blue).
 
     `vitrail text "Not a bad film." --model folder --target positive` prints the text, coloured in a terminal; elsewhere
-    one line for each token. --output writes a picture, a page or all numbers besides. A text that fails costs a line on
-    stderr and exit code 1; a question that cannot be asked is exit code 2.
+    one line for each token. --output writes a picture, a page or all numbers besides. A failed text is reported on
+    stderr and sets exit code 1; a question that cannot be asked sets exit code 2.
     """
     from vitrail.cli.inputs import destination
     from vitrail.errors import VitrailError

@@ -47,7 +47,7 @@ def labels_in_table(model: VisionModel, table: Path) -> dict[str, int]:
 def labels_by_name(model: VisionModel, paths: Sequence[Path]) -> dict[Path, int]:
     """The class of each file whose folder, or whose own name, is that of one of the model's classes.
 
-    A leading WordNet number is passed over, as in n02391049_zebra.JPEG.
+    A leading WordNet number is ignored, as in n02391049_zebra.JPEG.
 
     Example:
         >>> import torch, vitrail

@@ -7,7 +7,7 @@ answer *gets better*. Three controls tell how much of that is knowing where the 
 
     gae − gae(guide)       GAE with signs: the map of the guide's class taken from that of the photograph's
     the guide stays        only patches of the photograph's own half may go, so finding the guide gains nothing
-    alone                  the same with the guide black from the start: the maps are of the stitched picture still, but
+    alone                  the same with the guide all black: the maps are of the stitched picture still, but
                            the class has a chance to be seen
 """
 

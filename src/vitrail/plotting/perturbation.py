@@ -36,7 +36,7 @@ TITLES = {
 PLACES = {
     REGIONS[0]: "any patch may go",
     REGIONS[1]: "control: the guide stays",
-    REGIONS[2]: "control: the guide is black from the start",
+    REGIONS[2]: "control: the guide is all black",
 }
 
 
