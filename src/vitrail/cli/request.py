@@ -143,6 +143,7 @@ def load_named(
 def kinds(formats: Sequence[StrEnum] | None) -> tuple[str, ...]:
     """The kinds of file that are asked for, each once; "all" is every kind but jpg, the same figure as png.
 
+    >>> from vitrail.cli.options import Format
     >>> kinds([Format.svg, Format.png, Format.svg]), kinds([Format.all]), kinds(None)
     (('svg', 'png'), ('png', 'pdf', 'svg', 'safetensors'), ())
     """
