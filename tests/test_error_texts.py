@@ -35,7 +35,7 @@ ENTRIES = (
     "vitrail.explain.explain", "vitrail.compare.compare", "vitrail.models.load", "vitrail.models.wrap",
     "vitrail.plan.plan", "vitrail.text.explain_text", "vitrail.guidance.Guide", "vitrail.guidance.detail",
     "vitrail.evaluate.evaluate", "vitrail.evaluate.open_data", "vitrail.counterfactual.transfer",
-    "vitrail.counterfactual.rewrite", "vitrail.multimodal.explain_pair", "vitrail.experiments.reproduce.Question",
+    "vitrail.counterfactual.rewrite", "vitrail.multimodal.explain_pair", "vitrail.experiments.Question",
     "vitrail.plotting.figure.draw", "vitrail.benchmark.plan.Plan", "vitrail.bridges.CaptumAttribution.attribute",
     "vitrail.models.vision_model.VisionModel",
 )  # fmt: skip

@@ -109,7 +109,7 @@ def _complete(name: str | None, images: list[str] | None, model: str | None) -> 
 
     if name is None:
         raise ExperimentError("say which experiment, as in `vitrail reproduce fig9`; --list shows all of them")
-    from vitrail.experiments.reproduce import find_experiment  # which needs PyTorch
+    from vitrail.experiments import find_experiment  # which needs PyTorch
 
     experiment = find_experiment(name)
     if images and model:
@@ -120,7 +120,7 @@ def _complete(name: str | None, images: list[str] | None, model: str | None) -> 
 
 
 def _list(as_json: bool) -> None:
-    from vitrail.experiments.reproduce import EXPERIMENTS
+    from vitrail.experiments import EXPERIMENTS
 
     found = [
         {"name": one.name, "figure": one.figure, "needs": one.wants, "shows": one.summary}
@@ -139,7 +139,7 @@ def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
     from vitrail.cli.inputs import destination, find_images
     from vitrail.cli.request import load_model
     from vitrail.errors import OptionError
-    from vitrail.experiments.reproduce import Question, find_experiment
+    from vitrail.experiments import Question, find_experiment
     from vitrail.files import atomic_write
 
     experiment = find_experiment(name)

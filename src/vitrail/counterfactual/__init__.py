@@ -1,8 +1,8 @@
 """Counterfactual attention and images: which change of either makes the model name another class."""
 
-from ..counterfactual.rewrite import classify, rewrite, unresized
-from ..counterfactual.rewritten import Rewrite
-from ..counterfactual.transfer import transfer
-from ..counterfactual.transfer_result import Transfer, TransferFileError
+from .rewrite import classify, rewrite, unresized
+from .rewritten import Rewrite
+from .transfer import transfer
+from .transfer_result import Transfer, TransferFileError
 
 __all__ = ["Rewrite", "Transfer", "TransferFileError", "classify", "rewrite", "transfer", "unresized"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from vitrail.experiments.perturbation import COLOURS, CurveSet, Drawn, draw_perturbation
 from vitrail.experiments.stitched_perturbation import MAPS, RANDOM, REGIONS, WAYS, Curve, areas
 from vitrail.metrics.aggregation import Interval, bootstrap
-from vitrail.plotting.perturbation import COLOURS, CurveSet, Drawn, draw_perturbation
 
 
 @pytest.fixture(scope="module")

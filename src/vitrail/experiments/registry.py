@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import ExperimentError, UnknownExperimentError
-from ...explanation import Explanation
-from ...models.vision_model import VisionModel
-from ...plotting import save_figure, save_picture
+from ..errors import ExperimentError, UnknownExperimentError
+from ..explanation import Explanation
+from ..models.vision_model import VisionModel
+from ..plotting import save_figure, save_picture
 
 __all__ = ["EXPERIMENTS", "Experiment", "Question", "find_experiment", "needs", "register_experiment"]
 

@@ -1,0 +1,277 @@
+"""The figures of "Transformer Interpretability from Perspective of Attention and Gradient" but for the curves.
+
+The order of definition is the order in which `vitrail reproduce` lists them.
+"""
+
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from ..compare import compare
+from ..counterfactual.rewrite import rewrite
+from ..counterfactual.transfer import transfer as move_attention
+from ..errors import ExperimentError
+from ..explain import explain
+from ..explanation import Explanation
+from ..guidance.detail import detail
+from ..guidance.guide import Guide
+from ..guidance.stitching import Box
+from ..guidance.typical import typical_pictures
+from ..plotting.class_pair import draw_pair
+from ..plotting.comparison import draw_comparison
+from ..plotting.guided import draw_guided
+from ..plotting.rewriting import draw_rewrite
+from ..plotting.transfer import draw_transfer
+from .registry import Question, needs, register_experiment
+
+__all__ = [
+    "comparison",
+    "gradients",
+    "guide",
+    "methods",
+    "pairs",
+    "rewriting",
+    "stitched",
+    "transfer",
+    "typical",
+]
+
+EQUATIONS = {"gae": "positive", "complete": "complete", "absolute": "absolute"}  # Eq. 4, 5 and 6
+EQ_8 = "normalized_difference"
+UNTIL = 0.938  # the probability that the paper reports for a rewriting
+WANTS = "images; --target once, or once per image; --methods"  # of both sheets of methods
+
+
+@register_experiment("gradients", wants="images; --target twice or more, or the two best classes")
+def gradients(question: Question) -> list[dict[str, Any]]:
+    """The positive, complete and absolute gradient of each class: the sign separates the classes, |∇A| does not."""
+    needs(len(question.targets) != 1, "gradients compares classes: name two or more, or none for the two best")
+    named = set(question.targets)
+    needs(len(named) == len(question.targets), "gradients compares classes, but one is named twice: name each once")
+    results = []
+    for path in question.images:
+        targets = list(question.targets) or _best(question, path)
+        columns = [
+            explain(question.model, [path] * len(targets), targets, method=method, **question.options)
+            for method in EQUATIONS
+        ]
+        alike = {ex.method: correlations(ex) for ex in columns}
+        words = ", ".join(f"{EQUATIONS[name]} {sum(found) / len(found):+.2f}" for name, found in alike.items())
+        note = f"Mean correlation between the maps of different classes: {words}.".replace("-", "−")
+        file = question.draw(columns, f"gradients.{path.stem}", [note])
+        results.append({"file": str(file), "image": str(path), "targets": targets, "correlation": alike})
+    return results
+
+
+def correlations(ex: Explanation) -> list[float]:
+    """Pearson's correlation between the maps of every two rows of an explanation."""
+    return [
+        float(torch.corrcoef(torch.stack([ex.map(i).flatten(), ex.map(j).flatten()]).double())[0, 1])
+        for i, j in combinations(range(len(ex)), 2)
+    ]
+
+
+def _best(question: Question, path: Any) -> list[int]:
+    return explain(question.model, path, method="raw").logits[0].topk(2).indices.tolist()
+
+
+@register_experiment("pairs", wants="images of one object; --target and --against, or the three best classes")
+def pairs(question: Question) -> list[dict[str, Any]]:
+    """Every pair of an image's best classes, both ways, under Eq. 8: the details that tell them apart."""
+    results = []
+    for path in question.images:
+        target, others = question.target, list(question.targets[1:] + question.against) or None
+        found = detail(question.model, path, target, others, losses=[EQ_8], **question.options)
+        back = [found.reversal(EQ_8, *pair) for pair in found.pairs]
+        note = "Correlation of each map with that of the reverse question: " + ", ".join(f"{r:+.2f}" for r in back)
+        file = question.draw(found.maps[EQ_8], f"pairs.{path.stem}", [note.replace("-", "−") + "."])
+        results.append({"file": str(file), "image": str(path), "pairs": list(found.pairs), "reversal": back})
+    return results
+
+
+@register_experiment(
+    "stitched", wants="images; --target once, or once per image; --guide PICTURE, or auto", takes=("guide",)
+)
+def stitched(question: Question) -> list[dict[str, Any]]:
+    """Each photograph stitched to a guide of another class, and where the signed map puts for and against."""
+    guide = Guide(question.guide or "auto")
+    targets: Any = question.one_per_image()
+    columns: list[Explanation] = []
+    shares: dict[str, list[dict[str, float]]] = {}
+    for method, name in EQUATIONS.items():
+        ex = explain(question.model, list(question.images), targets, method=method, guide=guide, **question.options)
+        (whole, *_) = ex.guided
+        columns.append(whole)
+        shares[name] = [_signs(whole, number) for number in range(len(whole))]
+    own, far = (_mean(shares["complete"], key) for key in ("own half above zero", "guide half below zero"))
+    note = (
+        f"Complete gradient: {own:.0%} of the patches of the photographs' own half are above zero, "
+        f"{far:.0%} of the guide's half below."
+    )
+    file = question.draw(columns, "stitched", [note.replace("%", " %")])
+    return [
+        {
+            "file": str(file),
+            "images": [str(path) for path in question.images],
+            "targets": columns[0].target.tolist(),
+            "guides": [facts["class_name"] for facts in columns[0].metadata["guides"]],
+            "shares": shares,
+        }
+    ]
+
+
+def _signs(whole: Explanation, number: int) -> dict[str, float]:
+    """Shares of patches by sign in the two halves of a stitched map."""
+    stitch, scores = whole.metadata["stitch"], whole.map(number)
+    own, far = scores[Box(**stitch["shown"]).slices()], scores[Box(**stitch["guide"]).slices()]
+    return {
+        "own half above zero": float((own > 0).float().mean()),
+        "guide half below zero": float((far < 0).float().mean()),
+    }
+
+
+def _mean(rows: list[dict[str, float]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+@register_experiment("guide", wants="images; --target; --guide PICTURE, or auto", takes=("guide",))
+def guide(question: Question) -> list[dict[str, Any]]:
+    """A photograph of one object, explained beside a guide and without one: blue leaves the object."""
+    results = []
+    given = Guide(question.guide or "auto")
+    for path, target in zip(question.images, question.one_per_image() or [None] * len(question.images), strict=True):
+        guided, alone = (
+            explain(question.model, path, target, guide=steered, **question.options) for steered in (given, None)
+        )
+        file = question.save(draw_guided(guided, alone), f"guide.{path.stem}")
+        positive = {name: float((ex.map() > 0).float().mean()) for name, ex in (("guided", guided), ("alone", alone))}
+        results.append(
+            {
+                "file": str(file),
+                "image": str(path),
+                "target": int(guided.target[0]),
+                "guides": guided.metadata["guides"][0],
+                "share above zero": positive,
+            }
+        )
+    return results
+
+
+@register_experiment("typical", figure=9, wants="one image; --target, --against, --typical FOLDER", takes=("typical",))
+def typical(question: Question) -> list[dict[str, Any]]:
+    """Two classes against each other under Eq. 8, and what the pictures of the opposing class look like (Fig. 9)."""
+    folder = question.typical
+    needs(bool(question.against), "typical compares two classes: name the opposing one with against=")
+    if folder is None:
+        raise ExperimentError("typical shows pictures of the opposing class: give their folder with typical=")
+    results = []
+    for path in question.images:
+        found = detail(question.model, path, question.target, list(question.against), losses=[EQ_8], **question.options)
+        for pair in found.pairs:
+            beside = typical_pictures(question.model, folder, pair)
+            names = [question.model.class_name(index) for index in pair]
+            name = f"typical.{path.stem}.{names[0]}-and-{names[1]}".replace(" ", "-")
+            file = question.save(draw_pair(found, *pair, typical=beside), name)
+            counts = {
+                question.model.class_name(index): {
+                    "pictures": len(pictures.pictures),
+                    **{f"predicted {names[k]}": pictures.predicted_as(pair[k]) for k in (0, 1)},
+                }
+                for index, pictures in beside.items()
+            }
+            results.append({"file": str(file), "image": str(path), "pair": list(pair), "typical": counts})
+    return results
+
+
+@register_experiment(
+    "transfer", wants="images; --target, --against; --steps (50), --lr (0.0004)", takes=("steps", "lr")
+)
+def transfer(question: Question) -> list[dict[str, Any]]:
+    """The maps of target and opposing class while attention alone takes the target's logit down, and both curves."""
+    needs(len(question.targets) < 2, "transfer lowers one class: name it with targets=, others with against=")
+    steps = 50 if question.steps is None else question.steps
+    lr = 4e-4 if question.lr is None else question.lr
+    results = []
+    for path in question.images:
+        target, (opposing, *also) = question.target, question.against or (None,)
+        found = move_attention(
+            question.model,
+            path,
+            target,
+            opposing,
+            also=[index for index in also if index is not None],
+            steps=steps,
+            lr=lr,
+            progress=lambda done, total, path=path: question.report(f"{path.name}, attention", done, total),
+        )
+        file = question.save(draw_transfer(found), f"transfer.{path.stem}")
+        logits = {
+            found.class_name(index): {str(step): float(found.curve(index)[step]) for step in found.snapshots}
+            for index in found.classes
+        }
+        results.append({"file": str(file), "image": str(path), "steps": steps, "lr": lr, "logits": logits})
+    return results
+
+
+@register_experiment(
+    "rewriting",
+    wants="images; --target: the class to reach, --against: the one to leave; --until (0.938)",
+    takes=("until",),
+)
+def rewriting(question: Question) -> list[dict[str, Any]]:
+    """Before, after, the difference amplified, both probabilities by step, and the signed maps of both pictures."""
+    target = question.target
+    if target is None or len(question.targets) > 1:
+        raise ExperimentError("rewriting needs the one class that shall be reached: name it with targets=")
+    results = []
+    for path in question.images:
+        found = rewrite(
+            question.model,
+            path,
+            target=target,
+            source=question.against[0] if question.against else None,
+            until=UNTIL if question.until is None else question.until,
+            progress=lambda now, path=path: question.report(f"{path.name}, {now.target:.3f}", now.step, now.steps),
+            **question.options,
+        )
+        file = question.save(draw_rewrite(found), f"rewriting.{path.stem}")
+        written = found.save(question.output / f"rewriting.{path.stem}.rewritten.png")
+        results.append({"file": str(file), "image": str(path), "rewritten": str(written), **found.record()})
+    return results
+
+
+@register_experiment("comparison", figure=10, wants=f"{WANTS} (default: fast)", takes=("methods",))
+def comparison(question: Question) -> list[dict[str, Any]]:
+    """Methods side by side on several images, one row each (Fig. 10), with the time and the passes that each took."""
+    return _sheet(question, "comparison", question.methods or ("fast",))
+
+
+@register_experiment("methods", figure=13, wants=f"{WANTS} (default: class)", takes=("methods",))
+def methods(question: Question) -> list[dict[str, Any]]:
+    """All class-aware methods side by side, one row per image (Fig. 13); rollout, which knows no class, is left out."""
+    return _sheet(question, "methods", question.methods or ("class",))
+
+
+def _sheet(question: Question, name: str, chosen: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = [
+        compare(
+            question.model,
+            path,
+            target,
+            methods=chosen,
+            progress=lambda label, done, total, path=path: question.report(f"{path.name}, {label}", done, total),
+            **question.options,
+        )
+        for path, target in zip(question.images, question.one_per_image() or [None] * len(question.images), strict=True)
+    ]
+    file = question.save(draw_comparison(rows), name)
+    return [
+        {
+            "file": str(file),
+            "images": [str(path) for path in question.images],
+            "methods": [one.label for one in rows[0].answers],
+            "failures": {label: str(error) for row in rows for label, error in row.failures.items()},
+            "rows": [row.record() for row in rows],
+        }
+    ]
