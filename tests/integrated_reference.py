@@ -133,9 +133,12 @@ def iia(module, image, target, row, samples) -> Tensor:
     return rollout([sum(ms) / (samples + 1) for ms in zip(*outer, strict=True)], row)
 
 
-def token_gains(module: nn.Module, image: Tensor, parts: list[tuple[nn.Module, nn.Module, Tensor]]) -> list[Tensor]:
-    """‖z_j W_V W_O‖ / ‖z_j‖ of each layer, from (norm in front, module that gives the values, W_O)."""
-    gains: list[Tensor] = []
+Parts = list[tuple[nn.Module, nn.Module, Tensor]]  # (norm in front, module that gives the values, W_O) of each layer
+
+
+def tokens_and_values(module: nn.Module, image: Tensor, parts: Parts) -> list[tuple[Tensor, Tensor]]:
+    """The tokens z before the norm and the values z W_V of each layer, (tokens, width)."""
+    found: list[tuple[Tensor, Tensor]] = []
     for norm, source, weight in parts:
         seen: dict[str, Tensor] = {}
         width = weight.shape[1]
@@ -155,7 +158,33 @@ def token_gains(module: nn.Module, image: Tensor, parts: list[tuple[nn.Module, n
 
         with torch.no_grad():
             module(image)
-            gains.append(((values() @ weight.T).norm(dim=-1) / seen["z"].norm(dim=-1))[0])
+            found.append((seen["z"][0], values()[0]))
         for handle in handles:
             handle.remove()
-    return gains
+    return found
+
+
+def token_gains(module: nn.Module, image: Tensor, parts: Parts) -> list[Tensor]:
+    """‖z_j W_V W_O‖ / ‖z_j‖ of each layer."""
+    pairs = zip(tokens_and_values(module, image, parts), parts, strict=True)
+    return [(v @ weight.T).norm(dim=-1) / z.norm(dim=-1) for (z, v), (_, _, weight) in pairs]
+
+
+def norm_rollout(module: nn.Module, image: Tensor, row: Tensor, start: int, parts: Parts) -> Tensor:
+    """The row of ∏ (I + N) / 2, N_ij = Σ_h ‖A_hij v_hj W_O,h‖ divided by its row's sum; N alone where tokens pool."""
+    _, maps = run(module, image)
+    for (_, v), (_, _, weight), found in zip(
+        reversed(tokens_and_values(module, image, parts)[start:]), reversed(parts[start:]), reversed(maps), strict=False
+    ):
+        a = found.detach()[0]
+        heads, queries, keys = a.shape
+        size = v.shape[1] // heads
+        n = torch.zeros(queries, keys, dtype=a.dtype)
+        for h in range(heads):
+            columns = slice(h * size, (h + 1) * size)
+            moved = v[:, columns] @ weight[:, columns].T  # f(x_j)
+            for i in range(queries):
+                n[i] += (a[h, i, :, None] * moved).norm(dim=-1)
+        n = n / n.sum(1, keepdim=True)
+        row = row @ (n + torch.eye(queries, dtype=a.dtype)) / 2 if queries == keys else row @ n
+    return row

@@ -70,6 +70,7 @@ UNSERVED: dict[tuple[str, str], str] = {
 # The slow float64 reference that each method is held to: (method) -> its function.
 REFERENCES: dict[str, Callable[..., Any]] = {
     **{name: getattr(reference, name) for name in ("raw", "rollout", "gae", "complete", "absolute")},
+    "norm_rollout": integrated_reference.norm_rollout,
     "gmar_l1": reference.gmar,
     "gmar_l2": reference.gmar,
     "attention_flow": perturbation_reference.flow_map,

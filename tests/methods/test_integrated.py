@@ -92,6 +92,16 @@ def test_bi_token_weighs_tokens_by_what_the_block_makes_of_them(name):
     assert relative(ours.scores, expected) < 1e-11
 
 
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("name", ["timm_deit3", "timm_siglip", "user_written_out", "torchvision_vit"])
+def test_norm_rollout_weighs_attention_by_what_it_moves(name, start):
+    family, module, images, row = setting(name)
+    pieces = [(n, s, w.detach()) for n, s, w in parts(name, module)]
+    expected = by_formula(family, images, lambda image, _: literal.norm_rollout(module, image, row, start, pieces))
+    ours = vitrail.explain(copy.deepcopy(module), images, TARGETS, method="norm_rollout", start_layer=start)
+    assert relative(ours.scores, expected) < 1e-11
+
+
 @pytest.mark.parametrize("options", [{"variant": "released"}, {"gradient": "leaf"}], ids=str)
 def test_variants_of_dix(options):
     family, module, images, row = setting("timm_vit")

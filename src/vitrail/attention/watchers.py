@@ -166,19 +166,14 @@ class ValueProjection(TorchFunctionMode):
 
     @without_autocast
     def gain(self, number: int) -> Float[Tensor, "images keys"]:
-        """‖z_j W_V W_O‖ / ‖z_j‖ for the tokens j that attention `number` reads.
+        """Returns ‖z_j W_V W_O‖ / ‖z_j‖ for the tokens j that attention `number` reads.
 
         Raises:
             UnsupportedOperationError: where no linear map follows the attention directly, or its input was not seen.
         """
-        watched, layer = self._watched[number], self.recorder.layers[number]
-        if watched.values is None or watched.weight is None:
-            raise UnsupportedOperationError(
-                f"no linear map takes the output of attention {number} as it is ({watched.between or 'nothing'} stands "
-                "behind it), so its tokens have no W_V W_O to weigh them by: use bi_head"
-            )
-        images, keys = layer.images, layer.keys
-        tokens = watched.tokens
+        values, weight = self._values_and_weight(number)
+        images, _, keys, _ = values.shape
+        tokens = self._watched[number].tokens
         if tokens is not None and tokens.dim() == 3 and tokens.shape[:2] == (keys, images) != (images, keys):
             tokens = tokens.transpose(0, 1)
         if tokens is None or tokens.shape[:2] != (images, keys):
@@ -186,12 +181,36 @@ class ValueProjection(TorchFunctionMode):
                 f"what attention {number} reads is not {images} image(s) × {keys} tokens when it enters a linear map, "
                 "so its tokens have no size to divide by: use bi_head"
             )
-        values = watched.values.reshape(images, -1, keys, watched.values.shape[-1]).transpose(1, 2).flatten(2)
-        dtype = compute_dtype(values.dtype)
+        written = values.transpose(1, 2).flatten(2) @ weight.T
+        return written.norm(dim=-1) / tokens.to(written.dtype).norm(dim=-1)
+
+    @without_autocast
+    def norms(self, number: int) -> Float[Tensor, "images heads keys"]:
+        """Returns ‖v_hj W_O,h‖ for every head h of attention `number` and the tokens j that it reads.
+
+        Raises:
+            UnsupportedOperationError: where no linear map follows the attention directly.
+        """
+        values, weight = self._values_and_weight(number)
+        by_head = weight.unflatten(1, (values.shape[1], -1))
+        return torch.einsum("bhkd,ohd->bhko", values, by_head).norm(dim=-1)
+
+    def _values_and_weight(
+        self, number: int
+    ) -> tuple[Float[Tensor, "images heads keys width"], Float[Tensor, "out heads*width"]]:
+        """Returns the values v and W_O of attention `number`, layer scale taken in."""
+        watched, layer = self._watched[number], self.recorder.layers[number]
+        if watched.values is None or watched.weight is None:
+            raise UnsupportedOperationError(
+                f"no linear map takes the output of attention {number} as it is ({watched.between or 'nothing'} stands "
+                "behind it), so its tokens have no W_V W_O to weigh them by: use rollout or bi_head"
+            )
+        dtype = compute_dtype(watched.values.dtype)
+        # One head of values that a written-out product broadcasts belongs to every head of the attention.
+        values = watched.values.reshape(layer.images, -1, layer.keys, watched.values.shape[-1])
+        values = values.expand(-1, layer.heads, -1, -1).to(dtype)
         weight = watched.weight.detach().to(dtype)
-        if watched.scale is not None:
-            weight = watched.scale.to(dtype)[:, None] * weight
-        return (values.to(dtype) @ weight.T).norm(dim=-1) / tokens.to(dtype).norm(dim=-1)
+        return values, weight if watched.scale is None else watched.scale.to(dtype)[:, None] * weight
 
 
 def _same(left: Any, right: Tensor) -> bool:

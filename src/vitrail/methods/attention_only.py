@@ -1,15 +1,17 @@
 """Maps made of attention alone: one forward pass, the same for every class, never negative."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention.record import RecordedLayer, each_head_times_attention, row_times_attention
+from ..attention.record import CallRecorder, RecordedLayer, each_head_times_attention, row_times_attention
 from ..attention.relevance_row import add_update
+from ..attention.watchers import ValueProjection
 from ..errors import OptionError, UnsupportedOperationError
 from .context import AttributionContext
 from .registry import register_method
 
-__all__ = ["raw", "rollout"]
+__all__ = ["norm_rollout", "raw", "rollout"]
 
 
 @register_method(
@@ -74,3 +76,27 @@ def _each_head(
             update = (rows + update) / 2 if row_normalise else rows + update
         rows = update
     return rows.mean(dim=1)
+
+
+@register_method(
+    "norm_rollout",
+    signed=False,
+    class_specific=False,
+    uses_gradient=False,
+    passes="1F",
+    reference="Kobayashi et al. 2020, followed through the layers",
+    accepts=("start_layer",),
+)
+def norm_rollout(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
+    """Rollout of attention weighted by the length of what it moves: E_h[A_hij ‖v_hj W_O,h‖], rows normalised."""
+    recorder = CallRecorder()
+    projection = ValueProjection(recorder)
+    context.forward(recorder, projection)
+    row = context.readout_row()
+    for number in reversed(range(context.first_layer, context.layout.layers)):
+        layer = recorder.layers[number]
+        weighted = torch.einsum("bhqk,bhk->bqk", layer.probabilities(), projection.norms(number))
+        sums = weighted.sum(dim=2).clamp(min=torch.finfo(weighted.dtype).tiny)  # zero where every key is masked
+        update = torch.einsum("bq,bqk->bk", row / sums, weighted)
+        row = (row + update) / 2 if layer.queries == layer.keys else update
+    return row[:, None]
