@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from training.optimise import initialise
 from vitrail.bestiary import UnknownNameError, render, sample_scene
-from vitrail.bestiary.accuracy import predict
 from vitrail.bestiary.causal import causal_truth
-from vitrail.bestiary.model import build_model
+from vitrail.bestiary.model import build_model, predict
 from vitrail.bestiary.species import CLASS_NAMES
 
 
@@ -16,7 +16,9 @@ def picture(scene):
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(torch.Generator().manual_seed(0)).eval().requires_grad_(False)
+    model = build_model().eval().requires_grad_(False)
+    initialise(model, torch.Generator().manual_seed(0))
+    return model
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -48,21 +48,6 @@ def test_bad_input_ends_with_code_2_and_a_reason(words, message, tmp_path, monke
     assert message in " ".join(result.output.split())
 
 
-def test_train_resumes_and_refuses_another_run(tmp_path) -> None:
-    tiny = ["bestiary", "train", tmp_path, "--scenes", 4, "--steps", 2, "--threads", 1]
-    first = call(*tiny)
-    assert first.exit_code == 0, first.output
-    assert "training, loss" in first.output
-    weights = tmp_path / "weights.safetensors"
-    whole = weights.read_bytes()
-    weights.unlink()
-    assert call(*tiny).exit_code == 0
-    assert weights.read_bytes() == whole
-    refused = call(*tiny, "--seed", 3)
-    assert refused.exit_code == 2
-    assert "of a run with another seed" in refused.output
-
-
 @pytest.mark.slow
 def test_accuracy_and_score_for_programs() -> None:
     accuracy = json.loads(call("bestiary", "accuracy", "-n", 20, "--json").stdout)

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vitrail.bestiary.accuracy import predict
 from vitrail.bestiary.draw import Rendered, render
-from vitrail.bestiary.model import SIZE
+from vitrail.bestiary.model import SIZE, predict
 from vitrail.bestiary.scene import Scene
 from vitrail.bestiary.species import CLASS_NAMES, species
 

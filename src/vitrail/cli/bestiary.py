@@ -1,4 +1,4 @@
-"""`vitrail bestiary …`: draw its creatures, train its model, measure the model and every method on it."""
+"""`vitrail bestiary …`: draw its creatures, measure its models and every method on them."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 group = typer.Typer(
-    help="The built-in world of creatures with known parts: draw it, train on it, score every method by it.",
+    help="The built-in world of creatures with known parts: draw it, score every method by it.",
     no_args_is_help=True,
 )
 
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", "-c", help="Weights that `vitrail bestiary train` wrote. Default: the built-in ones."),
+    typer.Option("--checkpoint", "-c", help="Weights of a training of your own. Default: the built-in ones."),
 ]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in model: bestiary, or bestiary/label-errors.")]
 PERCENT = "{:.1f} %"
@@ -73,55 +73,6 @@ def draw_command(
         stop(error)
 
 
-@group.command("train", cls=spelled(python={"resume": "--restart"}))
-def train_command(
-    output: Annotated[Path, typer.Argument(help="Folder for the drawn scenes, the checkpoints and the weights.")],
-    label_errors: Annotated[
-        bool, typer.Option("--label-errors", help="Plant label errors, as in bestiary/label-errors.")
-    ] = False,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Steps of training. Default: the recipe's.")
-    ] = None,
-    scenes: Annotated[
-        int | None, typer.Option("--scenes", min=1, help="Number of training scenes. Default: the recipe's.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed of scenes and training.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor cores to use.")] = 2,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew instead of resuming from the last checkpoint.")
-    ] = False,
-) -> None:
-    """Train the bestiary's model from scratch; the same command resumes an interrupted training."""
-    from vitrail.bestiary import LabelErrors
-    from vitrail.bestiary.train import Progress, Recipe, train
-    from vitrail.errors import VitrailError
-    from vitrail.threads import thread_count
-
-    asked = {name: value for name, value in (("steps", steps), ("scenes", scenes)) if value is not None}
-    try:
-        with thread_count(threads), stages() as report:
-
-            def progress(now: Progress) -> None:
-                loss = "" if now.stage == "draw" else f", loss {now.loss:.3f}"
-                report({"draw": "drawing scenes", "train": "training"}[now.stage] + loss, now.done, now.total)
-
-            weights = train(
-                output,
-                recipe=Recipe(**asked),
-                resume=not restart,
-                progress=progress,
-                label_errors=LabelErrors() if label_errors else None,
-                seed=seed,
-                workers=threads,
-            )
-    except VitrailError as error:
-        stop(error)
-    except KeyboardInterrupt:
-        show(f"stopped; the same command resumes from the last checkpoint in {output}", err=True)
-        raise typer.Exit(130) from None
-    show(weights)
-
-
 @group.command("accuracy", cls=spelled())
 def accuracy_command(
     model: ModelName = "bestiary",
@@ -130,12 +81,12 @@ def accuracy_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure the model's accuracy on held-out scenes: the class of singles, both classes of pairs."""
-    from vitrail.bestiary.accuracy import evaluate
+    from vitrail.bestiary.model import measure_accuracy
     from vitrail.errors import VitrailError
 
     try:
         loaded = _load(model, checkpoint)
-        found = evaluate(loaded.module, count=count)
+        found = measure_accuracy(loaded.module, count=count)
     except VitrailError as error:
         stop(error, as_json=as_json)
     if as_json:

@@ -46,7 +46,7 @@ def load_bestiary(request: Request) -> VisionModel:
     path = path if request.checkpoint is None else Path(request.checkpoint)
     metadata = {"source": "bestiary", "weights": "random"}
     if pretrained or request.checkpoint is not None:
-        module, _ = load_weights(path)
+        module: Any = load_weights(path)[0]
         metadata |= {"weights": path.name, "checkpoint_sha256": fingerprint(path)}
     else:
         module = build_model()

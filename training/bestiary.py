@@ -1,39 +1,52 @@
-"""The training recipe: a plain ViT from scratch on two CPU cores in less than 45 minutes.
+"""The recipe of the bestiary's models: a transformer from scratch on two CPU cores in less than 45 minutes.
+
+    python -m training.bestiary FOLDER
 
 Scenes are drawn once into a pool and seen many times in other colours and positions. Three things make few images
-enough: dense labels for every patch, Muon with a mimetic start, and short token sequences while the landscape is
-still ballast.
+enough: dense labels for every patch, as in token labelling (Jiang et al. 2021), Muon with a mimetic start, and, where
+the architecture allows it, short token sequences while the landscape is still ballast.
 """
 
 import io
-import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+import typer
+from jaxtyping import Float, Int
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitrail.bestiary.augment import augmented
+from training.optimise import initialise, optimisers
+from training.scenes import (
+    CLASS_LABELS,
+    PART_LABELS,
+    Pool,
+    augmented,
+    draw_pool,
+    kept_tokens,
+    load_pool,
+    patch_labels,
+)
 from vitrail.bestiary.dataset import LabelErrors
-from vitrail.bestiary.model import CONFIG, build_model, save_weights
-from vitrail.bestiary.optimise import Muon
-from vitrail.bestiary.pool import Pool, draw_pool, load_pool
-from vitrail.bestiary.supervision import CLASS_LABELS, PART_LABELS, kept_tokens, patch_labels, tokens_forward
-from vitrail.errors import CheckpointError
+from vitrail.bestiary.model import SIZE, build_model, save_weights
+from vitrail.cli.console import show, stages, stop
+from vitrail.cli.options import spelled
+from vitrail.errors import CheckpointError, VitrailError
 from vitrail.files import atomic_write
+from vitrail.threads import thread_count
 
-log = logging.getLogger(__name__)
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the training; the defaults made the weights that are shipped."""
+    """Every number of the training; the defaults made the weights of the shipped ViT."""
 
     scenes: int = 12000
     steps: int = 5000
@@ -41,7 +54,7 @@ class Recipe:
     rate: float = 2e-3
     warmup: int = 200
     weight_decay: float = 0.05
-    keep: int = 64  # tokens of 144 while the landscape is ballast
+    keep: int = 64  # tokens of 144 while the landscape is ballast (ViT only)
     whole: float = 0.25  # the last share of the steps, with all tokens
     dense: float = 1.0  # weight of the dense losses
     average: float = 0.998  # decay of the average of the weights
@@ -60,6 +73,7 @@ class Progress(NamedTuple):
 def train(
     output: str | Path,
     *,
+    architecture: str = "vit",
     recipe: Recipe = Recipe(),
     resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
@@ -68,12 +82,16 @@ def train(
     workers: int = 2,
     minutes: float = math.inf,
 ) -> Path | None:
-    """Train the bestiary model into the folder `output` and return the path of its weights (safetensors, fp16).
+    """Trains a bestiary model into the folder `output` and returns the path of its weights (safetensors, fp16).
+
+    `architecture` is a name of `vitrail.bestiary.model.ARCHITECTURES`; one with random layers (dropout, stochastic
+    depth) is trained, too, but an interrupted run then ends with other weights than an uninterrupted one.
 
     The pool of scenes (`pool/`) and a checkpoint (`state.pt`, every `recipe.interval` steps) are kept there, so that
     a run that was interrupted goes on where it was; with `resume=False` the checkpoint is ignored. After `minutes`
     the run stops at a checkpoint and returns None. `workers` processes draw the pool; PyTorch's own number of threads
-    is used for the rest. Raises `CheckpointError` for a checkpoint that is damaged or of another recipe.
+    is used for the rest. Raises `CheckpointError` for a checkpoint that is damaged or of another recipe, and
+    `UnknownNameError` for an unknown architecture.
 
     >>> import tempfile
     >>> tiny = Recipe(scenes=20, steps=2, batch=4, warmup=1, interval=1)
@@ -85,8 +103,13 @@ def train(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     report = progress if progress is not None else lambda _: None
-    question = {"recipe": asdict(recipe), "seed": seed, "label_errors": asdict(label_errors) if label_errors else None}
-    run = Run(recipe, seed)
+    question = {
+        "architecture": architecture,
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "label_errors": asdict(label_errors) if label_errors else None,
+    }
+    run = Run(architecture, recipe, seed)
     state = folder / "state.pt"
     if resume and state.exists():
         run.load(state, question)
@@ -112,21 +135,25 @@ def train(
 class Run:
     """All that changes during training: model, average of its weights, optimisers and random choices."""
 
-    def __init__(self, recipe: Recipe, seed: int) -> None:
+    def __init__(self, architecture: str, recipe: Recipe, seed: int) -> None:
         self.recipe = recipe
         self.generator = torch.Generator().manual_seed(seed)
-        self.model = build_model(self.generator)
+        self.model = build_model(architecture)
+        initialise(self.model, self.generator)
+        with torch.no_grad():
+            _, tokens = tokens_forward(self.model, torch.zeros(1, 3, SIZE, SIZE), None)
+        self.patch = SIZE // math.isqrt(tokens.shape[1])  # pixels that a token of the last layer stands for
         # The dense reader: which part, which class. It starts at zero and leaves with the training.
-        self.reader = nn.Linear(int(CONFIG["embed_dim"]), PART_LABELS + CLASS_LABELS)
+        self.reader = nn.Linear(tokens.shape[2], PART_LABELS + CLASS_LABELS)
         nn.init.zeros_(self.reader.weight)
         nn.init.zeros_(self.reader.bias)
-        self.optimisers = _optimisers(self.model, self.reader, recipe)
+        self.optimisers = optimisers(self.model, self.reader, recipe.rate, recipe.weight_decay)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.order = torch.empty(0, dtype=torch.long)
         self.step = 0
 
     def advance(self, pool: Pool) -> float:
-        """Make one step and return the loss of the class token."""
+        """Makes one step and returns the loss of the class token."""
         recipe = self.recipe
         rate = recipe.rate * self._schedule()
         for optimiser in self.optimisers:
@@ -134,9 +161,9 @@ class Run:
                 group["lr"] = rate
         images, owners, targets, creatures = self._batch(pool)
         images, owners = augmented(images, owners, self.generator)
-        parts, classes = patch_labels(owners, creatures, int(CONFIG["patch_size"]))
+        parts, classes = patch_labels(owners, creatures, self.patch)
         kept = None
-        if self.step < recipe.steps * (1 - recipe.whole):
+        if isinstance(self.model, VisionTransformer) and self.step < recipe.steps * (1 - recipe.whole):
             kept = kept_tokens(parts[..., 0], recipe.keep, self.generator)
             parts, classes = (x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])) for x in (parts, classes))
         logits, tokens = tokens_forward(self.model, images, kept)
@@ -155,7 +182,7 @@ class Run:
         return float(loss.detach())
 
     def save(self, path: Path, question: dict[str, Any]) -> None:
-        """Write a checkpoint at once."""
+        """Writes a checkpoint at once."""
         buffer = io.BytesIO()
         content = {
             "question": question,
@@ -172,7 +199,7 @@ class Run:
             file.write(buffer.getvalue())
 
     def load(self, path: Path, question: dict[str, Any]) -> None:
-        """Go on from a checkpoint; `CheckpointError` when it is damaged or answers another question."""
+        """Resumes from a checkpoint; raises `CheckpointError` when it is damaged or of another run."""
         try:
             content = torch.load(path, weights_only=True)
             found = content["question"]
@@ -212,19 +239,66 @@ class Run:
             self.average[name].lerp_(value, 1 - decay)
 
 
-def _optimisers(model: VisionTransformer, reader: nn.Linear, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    blocks = {
-        name: parameter for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2
-    }
-    stacked = [(parameter, 3 if name.endswith("qkv.weight") else 1) for name, parameter in blocks.items()]
-    others = [
-        *((name, parameter) for name, parameter in model.named_parameters() if name not in blocks),
-        *reader.named_parameters(),
-    ]
-    decayed = [parameter for name, parameter in others if name.endswith("weight") and parameter.ndim > 1]
-    free = [parameter for name, parameter in others if not (name.endswith("weight") and parameter.ndim > 1)]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [
-        Muon(stacked, recipe.rate, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(groups, recipe.rate, betas=(0.9, 0.98)),
-    ]
+def tokens_forward(
+    model: nn.Module, images: Float[Tensor, "batch 3 size size"], kept: Int[Tensor, "batch keep"] | None
+) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch tokens dim"]]:
+    """Returns the logits and the tokens of the last layer, row by row; of a ViT from the kept patches only, if any."""
+    if not isinstance(model, VisionTransformer):
+        features = model.forward_features(images)  # type: ignore[operator]
+        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        tokens = features.flatten(1, 2) if channels_last else features.flatten(2).mT
+        return model.forward_head(features), tokens  # type: ignore[operator]
+    position, start = model.get_parameter("pos_embed"), model.get_parameter("cls_token")
+    tokens = model.patch_embed(images) + position[:, 1:]
+    if kept is not None:
+        tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
+    first = (start + position[:, :1]).expand(len(tokens), -1, -1)
+    tokens = model.norm(model.blocks(torch.cat([first, tokens], dim=1)))
+    return model.head(tokens[:, 0]), tokens[:, 1:]
+
+
+@app.command(cls=spelled(python={"resume": "--restart"}))
+def command(
+    output: Annotated[Path, typer.Argument(help="Folder for the drawn scenes, the checkpoints and the weights.")],
+    architecture: Annotated[
+        str, typer.Option("--architecture", help="Name in vitrail.bestiary.model.ARCHITECTURES.")
+    ] = "vit",
+    label_errors: Annotated[
+        bool, typer.Option("--label-errors", help="Plant label errors, as in bestiary/label-errors.")
+    ] = False,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of training.")] = Recipe.steps,
+    scenes: Annotated[int, typer.Option("--scenes", min=1, help="Number of training scenes.")] = Recipe.scenes,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of scenes and training.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor cores to use.")] = 2,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of resuming from the last checkpoint.")
+    ] = False,
+) -> None:
+    """Train a model of the bestiary from scratch; the same command resumes an interrupted training."""
+    try:
+        with thread_count(threads), stages() as report:
+
+            def progress(now: Progress) -> None:
+                loss = "" if now.stage == "draw" else f", loss {now.loss:.3f}"
+                report({"draw": "drawing scenes", "train": "training"}[now.stage] + loss, now.done, now.total)
+
+            weights = train(
+                output,
+                architecture=architecture,
+                recipe=Recipe(steps=steps, scenes=scenes),
+                resume=not restart,
+                progress=progress,
+                label_errors=LabelErrors() if label_errors else None,
+                seed=seed,
+                workers=threads,
+            )
+    except VitrailError as error:
+        stop(error)
+    except KeyboardInterrupt:
+        show(f"stopped; the same command resumes from the last checkpoint in {output}", err=True)
+        raise typer.Exit(130) from None
+    show(weights)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,15 +1,22 @@
 """The recipe in miniature: it runs, resumes bit by bit, and refuses files that it cannot use."""
 
+import re
+from pathlib import Path
+from types import MappingProxyType
+
 import pytest
 import torch
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from typer.testing import CliRunner
 
-from vitrail.bestiary.accuracy import evaluate
-from vitrail.bestiary.augment import augmented
-from vitrail.bestiary.model import build_model, load_weights, save_weights
-from vitrail.bestiary.optimise import orthogonalised
-from vitrail.bestiary.supervision import kept_tokens, patch_labels, tokens_forward
-from vitrail.bestiary.train import Progress, Recipe, train
+from training.bestiary import Progress, Recipe, Run, app, tokens_forward, train
+from training.optimise import initialise, orthogonalised
+from training.scenes import augmented, kept_tokens, patch_labels
+from vitrail.bestiary import UnknownNameError
+from vitrail.bestiary import model as model_file
+from vitrail.bestiary.model import build_model, load_weights, measure_accuracy, save_weights
 from vitrail.errors import CheckpointError, CheckpointMismatchError
 
 TINY = Recipe(scenes=20, steps=4, batch=4, warmup=1, interval=2)
@@ -32,7 +39,7 @@ def test_a_run_reports_and_leaves_weights_of_a_plain_vit(finished):
     assert not model.training
     assert card["recipe"]["steps"] == 4
     assert weights.stat().st_size < 8e6
-    assert evaluate(model, count=4).scenes == 4
+    assert measure_accuracy(model, count=4).scenes == 4
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
@@ -60,6 +67,9 @@ def test_damaged_files_are_refused(finished, tmp_path):
     with pytest.raises(CheckpointError, match="no readable safetensors file"):
         load_weights(tmp_path / "missing.safetensors")
     other = tmp_path / "other.safetensors"
+    save_weights({"head.weight": torch.zeros(2, 2)}, other, {"architecture": "mlp"})
+    with pytest.raises(CheckpointMismatchError, match="of the architecture 'mlp'; known: vit"):
+        load_weights(other)
     save_weights({"head.weight": torch.zeros(2, 2)}, other, {})
     with pytest.raises(CheckpointMismatchError, match="holds no bestiary model: the shape of cls_token is missing"):
         load_weights(other)
@@ -68,8 +78,73 @@ def test_damaged_files_are_refused(finished, tmp_path):
         load_weights(other)
 
 
+def _swin():
+    sizes = {"img_size": 96, "window_size": 6, "embed_dim": 16, "depths": (1, 2, 1), "num_heads": (1, 2, 4)}
+    return SwinTransformer(num_classes=20, drop_path_rate=0.0, **sizes)
+
+
+def _pvt():
+    return PyramidVisionTransformerV2(
+        num_classes=20, depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), drop_path_rate=0.0
+    )
+
+
+@pytest.mark.parametrize(("build", "tokens", "patch"), [(_swin, 36, 16), (_pvt, 9, 32)])
+def test_any_architecture_of_timm_is_trained_resumed_and_loaded(build, tokens, patch, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_file, "ARCHITECTURES", MappingProxyType({"other": build}))
+    run = Run("other", TINY, 0)
+    assert run.patch == patch
+    model = run.model.eval()
+    torch.nn.init.normal_(model.get_classifier().weight)
+    images = torch.randn(2, 3, 96, 96)
+    logits, found = tokens_forward(model, images, None)
+    torch.testing.assert_close(logits, model(images))
+    assert found.shape == (2, tokens, model.num_features)
+    assert train(tmp_path / "a", architecture="other", recipe=TINY, workers=1, minutes=0.0) is None
+    resumed = train(tmp_path / "a", architecture="other", recipe=TINY, workers=1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "pool").symlink_to(tmp_path / "a" / "pool")
+    assert train(tmp_path / "b", architecture="other", recipe=TINY, workers=1).read_bytes() == resumed.read_bytes()
+    loaded, card = load_weights(resumed)
+    assert type(loaded) is type(model)
+    assert card["architecture"] == "other"
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown architecture 'vti'; known: vit. Did you mean 'vit'"):
+        train(tmp_path, architecture="vti", recipe=TINY)
+
+
+def test_the_command_resumes_and_refuses_another_run(tmp_path):
+    def call(*words):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    tiny = [tmp_path, "--scenes", 4, "--steps", 2, "--threads", 1]
+    first = call(*tiny)
+    assert first.exit_code == 0, first.output
+    assert "training, loss" in first.output
+    weights = tmp_path / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    assert call(*tiny).exit_code == 0
+    assert weights.read_bytes() == whole
+    refused = call(*tiny, "--seed", 3)
+    assert refused.exit_code == 2
+    assert "of a run with another seed" in refused.output
+    assert "--restart" in refused.output
+
+
+def test_the_package_does_not_need_the_recipes():
+    source = Path(__file__).parents[2] / "src" / "vitrail"
+    needing = [
+        path for path in source.rglob("*.py") if re.search(r"^\s*(from|import) training\b", path.read_text(), re.M)
+    ]
+    assert needing == []
+
+
 def test_with_all_tokens_the_training_forward_is_the_models_own():
-    model = build_model(torch.Generator().manual_seed(1)).eval()
+    model = build_model().eval()
+    initialise(model, torch.Generator().manual_seed(1))
     model.head.weight.data.normal_()
     images = torch.randn(2, 3, 96, 96)
     logits, tokens = tokens_forward(model, images, None)
