@@ -130,7 +130,7 @@ def explain_both_ways(
     model = vitrail.wrap(FAMILIES[family].build().to(getattr(torch, dtype)))
     images = FAMILIES[family].images(2)
     blocks = vitrail.explain(model, images, targets, method=method, **options).scores
-    fit = partial(kernels.tiles_fit, forced=True)
+    fit = partial(differentiate.tiles_fit, forced=True)
     with (
         mock.patch.object(differentiate, "tiles_fit", lambda call, forced: fit(call)),
         mock.patch.object(record, "tiles_fit", fit),

@@ -6,15 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrail.attention import calls
-from vitrail.attention.backward import (
-    attention_backward,
-    constant_attention_backward,
-    fused_row,
-    softmax_backward,
-)
 from vitrail.attention.calls import AttentionCall, Block, blocks, from_scaled_dot_product, probabilities
 from vitrail.attention.listeners import HeadNorms
-from vitrail.attention.relevance_row import RowUpdate, absolute, centre, complete, positive
+from vitrail.attention.relevance_row import (
+    RowUpdate,
+    absolute,
+    attention_backward,
+    centre,
+    complete,
+    constant_attention_backward,
+    fused_row,
+    positive,
+    softmax_backward,
+)
 
 
 def a_call(images=2, heads=3, queries=5, keys=5, width=4, mask=None, causal=False, seed=0) -> AttentionCall:

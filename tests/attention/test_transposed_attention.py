@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import vitrail
 from vitrail.attention import differentiate, kernels
 from vitrail.attention.calls import AttentionCall
-from vitrail.attention.kernels import attention_transposed, swaps
+from vitrail.attention.differentiate import swaps
+from vitrail.attention.kernels import attention_transposed
 
 
 def a_call(images=2, heads=3, queries=17, keys=17, width=8, dtype=torch.float64, scale=0.4, seed=0) -> AttentionCall:
@@ -77,12 +78,12 @@ def test_an_answer_of_another_kernel_keeps_nothing():
 @pytest.mark.parametrize(
     "unfit",
     [
-        {"keys": kernels.FROM_KEYS - 1},
+        {"keys": differentiate.FROM_KEYS - 1},
         {"dtype": torch.bfloat16},
     ],
 )
 def test_what_it_does_not_serve(unfit):
-    assert swaps(a_call(1, 1, kernels.FROM_KEYS, **{"keys": kernels.FROM_KEYS, **unfit})) is False
+    assert swaps(a_call(1, 1, differentiate.FROM_KEYS, **{"keys": differentiate.FROM_KEYS, **unfit})) is False
 
 
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])

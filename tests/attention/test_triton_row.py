@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 import vitrail
 from vitrail.attention import differentiate, kernels
-from vitrail.attention.backward import attention_backward
 from vitrail.attention.calls import AttentionCall
 from vitrail.attention.listeners import HeadNorms
-from vitrail.attention.relevance_row import QuerySum, RowUpdate, absolute, complete, positive
+from vitrail.attention.relevance_row import QuerySum, RowUpdate, absolute, attention_backward, complete, positive
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with PyTorch for NVIDIA GPUs"
@@ -197,7 +196,7 @@ def test_a_model_with_a_bias_on_its_scores_goes_by_blocks(monkeypatch):
     model, images = FAMILIES["timm_beit"].model(), FAMILIES["timm_beit"].images(2)
     blocks = vitrail.explain(model, images, [1, 2], method="gae").scores
     asked = []
-    fit = partial(kernels.tiles_fit, forced=True)
+    fit = partial(differentiate.tiles_fit, forced=True)
     monkeypatch.setattr(differentiate, "tiles_fit", lambda call, forced: asked.append(fit(call)) or asked[-1])
     # Were the kernel taken, it would refuse a CPU's tensors: nothing is interpreted here.
     assert torch.equal(vitrail.explain(model, images, [1, 2], method="gae").scores, blocks)
@@ -210,22 +209,22 @@ def a_call(dtype=torch.bfloat16, width=8, mask=None, causal=False) -> AttentionC
 
 
 def test_what_the_kernel_does_not_serve():
-    assert kernels.tiles_fit(a_call(), forced=True)
-    assert not kernels.tiles_fit(a_call())  # on a CPU nobody asks for it
-    assert not kernels.tiles_fit(a_call(mask=torch.zeros(5, 5)), forced=True)
-    assert not kernels.tiles_fit(a_call(causal=True), forced=True)
-    assert not kernels.tiles_fit(a_call(torch.float64), forced=True)
-    assert not kernels.tiles_fit(a_call(width=257), forced=True)
+    assert differentiate.tiles_fit(a_call(), forced=True)
+    assert not differentiate.tiles_fit(a_call())  # on a CPU nobody asks for it
+    assert not differentiate.tiles_fit(a_call(mask=torch.zeros(5, 5)), forced=True)
+    assert not differentiate.tiles_fit(a_call(causal=True), forced=True)
+    assert not differentiate.tiles_fit(a_call(torch.float64), forced=True)
+    assert not differentiate.tiles_fit(a_call(width=257), forced=True)
     mixed = a_call()
     wide = AttentionCall(mixed.query.float(), mixed.key, mixed.value, None, False, 0.5)
-    assert not kernels.tiles_fit(wide, forced=True)
+    assert not differentiate.tiles_fit(wide, forced=True)
 
 
 def test_without_triton_nothing_fits(monkeypatch):
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     kernels._importable.cache_clear()
     try:
-        assert not kernels.tiles_fit(a_call(), forced=True)
+        assert not differentiate.tiles_fit(a_call(), forced=True)
     finally:
         kernels._importable.cache_clear()
 
@@ -327,7 +326,7 @@ class TestOnAGpu:
             tensors[name].to(getattr(torch, dtype)) for name in ("query", "key", "value", "upstream")
         )
         call = AttentionCall(query, key, value.requires_grad_(), None, False, width**-0.5)
-        assert kernels.tiles_fit(call)
+        assert differentiate.tiles_fit(call)
         row = None if function.startswith("norm") else tensors["row"]
         ask = call.detached(), QuerySum(function, row), upstream, call.output()
         once, again = kernels.sum_over_queries(*ask), kernels.sum_over_queries(*ask)

@@ -9,21 +9,21 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .backward import (
+from .calls import AttentionCall, compute_dtype
+from .gradient_modes import GradientMode, nonzero_rows
+from .kernels import attention_transposed, launches, sum_over_queries
+from .relevance_row import (
+    Collector,
     Gradients,
+    SummingCollector,
     attention_backward,
     collect_whole,
     constant_attention_backward,
     fused_row,
     softmax_backward,
 )
-from .calls import AttentionCall, compute_dtype
-from .gradient_modes import GradientMode
-from .kernels import attention_transposed, sum_over_queries, swaps, tiles_fit
-from .nonzero_rows import nonzero_rows
-from .relevance_row import Collector, SummingCollector
 
-__all__ = ["DifferentiatedAttention", "Kernel", "LayerListener"]
+__all__ = ["DifferentiatedAttention", "Kernel", "LayerListener", "swaps", "tiles_fit"]
 
 Kernel: TypeAlias = Literal["auto", "blocks", "fused", "triton"]
 Result = TypeVar("Result", covariant=True)
@@ -66,6 +66,41 @@ class LayerListener(Protocol[Result]):
 
 # Walking the rows in blocks is faster from this factor fewer rows on.
 MANY_TIMES_FEWER = 16
+
+# What a tile of A, one of ∇A and their factors leave room for in registers and shared memory.
+WIDEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 128}
+
+# From this number of keys on the fused sweeps are the faster: below, all heads of an image fit the cache in one block.
+FROM_KEYS = 512
+
+
+def swaps(call: AttentionCall) -> bool:
+    """Whether `attention_transposed` serves a call and is the faster: on a CPU, many keys, no mask, not in half."""
+    one_kind = call.query.dtype == call.key.dtype == call.value.dtype
+    return (
+        call.query.device.type == "cpu"
+        and min(call.queries, call.keys) >= FROM_KEYS
+        and call.mask is None
+        and not call.causal
+        and one_kind
+        and call.query.dtype in (torch.float32, torch.float64)
+        and call.query.shape[-1] == call.value.shape[-1]
+        and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+    )
+
+
+def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
+    """Whether the Triton kernel serves this call: no mask, one precision, no head wider than `WIDEST`.
+
+    By itself it is chosen in half precision only: in float32 it would multiply without tensor cores, and PyTorch's
+    products over blocks are the faster. `forced` takes it for float32 too, and on a CPU (under Triton's interpreter).
+    """
+    query, key, value = call.query, call.key, call.value
+    if call.mask is not None or call.causal or not query.dtype == key.dtype == value.dtype:
+        return False
+    if max(query.shape[-1], value.shape[-1]) > WIDEST.get(query.dtype, 0) or 0 in (call.queries, call.keys):
+        return False
+    return (forced or (query.is_cuda and query.dtype != torch.float32)) and launches(call, forced)
 
 
 def fused_by_default(call: AttentionCall) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .calls import AttentionCall, compute_dtype, without_autocast
 from .relevance_row import QuerySum
 
-__all__ = ["attention_transposed", "kept_logsumexp", "row_of_attention", "sum_over_queries", "swaps", "tiles_fit"]
+__all__ = ["attention_transposed", "kept_logsumexp", "launches", "row_of_attention", "sum_over_queries"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,25 +80,6 @@ def _as_meant(call: AttentionCall, kept: Float[Tensor, "images heads queries"]) 
 # (Aᵀ X)_j / Z_j; and ln Z_j is what that pass keeps. Two products and one sweep, where a backward has five.
 
 
-# From here on the fused sweeps are the faster: below, all heads of an image fit the cache in one block.
-FROM_KEYS = 512
-
-
-def swaps(call: AttentionCall) -> bool:
-    """Whether this way serves a call and is the faster: on a CPU, many keys, no mask, float32 or float64."""
-    one_kind = call.query.dtype == call.key.dtype == call.value.dtype
-    return (
-        call.query.device.type == "cpu"
-        and min(call.queries, call.keys) >= FROM_KEYS
-        and call.mask is None
-        and not call.causal
-        and one_kind
-        and call.query.dtype in (torch.float32, torch.float64)
-        and call.query.shape[-1] == call.value.shape[-1]
-        and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
-    )
-
-
 def attention_transposed(
     call: AttentionCall,
     output: Float[Tensor, "images heads queries width"],
@@ -132,29 +113,13 @@ def attention_transposed(
 
 logger = logging.getLogger(__name__)
 
-# What a tile of A, one of ∇A and their factors leave room for in registers and shared memory.
-WIDEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 128}
-
 # Shapes for which a kernel could not be built or started here: blocks serve them.
 _FAILED: set[tuple[torch.dtype, int, int]] = set()
 
 
-def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
-    """Whether the kernel serves this call: no mask, one precision, no head wider than `WIDEST`.
-
-    By itself it is chosen on NVIDIA GPUs from Ampere on, where Triton is installed, in half precision: in float32 it
-    would multiply without tensor cores, and PyTorch's products over blocks are the faster. `forced` takes it for
-    float32 too, and on a CPU (under Triton's interpreter).
-    """
-    query, key, value = call.query, call.key, call.value
-    if call.mask is not None or call.causal or not query.dtype == key.dtype == value.dtype:
-        return False
-    if max(query.shape[-1], value.shape[-1]) > WIDEST.get(query.dtype, 0) or 0 in (call.queries, call.keys):
-        return False
-    if forced:
-        return _importable()
-    half = query.dtype != torch.float32
-    return half and query.is_cuda and _served(query.device) and _shape(call) not in _FAILED
+def launches(call: AttentionCall, forced: bool) -> bool:
+    """Whether the kernel can be tried here: by itself on NVIDIA GPUs from Ampere on, `forced` wherever Triton is."""
+    return _importable() if forced else _served(call.query.device) and _shape(call) not in _FAILED
 
 
 @without_autocast

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .calls import AttentionCall, blocks, compute_dtype, probabilities, without_autocast
-from .kernels import row_of_attention, tiles_fit
+from .differentiate import tiles_fit
+from .kernels import row_of_attention
 
 __all__ = [
     "CallRecorder",

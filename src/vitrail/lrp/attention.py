@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..attention.backward import Gradients, attention_backward, collect_whole, softmax_backward
 from ..attention.calls import AttentionCall, blocks, probabilities
-from ..attention.relevance_row import Collector
+from ..attention.relevance_row import Collector, Gradients, attention_backward, collect_whole, softmax_backward
 from .operations import Divide, Walk
 
 __all__ = ["RelevanceListener", "RelevantAttention", "attention_relevance"]

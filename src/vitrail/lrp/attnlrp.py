@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..attention.backward import attention_backward
 from ..attention.calls import AttentionCall
 from ..attention.gradient_modes import libra_rules
+from ..attention.relevance_row import attention_backward
 from ..errors import OptionError
 from .tap import Call, RelevanceTap, Rules
 
