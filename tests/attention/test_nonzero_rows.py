@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
-from vitrail.attention import backward, calls, differentiate
-from vitrail.attention import nonzero_rows as module
+from vitrail.attention import calls, differentiate, relevance_row
+from vitrail.attention import gradient_modes as module
 from vitrail.attention.calls import AttentionCall
 from vitrail.attention.differentiate import LayerListener
 from vitrail.attention.gradient_modes import linear, nonzero_columns, nonzero_rows
@@ -224,14 +224,14 @@ def test_attention_goes_back_as_if_all_rows_were_walked(
         collector = COLLECTORS[name](drawn(2, 40, seed=5))
         flows = attention_backward(call, upstream, collector, through_scores=True, through_value=True)
         answers.append([*flows, *told(collector)])
-        monkeypatch.setattr(backward, "nonzero_rows", all_rows)
+        monkeypatch.setattr(relevance_row, "nonzero_rows", all_rows)
     assert len(answers[0]) > 3
     for ours, theirs in zip(*answers, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    for holder in (module, backward, differentiate):
+    for holder in (module, relevance_row, differentiate):
         monkeypatch.setattr(holder, "nonzero_rows", all_rows)
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.guidance.guided import logits_of
-from vitrail.memory import in_passes, ran_out
+from vitrail.memory import in_passes
 from vitrail.models import VisionModel
+from vitrail.models.readiness import ran_out
 
 ROOM = 3  # images; for more, memory is asked for that nobody has
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import vitrail
-from vitrail.memory import Allocations, kept_bytes, saved_bytes, sizing
+from vitrail.memory import Allocations, batch_size, kept_bytes, saved_bytes
 from vitrail.models import VisionModel
 from vitrail.models.layout import layout_of
 
@@ -20,7 +20,7 @@ def model() -> VisionModel:
 
 def passes(model: VisionModel, free: int, monkeypatch: pytest.MonkeyPatch, **question) -> list[int]:
     """The sizes of the passes of nine images on a machine with so much memory."""
-    monkeypatch.setattr(sizing, "free_memory", lambda device: free)
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: free)
     sizes: list[int] = []
     layout_of(model, IMAGES)
     kept_bytes(model, IMAGES[:1])
@@ -40,7 +40,7 @@ def test_with_little_the_first_passes_tell(model: VisionModel, monkeypatch: pyte
     layout_of(model, IMAGES)
     with Allocations("cpu") as four:  # `vitrail.plan` would stop at two on a slow machine
         vitrail.explain(model, IMAGES[:4], 3, batch_size=4)
-    free = round(four.peak * 1.1 / sizing.SHARE["cpu"])  # four fit, and five do not
+    free = round(four.peak * 1.1 / batch_size.SHARE["cpu"])  # four fit, and five do not
     assert passes(model, free, monkeypatch) == [1, 2, 4, 2]
     assert passes(model, free, monkeypatch) == [4, 4, 1]  # which is remembered
     assert passes(model, 1, monkeypatch) == [1] * 9

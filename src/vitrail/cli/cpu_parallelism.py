@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.memory import free_memory
-from vitrail.memory.sizing import SURELY, kept_bytes
+from vitrail.memory.batch_size import SURELY, kept_bytes
 from vitrail.models import VisionModel
 
 __all__ = ["lanes_for", "sharing_out"]

@@ -1,10 +1,7 @@
 """How much memory there is, how much a pass takes, and what to do when it runs out."""
 
-from .allocations import Allocations
-from .free import free_memory
-from .passes import in_passes, ran_out
-from .saved import saved_bytes
-from .sizing import Sizing, fitting, kept_bytes, most_images, usable
+from .batch_size import Sizing, fitting, in_passes, kept_bytes, most_images, usable
+from .measure import Allocations, free_memory, saved_bytes
 
 __all__ = [
     "Allocations",
@@ -14,7 +11,6 @@ __all__ = [
     "in_passes",
     "kept_bytes",
     "most_images",
-    "ran_out",
     "saved_bytes",
     "usable",
 ]

@@ -10,7 +10,7 @@ from ..attention.fewer_tokens import Selection, masked_keys, shortened
 from ..attention.tap import eager
 from ..attention.token_stream import TokenStream
 from ..errors import OptionError, UnsupportedOperationError
-from ..memory import ran_out
+from ..models.readiness import ran_out
 from .context import AttributionContext
 
 __all__ = ["TokenDropper"]

@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import ForwardError, ModelError, NoAttentionError, TrainingModeError, UnsupportedAttentionError
 
-__all__ = ["model_errors", "refuse_replaced", "refuse_training", "takes_no_images"]
+__all__ = ["model_errors", "ran_out", "refuse_replaced", "refuse_training", "takes_no_images"]
 
 _EXPORTED = re.compile(r"aten\.\w*(attention|softmax)")
 
@@ -36,6 +36,23 @@ _REMEDIES = (
     ("to have the same", "its weights are of several types: bring them to one with module.float()"),
 )
 
+# How PyTorch words it where it has no exception of its own for it: on the CPU, on Apple's GPUs, in cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether the error says that memory has run out, on whatever device.
+
+    Example:
+        >>> ran_out(torch.OutOfMemoryError()), ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        (True, True)
+        >>> ran_out(RuntimeError("shapes disagree"))
+        False
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
 
 @contextmanager
 def model_errors(name: str, module: nn.Module, images: bool = True) -> Iterator[None]:
@@ -47,8 +64,6 @@ def model_errors(name: str, module: nn.Module, images: bool = True) -> Iterator[
     try:
         yield
     except Exception as error:
-        from ..memory.passes import ran_out  # which builds on models
-
         if isinstance(error, NoAttentionError | UnsupportedAttentionError) and (cause := patched(module)):
             raise type(error)(f"{error}; {cause}") from error
         if type(error).__module__.partition(".")[0] == "vitrail" or ran_out(error):

@@ -1,21 +1,75 @@
-"""How many images go together: found out from what the first passes take, and remembered for the model."""
+"""Rows sent through a model in passes of as many as memory holds, found out from what the first passes take.
 
+When memory runs out all the same, half as many rows go together, and nothing is lost.
+"""
+
+import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.tap import eager
+from ..errors import PackedBatchError
+from ..models.readiness import ran_out
 from ..models.vision_model import VisionModel
-from .allocations import Allocations
-from .free import free_memory
-from .saved import saved_bytes
+from .measure import Allocations, free_memory, saved_bytes
 
-__all__ = ["Sizing", "fitting", "kept_bytes", "most_images", "usable"]
+__all__ = ["Sizing", "fitting", "in_passes", "kept_bytes", "most_images", "usable"]
+
+Result = TypeVar("Result")
+
+
+def in_passes(
+    ask: Callable[[slice], Result],
+    count: int,
+    *,
+    size: Callable[[int], int] | None = None,
+    halved: Callable[[int], object] | None = None,
+) -> Iterator[Result]:
+    """`ask(rows)` for slices that cover `count` rows in order; of those left, `size` says how many go together.
+
+    By default it is all. When memory runs out, `halved` is told how many may go together from then on, and the same
+    rows are asked again; what had been answered stays. Rows that the model would join in one sequence go one by one.
+    The error of a single row is passed on.
+
+    Example:
+        >>> def ask(rows):
+        ...     if rows.stop - rows.start > 3:
+        ...         raise MemoryError
+        ...     return rows.start, rows.stop
+        >>> list(in_passes(ask, 8))
+        [(0, 2), (2, 4), (4, 6), (6, 8)]
+    """
+    start, most = 0, count
+    while start < count:
+        number = max(1, min(size(count - start) if size else count, count - start, most))
+        try:
+            result = ask(slice(start, start + number))
+        except Exception as error:
+            packed = isinstance(error, PackedBatchError)
+            if number == 1 or not (packed or ran_out(error)):
+                raise
+            most = 1 if packed else number // 2
+        else:
+            yield result
+            start += number
+            continue
+        # Outside the handler, where the error no longer holds on to the tensors of the pass that failed.
+        if packed:
+            continue
+        if halved is not None:
+            halved(most)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
 
 # More images in a pass gain no more speed: a CPU is quickest while a block's activations stay in its cache.
 MOST = {"cpu": 32}
