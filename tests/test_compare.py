@@ -13,8 +13,8 @@ import vitrail
 from vitrail.errors import ImageError, OptionError, TargetCountError, UnsupportedOperationError
 from vitrail.methods import METHODS
 from vitrail.methods.registry import MethodInfo
+from vitrail.plotting.canvas import number
 from vitrail.plotting.comparison import _bands, draw_comparison
-from vitrail.plotting.lettering import number
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from vitrail.demo.chapters import PAIR, SIBLING, chapters
 from vitrail.guidance import detail
 from vitrail.plotting import draw_transfer
 from vitrail.plotting.class_pair import draw_pair
-from vitrail.plotting.guided import draw_guided
+from vitrail.plotting.figure import draw_guided
 from vitrail.plotting.rewriting import draw_rewrite
 
 if TYPE_CHECKING:

@@ -121,7 +121,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The sheet, for notebooks."""
-        from .plotting.sheet import figure_html
+        from .plotting.saving import figure_html
 
         return figure_html(self.plot(), repr(self))
 
@@ -130,7 +130,7 @@ class Comparison:
 
         Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
         """
-        from .plotting.sheet import save_figure, suffix_of
+        from .plotting.saving import save_figure, suffix_of
 
         suffix_of(path)
         return save_figure(self.plot(**look), path)

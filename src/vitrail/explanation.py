@@ -320,7 +320,7 @@ class Explanation:
         colormap, threshold and side.
         """
         from vitrail.plotting.figure import draw
-        from vitrail.plotting.sheet import save_figure, suffix_of
+        from vitrail.plotting.saving import save_figure, suffix_of
 
         if path is not None:
             suffix_of(path)  # before the drawing, which takes longer than a refusal should
@@ -353,7 +353,7 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """The figure and what it shows, for notebooks."""
-        from vitrail.plotting.sheet import figure_html
+        from vitrail.plotting.saving import figure_html
 
         return figure_html(self.plot(max_images=NOTEBOOK), repr(self))
 

@@ -186,7 +186,7 @@ def test_the_map_that_can_be_saved_is_the_one_that_is_explained(service, tmp_pat
 def test_a_patch_says_its_score_and_what_its_token_attends_to(service):
     import vitrail
     from vitrail.app.pictures import example_picture
-    from vitrail.plotting.lettering import number
+    from vitrail.plotting.canvas import number
 
     shown = service.arrive("ada", "example=pair&target=8&gradient=full&row=8&col=7")
     ex = vitrail.explain(load("bestiary"), example_picture("pair").open(), 8, gradient="full")

@@ -86,6 +86,19 @@ def test_the_package_is_cheap_to_import_and_knows_its_names():
     assert all(repr(name) in shown for name in [*vitrail.__all__, "__version__"])
 
 
+def test_all_names_are_imported_within_a_second_and_plotting_loads_no_experiment():
+    code = (
+        "import sys, time, torch\nstart = time.process_time()\n"
+        "import vitrail, vitrail.plotting\n"
+        "loaded = {name.split('.')[1] for name in sys.modules if name.startswith('vitrail.')}\n"
+        "assert not loaded & {'experiments', 'counterfactual', 'guidance', 'text', 'evaluate', 'explain'}, loaded\n"
+        "[getattr(vitrail, name) for name in vitrail.__all__]\n"
+        "assert time.process_time() - start < 1, time.process_time() - start\n"
+    )
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_names_stay_functions_whatever_is_imported_first():
     code = (
         "import vitrail.explain, vitrail.compare, vitrail.plan, vitrail\n"

@@ -15,7 +15,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from vitrail.plotting.palette import AGAINST, FOR, colour
+from vitrail.plotting.overlay import AGAINST, FOR, colour
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"

@@ -16,9 +16,8 @@ from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.explanation import Explanation
 from vitrail.plotting import draw, save_figure, save_picture
-from vitrail.plotting.lettering import number
-from vitrail.plotting.overlay import overlay
-from vitrail.plotting.palette import colour
+from vitrail.plotting.canvas import number
+from vitrail.plotting.overlay import colour, overlay
 
 NAMES = ("zebra", "African elephant, Loxodonta africana", "kite")
 

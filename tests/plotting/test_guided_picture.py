@@ -7,7 +7,7 @@ import torch
 
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation
-from vitrail.plotting.guided import draw_guided
+from vitrail.plotting.figure import draw_guided
 
 
 def explanation(rows: int, cols: int, **more) -> Explanation:

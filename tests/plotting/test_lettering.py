@@ -4,7 +4,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vitrail.plotting.lettering import lines, number, printable, write
+from vitrail.plotting.canvas import lines, number, printable, write
 
 
 @pytest.mark.parametrize(

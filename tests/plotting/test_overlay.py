@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vitrail.plotting.overlay import enlarge, overlay, strength
-from vitrail.plotting.palette import colour
+from vitrail.plotting.overlay import colour, enlarge, overlay, strength
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 MAP = np.array([[1.0, -0.5, 0.0, 0.25], [-2.0, 0.0, 2.0, 0.5], [0.0, 0.0, 0.0, -1.0]])

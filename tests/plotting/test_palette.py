@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.plotting.palette import AGAINST, FOR, LUMA, colour, grey
+from vitrail.plotting.overlay import AGAINST, FOR, LUMA, colour, grey
 
 SCORES = st.floats(-1, 1)
 

@@ -14,7 +14,7 @@ from vitrail.counterfactual import Transfer
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.plotting import draw_transfer, save_figure, save_film
 from vitrail.plotting.film import _with_one_palette
-from vitrail.plotting.palette import colour
+from vitrail.plotting.overlay import colour
 from vitrail.plotting.transfer import draw_frame
 
 

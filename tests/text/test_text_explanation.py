@@ -12,9 +12,7 @@ from rich.console import Console
 import vitrail
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation, ExplanationFileError
-from vitrail.plotting.text_figure import draw_text
-from vitrail.plotting.text_page import hex_colour
-from vitrail.plotting.text_terminal import text_lines
+from vitrail.plotting.text import draw_text, hex_colour, text_lines
 from vitrail.text import Piece, TextExplanation
 
 

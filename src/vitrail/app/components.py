@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ImageOps
 
 from .. import __version__
-from ..plotting.palette import AGAINST, FOR
+from ..plotting.overlay import AGAINST, FOR
 from .fragments import css, data_address
 from .pictures import EXAMPLES, example_picture
 from .service import Shown

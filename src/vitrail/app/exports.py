@@ -45,7 +45,7 @@ def file_of(write: Callable[[Path], object], suffix: str) -> bytes:
 
 def files_of_figure(draw: Callable[[], "Figure"]) -> dict[str, File]:
     """A figure as PNG and SVG."""
-    from ..plotting.sheet import save_figure
+    from ..plotting.saving import save_figure
 
     return {
         "png": lambda: file_of(lambda path: save_figure(draw(), path), "png"),

@@ -14,9 +14,8 @@ from PIL import Image
 
 from ..errors import reworded
 from ..explanation import Explanation
-from ..plotting.lettering import number
-from ..plotting.overlay import overlay, sides, strength
-from ..plotting.palette import colour
+from ..plotting.canvas import number
+from ..plotting.overlay import colour, overlay, sides, strength
 from .jobs import Report
 
 __all__ = [

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import OptionError, VitrailError, how_to_install
 from ..methods import list_methods
-from ..plotting.palette import AGAINST, FOR, colour
+from ..plotting.overlay import AGAINST, FOR, colour
 from ..plotting.transfer import COLOURS
 from .components import examples, masthead, own_guide, picker, taking_home
 from .fragments import css, nothing, on_page

@@ -41,7 +41,7 @@ def write_page(results: Results, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputFileError: when a file cannot be read or written, or the page has one mark and not the other.
     """
-    from ..plotting.sheet import save_figure
+    from ..plotting.saving import save_figure
 
     page, kind = Path(path), results.device.partition(":")[0]
     begin, end = (f"<!-- vitrail bench on {kind}: {word} -->" for word in ("begin", "end"))

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..plotting.lettering import write
-from ..plotting.panel import FRAME, INK, PALE, Box, axes_at, blank
+from ..plotting.canvas import FRAME, INK, PALE, Box, axes_at, blank, write
 from ..report.styles import COLOURS, DASHES
 from .results import Results
 from .rows import LIMIT

@@ -245,7 +245,7 @@ def _write(answer: "Comparison", image: Found, names: OutputNames, formats: Sequ
 
 
 def _table(result: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    from vitrail.plotting.lettering import number
+    from vitrail.plotting.canvas import number
 
     for one in result["methods"]:
         maps = one.get("maps") or []

@@ -339,7 +339,7 @@ def _rows(ex: "Explanation", image: Found, files: Sequence[Path]) -> Iterator[di
 
 def _row(row: dict[str, Any]) -> tuple[Any, ...]:
     from vitrail.explanation import verdict_of
-    from vitrail.plotting.lettering import number
+    from vitrail.plotting.canvas import number
 
     sides = []
     for role in ("target", "against"):

@@ -256,8 +256,8 @@ def _results(
 def _write(
     guided: "Explanation", unguided: "Explanation", image: Found, names: OutputNames, formats: Sequence[str]
 ) -> list[Path]:
-    from vitrail.plotting.guided import draw_guided
-    from vitrail.plotting.sheet import save_figure
+    from vitrail.plotting.figure import draw_guided
+    from vitrail.plotting.saving import save_figure
 
     what = f"{slug(guided.sides()[0][0])}.guided"
     files = []

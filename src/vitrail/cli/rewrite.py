@@ -117,7 +117,7 @@ def rewrite_command(
     from vitrail.cli.request import load_named
     from vitrail.counterfactual.rewrite import rewrite, takes_for, unresized
     from vitrail.errors import VitrailError
-    from vitrail.plotting.sheet import save_figure
+    from vitrail.plotting.saving import save_figure
 
     fresh = not output.exists()
     try:

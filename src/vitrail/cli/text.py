@@ -164,7 +164,7 @@ def _print(ex: "TextExplanation", special: bool, as_json: bool, written: str | N
     for text in range(len(ex)):
         for target in range(ex.targets):
             if console.is_terminal:
-                from vitrail.plotting.text_terminal import text_lines
+                from vitrail.plotting.text import text_lines
 
                 console.print(text_lines(ex, text, target, special=special), end="\n\n")
                 continue

@@ -282,7 +282,7 @@ def _report(
     request: TransferRequest, found: "Transfer", columns: Sequence[int], files: Sequence[Path], reporter: Reporter
 ) -> None:
     from vitrail.explanation import percent
-    from vitrail.plotting.lettering import number
+    from vitrail.plotting.canvas import number
 
     if request.as_json:
         classes = [

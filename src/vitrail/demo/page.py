@@ -10,7 +10,7 @@ from vitrail.demo.chapters import chapters, tiles
 from vitrail.evaluate import MEASURES, score
 from vitrail.files import atomic_write, writable_folder
 from vitrail.models import load
-from vitrail.plotting.web import web_page
+from vitrail.plotting.saving import web_page
 
 __all__ = ["write_demo"]
 

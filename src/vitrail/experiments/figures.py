@@ -20,7 +20,7 @@ from ..guidance.stitching import Box
 from ..guidance.typical import typical_pictures
 from ..plotting.class_pair import draw_pair
 from ..plotting.comparison import draw_comparison
-from ..plotting.guided import draw_guided
+from ..plotting.figure import draw_guided
 from ..plotting.rewriting import draw_rewrite
 from ..plotting.transfer import draw_transfer
 from .registry import Question, needs, register_experiment

@@ -23,9 +23,8 @@ from ..explain import explain
 from ..images import read_image
 from ..metrics.aggregation import Interval, bootstrap
 from ..models.vision_model import VisionModel
-from ..plotting.lettering import lines, write
+from ..plotting.canvas import FRAME, INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write
 from ..plotting.overlay import resize
-from ..plotting.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 from .registry import Question, needs, register_experiment
 from .stitched_perturbation import (
     CONTROL,

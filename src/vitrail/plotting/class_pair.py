@@ -5,16 +5,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitrail.explanation import Explanation, percent
-from vitrail.guidance.detail import Detail
-from vitrail.guidance.typical import Typical, TypicalPictures
+from vitrail.plotting.canvas import (
+    FRAME,
+    INK,
+    PALE,
+    Box,
+    axes_at,
+    blank,
+    lines,
+    number,
+    pixels,
+    show,
+    signed_map,
+    write,
+)
 from vitrail.plotting.figure import MARGIN, NOTE, NOTE_SIZE
-from vitrail.plotting.lettering import lines, number, write
-from vitrail.plotting.overlay import resize
-from vitrail.plotting.palette import AGAINST, FOR
-from vitrail.plotting.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.overlay import AGAINST, FOR, resize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from vitrail.guidance.detail import Detail
+    from vitrail.guidance.typical import Typical, TypicalPictures
 
 __all__ = ["draw_pair"]
 
@@ -32,7 +44,12 @@ FORMULAS = {
 
 
 def draw_pair(
-    found: Detail, target: int, against: int, *, typical: dict[int, TypicalPictures] | None = None, smooth: bool = True
+    found: "Detail",
+    target: int,
+    against: int,
+    *,
+    typical: "dict[int, TypicalPictures] | None" = None,
+    smooth: bool = True,
 ) -> "Figure":
     """Draw the maps of `target` against `against` above those of the reverse question, one column per loss.
 
@@ -135,7 +152,7 @@ def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box
             axes.barh(0.5, probability, height=1.0, color=colour)
 
 
-def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
+def _panel(figure: "Figure", found: "Detail", loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
     x, y, wide, high = box
     ex = found.view(loss, one, other)
     instead = bool(ex.metadata["difference_instead"][0][0])
@@ -149,7 +166,7 @@ def _panel(figure: "Figure", found: Detail, loss: str, one: int, other: int, box
     write(figure, x, y + high + 0.08, scalar, width=wide, size=8.0, color=PALE)
 
 
-def _notes(found: Detail, target: int, against: int) -> list[str]:
+def _notes(found: "Detail", target: int, against: int) -> list[str]:
     ex = found.view(found.losses[0], target, against)
     options = filter(None, (ex.method, ex.gradient_words(), "centred" if ex.metadata.get("centred") else ""))
     said = [
@@ -162,7 +179,7 @@ def _notes(found: Detail, target: int, against: int) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def _typical(figure: "Figure", pictures: TypicalPictures, ex: Explanation, asked: int, label: int, box: Box) -> None:
+def _typical(figure: "Figure", pictures: "TypicalPictures", ex: Explanation, asked: int, label: int, box: Box) -> None:
     """Pictures of the opposing class, above the most typical, below those most like the class that is asked about."""
     x, y, wide, high = box
     count, name = len(pictures.pictures), ex.class_name(label)
@@ -184,7 +201,7 @@ def _typical(figure: "Figure", pictures: TypicalPictures, ex: Explanation, asked
         write(figure, x, y + high - 2 * step - 0.06, words, width=wide, size=7.0, color=PALE)
 
 
-def _thumb(figure: "Figure", one: Typical, ex: Explanation, asked: int, label: int, box: Box) -> None:
+def _thumb(figure: "Figure", one: "Typical", ex: Explanation, asked: int, label: int, box: Box) -> None:
     axes = axes_at(figure, box)
     show(axes, resize(_square(one.picture.numpy(force=True)), pixels(box)))
     colour = FOR if one.predicted == asked else AGAINST if one.predicted == label else INK

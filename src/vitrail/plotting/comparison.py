@@ -12,10 +12,8 @@ import numpy as np
 
 from vitrail.comparison import Compared, Comparison
 from vitrail.errors import OptionError
-from vitrail.plotting.lettering import lines, write
-from vitrail.plotting.overlay import resize, sides
-from vitrail.plotting.palette import AGAINST, FOR
-from vitrail.plotting.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.canvas import INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write
+from vitrail.plotting.overlay import AGAINST, FOR, resize, sides
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

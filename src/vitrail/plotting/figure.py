@@ -1,25 +1,27 @@
-"""The picture of an explanation: photograph, signed map, the question above it, the true range below it.
+"""The figure of an explanation: photograph, signed map, the question above it, the true range below it.
 
-Rows are images, columns are targets; many images fill a grid. Everything has its place in inches, so a picture is the
-same on every machine.
+Rows are images, columns are targets; many images fill a grid. Everything has its place in inches, so a figure is the
+same on every machine. That of a guided question adds the unguided map and the stitched inputs.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation
-from vitrail.plotting.lettering import lines, write
-from vitrail.plotting.overlay import check_threshold, resize, strength
-from vitrail.plotting.palette import AGAINST, FOR, ColormapLike
-from vitrail.plotting.panel import INK, PALE, Box, axes_at, blank, pixels, show, signed_map
+from vitrail.plotting.canvas import INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write
+from vitrail.plotting.overlay import AGAINST, FOR, ColormapLike, check_threshold, resize, strength
+from vitrail.plotting.saving import save_figure, suffix_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "explained", "method_words", "panel_size", "seen_picture"]
+__all__ = ["draw", "draw_guided", "explained", "method_words", "panel_size", "save_picture", "seen_picture"]
 
 MARGIN, GAP = 0.22, 0.16  # inches: around the picture, between its panels
 HEAD, FOOT = 0.32, 0.6  # above each panel for the question, below it for the range and the method
@@ -30,6 +32,9 @@ SMALL, APART = 1.9, 0.34  # the panels' height in a grid, and the space between 
 LISTED, MOST = 6, 36  # images below each other; more are a grid, and of more than MOST the first
 ASPECT = 1.4  # of a grid, about
 LARGEST = 320  # inches; a PNG ends at 65536 pixels
+LABEL = 0.24  # above a guided question's map: what this map is
+BETWEEN = 0.1  # below a row of a guided question, before the label of the next
+STITCHES = 4  # stitched inputs shown of one photograph
 
 
 def draw(
@@ -103,6 +108,15 @@ def draw(
     for line, note in enumerate(reversed(notes)):
         write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
     return figure
+
+
+def save_picture(explanations: Explanation | Sequence[Explanation], path: str | os.PathLike[str], **look: Any) -> Path:
+    """Draws with the options of `draw` and writes PNG, JPEG, PDF or SVG, by the suffix of `path`. Returns the path.
+
+    Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
+    """
+    suffix_of(path)  # before the drawing, which takes longer than a refusal should
+    return save_figure(draw(explanations, **look), path)
 
 
 def _check(columns: list[Explanation], opacity: float | int, max_images: int | None, side: float | int | None) -> None:
@@ -191,3 +205,96 @@ def method_words(ex: Explanation) -> str:
     parts += [", ".join(filter(None, (ex.gradient_words(), "class competition" * ex.competes)))]
     parts += ["centred" if ex.metadata.get("centred") else "", "" if ex.signed else "unsigned"]
     return " · ".join(filter(None, parts))
+
+
+def draw_guided(
+    guided: Explanation, unguided: Explanation | None = None, *, smooth: bool = True, opacity: float | int = 1.0
+) -> "Figure":
+    """Draw one photograph: the guided map of its own patches, the unguided one, and below them each stitched input.
+
+    Each map is scaled by its own largest absolute score. Of more than `STITCHES` stitched inputs the first are shown.
+
+    Raises `OptionError` for an explanation without a guide, of several photographs, or of several targets.
+    """
+    if not guided.guided:
+        raise OptionError("draw_guided() shows explanations with guide=; this one has none, draw() shows it")
+    if len(guided) != 1 or guided.targets != 1:
+        raise OptionError(
+            f"draw_guided() shows one photograph and one target, not {len(guided)} with {guided.targets}: "
+            "draw them one by one, as in guided[0]"
+        )
+    first = _Row([_Panel(guided, None)] if guided.images is not None else [])
+    first.panels.append(_Panel(guided, "with the guide: the photograph's own patches"))
+    if unguided is not None:
+        first.panels.append(_Panel(unguided, "without a guide"))
+    parts = guided.guided[:STITCHES]
+    second = _Row([panel for part in parts for panel in _both(part)])
+    width = 2 * MARGIN + max(first.width, second.width)
+    told = dict.fromkeys(guided.notes())
+    told |= dict.fromkeys(f"Without a guide: {note}" for note in (unguided.notes() if unguided is not None else ()))
+    told |= dict.fromkeys(
+        [f"{len(parts)} of {len(guided.guided)} stitched inputs shown."] * (len(guided.guided) > STITCHES)
+    )
+    notes = [line for note in told for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
+    height = MARGIN / 2 + first.height + second.height + NOTE * len(notes) + MARGIN / 2
+    figure = blank(width, height)
+    top = height - MARGIN / 2
+    first.draw(figure, top, smooth=smooth, opacity=opacity)
+    second.draw(figure, top - first.height, smooth=smooth, opacity=opacity)
+    for line, note in enumerate(reversed(notes)):
+        write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
+    return figure
+
+
+@dataclass
+class _Panel:
+    """The map of an explanation under a label, or, without one, the picture alone."""
+
+    ex: Explanation
+    label: str | None
+
+    def draw(self, figure: "Figure", box: Box, head: float, *, smooth: bool, opacity: float | int) -> None:
+        x, y, wide, high = box
+        if self.label is None:
+            seen_picture(figure, self.ex, 0, box)
+            return
+        write(figure, x, y + high + head - 0.14, self.label, width=wide, size=8.0, color=PALE)
+        explained(figure, self.ex, 0, 0, box, opacity=opacity, smooth=smooth, limit=None)
+
+
+@dataclass
+class _Row:
+    """Panels side by side."""
+
+    panels: list[_Panel]
+
+    @property
+    def sizes(self) -> list[tuple[float, float]]:
+        return [panel_size(panel.ex) for panel in self.panels]
+
+    @property
+    def head(self) -> float:
+        return LABEL + HEAD + SECOND * any(panel.ex.against is not None for panel in self.panels)
+
+    @property
+    def width(self) -> float:
+        return sum(wide for wide, _ in self.sizes) + GAP * (len(self.panels) - 1)
+
+    @property
+    def height(self) -> float:
+        return self.head + max(high for _, high in self.sizes) + FOOT + BETWEEN
+
+    def draw(self, figure: "Figure", top: float, *, smooth: bool, opacity: float | int) -> None:
+        x = MARGIN
+        for panel, (wide, high) in zip(self.panels, self.sizes, strict=True):
+            box = (x, top - self.head - high, wide, high)
+            panel.draw(figure, box, self.head, smooth=smooth, opacity=opacity)
+            x += wide + GAP
+
+
+def _both(part: Explanation) -> list[_Panel]:
+    """A stitched input as it was, where its picture is known, and with its map."""
+    guide, stitch = part.metadata["guides"][0], part.metadata["stitch"]
+    name = "drawn by the model" if guide["drawn"] else guide["source"] or "a picture"
+    where = _Panel(part, f"{stitch['layout']}, original {stitch['side']}; guide: {name}")
+    return [_Panel(part, None), where] if part.images is not None else [where]

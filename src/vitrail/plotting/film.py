@@ -7,17 +7,19 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vitrail.counterfactual.transfer_result import Transfer
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.files import atomic_write
-from vitrail.plotting.palette import colour
+from vitrail.plotting.overlay import colour
 from vitrail.plotting.transfer import draw_frame
+
+if TYPE_CHECKING:
+    from vitrail.counterfactual.transfer_result import Transfer
 
 __all__ = ["FILMS", "check_film", "save_film"]
 
@@ -27,7 +29,7 @@ HOLD = (1.0, 2.0)  # seconds for which the first and the last frame stand
 
 
 def save_film(
-    result: Transfer, path: str | os.PathLike[str], *, fps: float | int = 8, width: int = 800, **look: Any
+    result: "Transfer", path: str | os.PathLike[str], *, fps: float | int = 8, width: int = 800, **look: Any
 ) -> Path:
     """Draw a frame for each of the result's snapshots, and write them whole or not at all. Returns the path.
 
@@ -64,7 +66,7 @@ def check_film(path: str | os.PathLike[str]) -> str:
     return kind
 
 
-def _pictures(result: Transfer, look: dict[str, Any]) -> Iterator[Image.Image]:
+def _pictures(result: "Transfer", look: dict[str, Any]) -> Iterator[Image.Image]:
     for step in result.snapshots:
         figure = draw_frame(result, step, **look)
         figure.canvas.draw()

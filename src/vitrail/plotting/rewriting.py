@@ -6,11 +6,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vitrail.explanation import Explanation, percent
+from vitrail.plotting.canvas import FRAME, INK, PALE, axes_at, blank, pixels, show, write
 from vitrail.plotting.figure import FOOT, GAP, MARGIN, SIDE, WIDEST, explained
-from vitrail.plotting.lettering import write
-from vitrail.plotting.overlay import resize
-from vitrail.plotting.palette import AGAINST, FOR
-from vitrail.plotting.panel import FRAME, INK, PALE, axes_at, blank, pixels, show
+from vitrail.plotting.overlay import AGAINST, FOR, resize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

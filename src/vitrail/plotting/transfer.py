@@ -8,15 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrail.counterfactual.transfer_result import Transfer, usual_snapshots
 from vitrail.errors import OptionError
 from vitrail.explanation import percent
-from vitrail.plotting.lettering import number, printable, write
+from vitrail.plotting.canvas import (
+    FRAME,
+    INK,
+    PALE,
+    Box,
+    axes_at,
+    blank,
+    number,
+    pixels,
+    printable,
+    show,
+    signed_map,
+    write,
+)
 from vitrail.plotting.overlay import resize, strength
-from vitrail.plotting.panel import FRAME, INK, PALE, Box, axes_at, blank, pixels, show, signed_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from vitrail.counterfactual.transfer_result import Transfer
 
 __all__ = ["COLOURS", "course", "draw_frame", "draw_transfer", "standing"]
 
@@ -25,14 +38,14 @@ TOP, HEAD, FOOT = 0.26, 0.42, 0.42  # the line over all, the two over each panel
 CURVES, AXIS, NAMES, BELOW = 1.75, 0.42, 1.75, 0.66  # the curves' height; left, right and below, for what is written
 LINE = 0.16  # the second of the two lines at the foot
 WIDEST = 2.6  # a wider image gets a lower panel instead
-MOST = 8  # columns that are drawn unless others are asked for
+USUAL, MOST = (0, 5, 10, 20, 50), 8  # the steps that are drawn, and how many, unless others are asked for
 
 # Neither red nor blue, and as far apart in lightness as in hue.
 COLOURS = ("#222222", "#c77700", "#2a8f6d", "#8456a8", "#8a8a8a")
 
 
 def draw_transfer(
-    result: Transfer,
+    result: "Transfer",
     *,
     steps: Sequence[int] | None = None,
     opacity: float | int = 1.0,
@@ -74,7 +87,7 @@ def draw_transfer(
 
 
 def draw_frame(
-    result: Transfer, step: int, *, opacity: float | int = 1.0, smooth: bool = True, shared_scale: bool = False
+    result: "Transfer", step: int, *, opacity: float | int = 1.0, smooth: bool = True, shared_scale: bool = False
 ) -> "Figure":
     """Draw one step as a frame of a film: the photograph, each class's map, and the curves as far as they have come.
 
@@ -103,21 +116,21 @@ def draw_frame(
     return figure
 
 
-def _columns(result: Transfer) -> list[int]:
-    usual = [step for step in usual_snapshots(result.steps) if step in result.snapshots]
+def _columns(result: "Transfer") -> list[int]:
+    usual = [step for step in result.snapshots if step in (*USUAL, result.steps)]
     if len(result.snapshots) <= MOST or len(usual) < 3:
         places = np.linspace(0, len(result.snapshots) - 1, min(len(result.snapshots), MOST - 2)).round().astype(int)
         usual = list(result.snapshots) if len(result.snapshots) <= MOST else [result.snapshots[i] for i in places]
     return usual
 
 
-def _panel(result: Transfer) -> tuple[float, float]:
+def _panel(result: "Transfer") -> tuple[float, float]:
     rows, cols = result.maps.shape[-2:] if result.image is None else result.image.shape[:2]
     wide = SIDE * cols / rows
     return (WIDEST, max(WIDEST * rows / cols, 0.5)) if wide > WIDEST else (max(wide, 1.2), SIDE)
 
 
-def _photograph(figure: "Figure", result: Transfer, box: Box) -> None:
+def _photograph(figure: "Figure", result: "Transfer", box: Box) -> None:
     x, y, wide, high = box
     assert result.image is not None
     show(axes_at(figure, box), resize(result.image.numpy(force=True), pixels(box)))
@@ -129,7 +142,7 @@ def _photograph(figure: "Figure", result: Transfer, box: Box) -> None:
 
 def _map(
     figure: "Figure",
-    result: Transfer,
+    result: "Transfer",
     step: int,
     place: int,
     box: Box,
@@ -150,7 +163,7 @@ def _map(
     write(figure, x, y + high + 0.07, said, width=wide, size=8.0, color=PALE)
 
 
-def _curves(figure: "Figure", result: Transfer, box: Box, marked: Sequence[int], until: int | None = None) -> None:
+def _curves(figure: "Figure", result: "Transfer", box: Box, marked: Sequence[int], until: int | None = None) -> None:
     """The logits of all classes over the steps, with a line at each step that is shown; named at their ends."""
     axes = axes_at(figure, box)
     last = result.steps if until is None else until
@@ -178,7 +191,7 @@ def _curves(figure: "Figure", result: Transfer, box: Box, marked: Sequence[int],
 
 
 def _name_ends(
-    figure: "Figure", result: Transfer, ends: Sequence[float], box: Box, limits: tuple[float, float]
+    figure: "Figure", result: "Transfer", ends: Sequence[float], box: Box, limits: tuple[float, float]
 ) -> None:
     """The name and the logit of each curve beside its end, moved apart where two would overlap."""
     x, y, wide, tall = box
@@ -195,13 +208,13 @@ def _name_ends(
         write(figure, x + wide + 0.1, height - over, name, ending=end, width=NAMES - 0.1, size=8.5, **style)
 
 
-def standing(result: Transfer, index: int, step: int) -> str:
+def standing(result: "Transfer", index: int, step: int) -> str:
     """What the model says of a class after a step, in words: "logit 3.41 · 82.1 %", or "score 3.41"."""
     share, value = result.probability(index, step), number(result.logits[step, index].item())
     return f"score {value}" if share is None else f"logit {value} · {percent(share)}"
 
 
-def course(result: Transfer, index: int) -> str:
+def course(result: "Transfer", index: int) -> str:
     """Returns what became of a class's logit, in words: "tavel falls from 6.01 to 0.28"."""
     curve = result.curve(index).double()
     first, last = number(float(curve[0])), number(float(curve[-1]))
@@ -210,7 +223,7 @@ def course(result: Transfer, index: int) -> str:
     return f"{result.class_name(index)} {'rises' if curve[-1] > curve[0] else 'falls'} from {first} to {last}"
 
 
-def _foot(figure: "Figure", result: Transfer, width: float) -> None:
+def _foot(figure: "Figure", result: "Transfer", width: float) -> None:
     """What happened to the logits, and how it was done, in two lines."""
     what = "Logits" if result.output.link else "Scores"
     told = f"{what}: {'; '.join(course(result, index) for index in result.classes)}."
@@ -219,7 +232,7 @@ def _foot(figure: "Figure", result: Transfer, width: float) -> None:
     write(figure, MARGIN, MARGIN / 2, _how(result), color=PALE, **style)
 
 
-def _how(result: Transfer) -> str:
+def _how(result: "Transfer") -> str:
     """What was done, in a line."""
     optimiser = {"sgd": "plain SGD", "adam": "Adam"}.get(result.optimiser, result.optimiser)
     kept = {"none": "unconstrained", "clamp": "kept from below zero", "softmax": "kept distributions by a softmax"}

@@ -1,14 +1,12 @@
 """The curves of a protocol: one panel for each measure, a line and a band for each method."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plotting.lettering import write
-from ..plotting.panel import FRAME, INK, PALE, Box, axes_at, blank
+from ..plotting.canvas import FRAME, INK, PALE, Box, axes_at, blank, write
 from .leaderboard import Board
 from .significance import Band, band
 from .styles import Look
@@ -16,7 +14,7 @@ from .styles import Look
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Chart", "charts", "draw_chart", "draw_charts", "svg_of"]
+__all__ = ["Chart", "charts", "draw_chart", "draw_charts"]
 
 MOST_STEPS = 51  # of a band: more cannot be seen
 WIDE, HIGH = 3.5, 2.25  # a panel, in inches
@@ -103,18 +101,6 @@ def draw_charts(some: Sequence[Chart], style: Mapping[str, Look], note: str) -> 
         y -= ROW
     write(figure, MARGIN, MARGIN / 2, note, width=across * one + LEGEND, size=7.0, smallest=5.0, color=PALE)
     return figure
-
-
-def svg_of(figure: "Figure") -> str:
-    """The figure as SVG, the same text for the same picture."""
-    from matplotlib import rc_context
-
-    from ..plotting.sheet import FORMATS, SETTINGS
-
-    buffer = io.BytesIO()
-    with rc_context(SETTINGS):
-        figure.savefig(buffer, format="svg", metadata=FORMATS["svg"], facecolor=figure.get_facecolor())
-    return buffer.getvalue().decode()
 
 
 def _panel(figure: "Figure", chart: Chart, style: Mapping[str, Look], box: Box) -> None:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..plotting.lettering import write
+from ..plotting.canvas import INK, PALE, axes_at, blank, pixels, show, signed_map, write
 from ..plotting.overlay import resize
-from ..plotting.panel import INK, PALE, axes_at, blank, pixels, show, signed_map
 from .leaderboard import Column
 from .pictures import Extreme
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..plotting.lettering import write
-from ..plotting.panel import FRAME, INK, PALE, axes_at, blank
+from ..plotting.canvas import FRAME, INK, PALE, axes_at, blank, write
 from .leaderboard import Board, Column
 from .styles import Look
 

@@ -9,8 +9,8 @@ from markupsafe import Markup, escape
 
 from ..evaluate.run_reader import EvaluationRun
 from ..metrics.aggregation import Interval
-from ..plotting.web import inline_svg, web_page
-from .curves import Chart, draw_chart, svg_of
+from ..plotting.saving import figure_bytes, inline_svg, web_page
+from .curves import Chart, draw_chart
 from .leaderboard import ALPHA, Board, Column
 from .pictures import Extreme, Shown, picture_of
 from .protocol import asked, run_facts
@@ -177,7 +177,7 @@ def _panels(some: Sequence[Chart], style: Mapping[str, Any]) -> list[tuple[str, 
     found: dict[str, list[str]] = {}
     for chart in some:
         name = "".join(c if c.isalnum() else "-" for c in f"{chart.protocol}-{chart.measure}")
-        svg = inline_svg(svg_of(draw_chart(chart, style)), name, _told(chart))
+        svg = inline_svg(figure_bytes(draw_chart(chart, style), "svg").decode(), name, _told(chart))
         found.setdefault(chart.what, []).append(svg)
     return list(found.items())
 

@@ -11,10 +11,9 @@ from PIL import Image
 
 from ..evaluate.run_reader import EvaluationRun
 from ..methods.registry import METHODS
-from ..plotting.lettering import number
-from ..plotting.overlay import overlay, resize, sides, strength
-from ..plotting.palette import colour
-from ..plotting.web import picture_address
+from ..plotting.canvas import number
+from ..plotting.overlay import colour, overlay, resize, sides, strength
+from ..plotting.saving import picture_address
 from .leaderboard import Board, Column, Entry
 from .significance import per_image
 

@@ -11,7 +11,7 @@ from ..errors import OptionError, RunFolderError
 from ..evaluate.run_reader import EvaluationRun, read_run
 from ..files import atomic_write, writable_folder
 from ..metrics.aggregation import RESAMPLES
-from ..plotting.sheet import save_figure
+from ..plotting.saving import save_figure
 from .checks import warnings
 from .curves import Chart, charts, draw_charts
 from .examples import draw_gallery

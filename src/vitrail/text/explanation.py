@@ -116,19 +116,19 @@ class TextExplanation:
 
     def plot(self, *, special: bool = False) -> "matplotlib.figure.Figure":
         """Draw every text with its tokens coloured: red for, blue against."""
-        from ..plotting.text_figure import draw_text
+        from ..plotting.text import draw_text
 
         return draw_text(self, special=special)
 
     def to_html(self, *, special: bool = False) -> str:
         """A page of its own, without scripts or addresses, with every text coloured."""
-        from ..plotting.text_page import text_page
+        from ..plotting.text import text_page
 
         return text_page(self, special=special)
 
     def _repr_html_(self) -> str:
         """The coloured texts, for notebooks."""
-        from ..plotting.sheet import figure_html
+        from ..plotting.saving import figure_html
 
         return figure_html(self.plot(), repr(self))
 
@@ -155,7 +155,7 @@ class TextExplanation:
         if path.suffix.lower().removeprefix(".") not in PICTURES:
             named = ", ".join(f".{kind}" for kind in PICTURES)
             raise OptionError(f"cannot tell what to write to {path}: name it .html, {named} or .safetensors")
-        from ..plotting.sheet import save_figure
+        from ..plotting.saving import save_figure
 
         return save_figure(self.plot(special=special), path)
 

@@ -4,8 +4,8 @@ from html import escape
 
 from ...guidance.detail import detail
 from ...objectives import OBJECTIVES
+from ...plotting.canvas import number
 from ...plotting.class_pair import draw_pair
-from ...plotting.lettering import number
 from ..exports import Answer, files_of_figure
 from ..fragments import opacity, panel, section
 from .asking import Asked

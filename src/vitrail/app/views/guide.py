@@ -7,7 +7,7 @@ from typing import Any
 from ...explain import explain
 from ...explanation import percent
 from ...guidance import Guide
-from ...plotting.guided import draw_guided
+from ...plotting.figure import draw_guided
 from ..exports import Answer, files_of
 from ..fragments import data_address, notes, opacity, panel, picture, question, section
 from ..pictures import Picture

@@ -4,8 +4,8 @@ from html import escape
 
 import numpy as np
 
-from ...plotting.lettering import number
-from ...plotting.palette import LUMA
+from ...plotting.canvas import number
+from ...plotting.overlay import LUMA
 from ...shares import HeadShares, head_shares
 from ..exports import Answer, files_of
 from ..fragments import bar, css, glass, opacity, panel, question, section

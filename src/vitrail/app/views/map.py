@@ -3,8 +3,8 @@
 from html import escape
 
 from ...explanation import Explanation
+from ...plotting.canvas import number
 from ...plotting.figure import draw, method_words
-from ...plotting.lettering import number
 from ..exports import Answer, files_of
 from ..fragments import grid, notes, opacity, panel, picture, scores_of, section
 from .asking import Asked

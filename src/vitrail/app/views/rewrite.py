@@ -13,7 +13,7 @@ from ...counterfactual.rewritten import Rewrite, encode
 from ...explanation import Explanation, percent
 from ...plotting.overlay import resize
 from ...plotting.rewriting import amplified
-from ...plotting.sheet import save_figure
+from ...plotting.saving import save_figure
 from ..exports import Answer, file_of
 from ..fragments import curves, data_address, opacity, panel, picture, problem, section
 from ..pictures import Picture

@@ -1,24 +1,25 @@
-"""The picture of an explained text: its words in lines, each token on glass of its colour, the question above."""
+"""An explained text as a figure, as a web page and in a terminal: every token on glass of its colour."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.style import Style
+from rich.text import Text
 
-from vitrail.errors import OptionError
+from vitrail.errors import OptionError, escaped
+from vitrail.plotting.canvas import FRAME, INK, PALE, bar, blank, lines, number, width_of, write
 from vitrail.plotting.figure import method_words
-from vitrail.plotting.lettering import lines, number, printable, write
-from vitrail.plotting.palette import AGAINST, FOR, colour
-from vitrail.plotting.panel import FRAME, INK, PALE, bar, blank
-from vitrail.plotting.text_page import ink_on
+from vitrail.plotting.overlay import AGAINST, FOR, colour
+from vitrail.plotting.saving import web_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitrail.text.explanation import Piece, TextExplanation
 
-__all__ = ["caption", "draw_text", "hidden_note", "span_of"]
+__all__ = ["draw_text", "hex_colour", "text_lines", "text_page"]
 
 WIDTH, MARGIN = 7.4, 0.3  # inches
 SIZE, LINE = 12.0, 0.3  # of the text: points; inches from line to line
@@ -27,6 +28,8 @@ HEAD, SECOND, FOOT = 0.36, 0.22, 0.65  # inches: the question; "against …"; ba
 BAR = 3.4  # inches
 NOTE, NOTE_SIZE = 0.15, 7.5
 TALLEST = 320  # inches; a PNG ends at 65536 pixels
+DARK = 0.8  # scores from here on have the better contrast with white letters
+FAINT = 0.04  # of the largest score: below it a token keeps the terminal's own ground
 
 
 def draw_text(ex: "TextExplanation", *, special: bool = False) -> "Figure":
@@ -49,7 +52,7 @@ def draw_text(ex: "TextExplanation", *, special: bool = False) -> "Figure":
     return figure
 
 
-def span_of(pieces: "Sequence[Piece]") -> tuple[float, float, float]:
+def _span_of(pieces: "Sequence[Piece]") -> tuple[float, float, float]:
     """The lowest and the highest score shown, and the largest in size, by which the colours are scaled."""
     scores = [piece.score for piece in pieces if piece.score is not None]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
@@ -58,24 +61,23 @@ def span_of(pieces: "Sequence[Piece]") -> tuple[float, float, float]:
     return low, high, max(abs(low), abs(high))
 
 
-def caption(ex: "TextExplanation") -> str:
+def _caption(ex: "TextExplanation") -> str:
     """Model, method, objective and mode in one line."""
     return " · ".join(filter(None, (str(ex.answer.metadata.get("model") or ""), method_words(ex.answer))))
 
 
-def hidden_note(ex: "TextExplanation", text: int, target: int, special: bool, limit: float) -> list[str]:
-    """A sentence where a token that is not shown scores more than all that are: the reader would take them for all."""
-    if special:
-        return []
+def _notes(ex: "TextExplanation", text: int, target: int, special: bool, limit: float) -> list[str]:
+    """The text's own notes, and one where a token that is not shown scores more than all that are."""
+    notes = list(ex.answer.metadata["image_notes"][text])
     hidden = [
         (abs(float(score)), float(score), token)
         for score, token, is_special in zip(ex.of(text, target), ex.tokens[text], ex.special[text], strict=True)
-        if is_special
+        if is_special and not special
     ]
     size, score, token = max(hidden, default=(0.0, 0.0, ""))
-    return (
-        [f"Not shown: {token} has {number(score, sign=ex.answer.signed)}, more than any word."] if size > limit else []
-    )
+    if size > limit:
+        notes.append(f"Not shown: {token} has {number(score, sign=ex.answer.signed)}, more than any word.")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class _Block:
 
 def _block(ex: "TextExplanation", text: int, target: int, special: bool, ruler: "_Ruler") -> _Block:
     pieces = ex.pieces(text, target, special=special)
-    span = span_of(pieces)
-    told = [*ex.answer.metadata["image_notes"][text], *hidden_note(ex, text, target, special, span[2])]
+    span = _span_of(pieces)
+    told = _notes(ex, text, target, special, span[2])
     notes = [line for note in told for line in lines(note, WIDTH - 2 * MARGIN, NOTE_SIZE)]
     placed, count = _flow(pieces, ruler)
     return _Block(text, target, placed, count, notes, ex.answer.against is not None, span)
@@ -166,7 +168,7 @@ def _draw(figure: "Figure", ex: "TextExplanation", block: _Block, top: float) ->
         base = first - LINE * one.line
         ink = INK
         if one.piece.score is not None and limit:
-            ink = ink_on(one.piece.score / limit)
+            ink = _ink_on(one.piece.score / limit)
             rgb = colour(np.array(one.piece.score / limit)).reshape(3)
             place = (MARGIN + one.x) / inches[0], (base - 0.068) / inches[1]
             extent = one.width / inches[0], 0.235 / inches[1]
@@ -184,7 +186,7 @@ def _draw(figure: "Figure", ex: "TextExplanation", block: _Block, top: float) ->
         bar(figure, scores, limit, ex.answer.signed, (MARGIN, below, BAR, 0.1))
     else:
         write(figure, MARGIN, below - 0.2, "no signal: all scores are zero", width=room, size=8.0, color=INK)
-    write(figure, MARGIN, below - 0.52, caption(ex), width=room, size=8.0, smallest=5.0, color=PALE)
+    write(figure, MARGIN, below - 0.52, _caption(ex), width=room, size=8.0, smallest=5.0, color=PALE)
     for number_, note in enumerate(block.notes):
         write(figure, MARGIN, below - 0.52 - NOTE * (number_ + 1), note, width=room, size=NOTE_SIZE, color=PALE)
 
@@ -200,13 +202,95 @@ class _Ruler:
         """How wide the text is, spaces at its ends included."""
         if (text, size) not in self._known:
             # A space by itself has no ink to measure: it is what it adds between two letters.
-            inner = self._measure(f"|{text}|", size) - self._measure("||", size)
-            self._known[text, size] = inner
+            self._known[text, size] = self._measure(f"|{text}|", size) - self._measure("||", size)
         return self._known[text, size]
 
     def _measure(self, text: str, size: float) -> float:
-        label = write(self._figure, 0.0, 0.0, printable(text), width=1e9, size=size)
-        renderer = self._figure.canvas.get_renderer()  # type: ignore[attr-defined]
-        width = label.get_window_extent(renderer).width / self._figure.dpi
+        label = write(self._figure, 0.0, 0.0, text, width=1e9, size=size)
+        width = width_of(label, self._figure)
         label.remove()
         return width
+
+
+def text_page(ex: "TextExplanation", *, special: bool = False) -> str:
+    """The page. Each text is scaled by the largest |score| of what is shown of it; `special` shows [CLS] and its like.
+
+    A token's number appears where the pointer rests on it.
+    """
+    parts = [_part(ex, text, target, special) for text in range(len(ex)) for target in range(ex.targets)]
+    title = f"{ex.question()} · {ex.answer.method}" if len(ex) == 1 else f"{len(ex)} texts · {ex.answer.method}"
+    return web_page("vitrail.plotting", "text.html", parts=parts, title=title)
+
+
+def hex_colour(score: float) -> str:
+    """The colour of a score from -1 to 1, as style sheets write it.
+
+    >>> hex_colour(0.0)
+    '#ffffff'
+    """
+    red, green, blue = np.rint(255 * colour(np.array(score)).reshape(3)).astype(int).tolist()
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _ink_on(score: float) -> str:
+    """The colour of letters that can be read on the glass of a score from -1 to 1.
+
+    >>> _ink_on(0.1), _ink_on(-1.0)
+    ('#222222', '#ffffff')
+    """
+    return INK if abs(score) < DARK else "#ffffff"
+
+
+def _part(ex: "TextExplanation", text: int, target: int, special: bool) -> dict[str, object]:
+    pieces = ex.pieces(text, target, special=special)
+    low, high, limit = _span_of(pieces)
+    (name, verdict), *other = ex.answer.sides(text, target)
+    sides = [{"words": f"{name} {verdict}", "colour": hex_colour(1.0)}]
+    sides += [{"words": f"against {side[0]} {side[1]}", "colour": hex_colour(-1.0)} for side in other]
+    stops = ", ".join(hex_colour(x / limit) for x in np.linspace(low, high, 17)) if limit else ""
+    signed = ex.answer.signed
+    return {
+        "sides": sides,
+        "pieces": [
+            {
+                "text": piece.text,
+                "special": piece.special,
+                "background": None if piece.score is None or not limit else hex_colour(piece.score / limit),
+                "ink": INK if piece.score is None or not limit else _ink_on(piece.score / limit),
+                "score": "" if piece.score is None else number(piece.score, sign=signed),
+            }
+            for piece in pieces
+        ],
+        "stops": stops,
+        "low": number(low, sign=signed) + ("  against" if signed and low < 0 else ""),
+        "high": ("for  " if signed and high > 0 else "") + number(high, sign=signed),
+        "low_colour": hex_colour(-1.0) if low < 0 else INK,
+        "high_colour": hex_colour(1.0) if high > 0 else INK,
+        "by": _caption(ex),
+        "notes": _notes(ex, text, target, special, limit),
+    }
+
+
+def text_lines(ex: "TextExplanation", text: int = 0, target: int = 0, *, special: bool = False) -> Text:
+    """One text with one target: the question, the coloured text, the range of its scores and the method."""
+    first, *other = (escaped(" ".join(side), keep="") for side in ex.answer.sides(text, target))
+    shown = Text()
+    shown.append(first, style="bold red")
+    for side in other:
+        shown.append(f" against {side}", style="bold blue")
+    shown.append("\n")
+    pieces = ex.pieces(text, target, special=special)
+    low, high, limit = _span_of(pieces)
+    for piece in pieces:
+        faint = piece.score is None or not limit or abs(piece.score) < FAINT * limit
+        if faint or piece.score is None:
+            shown.append(piece.text, style="dim" if piece.special else "")
+        else:
+            score = piece.score / limit
+            shown.append(piece.text, style=Style(color=_ink_on(score), bgcolor=hex_colour(score)))
+        shown.append(" " if piece.special else "")
+    signed = ex.answer.signed
+    last = f"{number(low, sign=signed)} to {number(high, sign=signed)} · {_caption(ex)}"
+    for line in (last, *_notes(ex, text, target, special, limit)):
+        shown.append(f"\n{escaped(line, keep='')}", style="dim")  # names of classes and models may hold line breaks
+    return shown
