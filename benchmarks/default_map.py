@@ -59,7 +59,7 @@ from vitrail.evaluate.insertion import mean_height
 from vitrail.evaluate.protocols.insertion import deletion, insertion
 from vitrail.evaluate.signs import sides, signs
 from vitrail.inputs import prepare
-from vitrail.models.class_likeness import class_rows
+from vitrail.models.similarity import class_rows
 
 Maps = dict[str, Tensor]  # by candidate: (images, targets, rows, cols)
 Marked = tuple[Path, tuple[int, Tensor], tuple[int, Tensor]]  # a photograph, and two classes with the patches of each

@@ -16,7 +16,7 @@ import vitrail
 from vitrail.competition import MOST_RIVALS, find_rivals, overlap, subtract
 from vitrail.errors import NonFiniteError, OptionError
 from vitrail.methods import list_methods
-from vitrail.models.class_likeness import class_rows
+from vitrail.models.similarity import class_rows
 
 ABLE = [info.name for info in list_methods() if "compete" in info.accepts]
 FEW = ("timm_vit", "hf_dinov2_registers", "timm_siglip")  # read at the class token, a mean, a pooling query

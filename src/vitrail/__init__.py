@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .guidance import Guide
     from .methods import list_methods
     from .models import VisionModel, list_models, load, wrap
-    from .models.hugging_face_text import load_text
+    from .models.hugging_face import load_text
     from .models.preprocess import Preprocess
     from .objectives import list_objectives
     from .plan import Plan, plan
@@ -59,7 +59,7 @@ _MODULES = {
     "list_models": "models",
     "list_objectives": "objectives",
     "load": "models",
-    "load_text": "models.hugging_face_text",
+    "load_text": "models.hugging_face",
     "plan": "plan",
     "wrap": "models",
 }

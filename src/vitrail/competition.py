@@ -67,7 +67,7 @@ def find_rivals(
 ) -> tuple[Int[Tensor, "images targets rivals"], Float[Tensor, "images targets rivals"]]:
     """Returns the best `MOST_RIVALS` classes unlike each target, and the weight w_k of each, from 0 to 1.
 
-    `rows` are the classifier's directions (`models.class_likeness.class_rows`); without them all classes are unlike.
+    `rows` are the classifier's directions (`models.similarity.class_rows`); without them all classes are unlike.
     Where fewer classes are unlike the target, the rest have weight 0.
 
     Example:

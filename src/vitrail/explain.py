@@ -28,10 +28,10 @@ from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method, list_methods
 from .methods.context import AttributionContext, Progress
 from .models import wrap
-from .models.class_likeness import class_rows
 from .models.layout import TokenLayout, layout_of, layout_of_layer
 from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
+from .models.similarity import class_rows
 from .models.vision_model import VisionModel
 from .objectives import OBJECTIVES, Objective, check_objective, default_objective, objective_name
 from .on_error import OnError, check_on_error, failure_records, skipping

@@ -15,8 +15,8 @@ from .inputs import ImageLike, prepare
 from .methods.context import AttributionContext
 from .methods.gmar import head_weights
 from .models import wrap
-from .models.class_likeness import class_rows
 from .models.layout import layout_of
+from .models.similarity import class_rows
 from .models.vision_model import VisionModel
 from .targets import Targets, Wanted
 

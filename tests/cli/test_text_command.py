@@ -124,7 +124,7 @@ def test_names_and_tokens_command_no_terminal(run: Run, folder: Path, watched: b
     hostile = "a\x1b]0;owned\x07\x9b2J\u202eb\nError: c"
     model, tokenizer = vitrail.load_text(str(folder))
     model.config.id2label = {index: f"{hostile} {index}" for index in model.config.id2label}
-    monkeypatch.setattr("vitrail.models.hugging_face_text.load_text", lambda *words, **options: (model, tokenizer))
+    monkeypatch.setattr("vitrail.models.hugging_face.load_text", lambda *words, **options: (model, tokenizer))
     if watched:
         monkeypatch.setattr("rich.console.Console.is_terminal", True)
         monkeypatch.setenv("NO_COLOR", "1")

@@ -24,7 +24,7 @@ from torchvision import transforms
 import vitrail
 from vitrail.evaluate.protocols import PROTOCOLS
 from vitrail.methods.registry import METHODS
-from vitrail.models.sources import SOURCES
+from vitrail.models.loading import SOURCES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/**/*.md"))]

@@ -21,7 +21,7 @@ from vitrail.guidance import drawing
 from vitrail.guidance.dissimilar_class import dissimilar_class
 from vitrail.guidance.guide import as_guide, guide_files
 from vitrail.guidance.stitching import Box, plan_stitch, stitch
-from vitrail.models.class_likeness import class_likeness
+from vitrail.models.similarity import class_likeness
 
 NAMES = ("horse", "zebra", "elephant", "tusker", "kite", "eagle", "snail")
 PREPROCESS = vitrail.Preprocess(size=(64, 64), resize=72, mean=(0.5,) * 3, std=(0.5,) * 3)

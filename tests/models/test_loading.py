@@ -16,8 +16,8 @@ from torch import nn
 from vitrail.errors import CheckpointMismatchError, ModelError, UnknownModelError, UnsafeCheckpointError
 from vitrail.images import read_image
 from vitrail.models import list_models, load
+from vitrail.models.loading import SOURCES, source
 from vitrail.models.preprocess import Preprocess
-from vitrail.models.sources import SOURCES, source
 from vitrail.models.vision_model import VisionModel
 
 TINY = "timm/test_vit"  # timm's own test model: 160 px, 64 wide, 6 blocks

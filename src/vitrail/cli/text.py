@@ -113,7 +113,7 @@ def _explain(
 
     from vitrail.cli.request import named_device
     from vitrail.errors import ModelError, OptionError, TextError
-    from vitrail.models.hugging_face_text import load_text, text_model
+    from vitrail.models.hugging_face import load_text, text_model
     from vitrail.text import explain_text
 
     if len(against) > 1 and len(target) > 1 and len(against) != len(target):

@@ -19,8 +19,8 @@ from ..explanation import Explanation, percent
 from ..inputs import ImagesLike, Inputs, prepare
 from ..memory import in_passes
 from ..methods.context import Progress
-from ..models.class_likeness import class_likeness
 from ..models.layout import TokenLayout, layout_of
+from ..models.similarity import class_likeness
 from ..models.vision_model import VisionModel
 from ..targets import Targets, Wanted, parse_targets, predicted
 from .dissimilar_class import dissimilar_class

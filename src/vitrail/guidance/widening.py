@@ -9,7 +9,7 @@ import torch
 
 from ..errors import InputSizeError
 from ..models.layout import TokenLayout, layout_of
-from ..models.sources import defined_in
+from ..models.loading import defined_in
 from ..models.vision_model import VisionModel
 from ..silence import silenced
 

@@ -1,6 +1,6 @@
 """What is explained: a Vision Transformer together with its preprocessing and class names."""
 
-from . import bestiary_source, hugging_face, open_clip_source, timm_source, torchvision_source  # noqa: F401  (they register themselves)
+from . import hugging_face, image_sources, open_clip_source  # noqa: F401  (they register themselves)
 from .loading import list_models, load
 from .preprocess import Preprocess
 from .vision_model import VisionModel

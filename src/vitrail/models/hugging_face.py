@@ -1,6 +1,6 @@
 """Image classifiers of Hugging Face: `hf/google/vit-base-patch16-224`, or a folder: `hf/path/to/folder`.
 
-With texts, models of images and texts: CLIP and SigLIP.
+With texts, models of images and texts: CLIP and SigLIP. Also classifiers of text, with their tokenizers.
 """
 
 import logging
@@ -17,32 +17,31 @@ from torch import Tensor, nn
 from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint, name_some, read_checkpoint
 from .fitting import head_classes, mismatch, unprefixed
+from .loading import Recognised, Request, defined_in, for_channels_of, missing_package, outputs_of, source
 from .preprocess import Preprocess
 from .preprocess_adapters import read_processor
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
-from .sources import Known, Request, defined_in, for_channels_of, missing_package, outputs_of, source
+from .text_model import TextModel
 from .vision_model import VisionModel
 
 __all__ = [
-    "Loaded",
     "load_hugging_face",
-    "load_whole",
+    "load_text",
     "names_in_config",
     "output_in_config",
-    "quietly",
     "recognise_hugging_face",
-    "told",
+    "text_model",
 ]
 
 
-def recognise_hugging_face(module: nn.Module) -> Known | None:
+def recognise_hugging_face(module: nn.Module) -> Recognised | None:
     """Class names in a module's config, and the processor where its folder or the local cache has it; no network."""
     config = getattr(module, "config", None)
     if not defined_in(module, "transformers") or config is None:
         return None
     origin = getattr(module, "name_or_path", "")
     preprocess = for_channels_of(module, _preprocess(origin, None, local=True) if origin else None)
-    return Known(
+    return Recognised(
         preprocess, _class_names(module), _forward_options(module, preprocess), output_in_config(config, module)
     )
 
@@ -273,3 +272,57 @@ def _forward_options(module: nn.Module, preprocess: Preprocess | None) -> dict[s
         return {}
     built = (built, built) if isinstance(built, int) else tuple(built)
     return {"interpolate_pos_encoding": True} if preprocess.size != built else {}
+
+
+def load_text(
+    name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, Any]:
+    """A text classifier and its tokenizer, by an id of Hugging Face's hub or from a folder, for `explain_text`.
+
+    A folder needs no network. The module comes in evaluation mode.
+
+    Raises:
+        UnknownModelError: for what is neither a folder with a model nor an id that can be fetched.
+        ModelError: for a model that is no text classifier, or whose tokenizer is missing.
+        CheckpointMismatchError: for weights without a classifier's.
+
+    Example:
+        >>> load_text("no/such-folder/here")
+        Traceback (most recent call last):
+        ...
+        vitrail.errors.UnknownModelError: hf/no/such-folder/here is no folder, nor an id of the form owner/name
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise missing_package("transformers", "hf") from error
+    name = name.removeprefix("hf/")
+    local = Path(name).is_dir()
+    if not local and (not name or name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise UnknownModelError(f"hf/{name} is no folder, nor an id of the form owner/name")
+    with quietly(), told(name, local, "a text classifier"):
+        auto = transformers.AutoModelForSequenceClassification
+        loaded = load_whole(auto, name, local_files_only=local, use_safetensors=True)
+        loaded.refuse_gaps(f"the checkpoint of {name}", strict=False)
+    try:
+        with quietly():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise ModelError(f"hf/{name} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
+    return loaded.module.to(device, dtype).eval(), tokenizer
+
+
+def text_model(
+    module: nn.Module,
+    tokenizer: Any,
+    name: str | None = None,
+    logits_from: Any = None,
+    output: str | None = None,
+) -> TextModel:
+    """A module and its tokenizer as one model, with the class names and the kind of output of the module's config."""
+    config = getattr(module, "config", None)
+    origin = getattr(module, "name_or_path", "")
+    known = names_in_config(config) if config is not None else None
+    if output is None and logits_from is None:
+        output = output_in_config(config, module)
+    return TextModel(module, tokenizer, name or origin or type(module).__name__, known, logits_from, output)

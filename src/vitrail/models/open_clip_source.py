@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ..errors import ModelError, UnknownModelError
 from .checkpoint import fingerprint, read_checkpoint
 from .fitting import fill, unprefixed
+from .loading import Recognised, Request, missing_package, source
 from .preprocess import Preprocess
 from .preprocess_adapters import from_open_clip
 from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
-from .sources import Known, Request, missing_package, source
 from .vision_model import VisionModel
 
 __all__ = ["load_open_clip", "open_clip_names", "recognise_open_clip"]
@@ -42,11 +42,11 @@ def open_clip_names() -> list[str]:
     return sorted(name for name in names if not name.startswith(_OTHER_TOWERS))
 
 
-def recognise_open_clip(module: nn.Module) -> Known | None:
+def recognise_open_clip(module: nn.Module) -> Recognised | None:
     """The preprocessing that open_clip's factory writes on its visual towers; None for other modules."""
     config = getattr(module, "preprocess_cfg", None)
     return (
-        Known(_preprocess(module, None), output="embedding")
+        Recognised(_preprocess(module, None), output="embedding")
         if isinstance(config, Mapping) and "resize_mode" in config
         else None
     )

@@ -13,9 +13,9 @@ from torch.export import ExportedProgram
 
 from ..errors import ModelError
 from .class_names import ClassNames, named
+from .loading import SOURCES, Recognised
 from .preprocess import Preprocess
 from .preprocess_adapters import adapt
-from .sources import SOURCES, Known
 from .vision_model import VisionModel
 
 __all__ = ["wrap"]
@@ -108,14 +108,14 @@ def _wrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _recognise(module: nn.Module, *, ask_preprocess: bool) -> Known:
+def _recognise(module: nn.Module, *, ask_preprocess: bool) -> Recognised:
     """What the module's library tells of it, or of the one module inside that holds all of its parameters.
 
     PeftModel, AveragedModel, Lightning modules and `nn.Sequential(vit, nn.Softmax())` are such wrappers.
     """
     inside: nn.Module | None = module
     while inside is not None:
-        for source in SOURCES.values():
+        for _, source in sorted(SOURCES.items()):
             if source.recognise is not None and (known := source.recognise(inside)) is not None:
                 if known.preprocess is not None and ask_preprocess and _prepares_itself(module, inside, known):
                     _log.warning(
@@ -126,10 +126,10 @@ def _recognise(module: nn.Module, *, ask_preprocess: bool) -> Known:
                     known = replace(known, preprocess=None)
                 return known if inside is module else _through(module, known)
         inside = _only_child(inside)
-    return Known()
+    return Recognised()
 
 
-def _prepares_itself(module: nn.Module, inside: nn.Module, known: Known) -> bool:
+def _prepares_itself(module: nn.Module, inside: nn.Module, known: Recognised) -> bool:
     """Whether the images are changed (normalised, say) on their way to the library's module or to its first layer."""
     assert known.preprocess is not None
     if inside is not module and _hands_on(module, inside, known.preprocess, {}) is not True:
@@ -178,7 +178,7 @@ def _only_child(module: nn.Module) -> nn.Module | None:
     return holders[0] if len(holders) == 1 and own is None else None
 
 
-def _through(wrapper: nn.Module, known: Known) -> Known:
+def _through(wrapper: nn.Module, known: Recognised) -> Recognised:
     """The same without the forward options that the wrapper's own forward does not take."""
     taken = signature(wrapper.forward).parameters.values()
     if any(one.kind is Parameter.VAR_KEYWORD for one in taken):

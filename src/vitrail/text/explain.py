@@ -13,7 +13,7 @@ from ..attention.gradient_modes import GradientMode, check_gradient_mode
 from ..errors import NonFiniteError, NoSignalError, OptionError, TextError, UnsupportedOperationError, VitrailError
 from ..explanation import Explanation
 from ..methods import MethodInfo, find_method, list_methods
-from ..models.hugging_face_text import text_model
+from ..models.hugging_face import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
 from ..objectives import Objective, default_objective, objective_name
