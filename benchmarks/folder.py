@@ -40,7 +40,7 @@ from vitrail.benchmark.machine import describe_machine, peak_memory, reset_peak_
 from vitrail.benchmark.plain import limit
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import explain
-from vitrail.cli.explain import Request
+from vitrail.cli.image_run import Request
 from vitrail.images import SUFFIXES, read_image
 
 

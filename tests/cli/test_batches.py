@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from vitrail.cli.prefetch import in_batches
+from vitrail.cli.image_run import in_batches
 from vitrail.errors import NoSignalError, TargetError
 
 
@@ -86,12 +86,12 @@ def test_batches_after_the_first_go_side_by_side_and_come_in_order() -> None:
     here = threading.get_ident()
     asked: list[int] = []
 
-    def lanes(loaded: int) -> int:
+    def parallel(loaded: int) -> int:
         asked.append(loaded)
         return 2
 
     keys = ["1", "2", "3", "-4", "5", "x", "6", "7", "8", "9", "10"]  # "x" is never loaded, "-4" fails with its batch
-    found = list(in_batches(keys, model.load, model.run, size=2, failed=model.fail, lanes=lanes))
+    found = list(in_batches(keys, model.load, model.run, size=2, failed=model.fail, parallel=parallel))
     assert found == [(key, int(key) ** 2) for key in keys if key not in ("-4", "x")]
     assert asked == [3]
     assert set(model.failed) == {"-4", "x"}
@@ -102,21 +102,21 @@ def test_batches_after_the_first_go_side_by_side_and_come_in_order() -> None:
     assert here not in others
 
 
-def test_one_batch_needs_no_lanes() -> None:
+def test_one_batch_needs_no_threads() -> None:
     recorder = Recorder()
 
-    def lanes(loaded: int) -> int:
+    def parallel(loaded: int) -> int:
         raise AssertionError(f"asked for {loaded}")
 
-    found = list(in_batches(["1", "2"], recorder.load, recorder.run, size=2, failed=recorder.fail, lanes=lanes))
+    found = list(in_batches(["1", "2"], recorder.load, recorder.run, size=2, failed=recorder.fail, parallel=parallel))
     assert found == [("1", 1), ("2", 4)]
 
 
-def test_a_question_at_fault_ends_all_lanes() -> None:
+def test_a_question_at_fault_ends_all_passes() -> None:
     recorder = Recorder(TargetError("no such class"))
     keys = ["1", "-2", *map(str, range(3, 50))]
     with pytest.raises(TargetError, match="no such class"):
-        list(in_batches(keys, recorder.load, recorder.run, size=1, failed=recorder.fail, lanes=lambda _: 3))
+        list(in_batches(keys, recorder.load, recorder.run, size=1, failed=recorder.fail, parallel=lambda _: 3))
     assert len(recorder.calls) < 10
     assert not recorder.failed
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitrail")]

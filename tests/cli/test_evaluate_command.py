@@ -15,7 +15,8 @@ import torch
 from pictures_on_disk import class_folders
 from typer.testing import CliRunner, Result
 
-from vitrail.cli import app, run_progress
+from vitrail.cli import app
+from vitrail.cli import console as terminal_output
 from vitrail.cli.console import Terminal
 from vitrail.evaluate.block_evaluator import Worker
 from vitrail.evaluate.presets import PRESETS
@@ -210,7 +211,7 @@ def lines_of(reports: list[tuple[float, int]], total: int, capsys) -> list[str]:
     """What a log is told of `done` images at so many seconds."""
     now = [0.0]
     console = Terminal(stderr=True, force_terminal=False, get_time=lambda: now[0])
-    with run_progress.progress_of(console) as report:
+    with terminal_output.progress_of(console) as report:
         for second, done in reports:
             now[0] = second
             report(done, total)
@@ -259,11 +260,11 @@ def test_whoever_interrupts_is_told_how_to_resume(run, tmp_path, monkeypatch):
 
 def test_it_is_told_at_once_while_an_operation_goes_on():
     said = []
-    with pytest.raises(KeyboardInterrupt), run_progress.told_at_once(lambda: said.append(len(said))):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), terminal_output.interrupts_told(lambda: said.append(len(said))):  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     assert said == [0]
-    with run_progress.told_at_once(lambda: said.append(7)):
+    with terminal_output.interrupts_told(lambda: said.append(7)):
         pass
     assert said == [0]
     assert signal.set_wakeup_fd(-1) == -1

@@ -20,7 +20,7 @@ from torch import nn
 from typer.testing import Result
 
 import vitrail
-from vitrail.cli import explain
+from vitrail.cli import inputs
 from vitrail.explanation import Explanation
 from vitrail.plotting import draw_light, overlay, save_light
 
@@ -47,7 +47,7 @@ def written(folder: Path, kind: str) -> list[str]:
 
 
 def test_many_images_become_overlays_and_maps(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "MANY", 10)
+    monkeypatch.setattr(inputs, "MANY", 10)
     photos = photographs(tmp_path / "photos", 11)
     result = run(photos, *RIGHT)
     assert result.exit_code == 0
@@ -104,7 +104,7 @@ def test_memory_that_runs_out_loses_nothing(
     small = vitrail.wrap(
         Small(whole.module).eval(), preprocess=whole.preprocess, class_names=whole.class_names, name=whole.name
     )
-    monkeypatch.setattr(explain, "load_model", lambda request: small)
+    monkeypatch.setattr("vitrail.cli.explain.load_model", lambda request: small)
     result = run(photos, *RIGHT, "-f", "safetensors")
     assert result.exit_code == 0
     assert "warning: memory ran out" in result.stderr
@@ -138,7 +138,7 @@ def test_side_by_side_images_have_the_maps_that_each_has_alone(
     photos = photographs(tmp_path / "photos", 11)
     result = run(photos, *RIGHT, "-f", "safetensors", "-b", "2")
     assert result.exit_code == 0
-    assert len(set(threads)) == 3  # this one for the first batch, and two lanes
+    assert len(set(threads)) == 3  # this one for the first batch, and one for each of two passes
     threads.clear()
     seeded = run(photos, *RIGHT[:-1], "seeded", "-f", "safetensors", "-b", "2", "--seed", "1")
     assert seeded.exit_code == 0

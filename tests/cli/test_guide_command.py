@@ -15,7 +15,7 @@ from vitrail.explanation import Explanation
 from vitrail.guidance import drawing
 
 MODEL = "timm/test_vit"
-HEADER = "image\ttarget\tits probability\tguide\tbeside it\tfiles"
+HEADER = "image\ttarget\tits probability\tguide\tnext to it\tfiles"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from vitrail.cli.prefetch import in_threads
+from vitrail.cli.image_run import in_threads
 
 
 def test_the_order_is_kept_whoever_is_first() -> None:

@@ -82,7 +82,7 @@ def test_an_interrupt_leaves_a_state_and_the_same_command_goes_on(
         result = run(*words)
     assert result.exit_code == 130
     state = "zoo.transfer.zebra-to-kite.sgd-0.01-none.state.safetensors"
-    assert f"of 4 steps: out/{state} is kept, and the same command goes on from there" in result.stderr
+    assert f"of 4 steps: out/{state} is kept, and the same command resumes from it" in result.stderr
     assert files(tmp_path / "out") == [state]
     with monkeypatch.context() as patch:
         seen: list[int] = []

@@ -193,7 +193,7 @@ def test_ctrl_c_is_a_sentence(command: Run, photo: Path, monkeypatch: pytest.Mon
     def interrupted(*words: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitrail.cli.request.load_named", interrupted)
+    monkeypatch.setattr("vitrail.cli.image_run.load_named", interrupted)
     result = command("explain", photo)
     assert (result.exit_code, result.stderr) == (130, "interrupted: every file that was written is whole\n")
 

@@ -1,4 +1,4 @@
-"""The command `vitrail`: one file per subcommand, the same words as in Python."""
+"""The command `vitrail`: one file per subcommand, with the names of the Python functions."""
 
 import codecs
 import os
@@ -19,8 +19,7 @@ from vitrail.cli import (
     evaluate,
     explain,
     guide,
-    methods,
-    models,
+    lists,
     report,
     reproduce,
     rewrite,
@@ -36,7 +35,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="vitrail",
     cls=Group,
-    help="See why a Vision Transformer decided as it did: which patches argue for a class, and which against it.",
+    help="Explain the decisions of vision transformers: which patches argue for a class, and which against it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,7 +50,7 @@ if "funcstack" not in (_ZSH := _SCRIPTS.get("zsh", "funcstack")):
 
 @app.callback(invoke_without_command=True)
 def _vitrail(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
         from vitrail import __version__
@@ -92,13 +91,13 @@ app.command(
 app.command("text", cls=spelled())(text.text_command)
 app.command("demo", cls=spelled())(demo.demo_command)
 app.command("app", cls=spelled())(app_page.app_command)
-app.command("models", cls=spelled())(models.models_command)
-app.command("methods", cls=spelled())(methods.methods_command)
+app.command("models", cls=spelled())(lists.models_command)
+app.command("methods", cls=spelled())(lists.methods_command)
 app.add_typer(bestiary.group, name="bestiary")
 
 
 def _simple(error: UnicodeError) -> tuple[str, int]:
-    """What stands for a letter that a terminal cannot show: the like of it in ASCII, or its number."""
+    """Replaces a letter that a terminal cannot show by a similar one in ASCII, or by its number."""
     assert isinstance(error, UnicodeEncodeError)
     like = {"−": "-", "–": "-", "…": "...", "×": "x", "→": "->", "·": "-", "≥": ">=", "≤": "<="}
     letters = error.object[error.start : error.end]
@@ -106,10 +105,10 @@ def _simple(error: UnicodeError) -> tuple[str, int]:
 
 
 def main() -> None:
-    """Run the command line: exit code 0 for all done, 1 where an image failed, 2 for a question at fault.
+    """Runs the command line. Exit codes: 0 for success, 1 where an image failed, 2 for an invalid question.
 
-    It is 130 after Ctrl-C, and 70 for an error that nobody foresaw, which is told in a line; with `VITRAIL_TRACEBACK`
-    in the environment it is told by Python, with the place.
+    130 is Ctrl-C, and 70 an unforeseen error, shown in one line, or with its traceback where `VITRAIL_TRACEBACK` is
+    set in the environment.
     """
     codecs.register_error("vitrail", _simple)
     for name in ("stdout", "stderr"):

@@ -16,52 +16,70 @@ from typing import Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import show, stop
+from vitrail.cli.console import show
 
 __all__ = ["app_command"]
 
 
 def app_command(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="The model that visitors meet: a name that `vitrail models` lists.")
+        str, typer.Option("--model", "-m", help="Model at the start: a name that `vitrail models` lists.")
     ] = "bestiary",
     checkpoint: shared.Checkpoint = None,
     num_classes: shared.NumClasses = None,
     class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
-    host: Annotated[str, typer.Option("--host", help="Address to serve at; one that others reach needs --auth.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0: any free one.")] = 7860,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to serve at; --auth is required where others can reach it.")
+    ] = ("127.0.0.1"),
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=0, max=65535, help="Port to serve at; 0: any free port.")
+    ] = 7860,
     allow_models: Annotated[
         list[str] | None,
-        typer.Option("--allow-models", metavar="NAME", help="A model that visitors may choose, too; several: repeat."),
+        typer.Option(
+            "--allow-models",
+            metavar="NAME",
+            help="Further model that visitors may choose; repeat for several. Default: none.",
+        ),
     ] = None,
     auth: Annotated[
         str | None,
-        typer.Option("--auth", metavar="USER:PASSWORD", envvar="VITRAIL_AUTH", help="Ask visitors for these."),
+        typer.Option(
+            "--auth",
+            metavar="USER:PASSWORD",
+            envvar="VITRAIL_AUTH",
+            help="User name and password for visitors. Default: none.",
+        ),
     ] = None,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1000, help="Largest upload, in bytes.")] = 16_000_000,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1000, help="Largest picture, in pixels.")] = 40_000_000,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1000, help="Largest image, in pixels.")] = 40_000_000,
     device: shared.Device = "cpu",
     no_token: Annotated[
-        bool, typer.Option("--no-token", help="Let every user of this machine in, without the token of the address.")
+        bool, typer.Option("--no-token", help="Admit every user of this machine, without the token in the address.")
     ] = False,
     root_path: Annotated[
-        str, typer.Option("--root-path", metavar="PATH", help="Where a reverse proxy shows the page, such as /vitrail.")
+        str,
+        typer.Option(
+            "--root-path",
+            metavar="PATH",
+            help="Path at which a reverse proxy serves the page, as /vitrail. Default: none.",
+        ),
     ] = "",
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="A name that the page is asked by, too; several: repeat."),
+        typer.Option(
+            "--allow-host", metavar="NAME", help="Further host name of the page; repeat for several. Default: none."
+        ),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
 ) -> None:
-    """Serve the web page: a picture in, a click on a class, and the signed map; offline, on this machine alone.
+    """Serve the web page: choose an image and a class, and see the signed map; offline, on this machine only.
 
-    The built-in model is ready at once; --model and --checkpoint name another. Nothing is fetched but the weights of
-    models that are named here without a checkpoint. Ctrl-C ends it.
+    The built-in model is ready at once; --model and --checkpoint name another. Only the weights of models that are
+    named without a checkpoint are downloaded. Ctrl-C ends it.
     """
-    from vitrail.errors import OptionError, VitrailError, how_to_install
+    from vitrail.errors import OptionError, how_to_install
 
     try:
         for package in ("gradio", "uvicorn"):
@@ -81,10 +99,10 @@ def app_command(
             from vitrail.app.pictures import Limits
             from vitrail.app.server import application, serve
             from vitrail.app.service import Service
-            from vitrail.cli.request import load_named
+            from vitrail.cli.image_run import load_named
 
             own: dict[str, Any] = {"num_classes": num_classes, "class_names": class_names}
-            own["output"] = output_kind and output_kind.value
+            own["output"] = output_kind and str(output_kind)
             shelf = Shelf(
                 model,
                 load=lambda name, weights: load_named(name, weights, device=device, **(own if name == model else {})),
@@ -108,15 +126,13 @@ def app_command(
         # Work under way ends with the process. Python's own way out would wait for it, or abort in PyTorch's threads.
         sys.stdout.flush()
         os._exit(status if isinstance(status, int) else 1)
-    except VitrailError as error:
-        stop(error)
     except KeyboardInterrupt:  # while the model was loading
         show()
         show("ended")
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """The place to serve at, taken before the work of making a page; `OptionError` where it is not free."""
+    """Opens the socket to serve at, before the page is made. Raises `OptionError` where it is not free."""
     from vitrail.errors import OptionError
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -132,7 +148,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _say_where(admission: Any, listening: socket.socket, host: str, prefix: str) -> str:
-    """Prints the address with its token, and gives it without."""
+    """Prints the address with its token, and returns it without."""
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}{prefix}/"
     token = f"?token={admission.token}" if admission.token else ""
@@ -152,7 +168,7 @@ def _open(address: str) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Has SIGTERM end the command as Ctrl-C does, with everything put away; the status is that of the signal."""
+    """Makes SIGTERM end the command as Ctrl-C does, with all temporary files removed and the status of the signal."""
 
     def end(number: int, _: object) -> None:
         sys.exit(128 + number)
@@ -169,7 +185,7 @@ FOLDER = "vitrail-app-"
 
 @contextmanager
 def _own_folder() -> Iterator[None]:
-    """Has all temporary files of the process in one folder, which goes with it; those of killed ones go first."""
+    """Keeps all temporary files in one folder, removed at the end; those of killed processes are removed first."""
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         number = left.name.removeprefix(FOLDER).partition("-")[0]
         if number.isdecimal() and not _runs(int(number)) and not left.is_symlink():
@@ -186,7 +202,7 @@ def _own_folder() -> Iterator[None]:
 
 
 def _runs(process: int) -> bool:
-    """Whether there is a process of that number, whosever it is."""
+    """Returns whether a process of that number exists, whoever owns it."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""`vitrail bench`: what an explanation costs on this machine, against the limit, stored maps and other libraries."""
+"""`vitrail bench`: time and memory of an explanation, compared with the limit, stored maps and other libraries."""
 
 import shlex
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import show, show_json, stages, stop
+from vitrail.cli.console import show, show_json, stages
 
 __all__ = ["bench_command"]
 
@@ -19,47 +19,55 @@ def bench_command(
         typer.Option(
             "--model",
             "-m",
-            help="Plain ViTs of timm, as vit_base_patch16_224, or tiny, small, base, large. Default: base.",
+            help="Plain ViT of timm, as vit_base_patch16_224, or tiny, small, base, large; repeatable. Default: base.",
         ),
     ] = None,
     sizes: Annotated[
-        list[int] | None, typer.Option("--sizes", min=1, help="Sides of the images in pixels. Default: 224.")
+        list[int] | None, typer.Option("--sizes", min=1, help="Image sizes (side in pixels). Default: 224.")
     ] = None,
-    batch_size: Annotated[list[int] | None, typer.Option("--batch-size", "-b", min=1, help="Images per pass.")] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option("--batch-size", "-b", min=1, help="Numbers of images per pass. Default: 8.")
+    ] = None,
     targets: Annotated[
-        list[int] | None, typer.Option("--targets", min=1, help="Numbers of targets of one image.")
+        list[int] | None, typer.Option("--targets", min=1, help="Numbers of targets per image. Default: 1, 5, 20.")
     ] = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
             "--methods",
-            help="Names or groups, as for `vitrail compare`. Default: all of one forward and one backward pass.",
+            help="Methods by name or group, as for `vitrail compare`. Default: all of one forward and backward pass.",
         ),
     ] = None,
     along: Annotated[
         list[int] | None,
-        typer.Option("--along", min=1, help="Image sizes at which time and memory are measured against tokens."),
+        typer.Option(
+            "--along", min=1, help="Image sizes of the measurement against the number of tokens. Default: 224 to 1024."
+        ),
     ] = None,
     along_model: Annotated[
-        str | None, typer.Option("--along-model", help="Model whose time and memory are measured against tokens.")
+        str | None,
+        typer.Option(
+            "--along-model",
+            help="Model of the measurement against the number of tokens. Default: vit_small_patch16_224.",
+        ),
     ] = None,
     longest: Annotated[
         int | None,
-        typer.Option("--longest", min=1, help="Image size at which only memory is measured, of few methods."),
+        typer.Option(
+            "--longest", min=1, help="Image size at which only memory is measured, of a few methods. Default: 2048."
+        ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Measure a small model and image once, to see that it runs.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure a small model and image once, as a check.")] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="Measure four models, four sizes, three batches: hours on a CPU.")
+        bool, typer.Option("--full", help="Measure four models, four sizes, three batch sizes: hours on a CPU.")
     ] = False,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Number of rounds, each of which times every row once.")
+        int | None, typer.Option("--rounds", min=1, help="Number of rounds; each times every row once. Default: 5.")
     ] = None,
-    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure the peaks of memory.")] = True,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure peak memory.")] = True,
     clock: Annotated[
         str,
-        typer.Option("--clock", help="Time that is measured: wall, or processor where other work runs too."),
+        typer.Option("--clock", help="Clock: wall, or processor for a machine with other load."),
     ] = "wall",
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-c", help="File of the model's weights. Default: random weights.")
@@ -74,23 +82,22 @@ def bench_command(
         typer.Option(
             "--output",
             "-o",
-            help="Page (.md) whose measured part is replaced, or a folder for bench.md and its plot. Default: none.",
+            help="Page (.md) whose measurements are replaced, or a folder for bench.md and its plot. Default: none.",
         ),
     ] = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Measure time and memory of explanations, each as a ratio within one run.
 
-    Rows: the plain model, its limit (one forward and one backward pass without weight gradients), every method that
-    takes as much, the same maps by stored attention, and other libraries on the same model, weights and images.
+    Rows: the plain model, the limit (one forward and one backward pass without weight gradients), every method of that
+    cost, the same maps from stored attention, and other libraries on the same model, weights and images.
     """
     from dataclasses import replace
 
     from vitrail.benchmark import PRESETS, Results, bench
     from vitrail.benchmark.page import markdown, write_page
+    from vitrail.cli.image_run import named_device
     from vitrail.cli.inputs import destination
-    from vitrail.cli.request import named_device
-    from vitrail.errors import VitrailError
 
     if quick and full:
         raise typer.BadParameter("give --quick or --full, not both", param_hint="--quick")
@@ -117,22 +124,19 @@ def bench_command(
         if page is not None:
             write_page(results, page)
 
-    try:
-        place = None if output is None else destination(output, ("md",))
-        page = None if place is None else place.file or place.folder / "bench.md"
-        plan = replace(
-            preset,
-            memory=memory,
-            clock=clock,
-            device=named_device(device),
-            dtype=dtype.value,
-            seed=seed,
-            **{name: value for name, value in given.items() if value is not None},
-        )
-        with stages() as progress:
-            results = bench(plan, command=shlex.join(["vitrail", *sys.argv[1:]]), progress=progress, found=keep)
-    except VitrailError as error:
-        stop(error, as_json=as_json)
+    place = None if output is None else destination(output, ("md",))
+    page = None if place is None else place.file or place.folder / "bench.md"
+    plan = replace(
+        preset,
+        memory=memory,
+        clock=clock,
+        device=named_device(device),
+        dtype=str(dtype),
+        seed=seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    with stages() as progress:
+        results = bench(plan, command=shlex.join(["vitrail", *sys.argv[1:]]), progress=progress, found=keep)
     if as_json:
         show_json(results.as_json())
     else:
@@ -141,6 +145,6 @@ def bench_command(
 
 
 def _full_name(model: str) -> str:
-    """`base` is short for `vit_base_patch16_224`."""
+    """Returns the name in timm: `base` is short for `vit_base_patch16_224`."""
     short = model.removeprefix("vit_")
     return f"vit_{short}_patch16_224" if short in ("tiny", "small", "base", "large") else model

@@ -1,4 +1,4 @@
-"""`vitrail bestiary …`: draw its creatures, measure its models and every method on them."""
+"""`vitrail bestiary …`: scenes of the built-in world, its models' accuracy, and scores of methods on them."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitrail.cli.console import show, show_json, show_table, stages, stop
+from vitrail.cli.console import show, show_json, show_table, stages
 from vitrail.cli.options import DEFAULT_OUTPUT, AsJson, FolderOutput, spelled
 
 if TYPE_CHECKING:
@@ -15,25 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 group = typer.Typer(
-    help="The built-in world of creatures with known parts: draw it, score every method by it.",
+    help="The built-in world of creatures with known parts: draw scenes, score models and methods on them.",
     no_args_is_help=True,
 )
 
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", "-c", help="Weights of a training of your own. Default: the built-in ones."),
+    typer.Option("--checkpoint", "-c", help="Weights from your own training run. Default: the built-in ones."),
 ]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in model: bestiary, or bestiary/label-errors.")]
 PERCENT = "{:.1f} %"
 
-
-class Kind(StrEnum):
-    """What a scene shows."""
-
-    single = "single"
-    pair = "pair"
-    chimera = "chimera"
-    intervention = "intervention"
+Kind = StrEnum("Kind", "single pair chimera intervention")  # what a scene shows
 
 
 @group.command("draw", cls=spelled())
@@ -48,9 +41,9 @@ def draw_command(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of scenes.")] = 10,
     species: Annotated[
         list[str] | None,
-        typer.Option("--species", "-s", help="Class of the creature; for pairs and chimeras, twice. Default: drawn."),
+        typer.Option("--species", "-s", help="Class of the creature; twice for pairs and chimeras. Default: random."),
     ] = None,
-    size: Annotated[int, typer.Option("--size", min=16, help="Side of the picture in pixels.")] = 384,
+    size: Annotated[int, typer.Option("--size", min=16, help="Side of the image in pixels.")] = 384,
     seed: Annotated[int, typer.Option("--seed", help="Random seed of the scenes.")] = 0,
 ) -> None:
     """Draw scenes as PNG files, named by number and classes."""
@@ -58,19 +51,15 @@ def draw_command(
 
     from vitrail.bestiary import render, sample_scene
     from vitrail.cli.inputs import destination
-    from vitrail.errors import VitrailError
     from vitrail.files import atomic_write
 
-    try:
-        folder = destination(output).folder
-        for index in range(count):
-            scene = sample_scene(kind.value, (seed, index), species=tuple(species) if species else None)
-            path = folder / f"{kind.value}-{index:04d}-{'-'.join(scene.labels)}.png"
-            with atomic_write(path) as file:
-                Image.fromarray(render(scene, size).image).save(file, format="png")
-            show(path)
-    except VitrailError as error:
-        stop(error)
+    folder = destination(output).folder
+    for index in range(count):
+        scene = sample_scene(str(kind), (seed, index), species=tuple(species) if species else None)
+        path = folder / f"{kind}-{index:04d}-{'-'.join(scene.labels)}.png"
+        with atomic_write(path) as file:
+            Image.fromarray(render(scene, size).image).save(file, format="png")
+        show(path)
 
 
 @group.command("accuracy", cls=spelled())
@@ -82,13 +71,9 @@ def accuracy_command(
 ) -> None:
     """Measure the model's accuracy on held-out scenes: the class of singles, both classes of pairs."""
     from vitrail.bestiary.model import measure_accuracy
-    from vitrail.errors import VitrailError
 
-    try:
-        loaded = _load(model, checkpoint)
-        found = measure_accuracy(loaded.module, count=count)
-    except VitrailError as error:
-        stop(error, as_json=as_json)
+    loaded = _load(model, checkpoint)
+    found = measure_accuracy(loaded.module, count=count)
     if as_json:
         show_json({"model": model, **found._asdict()})
         return
@@ -104,7 +89,7 @@ def score_command(
         list[str] | None,
         typer.Option(
             "--methods",
-            help="Names or groups, as for `vitrail compare`. Default: the paper's.",
+            help="Methods by name or group, as for `vitrail compare`. Default: the paper's.",
         ),
     ] = None,
     model: ModelName = "bestiary",
@@ -113,7 +98,7 @@ def score_command(
         list[str] | None,
         typer.Option(
             "--gradient",
-            help="Gradient mode: full, leaf, libra, or compete (libra with class competition); several: repeat. "
+            help="Gradient mode: full, leaf, libra, or compete (libra with class competition); repeat for several. "
             "Default: all.",
         ),
     ] = None,
@@ -123,25 +108,21 @@ def score_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score methods where the true answer is known: mean [95 % bootstrap interval] of every measure."""
-    from vitrail.errors import VitrailError
+    """Score methods on scenes with known evidence: mean [95 % bootstrap interval] of every measure."""
     from vitrail.evaluate import MEASURES, score
 
     asked: dict[str, Any] = {} if seed is None else {"seed": seed}
     if methods:
         asked["methods"] = methods
-    try:
-        loaded = _load(model, checkpoint)
-        with stages() as report:
-            lines = score(
-                loaded,
-                gradients=gradient or ["full", "leaf", "libra", "compete"],
-                count=count,
-                progress=report,
-                **asked,
-            )
-    except VitrailError as error:
-        stop(error, as_json=as_json)
+    loaded = _load(model, checkpoint)
+    with stages() as report:
+        lines = score(
+            loaded,
+            gradients=gradient or ["full", "leaf", "libra", "compete"],
+            count=count,
+            progress=report,
+            **asked,
+        )
     if as_json:
         table = [
             {
@@ -160,29 +141,23 @@ def score_command(
 
 @group.command("label-errors", cls=spelled(("--methods",), method="--methods"))
 def label_errors_command(
-    methods: Annotated[
-        list[str] | None, typer.Option("--methods", help="Names of methods to compare. Default: complete.")
-    ] = None,
+    methods: Annotated[list[str] | None, typer.Option("--methods", help="Methods by name. Default: complete.")] = None,
     gradient: Annotated[str, typer.Option("--gradient", help="Gradient mode: full, leaf or libra.")] = "full",
-    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Number of pictures.")] = 100,
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Number of images.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the clean model with the one that learned label errors: on which side is the iconic part put?
+    """Compare the clean model with the one trained on label errors: for which class does the iconic part argue?
 
-    Pictures of the true class are explained against the class that took its pictures; "wrong side" is how often the
-    part that tells them apart argues for the wrong one, in the map and in truth (by not drawing it).
+    Images of the true class are explained against the class that they were mislabelled as. "Wrong side" is how often
+    the part that distinguishes the two argues for the wrong one, in the map and in truth (by leaving it out).
     """
-    from vitrail.errors import VitrailError
     from vitrail.evaluate import planted_errors
 
-    try:
-        found = [
-            line
-            for name in ("bestiary", "bestiary/label-errors")
-            for line in planted_errors(_load(name, None), methods or ["complete"], gradient=gradient, count=count)
-        ]
-    except VitrailError as error:
-        stop(error, as_json=as_json)
+    found = [
+        line
+        for name in ("bestiary", "bestiary/label-errors")
+        for line in planted_errors(_load(name, None), methods or ["complete"], gradient=gradient, count=count)
+    ]
     if as_json:
         show_json(
             [

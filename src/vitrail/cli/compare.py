@@ -1,7 +1,6 @@
-"""`vitrail compare`: the same question asked of many methods, one sheet an image."""
+"""`vitrail compare`: maps of many methods for the same target, one sheet per image."""
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_json, show_table, stages, stop
-from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
-from vitrail.cli.request import FILES, Request, how_to_load, kinds, load_model, split_option
-from vitrail.errors import ImageError, OptionError, VitrailError
+from vitrail.cli.console import stages
+from vitrail.cli.image_run import ImageRun, Request, load_model
+from vitrail.cli.inputs import Found, slug
+from vitrail.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
     from vitrail.comparison import Comparison
@@ -30,8 +29,8 @@ def compare_command(
         list[str] | None,
         typer.Option(
             "--methods",
-            help="Names, or groups: all, fast, signed, unsigned, class, gradient, patch, pixel; -NAME takes out; "
-            "complete:libra asks in a gradient mode. Default: all.",
+            help="Methods by name or group (all, fast, signed, unsigned, class, gradient, patch, pixel); -NAME "
+            "excludes one, complete:libra sets the gradient mode. Default: all.",
         ),
     ] = None,
     target: Annotated[
@@ -39,13 +38,10 @@ def compare_command(
         typer.Option(
             "--target",
             "-t",
-            help="Class by name or index; several (repeat) are rows of the sheet. Default: the predicted class.",
+            help="Class to explain, by name or index; repeat for more rows of the sheet. Default: the predicted class.",
         ),
     ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
-    ] = None,
+    against: shared.Against = None,
     checkpoint: shared.Checkpoint = None,
     num_classes: shared.NumClasses = None,
     class_names: shared.ClassNamesFile = None,
@@ -57,24 +53,24 @@ def compare_command(
             "--format",
             "-f",
             metavar="KIND",
-            help="Kind of file: png, jpg, pdf, svg, safetensors (one per method), or all; several: repeat. "
+            help="File format: png, jpg, pdf, svg, safetensors (one per method), or all; repeat for several. "
             "Default: png.",
         ),
     ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option("--objective", help="What is differentiated. Default: logit; with --against difference."),
-    ] = None,
+    objective: shared.Objective = None,
     gradient: Annotated[
         shared.Gradient | None,
-        typer.Option("--gradient", help="Gradient mode of the methods that use gradients. Default: each method's own."),
+        typer.Option(
+            "--gradient",
+            help="Gradient mode (full, leaf, libra) of methods that use gradients. Default: each method's own.",
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
             "--option",
             metavar="METHOD.NAME=VALUE",
-            help="An option of one method, as in tam.samples=10; several: repeat.",
+            help="Option of one method, as in tam.samples=10; repeat for several.",
         ),
     ] = None,
     size: shared.InputSize = None,
@@ -85,15 +81,15 @@ def compare_command(
         typer.Option("--seed", help="Random seed of every method that takes one. Default: each method's own."),
     ] = None,
     as_json: shared.AsJson = False,
-) -> None:
-    """Draw what each method says of the same question, with the time and the passes that it took.
+) -> bool:
+    """Draw the maps of many methods for the same target, with the time and the passes that each took.
 
-    Each image becomes OUTPUT/<stem>.compare.<target>.png. A method that fails on this model keeps its place on the
-    sheet, empty, gets a line on stderr, and makes the exit code 1.
+    Each image becomes a sheet, OUTPUT/<stem>.compare.<target>.png. A method that fails on this model leaves its place
+    on the sheet empty, is reported on stderr, and sets exit code 1.
     """
     words: dict[str, dict[str, Any]] = {}
     for text in option or []:
-        name, value = split_option(text, "METHOD.NAME=VALUE, as in tam.samples=10", dotted=True)
+        name, value = shared.split_option(text, "METHOD.NAME=VALUE, as in tam.samples=10", dotted=True)
         method, _, own = name.partition(".")
         words.setdefault(method, {})[own] = value
     request = Request(
@@ -105,28 +101,24 @@ def compare_command(
         question={
             "methods": methods or ["all"],
             "objective": objective,
-            "gradient": gradient and gradient.value,
+            "gradient": gradient and str(gradient),
             "seed": seed,
         },
         options=words,
-        load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,
         output=output,
-        formats=kinds(format_),
+        formats=shared.kinds(format_),
         as_json=as_json,
         seed=seed,
     )
-    try:
-        failed = run(request)
-    except VitrailError as error:
-        stop(error, as_json=as_json)
-    raise typer.Exit(1 if failed else 0)
+    return run(request)
 
 
 def run(request: Request) -> bool:
-    """Compare the methods on every image; say whether any image or method failed.
+    """Compares the methods on every image of the request; returns whether any image or method failed.
 
-    Raises `VitrailError` for a question at fault.
+    Raises `VitrailError` for a faulty question.
     """
     from vitrail.methods.registry import choose_methods
     from vitrail.objectives import objective_name
@@ -134,33 +126,16 @@ def run(request: Request) -> bool:
     choose_methods(request.question["methods"])
     options = typed_by_method(request.options)
     objective_name(request.question["objective"], request.against or None)
-    place = destination(request.output, FILES, request.formats)
-    found, missing = find_images(request.images, leave_out=place.leave_out)
-    names = OutputNames(place.folder, found, place.file)
-    reporter = Reporter(as_json=request.as_json)
+    images = ImageRun.of(request)
     model = load_model(request)
-    for argument, error in missing:
-        reporter.fail(argument, error)
-    formats = place.formats or ("png",)
-    results: Iterable[dict[str, Any]] = _results(request, model, options, found, names, formats, reporter)
-    if request.as_json:
-        asked = {key: value for key, value in request.question.items() if key != "objective"}
-        document = {"model": model.name, "metadata": dict(model.metadata), **asked, "options": options}
-        document |= {"results": list(results), "failures": reporter.failures}
-        show_json(document)
-    elif sys.stdout.isatty():
-        kept = list(results)
-        show_table(HEADER, (row for result in kept for row in _table(result)))
-    else:
-        show_table(HEADER, (row for result in results for row in _table(result)))
-    reporter.say_notes()
-    return bool(reporter.failures)
+    asked = {key: value for key, value in request.question.items() if key != "objective"} | {"options": options}
+    return images.report(model, _results(images, model, options), HEADER, _table, lambda _: asked, bar=False)
 
 
 def typed_by_method(words: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    """Options as words, by method, made into values of the types that the methods' options have.
+    """Converts options, by method, from words to the types that the methods declare.
 
-    Raises `UnknownMethodError` and `OptionError` for what no method, option or value is.
+    Raises `UnknownMethodError` for an unknown method, and `OptionError` for an unknown option or an unsuitable value.
     """
     from vitrail.compare import COMMON
     from vitrail.methods import find_method
@@ -183,24 +158,19 @@ def typed_by_method(words: Mapping[str, Mapping[str, str]]) -> dict[str, dict[st
 
 
 def _results(
-    request: Request,
-    model: "VisionModel",
-    options: Mapping[str, Mapping[str, Any]],
-    found: Sequence[Found],
-    names: OutputNames,
-    formats: Sequence[str],
-    reporter: Reporter,
-) -> Iterator[dict[str, Any]]:
+    run: ImageRun, model: "VisionModel", options: Mapping[str, Mapping[str, Any]]
+) -> Generator[dict[str, Any], None, None]:
     from vitrail.compare import compare
     from vitrail.images import read_image
 
+    request, reporter = run.request, run.reporter
     targets = [model.class_index(name) for name in request.targets] or None
     against = [model.class_index(name) for name in request.against] or None
-    for image in found:
+    for image in run.found:
         try:
             picture = read_image(image.path)
         except ImageError as error:
-            reporter.fail(str(image.path), error)
+            run.failed(image, error)
             continue
         with stages() as report:
 
@@ -213,34 +183,35 @@ def _results(
                     model, picture, targets, against=against, options=options, progress=progress, **request.question
                 )
             except ImageError as error:
-                reporter.fail(str(image.path), error)
+                run.failed(image, error)
                 continue
         for label, why in answer.failures.items():
             reporter.fail(f"{image.path}: {label}", why)
         answer = replace(answer, metadata={**answer.metadata, "sources": [image.path.name]})
         for note in answer.notes():
             reporter.note(str(image.path), note)
-        files = _write(answer, image, names, formats)
+        files = _write(answer, image, run)
         yield {"image": str(image.path), **answer.record(), "files": [str(path) for path in files]}
+        reporter.advance()
 
 
-def _write(answer: "Comparison", image: Found, names: OutputNames, formats: Sequence[str]) -> list[Path]:
+def _write(answer: "Comparison", image: Found, run: ImageRun) -> list[Path]:
     from vitrail.plotting import save_figure
 
     classes = "+".join(slug(answer.sides(row)[0][0]) for row in range(len(answer.target)))
     what = f"compare.{classes if len(classes) <= 100 else f'{len(answer.target)}-classes'}"
     if answer.against is not None:
         what += ".against-" + slug(answer.sides()[1][0])
-    pictures = [kind for kind in formats if kind != "safetensors"]
+    pictures = [kind for kind in run.formats if kind != "safetensors"]
     files = []
     if pictures:
         figure = answer.plot()
-        files = [save_figure(figure, names.path(image, what, kind)) for kind in pictures]
-    if "safetensors" in formats:
+        files = [save_figure(figure, run.names.path(image, what, kind)) for kind in pictures]
+    if "safetensors" in run.formats:
         for one in answer.answers:
             if one.explanation is not None:
                 label = one.label.replace(":", "-")
-                files.append(one.explanation.save(names.path(image, what, "safetensors", label)))
+                files.append(one.explanation.save(run.names.path(image, what, "safetensors", label)))
     return files
 
 

@@ -1,14 +1,18 @@
-"""What the commands say, and where: results on stdout, everything else on stderr; for eyes or for programs."""
+"""The output of the commands: results on stdout, all else on stderr; as tables, progress bars or JSON."""
 
 import json
 import logging
 import os
 import re
+import shlex
+import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +26,7 @@ from rich.progress import (
     ProgressColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.segment import Segment
@@ -34,8 +39,11 @@ __all__ = [
     "Reporter",
     "Terminal",
     "in_own_words",
+    "interrupts_told",
     "message_of",
     "one_line",
+    "progress_of",
+    "resumable",
     "show",
     "show_json",
     "show_table",
@@ -43,42 +51,45 @@ __all__ = [
     "stop",
 ]
 
+Report = Callable[[int, int], None]  # done, total
 
+
+SILENCE = 60.0  # seconds after which a log is told that a run is alive
 STARTED = time.perf_counter()  # of the command, as near as can be told
 _LACKING = "[{names}: in Python; this command has no option for it]"
 _argument: Callable[[str, str], str | None] | None = None  # how the command at hand writes an argument of Python
 
 
 def in_own_words(argument: Callable[[str, str], str | None]) -> None:
-    """Let messages name arguments as the command at hand does; see `vitrail.errors.reworded`."""
+    """Lets messages name arguments as the command at hand does; see `vitrail.errors.reworded`."""
     global _argument
     _argument = argument
 
 
 def show(*fields: object, err: bool = False) -> None:
-    """Print one line of tab-separated fields; nothing in them commands the terminal or begins another line."""
+    """Prints one line of tab-separated fields, with control characters written out."""
     typer.echo("\t".join(one_line(str(field)) for field in fields), err=err)
 
 
 def show_json(document: Any) -> None:
-    """Print a document for programs, in ASCII: any encoding of stdout holds it, and no terminal obeys it."""
+    """Prints a JSON document in ASCII, which every encoding of stdout holds."""
     typer.echo(json.dumps(document, indent=2, default=str))
 
 
 class Terminal(Console):
-    """A terminal that draws texts with their control characters written out, whatever holds them."""
+    """A rich console that writes out the control characters of texts."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
-        """The segments of a renderable; rich's own movements of the cursor are no text."""
+        """Yields the segments of a renderable; rich's own movements of the cursor stay as they are."""
         for segment in super().render(*args, **options):
             yield segment if segment.control else segment._replace(text=escaped(segment.text))
 
 
 class Reporter:
-    """Failure lines, warnings and the progress bar of one run, which share a terminal."""
+    """Shows the failures, warnings and progress bar of one run on a shared terminal."""
 
     def __init__(self, *, as_json: bool, console: Terminal | None = None) -> None:
         self.as_json = as_json
@@ -90,7 +101,7 @@ class Reporter:
         self._notes: dict[str, tuple[str, list[str]]] = {}
 
     def fail(self, image: str, error: BaseException) -> None:
-        """Report an image that could not be explained: `FILE: message`, or one JSON object, on a line of stderr."""
+        """Reports an image that could not be explained: `FILE: message`, or one JSON object, on a line of stderr."""
         failure = {"image": image, "error": type(error).__name__, "message": message_of(error)}
         self.failures.append(failure)
         # Most messages begin with the file's name, which the line has already.
@@ -98,15 +109,12 @@ class Reporter:
         self.say(json.dumps(failure) if self.as_json else f"{one_line(image)}: {reason}")
 
     def note(self, image: str, text: str) -> None:
-        """Keep what the reader should know of an image for the end of the run, where each note is said once.
-
-        Notes that differ in their numbers alone are one, in the words of the first.
-        """
+        """Keeps a note about an image for the end of the run; notes that differ in numbers only are shown once."""
         key = re.sub(r"[\d.,]*\d", "#", text)
         self._notes.setdefault(key, (text, []))[1].append(image)
 
     def say_notes(self) -> None:
-        """Say each note that was kept, with how many images it is about."""
+        """Shows each note that was kept, with the number of images that it is about."""
         if not self.as_json:  # whose reader expects no other lines on stderr than failures
             for text, images in self._notes.values():
                 more = f" and {len(images) - 1} more" * (len(images) > 1)
@@ -114,7 +122,7 @@ class Reporter:
         self._notes.clear()
 
     def say(self, line: str) -> None:
-        """Print a line on stderr, above the progress bar where there is one; nothing in it commands the terminal."""
+        """Prints a line on stderr, above the progress bar if there is one."""
         if self._progress is None:
             show(line, err=True)
         else:
@@ -127,7 +135,7 @@ class Reporter:
             self._progress.advance(self._progress.task_ids[0], images)
 
     def report(self, doing: str, done: int, total: int) -> None:
-        """Show how far one image's long method has come, as `progress=` of `vitrail.explain`; a bar for each thread."""
+        """Shows the progress of a method on one image, as `progress=` of `vitrail.explain`; a bar for each thread."""
         if self._progress is None:
             return
         self._progress.start()  # which it is not yet for a single image
@@ -139,16 +147,16 @@ class Reporter:
         )
 
     @contextmanager
-    def working(self, total: int, doing: str = "explaining") -> Iterator[None]:
-        """Show a progress bar where a person watches; pass on the package's warnings.
+    def working(self, total: int, doing: str = "explaining", *, bar: bool = True) -> Iterator[None]:
+        """Shows a progress bar on a terminal, and the package's warnings.
 
-        One bar for the images or steps, where they are several, and one for each that reports its own parts.
+        There is one bar for the images or steps, if there are several, and one for each thread that reports parts.
         """
         handler = _Handler(self)
         logger = logging.getLogger("vitrail")
         logger.addHandler(handler)
         try:
-            if self._console.is_terminal:
+            if bar and self._console.is_terminal:
                 self._progress = Progress(*_columns(), console=self._console, transient=True)
                 self._progress.add_task(doing, total=total, visible=total > 1)
                 if total > 1:
@@ -176,9 +184,9 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def stages(console: Terminal | None = None) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, done, total) that moves a progress bar, one for each stage, on stderr.
+    """Yields a function (stage, done, total) that moves a progress bar on stderr, one for each stage.
 
-    Where nobody watches (a file, a pipe) it prints a line for each tenth of a stage instead.
+    Where stderr is no terminal, it prints a line for each tenth of a stage instead.
     """
     console = console or Terminal(stderr=True)
     with Progress(*_columns(), console=console, disable=not console.is_terminal) as progress:
@@ -200,22 +208,22 @@ def stages(console: Terminal | None = None) -> Iterator[Callable[[str, int, int]
 
 
 def stop(error: BaseException, *, as_json: bool = False) -> NoReturn:
-    """End the run with exit code 2: the question itself cannot be asked, whatever the image."""
+    """Ends the command with exit code 2, for an error that concerns every image."""
     message = message_of(error)
     show(json.dumps({"error": type(error).__name__, "message": message}) if as_json else f"Error: {message}", err=True)
     raise typer.Exit(2)
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
-    """What a progress bar shows; the description may hold a file's name, so it is no markup."""
+    """Returns the columns of a progress bar; the description may hold a file name, so it is no markup."""
     return TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: bool = False) -> None:
-    """Print aligned columns on a terminal; elsewhere lines of tab-separated fields, each as soon as it is known.
+    """Prints aligned columns on a terminal; elsewhere lines of tab-separated fields, each as soon as it is known.
 
     On a terminal a row is one line, however long, and paths are relative to the working folder, so that they can be
-    copied; `fold` breaks fields instead, where they are prose. A field of several paths is a tuple.
+    copied; with `fold` long fields are wrapped instead. A field of several paths is a tuple.
     """
     watched = sys.stdout.isatty()
     header = [one_line(field) for field in header]
@@ -255,7 +263,7 @@ def _field(value: Any, watched: bool) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with every control character, line breaks included, written out: file names may hold any.
+    """Returns the text with every control character written out, line breaks included.
 
     >>> one_line("two\\nlines")
     'two\\\\nlines'
@@ -264,8 +272,113 @@ def one_line(text: str) -> str:
 
 
 def message_of(error: BaseException | str) -> str:
-    """An error in one line, in the words of the command at hand; the type stands before errors of other libraries."""
+    """Returns an error in one line, in the words of the command at hand; foreign errors begin with their type."""
     text = one_line(error if isinstance(error, str) else " ".join(str(error).split()))
     if not isinstance(error, VitrailError | str):
         return f"{type(error).__name__}: {text}"
     return text if _argument is None else reworded(text, _argument, _LACKING)
+
+
+@contextmanager
+def progress_of(console: Terminal) -> Iterator[Report]:
+    """Yields the callback (done, total) of `vitrail evaluate`: a bar with rate and time left on a terminal.
+
+    Elsewhere it prints a line for each tenth of the images, and at least one a minute.
+    """
+    columns = (
+        TextColumn("evaluating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=None, rate="")
+        first: list[int] = []
+        said = [0, 0.0]  # the tenth and the second of the last line
+
+        def report(done: int, total: int) -> None:
+            first.append(done)
+            elapsed = bar.tasks[task].elapsed or 0.0
+            rate = (done - first[0]) / elapsed if elapsed else 0.0
+            bar.update(task, completed=done, total=total, rate=f"{rate:.2f} images/s" if rate else "")
+            if console.is_terminal:
+                return
+            tenth = 10 * done // max(total, 1)
+            if len(first) == 1:
+                if done:
+                    console.print(f"evaluating: {done} of {total} images are there already", soft_wrap=True)
+            elif tenth > said[0] or elapsed > said[1] + SILENCE:
+                left = f", {timedelta(seconds=round((total - done) / rate))} left" if rate and done < total else ""
+                console.print(f"evaluating: {done} of {total} images, {rate:.2f} a second{left}", soft_wrap=True)
+            else:
+                return
+            said[:] = tenth, elapsed
+
+        yield report
+
+
+@contextmanager
+def resumable(output: Path, report: Report, console: Terminal) -> Iterator[Report]:
+    """Yields the callback `report`; an interrupt shows at once how to resume the run, and sets exit code 130."""
+    last = [0, 0]
+
+    def follow(done: int, total: int) -> None:
+        last[:] = done, total
+        report(done, total)
+
+    def say() -> None:
+        there = f"{last[0]} of {last[1]} images are in {output}" if last[1] else "nothing was measured yet"
+        console.print(one_line(f"interrupted: {there}; resume with: {_same_command()}"), soft_wrap=True)
+
+    try:
+        with interrupts_told(say):
+            yield follow
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def interrupts_told(say: Callable[[], None]) -> Iterator[None]:
+    """Calls `say` once, as soon as the process is interrupted, where Python waits for the end of a long operation.
+
+    The call comes from another thread while one of PyTorch's operations runs in this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    inside, outside = socket.socketpair()
+    outside.setblocking(False)
+    once = threading.Lock()
+
+    def first() -> None:
+        if once.acquire(blocking=False):
+            say()
+
+    def watch() -> None:
+        while number := inside.recv(1):
+            if number[0] == signal.SIGINT:
+                first()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    except KeyboardInterrupt:
+        first()
+        raise
+    finally:
+        signal.set_wakeup_fd(before)
+        outside.close()
+        thread.join(1)
+        inside.close()
+
+
+def _same_command() -> str:
+    """Returns the command line, to be typed again."""
+    name = Path(sys.argv[0]).name
+    if "RANK" in os.environ:
+        return "the same torchrun command"
+    return shlex.join([*(["python", "-m", "vitrail.cli"] if name.endswith(".py") else [name]), *sys.argv[1:]])

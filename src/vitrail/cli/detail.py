@@ -1,8 +1,7 @@
-"""`vitrail detail`: class against class on one photograph, every loss both ways, a sheet per pair."""
+"""`vitrail detail`: contrastive explanations of two classes, every loss in both directions, a sheet per pair."""
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,37 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_json, show_table, stop
-from vitrail.cli.inputs import Found, OutputNames, destination, find_images, slug
-from vitrail.cli.prefetch import QUESTION_ERRORS
-from vitrail.cli.request import FILES, Request, how_to_load, kinds, load_model
-from vitrail.errors import NotAnImageError, OptionError, SameClassError, VitrailError
+from vitrail.cli.image_run import QUESTION_ERRORS, ImageRun, Request, load_model
+from vitrail.cli.inputs import Found, slug
+from vitrail.errors import NotAnImageError, OptionError, SameClassError
 
 if TYPE_CHECKING:
     from vitrail.guidance import Detail, TypicalPictures
     from vitrail.models import VisionModel
 
-__all__ = ["DetailRequest", "detail_command", "run"]
+__all__ = ["detail_command", "run"]
 
 HEADER = ("image", "target", "its probability", "against", "and its", "both ways", "files")
 
-
-class Loss(StrEnum):
-    """The scalars that compare two classes, and the target's logit."""
-
-    logit = "logit"
-    normalized_difference = "normalized_difference"
-    difference = "difference"
-    ratio = "ratio"
-
-
-@dataclass(frozen=True)
-class DetailRequest(Request):
-    """One call of the command, its words already read."""
-
-    top: int
-    losses: tuple[str, ...] | None
-    typical: Path | None
+Loss = StrEnum("Loss", "logit normalized_difference difference ratio")
 
 
 def detail_command(
@@ -49,23 +30,26 @@ def detail_command(
     target: shared.Target = None,
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", help="Classes to compare with, one sheet each. Default: the model's best classes."),
+        typer.Option("--against", help="Contrastive classes, a sheet for each. Default: the model's best classes."),
     ] = None,
     top: Annotated[
         int,
-        typer.Option("--top", min=2, help="Without --against: number of the model's best classes that are compared."),
+        typer.Option(
+            "--top", min=2, help="Number of the model's best classes that are compared when --against is not given."
+        ),
     ] = 3,
     typical: Annotated[
         Path | None,
         typer.Option(
             "--typical",
-            help="Folder of typical pictures of the opposing class, or one per class, to be drawn too. Default: none.",
+            help="Folder of typical images of the contrastive class, or with one subfolder per class. Default: none.",
         ),
     ] = None,
     loss: Annotated[
         list[Loss] | None,
         typer.Option(
-            "--loss", help="Objective that is differentiated; several: repeat. Default: all four; for scores two."
+            "--loss",
+            help="Objective that is differentiated; repeat for several. Default: all four; two of them for scores.",
         ),
     ] = None,
     method: shared.Method = "complete",
@@ -82,13 +66,13 @@ def detail_command(
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     as_json: shared.AsJson = False,
-) -> None:
+) -> bool:
     """Show which details make it the one class (red) rather than the other (blue).
 
     `vitrail detail photo.jpg --target snail --against conch slug` writes OUTPUT/photo.detail.snail-and-conch.png and
-    one for the slug: every loss, both ways. Without classes the pairs are those among the model's best three.
+    one for the slug: every loss, in both directions. Without classes, the model's best three are compared in pairs.
     """
-    request = DetailRequest(
+    request = Request(
         images=images,
         model=model,
         checkpoint=checkpoint,
@@ -96,65 +80,45 @@ def detail_command(
         against=against or [],
         question={
             "method": method,
-            "gradient": gradient and gradient.value,
+            "gradient": gradient and str(gradient),
             "start_layer": start_layer,
             "centred": centred,
         },
         options={},
-        load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
         batch_size=1,
         output=output,
-        formats=kinds(format_),
+        formats=shared.kinds(format_),
         as_json=as_json,
         seed=None,
-        top=top,
-        losses=tuple(dict.fromkeys(one.value for one in loss)) if loss else None,
-        typical=typical,
     )
-    try:
-        failed = run(request)
-    except VitrailError as error:
-        stop(error, as_json=as_json)
-    raise typer.Exit(1 if failed else 0)
+    losses = tuple(dict.fromkeys(str(one) for one in loss)) if loss else None
+    return run(request, top, losses, typical)
 
 
-def run(request: DetailRequest) -> bool:
-    """Compare the classes on every image of the request; say whether any image failed.
+def run(request: Request, top: int, losses: tuple[str, ...] | None, typical: Path | None) -> bool:
+    """Compares the classes on every image of the request; returns whether any image failed.
 
-    Raises `VitrailError` for a question at fault.
+    Raises `VitrailError` for a faulty question.
     """
     from vitrail.methods import find_method
 
     find_method(request.question["method"], request.options)
-    place = destination(request.output, FILES, request.formats)
-    if place.file is not None and (len(request.against) > 1 or (not request.against and request.top > 2)):
+    images = ImageRun.of(request)
+    if images.place.file is not None and (len(request.against) > 1 or (not request.against and top > 2)):
         raise OptionError(
-            f"--output {place.file} is one file, and every pair of classes gets a sheet: name a folder, or one pair by "
-            "--target and --against"
+            f"--output {images.place.file} is one file, and every pair of classes gets a sheet: name a folder, or one "
+            "pair by --target and --against"
         )
-    reporter = Reporter(as_json=request.as_json)
-    found, missing = find_images(request.images, leave_out=place.leave_out)
-    names = OutputNames(place.folder, found, place.file)
-    if request.typical is not None:
-        _refuse_empty(request.typical)
+    if typical is not None:
+        _refuse_empty(typical)
+
+    def asked(results: list[dict[str, Any]]) -> dict[str, Any]:
+        drawn = losses or list(dict.fromkeys(loss for row in results for loss in row["losses"]))
+        return {**request.question, "losses": drawn}
+
     model = load_model(request)
-    for argument, error in missing:
-        reporter.fail(argument, error)
-    at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
-    with reporter.working(len(found)):
-        results: Iterable[dict[str, Any]] = _results(request, model, found, names, place.formats or ("png",), reporter)
-        if at_the_end:
-            results = list(results)
-        else:
-            show_table(HEADER, map(_row, results))
-    if request.as_json:
-        losses = request.losses or list(dict.fromkeys(loss for row in results for loss in row["losses"]))
-        asked = {**request.question, "losses": losses}
-        document = {"model": model.name, "metadata": dict(model.metadata), **asked, "results": results}
-        show_json({**document, "failures": reporter.failures})
-    elif at_the_end:
-        show_table(HEADER, map(_row, results))
-    return bool(reporter.failures)
+    return images.report(model, _results(images, model, top, losses, typical), HEADER, _table, asked)
 
 
 def _refuse_empty(folder: Path) -> None:
@@ -168,87 +132,79 @@ def _refuse_empty(folder: Path) -> None:
 
 
 def _results(
-    request: DetailRequest,
-    model: "VisionModel",
-    found: Sequence[Found],
-    names: OutputNames,
-    formats: Sequence[str],
-    reporter: Reporter,
-) -> Iterator[dict[str, Any]]:
+    run: ImageRun, model: "VisionModel", top: int, losses: tuple[str, ...] | None, typical: Path | None
+) -> Generator[dict[str, Any], None, None]:
     from vitrail.guidance import detail
     from vitrail.images import read_image
 
+    request = run.request
     target = model.class_index(request.targets[0]) if request.targets else None
     against = [model.class_index(name) for name in request.against] or None
     known: "dict[tuple[int, ...], dict[int, TypicalPictures]]" = {}
-    for image in found:
+    for image in run.found:
         try:
             answer = detail(
                 model, read_image(image.path), target, against,
-                top=request.top, losses=request.losses, **request.question,
+                top=top, losses=losses, **request.question,
             )  # fmt: skip
             maps = {
                 loss: replace(ex, metadata={**ex.metadata, "sources": [image.path.name]})
                 for loss, ex in answer.maps.items()
             }
             answer = replace(answer, maps=maps)
-            typical = _typical(request, model, answer, known, reporter)
-            yield from _written(answer, typical, image, names, formats)
+            pictures = _typical(typical, model, answer, known, run)
+            yield from _written(answer, pictures, image, run)
         except Exception as error:
             # What a prediction is held against may be itself on one image only; other faults are the question's.
             if isinstance(error, QUESTION_ERRORS) and not (target is None and isinstance(error, SameClassError)):
                 raise
-            reporter.fail(str(image.path), error)
-        reporter.advance()
+            run.reporter.fail(str(image.path), error)
+        run.reporter.advance()
 
 
 def _typical(
-    request: DetailRequest,
+    folder: Path | None,
     model: "VisionModel",
     answer: "Detail",
     known: "dict[tuple[int, ...], dict[int, TypicalPictures]]",
-    reporter: Reporter,
+    run: ImageRun,
 ) -> "dict[int, TypicalPictures]":
     from vitrail.guidance import typical_pictures
 
-    if request.typical is None:
+    if folder is None:
         return {}
     classes = tuple(dict.fromkeys(index for pair in answer.pairs for index in pair))
     if classes not in known:
         try:
             opposing = list(dict.fromkeys(pair[1] for pair in answer.pairs))
-            known[classes] = typical_pictures(model, request.typical, classes, opposing)
+            known[classes] = typical_pictures(model, folder, classes, opposing)
         except NotAnImageError as error:
-            reporter.say(f"warning: {error}")
+            run.reporter.say(f"warning: {error}")
             known[classes] = {}
         for pictures in known[classes].values():
             for path, reason in pictures.failures:
-                reporter.say(f"warning: {path}: {reason}")
+                run.reporter.say(f"warning: {path}: {reason}")
     return known[classes]
 
 
 def _written(
-    answer: "Detail",
-    typical: "dict[int, TypicalPictures]",
-    image: Found,
-    names: OutputNames,
-    formats: Sequence[str],
+    answer: "Detail", typical: "dict[int, TypicalPictures]", image: Found, run: ImageRun
 ) -> Iterator[dict[str, Any]]:
     from vitrail.plotting import save_figure
     from vitrail.plotting.class_pair import draw_pair
 
-    pictures = [kind for kind in formats if kind != "safetensors"]
+    pictures = [kind for kind in run.formats if kind != "safetensors"]
     maps = []
-    if "safetensors" in formats:
+    if "safetensors" in run.formats:
         for loss, ex in answer.maps.items():
-            maps.append(str(ex.save(names.path(image, "detail", "safetensors", loss))))
+            maps.append(str(ex.save(run.names.path(image, "detail", "safetensors", loss))))
     for pair in answer.pairs:
         ex = next(iter(answer.maps.values()))
         what = f"detail.{slug(ex.class_name(pair[0]))}-and-{slug(ex.class_name(pair[1]))}"
         files = []
         if pictures:
             figure = draw_pair(answer, *pair, typical=typical)
-            files = [str(save_figure(figure, names.path(image, what, kind))) for kind in pictures]
+            files = [str(save_figure(figure, run.names.path(image, what, kind))) for kind in pictures]
         yield _result(answer, pair, typical, image.path) | {"files": files + maps}
 
 
@@ -288,7 +244,7 @@ def _result(
     return row
 
 
-def _row(row: dict[str, Any]) -> tuple[Any, ...]:
+def _table(row: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     from vitrail.explanation import verdict_of
 
     sides = []
@@ -296,4 +252,4 @@ def _row(row: dict[str, Any]) -> tuple[Any, ...]:
         sides += [row[role], verdict_of(row[f"{role}_probability"], row[f"{role}_logit"])]
     loss = "normalized_difference" if "normalized_difference" in row["losses"] else next(iter(row["losses"]))
     both_ways = f"{row['losses'][loss]['correlation']:+.2f}".replace("-", "−")
-    return Path(row["image"]), *sides, both_ways, tuple(map(Path, row["files"]))
+    yield Path(row["image"]), *sides, both_ways, tuple(map(Path, row["files"]))

@@ -1,15 +1,24 @@
-"""The work behind `vitrail explain --plan`: what the same words without it would take, in memory and time."""
+"""The work behind `vitrail explain --plan`: memory and time of the same command without it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from vitrail.cli.console import STARTED, Reporter, show_json, show_table
-from vitrail.cli.explain import formats_of, images_at_once, passes_at_once, results
-from vitrail.cli.inputs import Found, OutputNames, find_images
-from vitrail.cli.request import FILES, Request, check_question, classes_of, load_model
+from vitrail.cli.image_run import (
+    FILES,
+    ImageRun,
+    Request,
+    check_question,
+    classes_of,
+    images_at_once,
+    load_model,
+    passes_at_once,
+)
+from vitrail.cli.inputs import Destination, Found, OutputNames, find_images, formats_of
 from vitrail.inputs import Prepared, prepare_one
 from vitrail.models import VisionModel
 from vitrail.plan import Plan, in_words, plan
@@ -19,8 +28,15 @@ __all__ = ["duration", "show_plan"]
 SAMPLE = 6.0  # seconds, about, of explaining and drawing for a plan
 
 
-def show_plan(request: Request) -> bool:
-    """Print the plan of a request; say whether an argument names no image. Raises `VitrailError` as `plan` does."""
+Classes = tuple[list[int], list[int]]
+Results = Callable[[ImageRun, VisionModel, Classes, Sequence[str]], Iterable[Any]]
+
+
+def show_plan(request: Request, results: Results) -> bool:
+    """Prints the plan of a request; returns whether an argument names no image. Raises `VitrailError` as `plan` does.
+
+    `results` explains and draws the images of a run, a few of which are timed.
+    """
     check_question(request)
     reporter = Reporter(as_json=request.as_json)
     found, missing = find_images(request.images, leave_out=request.output)
@@ -42,44 +58,44 @@ def show_plan(request: Request) -> bool:
         **question,
         **request.options,
     )
-    lanes = passes_at_once(request, model, example[0], made.batch) if example and len(found) > made.batch else 1
-    each, most = _pace(request, model, (targets, against), found, made)
+    passes = 1
+    if example and len(found) > made.batch and request.seed is None:
+        passes = passes_at_once(model, example[0].tensor, made.batch)
+    each, most = _pace(request, model, (targets, against), found, made, results)
     seconds = before + sum(each[: len(found)]) + each[-1] * max(0, len(found) - len(each))
     if request.as_json:
         more = {"peak": made.peak, "fits": made.fits, "seconds_per_image": made.seconds_per_image}
-        document = {**asdict(made), **more, "images": len(found), "passes_at_once": lanes}
+        document = {**asdict(made), **more, "images": len(found), "passes_at_once": passes}
         document |= {"seconds_before": before, "seconds_in_all": seconds, "seconds_at_most": most}
         show_json({**document, "failures": reporter.failures})
     else:
         show_table(
             ("what", "how much"),
-            _lines(made, request, lanes, _times(each[-1], before, seconds, len(found), most)),
+            _lines(made, request, passes, _times(each[-1], before, seconds, len(found), most)),
         )
     return bool(missing)
 
 
 def _pace(
-    request: Request,
-    model: VisionModel,
-    classes: tuple[list[int], list[int]],
-    found: Sequence[Found],
-    made: Plan,
+    request: Request, model: VisionModel, classes: Classes, found: Sequence[Found], made: Plan, results: Results
 ) -> tuple[list[float], bool]:
-    """Seconds of the first images and, last, of each further one; whether they are a bound.
+    """Returns the seconds of the first images and, last, of each further one; and whether they are an upper bound.
 
-    Some of the images are really explained, drawn and written, into a folder that goes at once: drawing often takes
-    longer than explaining. Where explaining alone takes seconds, those of `made` are all.
+    Some of the images are really explained, drawn and written, into a temporary folder: drawing often takes longer than
+    explaining. Where explaining alone takes seconds, the times of `made` are used.
     """
     sample = list(found)
     if not sample or made.seconds_per_image > SAMPLE / 2:
         return [made.seconds_per_image], made.competes
     formats = formats_of(request.formats or _by_ending(request.output), len(found))
     with TemporaryDirectory() as folder:
-        names = OutputNames(Path(folder), sample)
+        place = Destination(Path(folder))
+        names = OutputNames(place.folder, sample)
 
         def taken(images: Sequence[Found]) -> float:
             start = time.perf_counter()
-            list(results(request, model, classes, images, names, formats, _Silent(as_json=True)))
+            run = ImageRun(request, place, list(images), [], names, _Silent(as_json=True))
+            list(results(run, model, classes, formats))
             return (time.perf_counter() - start) / len(images)
 
         each = [taken(sample[:1])]  # with what only the first one takes, such as Matplotlib's fonts
@@ -97,14 +113,14 @@ def _by_ending(output: Path) -> tuple[str, ...]:
 
 
 class _Silent(Reporter):
-    """Images that fail are told by the run, not by its plan."""
+    """Reports nothing: a failed image is reported by the run, not by its plan."""
 
     def say(self, line: str) -> None:
         del line
 
 
 def _example(model: VisionModel, found: list[Found]) -> list[Prepared] | None:
-    """The first image that can be read, where there is one: some methods take more for some images."""
+    """Returns the first image that can be read, if any: the cost of some methods depends on the image."""
     for image in found[:8]:
         try:
             return [prepare_one(model, image.path)]
@@ -113,11 +129,13 @@ def _example(model: VisionModel, found: list[Found]) -> list[Prepared] | None:
     return None
 
 
-def _lines(made: Plan, request: Request, lanes: int, times: str) -> list[tuple[str, str]]:
+def _lines(made: Plan, request: Request, passes: int, times: str) -> list[tuple[str, str]]:
     gradient = f", {made.gradient} gradient" if made.gradient != "full" else ""
     gradient += ", class competition" * made.competes
     chosen = "as asked" if request.batch_size else "auto"
-    beside = f"{lanes} after the first, the processor's threads shared out: {in_words(lanes * made.peak)} together"
+    side_by_side = (
+        f"{passes} after the first, the processor's threads shared out: {in_words(passes * made.peak)} together"
+    )
     return [
         ("model", f"{made.model}, {made.dtype}, {made.device}, weights {in_words(made.weights)}"),
         ("input", f"{made.size[0]} × {made.size[1]} pixels"),
@@ -128,7 +146,7 @@ def _lines(made: Plan, request: Request, lanes: int, times: str) -> list[tuple[s
             f"{in_words(made.peak)} of tensors beyond the weights: {in_words(made.first)} for one image, "
             f"{in_words(made.each)} for each more",
         ),
-        *[("passes side by side", beside)] * (lanes > 1),
+        *[("passes side by side", side_by_side)] * (passes > 1),
         ("free memory", f"{in_words(made.free)}{'' if made.fits else ': too little, passes will be halved'}"),
         ("time", times),
     ]
@@ -141,7 +159,7 @@ def _times(each: float, before: float, seconds: float, images: int, most: bool) 
 
 
 def duration(seconds: float) -> str:
-    """A time in words.
+    """Returns a time in words.
 
     Example:
         >>> duration(0.25), duration(75.0), duration(7300.0)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Terminal, message_of, show, show_json, show_table, stop
-from vitrail.cli.request import how_to_load, load_named, split_option
-from vitrail.cli.run_progress import progress_of, resumable
-from vitrail.errors import OptionError, VitrailError
+from vitrail.cli.console import Terminal, message_of, progress_of, resumable, show, show_json, show_table
+from vitrail.cli.image_run import load_named
+from vitrail.errors import OptionError
 
 if TYPE_CHECKING:
     from vitrail.evaluate.parquet_rows import Failure
@@ -24,7 +23,9 @@ __all__ = ["evaluate_command", "run"]
 def evaluate_command(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help="Folder, list file, hf:NAME, mosaic:DATA, stitched:DATA, or bestiary."),
+        typer.Argument(
+            metavar="DATA", help="Data set: a folder, a list file, hf:NAME, mosaic:DATA, stitched:DATA, or bestiary."
+        ),
     ] = None,
     model: shared.OptionalModelName = None,
     checkpoint: shared.Checkpoint = None,
@@ -35,140 +36,142 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             "--methods",
-            help="Names, or groups: all, fast, signed …; -NAME takes out; complete:libra asks in a gradient mode. "
-            "Default: complete.",
+            help="Methods by name or group (all, fast, signed …); -NAME excludes one, complete:libra sets the gradient "
+            "mode. Default: complete.",
         ),
     ] = None,
     protocols: Annotated[
-        list[str] | None, typer.Option("--protocols", help="Names that --list shows. Default: those of the preset.")
+        list[str] | None,
+        typer.Option("--protocols", help="Protocols by name, as --list shows them. Default: those of the preset."),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Protocols and options of a paper: bi, chefer, rise, tis, seed. Default: bi."),
+        typer.Option("--preset", help="Protocols and options of a paper: bi, chefer, rise, tis or seed. Default: bi."),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
             "--option",
             metavar="NAME.OPTION=VALUE",
-            help="An option of a method or protocol, as in tis.masks=256; several: repeat.",
+            help="Option of a method or protocol, as in tis.masks=256; repeat for several.",
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", "-t", help="Class to explain: label or predicted. Default: the preset's."),
+        typer.Option("--target", "-t", help="Class that is explained: label or predicted. Default: the preset's."),
     ] = None,
     resize_mode: Annotated[
         str | None,
         typer.Option(
             "--resize-mode",
-            help="model: the model's own preprocessing; squash: whole, without a crop. Default: the preset's.",
+            help="model: the model's preprocessing; squash: the whole image, without a crop. Default: the preset's.",
         ),
     ] = None,
     boxes: Annotated[
-        Path | None, typer.Option("--boxes", help="Table of boxes, or folder of XML files. Default: the data's own.")
+        Path | None,
+        typer.Option(
+            "--boxes", help="Table of bounding boxes, or folder of XML files. Default: those of the data set."
+        ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="Table of files and classes. Default: the data's own.")
+        Path | None, typer.Option("--labels", help="Table of files and classes. Default: the labels of the data set.")
     ] = None,
-    masks: Annotated[Path | None, typer.Option("--masks", help="Folder of masks. Default: the data's own.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Folder of segmentation masks. Default: those of the data set.")
+    ] = None,
     category: Annotated[
-        int | None, typer.Option("--category", help="Mask value of the object. Default: all but 0.")
+        int | None, typer.Option("--category", help="Mask value of the object. Default: all values but 0.")
     ] = None,
     guide: Annotated[
-        str | None, typer.Option("--guide", help="Picture to which stitched: joins each image. Default: none.")
+        str | None, typer.Option("--guide", help="Image that stitched: joins to each image. Default: none.")
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, help="Largest number of images, taken evenly over the classes. Default: all."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed of the whole run.")] = 0,
+    limit: shared.Limit = None,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the run.")] = 0,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder of the run, created if missing; an unfinished run is resumed."),
+        typer.Option(
+            "--output", "-o", help="Folder of the run, created if missing; an interrupted run in it is resumed."
+        ),
     ] = Path("run"),
     block_size: Annotated[
-        int, typer.Option("--block-size", min=1, help="Images that are measured and written together.")
+        int, typer.Option("--block-size", min=1, help="Number of images that are measured and written together.")
     ] = 16,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", min=1, help="Images per pass. Default: by the device.")
+        int | None, typer.Option("--batch-size", "-b", min=1, help="Images per pass. Default: chosen by the device.")
     ] = None,
     num_previews: Annotated[
         int, typer.Option("--num-previews", min=0, help="Number of images whose maps are stored for the report.")
     ] = 500,
-    engine: Annotated[
-        str, typer.Option("--engine", help="What runs it: local, on which torchrun may share it out, or ray.")
-    ] = "local",
+    engine: Annotated[str, typer.Option("--engine", help="Engine: local (one process, or torchrun) or ray.")] = "local",
     address: Annotated[
         str | None,
-        typer.Option("--address", help="Address of the Ray cluster; auto finds it. Default: one on this machine."),
+        typer.Option(
+            "--address", help="Address of the Ray cluster, or auto to find it. Default: a cluster on this machine."
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Largest number of Ray actors. Default: as many as fit.")
     ] = None,
     gpus: Annotated[
-        float | None, typer.Option("--gpus", help="GPUs per Ray actor; 0.5 lets two share one. Default: 1 on CUDA.")
+        float | None,
+        typer.Option("--gpus", help="GPUs per Ray actor; 0.5 lets two actors share one. Default: 1 on CUDA."),
     ] = None,
     size: shared.InputSize = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Measure a few images, tell what the whole run takes, and stop.")
+        bool, typer.Option("--plan", help="Measure a few images, estimate the time of the run, and stop.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the protocols and presets, and stop.")] = False,
     as_json: shared.AsJson = False,
-) -> None:
-    """Measure methods by faithfulness, localisation, robustness and randomisation protocols, into Parquet files.
+) -> bool:
+    """Measure methods by protocols of faithfulness, localisation, robustness and randomisation, into Parquet files.
 
-    It can be interrupted at any time: the same command resumes it. `vitrail report OUTPUT` makes tables and figures.
+    The same command resumes an interrupted run. `vitrail report OUTPUT` makes tables and figures of its results.
     """
     if list_:
         _list(as_json)
-        return
+        return False
     if not data or not model:
         raise typer.BadParameter("give DATA and --model (or VITRAIL_MODEL), or --list", param_hint="DATA")
     words: dict[str, dict[str, str]] = {}
     for text in option or []:
-        name, value = split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
+        name, value = shared.split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
         owner, _, own = name.partition(".")
         words.setdefault(owner, {})[own] = value
     asked = [name for text in protocols or [] for name in text.split(",") if name]
     known: dict[str, Any] = {"boxes": boxes, "labels": labels, "masks": masks, "guide": guide, "category": category}
     cluster = {"address": address, "workers": workers, "gpus": gpus}
     cluster = {key: value for key, value in cluster.items() if value is not None}
-    try:
-        if cluster and engine != "ray":
-            raise OptionError(f"--{next(iter(cluster))} is for --engine ray, and the engine is {engine}")
-        if protocols and not asked:
-            raise OptionError("--protocols names none: give names that --list shows, or leave it out for the preset's")
-        failed = run(
-            data,
-            model,
-            checkpoint,
-            load=how_to_load(device, dtype, size, output_kind, num_classes, class_names),
-            words=words,
-            as_json=as_json,
-            only_plan=plan,
-            question={
-                "methods": methods or ["complete"],
-                "protocols": asked,
-                "preset": preset,
-                "target": target,
-                "fit": resize_mode,
-                "data_options": {key: value for key, value in known.items() if value is not None},
-                "limit": limit,
-                "seed": seed,
-                "output": output,
-                "block": block_size,
-                "batch_size": batch_size,
-                "keep": num_previews,
-                "engine": engine,
-                "engine_options": cluster,
-            },
-        )
-    except VitrailError as error:
-        stop(error, as_json=as_json)
-    raise typer.Exit(1 if failed else 0)
+    if cluster and engine != "ray":
+        raise OptionError(f"--{next(iter(cluster))} is for --engine ray, and the engine is {engine}")
+    if protocols and not asked:
+        raise OptionError("--protocols names none: give names that --list shows, or leave it out for the preset's")
+    return run(
+        data,
+        model,
+        checkpoint,
+        load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
+        words=words,
+        as_json=as_json,
+        only_plan=plan,
+        question={
+            "methods": methods or ["complete"],
+            "protocols": asked,
+            "preset": preset,
+            "target": target,
+            "fit": resize_mode,
+            "data_options": {key: value for key, value in known.items() if value is not None},
+            "limit": limit,
+            "seed": seed,
+            "output": output,
+            "block": block_size,
+            "batch_size": batch_size,
+            "keep": num_previews,
+            "engine": engine,
+            "engine_options": cluster,
+        },
+    )
 
 
 def _list(as_json: bool) -> None:
@@ -212,7 +215,7 @@ def run(
     as_json: bool,
     only_plan: bool = False,
 ) -> bool:
-    """Do or finish the run, or plan it; whether something could not be measured."""
+    """Runs, resumes or plans the evaluation; returns whether something could not be measured."""
     from vitrail.evaluate.engines.torchrun import local_rank
     from vitrail.evaluate.run_reader import read_run
     from vitrail.evaluate.runner import estimate, evaluate
@@ -287,12 +290,12 @@ def _show_plan(found: "Estimate", as_json: bool) -> None:
 
 
 def _unknown(failure: "Failure") -> bool:
-    """Whether the data do not tell what a protocol needs of this image, which is no fault of anything."""
+    """Returns whether the data set lacks the annotation that a protocol needs, which is no failure of the run."""
     return failure.method is not None and failure.reason.startswith("no ")
 
 
 def _options(words: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Options as values, those of methods and those of protocols."""
+    """Returns the options of methods and those of protocols, converted to their types."""
     from vitrail.evaluate.protocols import PROTOCOLS, find_protocol
     from vitrail.methods import METHODS, find_method
     from vitrail.methods.option_values import typed, typed_options

@@ -1,8 +1,7 @@
-"""`vitrail explain`: pictures of why, for images, folders and patterns."""
+"""`vitrail explain`: attribution maps of images, folders and patterns."""
 
 import random
-import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,20 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_json, show_table, stop
-from vitrail.cli.inputs import OVERLAY, Found, OutputNames, destination, find_images, slug
-from vitrail.cli.prefetch import in_batches, in_threads
-from vitrail.cli.request import (
-    FILES,
+from vitrail.cli.image_run import (
+    ImageRun,
     Request,
     check_question,
     classes_of,
-    how_to_load,
-    kinds,
+    images_at_once,
+    in_batches,
+    in_threads,
     load_model,
-    parse_batch,
-    split_option,
+    passes_at_once,
 )
+from vitrail.cli.inputs import OVERLAY, Found, formats_of, slug
 from vitrail.errors import VitrailError
 
 if TYPE_CHECKING:
@@ -31,11 +28,7 @@ if TYPE_CHECKING:
     from vitrail.inputs import Prepared
     from vitrail.models import VisionModel
 
-__all__ = ["explain_command", "formats_of", "images_at_once", "passes_at_once", "results", "run"]
-
-MANY = 100  # images, from which on a figure of each would take longer and more room than anybody wants
-AT_ONCE = {"cpu": 8}  # images; a CPU is quickest while the activations stay in its cache
-AT_ONCE_ELSEWHERE = 64
+__all__ = ["explain_command", "results", "run"]
 
 HEADER = ("image", "target", "its probability", "against", "and its", "lowest", "highest", "files")
 
@@ -43,23 +36,15 @@ HEADER = ("image", "target", "its probability", "against", "and its", "lowest", 
 def explain_command(
     images: shared.Images,
     model: shared.ModelName,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target", "-t", help="Class to explain, by name or index; several: repeat. Default: the predicted class."
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
-    ] = None,
+    target: shared.Targets = None,
+    against: shared.Against = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="For CLIP models: a text as the target; several: repeat."),
+        typer.Option("--text", help="For CLIP models: text to explain, as the target; repeat for several."),
     ] = None,
     against_text: Annotated[
         list[str] | None,
-        typer.Option("--against-text", help="For CLIP models: a text to compare with; one, or one for each --text."),
+        typer.Option("--against-text", help="For CLIP models: contrastive text; one, or one for each --text."),
     ] = None,
     method: shared.Method = "complete",
     checkpoint: shared.Checkpoint = None,
@@ -68,16 +53,13 @@ def explain_command(
     output_kind: shared.OutputKind = None,
     output: shared.Output = shared.DEFAULT_OUTPUT,
     format_: shared.FolderFormats = None,
-    objective: Annotated[
-        str | None,
-        typer.Option("--objective", help="What is differentiated. Default: logit; with --against difference."),
-    ] = None,
+    objective: shared.Objective = None,
     gradient: shared.OwnGradientMode = None,
     compete: Annotated[
         bool | None,
         typer.Option(
             "--compete/--no-compete",
-            help="Subtract what argues for other classes in the image. Default: yes for complete, unless --gradient, "
+            help="Subtract the evidence for other classes in the image. Default: on for complete, unless --gradient, "
             "--objective or --against is given.",
         ),
     ] = None,
@@ -87,32 +69,26 @@ def explain_command(
         str | None,
         typer.Option(
             "--readout",
-            help="Token to read: class, mean, all, an index, or ROW,COLUMN of a patch. Default: the model's own.",
+            help="Token to read out: class, mean, all, an index, or ROW,COLUMN of a patch. Default: the model's own.",
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option", metavar="NAME=VALUE", help="An option of the method, as in variant=released; several: repeat."
-        ),
-    ] = None,
+    option: shared.MethodOptions = None,
     size: shared.InputSize = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     batch_size: shared.AutoBatchSize = "auto",
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the method. Default: none.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Estimate memory and time instead of explaining.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the method. Default: unseeded.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Estimate memory and time, and stop.")] = False,
     as_json: shared.AsJson = False,
-) -> None:
+) -> bool:
     """Draw which patches argue for a class (red) and which against it (blue).
 
-    Each image becomes OUTPUT/<stem>.<target>.png, a figure. More than 100 images become small overlays (.jpg) and maps
+    Each image becomes a figure, OUTPUT/<stem>.<target>.png. More than 100 images become small overlays (.jpg) and maps
     (.safetensors) instead, unless --format says otherwise. A failed image is reported on stderr and sets exit code 1;
-    the others continue. Exit code 2: the question itself cannot be asked.
+    the others continue. Exit code 2: the question is invalid for every image.
     """
-    from vitrail.cli.estimate import show_plan
 
-    options = dict(split_option(text) for text in option or [])
+    options = dict(shared.split_option(text) for text in option or [])
     texts = [*(text or []), *(against_text or [])]
     if texts and (target or against):
         raise typer.BadParameter(
@@ -130,27 +106,27 @@ def explain_command(
         question={
             "method": method,
             "objective": objective,
-            "gradient": gradient and gradient.value,
+            "gradient": gradient and str(gradient),
             "compete": compete,
             "start_layer": start_layer,
             "centred": centred,
             "readout": None if readout is None else _readout(readout),
         },
         options=options,
-        load={**how_to_load(device, dtype, size, output_kind, num_classes, class_names), "texts": texts or None},
-        batch_size=parse_batch(batch_size),
+        load={**shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names), "texts": texts or None},
+        batch_size=shared.parse_batch(batch_size),
         output=output,
-        formats=kinds(format_),
+        formats=shared.kinds(format_),
         as_json=as_json,
         seed=seed,
     )
     if seed is not None:
         _sow(seed)
-    try:
-        failed = show_plan(request) if plan else run(request)
-    except VitrailError as error:
-        stop(error, as_json=as_json)
-    raise typer.Exit(1 if failed else 0)
+    if not plan:
+        return run(request)
+    from vitrail.cli.estimate import show_plan
+
+    return show_plan(request, results)
 
 
 def _readout(text: str) -> Any:
@@ -170,110 +146,62 @@ def _sow(seed: int) -> None:
 
 
 def run(request: Request) -> bool:
-    """Explain every image of the request; say whether any failed. Raises `VitrailError` for a question at fault."""
+    """Explains every image of the request; returns whether any failed. Raises `VitrailError` for a faulty question."""
     objective = check_question(request)
-    place = destination(request.output, FILES, request.formats)
-    reporter = Reporter(as_json=request.as_json)
-    found, missing = find_images(request.images, leave_out=place.leave_out)
-    names = OutputNames(place.folder, found, place.file)
+    images = ImageRun.of(request)
     model = load_model(request)
     classes = classes_of(request, model)
-    formats = formats_of(place.formats, len(found))
-    if not place.formats and len(found) > MANY:
+    formats = formats_of(images.place.formats, len(images.found))
+    if not images.place.formats and OVERLAY in formats:
         kinds = "small overlays (.jpg) and maps (.safetensors)"
-        reporter.say(f"{len(found)} images: {kinds} are written; --format png draws each a figure")
-    for argument, error in missing:
-        reporter.fail(argument, error)
-    at_the_end = request.as_json or sys.stdout.isatty()  # a table would run into the progress bar
-    each = results(request, model, classes, found, names, formats, reporter)
-    rows: Iterable[dict[str, Any]] = each
-    try:
-        with reporter.working(len(found)), closing(each):
-            if at_the_end:
-                rows = list(rows)
-            else:
-                show_table(HEADER, map(_row, rows))
-    except KeyboardInterrupt:
-        reporter.say(f"interrupted after {reporter.done} of {len(found)} images: every file in {place.folder} is whole")
-        raise typer.Exit(130) from None
-    if request.as_json:
-        asked = {**request.question, "objective": objective, "options": request.options}
-        answers = {"results": rows, "failures": reporter.failures}
-        document = {"model": model.name, "metadata": dict(model.metadata), **asked, **answers}
-        show_json(document)
-    elif at_the_end:
-        show_table(HEADER, map(_row, rows))
-    return bool(reporter.failures)
-
-
-def images_at_once(model: "VisionModel") -> int:
-    """The most images of a pass where memory is no matter: more gain nothing, and are lost together."""
-    return AT_ONCE.get(model.device.type, AT_ONCE_ELSEWHERE)
-
-
-def passes_at_once(request: Request, model: "VisionModel", image: "Prepared", size: int) -> int:
-    """How many passes over `size` images like this one go side by side."""
-    from vitrail.cli.cpu_parallelism import lanes_for
-
-    # A method that draws from the global generator must be asked in one order for --seed to mean anything.
-    return lanes_for(model, image.tensor, size) if request.seed is None else 1
-
-
-def formats_of(asked: tuple[str, ...], images: int) -> tuple[str, ...]:
-    """The kinds of file that are written: those asked for, else by the number of images."""
-    return asked or (("png",) if images <= MANY else (OVERLAY, "safetensors"))
+        images.reporter.say(f"{len(images.found)} images: {kinds} are written; --format png draws each a figure")
+    asked = {**request.question, "objective": objective, "options": request.options}
+    each = results(images, model, classes, formats)
+    return images.report(model, each, HEADER, _table, lambda _: asked)
 
 
 def results(
-    request: Request,
-    model: "VisionModel",
-    classes: tuple[list[int], list[int]],
-    found: Sequence[Found],
-    names: OutputNames,
-    formats: Sequence[str],
-    reporter: Reporter,
+    images: ImageRun, model: "VisionModel", classes: tuple[list[int], list[int]], formats: Sequence[str]
 ) -> Generator[dict[str, Any], None, None]:
-    """Rows of the table: images are read in threads ahead of the model, and results written in one behind it."""
+    """Yields a row for each target: images are read in threads ahead of the model, and drawn in one behind it."""
     from vitrail.explain import explain
     from vitrail.inputs import prepare_one
 
+    request, reporter = images.request, images.reporter
     targets, against = classes
+    size = request.batch_size or images_at_once(model)
 
     def load(image: Found) -> "Prepared":
         return prepare_one(model, image.path)
 
-    def ask(images: list[Found], prepared: "list[Prepared]") -> "Explanation":
+    def ask(members: list[Found], prepared: "list[Prepared]") -> "Explanation":
         return explain(
             model,
             prepared,
-            _each(targets, against, len(images)),
-            against=_each(against, targets, len(images)),
+            _each(targets, against, len(members)),
+            against=_each(against, targets, len(members)),
             batch_size=request.batch_size or None,
             progress=reporter.report,
             **request.question,
             **request.options,
         )
 
-    def lanes(image: "Prepared") -> int:
-        return passes_at_once(request, model, image, size)
-
-    def failed(image: Found, error: Exception) -> None:
-        reporter.fail(str(image.path), error)
-        reporter.advance()
+    def parallel(image: "Prepared") -> int:
+        # A method that draws from the global generator must be asked in one order for --seed to mean anything.
+        return passes_at_once(model, image.tensor, size) if request.seed is None else 1
 
     def write(done: "tuple[Found, Explanation]") -> list[Path]:
         image, ex = done
-        return _write(ex, image, names, formats)
+        return _write(ex, image, images, formats)
 
-    size = request.batch_size or images_at_once(model)
-    explained = in_batches(found, load, ask, size=size, failed=failed, lanes=lanes)
+    explained = in_batches(images.found, load, ask, size=size, failed=images.failed, parallel=parallel)
     # One thread writes: Matplotlib knows no more, and the disk is no faster for it.
     with closing(explained), closing(in_threads(write, explained, workers=1, depth=size, prompt=True)) as written:
         for (image, ex), files in written:
             try:
                 rows = list(_rows(ex, image, files.result()))
             except VitrailError as error:
-                failed(image, error)
+                images.failed(image, error)
                 continue
             for note in ex.notes():
                 reporter.note(str(image.path), note)
@@ -282,13 +210,13 @@ def results(
 
 
 def _each(classes: list[int], others: list[int], images: int) -> Any:
-    """The same question for every image: None, one class each, or (where there are several) a list for each."""
+    """Returns the same classes for every image: None, one each, or (where there are several) a list each."""
     if not classes:
         return None
     return [classes] * images if max(len(classes), len(others)) > 1 else classes * images
 
 
-def _write(ex: "Explanation", image: Found, names: OutputNames, formats: Sequence[str]) -> list[Path]:
+def _write(ex: "Explanation", image: Found, images: ImageRun, formats: Sequence[str]) -> list[Path]:
     from vitrail.plotting import save_light, save_picture
 
     savers: dict[str, Any] = {"safetensors": type(ex).save, OVERLAY: save_light}
@@ -299,7 +227,7 @@ def _write(ex: "Explanation", image: Found, names: OutputNames, formats: Sequenc
     files = []
     for kind in formats:
         part = OVERLAY if kind == OVERLAY and "jpg" in formats else ""
-        path = names.path(image, what, "jpg" if kind == OVERLAY else kind, part)
+        path = images.names.path(image, what, "jpg" if kind == OVERLAY else kind, part)
         files.append(savers.get(kind, save_picture)(ex, path))
     return files
 
@@ -337,7 +265,7 @@ def _rows(ex: "Explanation", image: Found, files: Sequence[Path]) -> Iterator[di
         yield row
 
 
-def _row(row: dict[str, Any]) -> tuple[Any, ...]:
+def _table(row: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     from vitrail.explanation import verdict_of
     from vitrail.plotting.canvas import number
 
@@ -346,4 +274,4 @@ def _row(row: dict[str, Any]) -> tuple[Any, ...]:
         said = verdict_of(row[f"{role}_probability"], row[f"{role}_logit"]) if role in row else ""
         sides += [row.get(role, ""), said]
     files = tuple(map(Path, row["files"]))
-    return Path(row["image"]), *sides, number(row["lowest"]), number(row["highest"]), files
+    yield Path(row["image"]), *sides, number(row["lowest"]), number(row["highest"]), files

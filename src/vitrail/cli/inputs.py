@@ -13,7 +13,7 @@ from pathlib import Path
 from vitrail.errors import NotAnImageError, OptionError
 from vitrail.files import try_folder
 
-__all__ = ["Destination", "Found", "OutputNames", "destination", "find_images", "slug"]
+__all__ = ["OVERLAY", "Destination", "Found", "OutputNames", "destination", "find_images", "formats_of", "slug"]
 
 # What ends in one of these or as an image does is meant as a file, whether or not the command at hand writes such.
 ENDINGS = {f".{kind}" for kind in ("pdf", "svg", "html", "md", "tex", "csv", "json", "safetensors", "mp4", "txt")}
@@ -21,12 +21,13 @@ OVERLAY = "overlay"  # the kind of result that is a .jpg, too
 
 _log = logging.getLogger("vitrail")
 
+MANY = 100  # images, from which on a figure of each would take longer and more room than anybody wants
 LONGEST = 100  # bytes of a stem or of a class in a file name, of which most systems allow 255
 
 
 @dataclass(frozen=True)
 class Found:
-    """An image file, and its place below the output folder: the path inside the folder it was found in, no suffix."""
+    """An image file, and its place in the output folder: its path in the folder that was searched, without suffix."""
 
     path: Path
     place: Path
@@ -35,11 +36,11 @@ class Found:
 def find_images(
     arguments: Sequence[str], *, leave_out: Path | None = None
 ) -> tuple[list[Found], list[tuple[str, Exception]]]:
-    """All images that files, folders (searched to the bottom) and wildcard patterns name, each once, in a stable order.
+    """Returns all images that files, folders (searched recursively) and patterns name, each once, in a stable order.
 
     An existing file is taken whatever its suffix; in folders the suffix decides, links are followed, and hidden files
-    and the folder `leave_out`, where results go, are skipped. Second come the arguments that name nothing, each
-    with its error. Files in folders that could be pictures and are not read are counted in one line of the log.
+    and the folder `leave_out`, where results go, are skipped. The second list holds the arguments that name nothing,
+    each with its error. Files in folders that could be pictures and are not read are counted in one log line.
     """
     from vitrail.images import READABLE, skipped, walk_images
 
@@ -56,8 +57,8 @@ def find_images(
             if not path.is_dir():
                 found.setdefault(os.path.realpath(path), Found(path, Path(path.stem)))
                 continue
-            inside, beside = walk_images(path, refuse=partial(_cannot_enter, failures), leave_out=leave_out)
-            others += beside
+            inside, unread = walk_images(path, refuse=partial(_cannot_enter, failures), leave_out=leave_out)
+            others += unread
             if not inside and not any(argument == str(path) for argument, _ in failures):
                 failures.append((str(path), NotAnImageError(f"no image in this folder (suffixes {READABLE})")))
             for one in inside:
@@ -73,7 +74,7 @@ def _cannot_enter(failures: list[tuple[str, Exception]], error: OSError) -> None
 
 @dataclass(frozen=True)
 class Destination:
-    """Where results go: a folder, or one file, whose stem results of other kinds share; and the kinds asked for."""
+    """The folder of the results, or one file, whose stem results of other kinds share; and the kinds asked for."""
 
     folder: Path
     file: Path | None = None
@@ -88,10 +89,10 @@ class Destination:
 def destination(
     output: Path, writes: Sequence[str] = (), asked: Sequence[str] = (), option: str = "--output"
 ) -> Destination:
-    """Read `--output` (or `option`): a file where it ends as files do, else a folder, tried at once.
+    """Reads `--output` (or `option`): a file where it has the suffix of one, else a folder, tried at once.
 
-    `writes` are the endings that the command can give one file, none where it always writes several; `asked` are the
-    kinds named by `--format`.
+    `writes` are the suffixes that the command can give a single file, none where it always writes several; `asked` are
+    the kinds named by `--format`.
 
     Raises `OptionError` for a file that cannot be meant, `OutputFileError` where nothing can be written.
     """
@@ -111,10 +112,16 @@ def destination(
     return Destination(try_folder(output.parent), output, tuple(asked) or (kind,))
 
 
-class OutputNames:
-    """Names of results: `<folder>/<stem>.<what>.<suffix>`, none for two images, none that is itself an image's.
+def formats_of(asked: tuple[str, ...], images: int) -> tuple[str, ...]:
+    """Returns the kinds of file that are written: those asked for, else by the number of images."""
+    return asked or (("png",) if images <= MANY else (OVERLAY, "safetensors"))
 
-    With `file` the one image's results go there, those of other kinds beside it. Raises `OptionError` for more images.
+
+class OutputNames:
+    """Names the results `<folder>/<stem>.<what>.<suffix>`: each name once, and never that of an input image.
+
+    With `file` the only image's results go there, those of other kinds next to it. Raises `OptionError` for more
+    images.
     """
 
     def __init__(self, folder: Path, images: Sequence[Found], file: Path | None = None) -> None:
@@ -137,7 +144,7 @@ class OutputNames:
             self._stems[image.path] = stem
 
     def path(self, image: Found, what: str, suffix: str, part: str = "") -> Path:
-        """Where the result called `what` of this image goes; `part` tells several of a kind apart."""
+        """Returns the path of the result called `what` of this image; `part` tells several of a kind apart."""
         end = f".{part}" if part else ""
         if self.file is not None:
             same = self.file.suffix.lower().removeprefix(".").replace("jpeg", "jpg") == suffix and not part
@@ -155,7 +162,7 @@ class OutputNames:
 
 
 def slug(name: str) -> str:
-    """A class name as part of a file name: lower case, letters and digits of any script, hyphens between.
+    """Returns a class name as part of a file name: lower case, letters and digits of any script, hyphens between.
 
     >>> slug("African elephant"), slug("crane (134)"), slug("jack-o'-lantern")
     ('african-elephant', 'crane-134', 'jack-o-lantern')
@@ -164,7 +171,7 @@ def slug(name: str) -> str:
 
 
 def _cut(name: str) -> str:
-    """A name that can be shown and copied: no line breaks, escape codes or bytes that are no letter; not too long."""
+    """Returns the name in printable characters, cut to `LONGEST` bytes."""
     name = "".join(c if c.isprintable() else "_" for c in name)
     return os.fsencode(name)[:LONGEST].decode(errors="ignore") if len(os.fsencode(name)) > LONGEST else name
 

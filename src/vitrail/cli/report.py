@@ -1,4 +1,4 @@
-"""`vitrail report`: what runs of `vitrail evaluate` found, on a page."""
+"""`vitrail report`: a page with the results of `vitrail evaluate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import show, show_json, show_table, stages, stop
+from vitrail.cli.console import show, show_json, show_table, stages
 
 __all__ = ["report_command"]
 
@@ -15,12 +15,12 @@ def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `vitrail evaluate --output` wrote.", metavar="RUN…")],
     output: shared.FolderOutput = Path("report"),
     pictures: Annotated[
-        int, typer.Option("--pictures", min=0, help="Number of best images shown for a method, and of worst.")
+        int, typer.Option("--pictures", min=0, help="Number of best and of worst images shown for each method.")
     ] = 3,
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", help='Number that ranks the images, as in "perturbation: positive AUC". Default: the first.'
+            "--by", help='Measure that ranks the images, as in "perturbation: positive AUC". Default: the first.'
         ),
     ] = None,
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Number of bootstrap resamples.")] = 2000,
@@ -29,22 +29,18 @@ def report_command(
 ) -> None:
     """Write a page with leaderboard, curves, paired differences, best and worst images, failures and the protocol.
 
-    OUTPUT/index.html needs nothing from elsewhere; figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) lie next to it.
-    Several runs stand side by side, with a warning where they differ in more than their methods.
+    OUTPUT/index.html needs no other file; figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) are written next to it.
+    Several runs are shown side by side, with a warning where they differ in more than their methods.
     """
     from vitrail.cli.inputs import destination
-    from vitrail.errors import VitrailError
     from vitrail.report import write_report
     from vitrail.report.tables import ARROWS, ordered, summary
 
-    try:
-        destination(output)
-        with stages() as progress:
-            written = write_report(
-                runs, output, pictures=pictures, by=by, resamples=resamples, seed=seed, progress=progress
-            )
-    except VitrailError as error:
-        stop(error, as_json=as_json)
+    destination(output)
+    with stages() as progress:
+        written = write_report(
+            runs, output, pictures=pictures, by=by, resamples=resamples, seed=seed, progress=progress
+        )
     if as_json:
         found = {
             "page": str(written.page),

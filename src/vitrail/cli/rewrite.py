@@ -1,4 +1,4 @@
-"""`vitrail rewrite`: a picture that looks the same and is another class."""
+"""`vitrail rewrite`: an adversarial image, which looks the same and is classified otherwise."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Terminal, show, show_json, stop
+from vitrail.cli.console import Terminal, show, show_json
 
 if TYPE_CHECKING:
     from vitrail.counterfactual.rewrite import Progress
@@ -19,71 +19,55 @@ if TYPE_CHECKING:
 __all__ = ["rewrite_command"]
 
 
-class Variant(StrEnum):
-    """What a step follows."""
-
-    gradient = "gradient"
-    sign = "sign"
-    adam = "adam"
-
-
-class Slope(StrEnum):
-    """What goes down."""
-
-    difference = "difference"
-    log_probability = "log_probability"
-
-
-class Resolution(StrEnum):
-    """Which pixels are changed."""
-
-    photograph = "photograph"
-    input = "input"
-
-
-class Norm(StrEnum):
-    """How the budget is measured."""
-
-    linf = "linf"
-    l2 = "l2"
+Variant = StrEnum("Variant", "gradient sign adam")
+Slope = StrEnum("Slope", "difference log_probability")
+Resolution = StrEnum("Resolution", "photograph input")
+Norm = StrEnum("Norm", "linf l2")
 
 
 def rewrite_command(
     image: shared.ImageFile,
     model: shared.ModelName,
-    target: Annotated[str, typer.Option("--target", "-t", help="The class to reach, by name or index.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="Class to reach, by name or index.")],
     source: Annotated[
         str | None,
-        typer.Option("--source", "-s", help="The class to leave, by name or index. Default: the predicted class."),
+        typer.Option("--source", "-s", help="Class to leave, by name or index. Default: the predicted class."),
     ] = None,
-    until: Annotated[float, typer.Option("--until", help="Probability of the target at which to stop.")] = 0.9,
+    until: Annotated[
+        float, typer.Option("--until", help="Probability of the target at which the descent stops.")
+    ] = 0.9,
     objective: Annotated[
         Slope | None,
         typer.Option(
-            "--objective", help="What the descent lowers. Default: difference; within a budget log_probability."
+            "--objective", help="Objective of the descent. Default: difference; log_probability with --budget."
         ),
     ] = None,
     variant: Annotated[
         Variant | None,
-        typer.Option("--variant", help="What a step follows. Default: gradient; within an L∞ budget sign."),
+        typer.Option(
+            "--variant",
+            help="Direction of a step: gradient, its sign, or Adam. Default: gradient; sign with an L∞ --budget.",
+        ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            "--budget", help="Largest total change, pixels counted from 0 to 1: 0.03 or 8/255. Default: none."
+            "--budget", help="Largest total change of pixel values in [0, 1], as 0.03 or 8/255. Default: no limit."
         ),
     ] = None,
-    norm: Annotated[Norm, typer.Option("--norm", help="The norm of the budget.")] = Norm.linf,
+    norm: Annotated[Norm, typer.Option("--norm", help="Norm of the budget.")] = Norm.linf,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Largest number of steps.")] = 500,
     step_size: Annotated[
         str | None,
         typer.Option(
-            "--step-size", help="Largest change of a pixel in one step, as for --budget. Default: by variant."
+            "--step-size", help="Largest change of a pixel in one step, written as for --budget. Default: by variant."
         ),
     ] = None,
     resolution: Annotated[
         Resolution,
-        typer.Option("--resolution", help="Where pixels change: the photograph's own resolution, or the input's."),
+        typer.Option(
+            "--resolution", help="Resolution at which pixels change: that of the photograph, or of the model's input."
+        ),
     ] = Resolution.photograph,
     resize: shared.Resize = None,
     checkpoint: shared.Checkpoint = None,
@@ -93,28 +77,28 @@ def rewrite_command(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Folder for the results, created if missing; or the picture, .png or .webp."
+            "--output", "-o", help="Folder for the results, created if missing; or the image file, .png or .webp."
         ),
     ] = shared.DEFAULT_OUTPUT,
     figure: Annotated[
         Path | None,
-        typer.Option("--figure", help="File of the figure: .png, .jpg, .pdf or .svg. Default: next to the picture."),
+        typer.Option("--figure", help="File of the figure: .png, .jpg, .pdf or .svg. Default: next to the image."),
     ] = None,
     method: shared.Method = "complete",
     gradient: shared.OwnGradientMode = None,
     device: shared.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
-) -> None:
-    """Change a photograph as little as it takes until the model names another class; for auditing one's own model.
+) -> bool:
+    """Change a photograph as little as needed until the model predicts another class; for auditing one's own model.
 
-    The picture, OUTPUT/<stem>.rewritten.<target>.png, is saved without loss at its own resolution, read again and
-    classified. The exit code is 0 when that file is the target class with the probability asked for, 1 when not (the
-    best found is saved all the same), and 2 when the question cannot be asked.
+    The image, OUTPUT/<stem>.rewritten.<target>.png, is saved without loss at its own resolution, read back and
+    classified. Exit code 0: that file reaches the target with the requested probability. Exit code 1: it does not; the
+    best image found is saved all the same. Exit code 2: the question is invalid.
     """
     limit, size = _number(budget, "--budget"), _number(step_size, "--step-size")
 
+    from vitrail.cli.image_run import load_named
     from vitrail.cli.inputs import Found, OutputNames, destination, slug
-    from vitrail.cli.request import load_named
     from vitrail.counterfactual.rewrite import rewrite, takes_for, unresized
     from vitrail.errors import VitrailError
     from vitrail.plotting.saving import save_figure
@@ -127,7 +111,7 @@ def rewrite_command(
         original = Found(image, Path(image.stem))
         names = OutputNames(place.folder, [original], place.file)
         how = {"device": device, "num_classes": num_classes, "class_names": class_names}
-        loaded = load_named(model, checkpoint, resize=resize, output=output_kind and output_kind.value, **how)
+        loaded = load_named(model, checkpoint, resize=resize, output=output_kind and str(output_kind), **how)
         with _bar(until, hidden=as_json) as progress:
             result = rewrite(
                 loaded,
@@ -135,15 +119,15 @@ def rewrite_command(
                 target=target,
                 source=source,
                 until=until,
-                objective=None if objective is None else objective.value,
-                variant=None if variant is None else variant.value,
+                objective=None if objective is None else str(objective),
+                variant=None if variant is None else str(variant),
                 budget=limit,
-                norm=norm.value,
+                norm=str(norm),
                 steps=steps,
                 step=size,
-                at=resolution.value,
+                at=str(resolution),
                 method=method,
-                gradient=gradient and gradient.value,
+                gradient=gradient and str(gradient),
                 progress=progress,
             )
         kind = "png" if place.file is None else place.formats[0]
@@ -151,11 +135,11 @@ def rewrite_command(
         drawn = save_figure(result.plot(), figure or saved.with_name(f"{saved.stem}.figure.png"))
         asked = unresized(loaded) if resolution is Resolution.input else loaded
         held, probability = takes_for(asked, saved, result.target, until)
-    except VitrailError as error:
+    except VitrailError:
         if fresh:
             with suppress(OSError):  # other results are in it by now
                 output.rmdir()
-        stop(error, as_json=as_json)
+        raise
     reached = result.reached and held
     if as_json:
         read_back = {"file": str(saved), "figure": str(drawn), "probability_of_file": probability}
@@ -166,12 +150,12 @@ def rewrite_command(
             f"{saved}: read back, {result.names[1]} {100 * probability:.2f} %; "
             f"L2 {result.similarity.l2:.3f}, SSIM {result.similarity.ssim:.4f}; drawn in {drawn}"
         )
-    raise typer.Exit(0 if reached else 1)
+    return not reached
 
 
 @contextmanager
 def _bar(until: float, *, hidden: bool) -> "Iterator[Callable[[Progress], None] | None]":
-    """How far the target's probability has come, where a person watches."""
+    """Yields the callback of a progress bar for the target's probability, or None where nobody watches."""
     if hidden or not sys.stderr.isatty():
         yield None
         return

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, Terminal, show, show_json, stop
-from vitrail.cli.request import split_option
+from vitrail.cli.console import Reporter, Terminal, show, show_json
 
 if TYPE_CHECKING:
     from vitrail.text import TextExplanation
@@ -19,23 +18,19 @@ def text_command(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, each in quotation marks.")],
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="Folder of a text classifier and its tokenizer, or an id of the hub."),
-    ],
-    target: Annotated[
-        list[str] | None,
         typer.Option(
-            "--target", "-t", help="Class to explain, by name or index; several: repeat. Default: the predicted class."
+            "--model", "-m", help="Text classifier with its tokenizer: a folder, or an id of the Hugging Face hub."
         ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option("--against", help="Class to compare with; one, or one for each target. Default: none."),
-    ] = None,
+    ],
+    target: shared.Targets = None,
+    against: shared.Against = None,
     pair: Annotated[
-        str | None, typer.Option("--pair", help="Second text, for models of two (premise and hypothesis).")
+        str | None,
+        typer.Option("--pair", help="Second text, for models of text pairs (premise and hypothesis). Default: none."),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="Method: raw, rollout, gae, complete, absolute, gmar_l1 or gmar_l2.")
+        str,
+        typer.Option("--method", help="Attribution method: raw, rollout, gae, complete, absolute, gmar_l1 or gmar_l2."),
     ] = "complete",
     output: Annotated[
         Path | None,
@@ -45,59 +40,49 @@ def text_command(
             help="File: .html, .png, .jpg, .pdf, .svg or .safetensors; or a folder for text.html. Default: none.",
         ),
     ] = None,
-    special: Annotated[bool, typer.Option("--special", help="Show tokens such as [CLS] and [SEP] too.")] = False,
-    objective: Annotated[
-        str | None,
-        typer.Option("--objective", help="What is differentiated. Default: logit; with --against difference."),
-    ] = None,
+    special: Annotated[
+        bool, typer.Option("--special", help="Show special tokens such as [CLS] and [SEP] too.")
+    ] = False,
+    objective: shared.Objective = None,
     gradient: shared.GradientMode = shared.Gradient.full,
     start_layer: shared.StartLayer = None,
     centred: shared.Centred = False,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option", metavar="NAME=VALUE", help="An option of the method, as in variant=released; several: repeat."
-        ),
-    ] = None,
+    option: shared.MethodOptions = None,
     output_kind: shared.OutputKind = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
-) -> None:
+) -> bool:
     """Colour the words that argue for a class (red) and those that argue against it (blue).
 
-    `vitrail text "Not a bad film." --model folder --target positive` prints the text, coloured in a terminal; elsewhere
-    one line for each token. --output writes a picture, a page or all numbers besides. A failed text is reported on
-    stderr and sets exit code 1; a question that cannot be asked sets exit code 2.
+    `vitrail text "Not a bad film." --model folder --target positive` prints the text, coloured on a terminal; elsewhere
+    one line for each token. --output also writes a figure, a page or all numbers. A failed text is reported on stderr
+    and sets exit code 1; an invalid question sets exit code 2.
     """
     from vitrail.cli.inputs import destination
-    from vitrail.errors import VitrailError
     from vitrail.methods import find_method
     from vitrail.methods.option_values import typed_options
 
     question = {
         "method": method,
         "objective": objective,
-        "gradient": gradient.value,
+        "gradient": str(gradient),
         "start_layer": start_layer,
         "centred": centred,
     }
-    words = dict(split_option(text) for text in option or [])
+    words = dict(shared.split_option(text) for text in option or [])
     asked = [text if pair is None else (text, pair) for text in texts]
     reporter = Reporter(as_json=as_json)
-    try:
-        place = None if output is None else destination(output, ("html", "png", "jpg", "pdf", "svg", "safetensors"))
-        file = None if place is None else place.file or place.folder / "text.html"
-        question |= typed_options(find_method(method, words), words)
-        load = {"device": device, "dtype": dtype.value}
-        question["output"] = output_kind and output_kind.value
-        found = _explain(asked, model, target or [], against or [], question, load, reporter)
-        if found is not None:
-            written = None if file is None else str(found.save(file, special=special))
-            _print(found, special, as_json, written, reporter)
-    except VitrailError as error:
-        stop(error, as_json=as_json)
-    raise typer.Exit(1 if reporter.failures else 0)
+    place = None if output is None else destination(output, ("html", "png", "jpg", "pdf", "svg", "safetensors"))
+    file = None if place is None else place.file or place.folder / "text.html"
+    question |= typed_options(find_method(method, words), words)
+    load = {"device": device, "dtype": str(dtype)}
+    question["output"] = output_kind and str(output_kind)
+    found = _explain(asked, model, target or [], against or [], question, load, reporter)
+    if found is not None:
+        written = None if file is None else str(found.save(file, special=special))
+        _print(found, special, as_json, written, reporter)
+    return bool(reporter.failures)
 
 
 def _explain(
@@ -111,7 +96,7 @@ def _explain(
 ) -> "TextExplanation | None":
     import torch
 
-    from vitrail.cli.request import named_device
+    from vitrail.cli.image_run import named_device
     from vitrail.errors import ModelError, OptionError, TextError
     from vitrail.models.hugging_face import load_text, text_model
     from vitrail.text import explain_text
