@@ -24,7 +24,7 @@ Precision = StrEnum("Precision", "float32 float64 bfloat16 float16")
 Kind = StrEnum("Kind", "logits multilabel probabilities log_probabilities scores embedding")
 
 DEFAULT_OUTPUT = Path("out")
-MODEL_HELP = "Name of the model: one that `vitrail models` lists, or hf/ and an id or a folder."
+MODEL_HELP = "Name of the model: one that `vitrail models` lists, or hf/ followed by an id or a folder."
 GRADIENT_HELP = "Gradient mode. full: plain gradient; leaf: attention held constant; libra: norms and gates too."
 
 Images: TypeAlias = Annotated[
