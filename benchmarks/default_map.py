@@ -51,7 +51,6 @@ from torch import Tensor
 import vitrail
 from vitrail.benchmark.machine import describe_machine
 from vitrail.bestiary.benchmark import draw_truths, measured
-from vitrail.competition import find_rivals, overlap, rival_logit
 from vitrail.evaluate import bootstrap, open_data
 from vitrail.evaluate.batched_queries import QueryBatcher
 from vitrail.evaluate.case import Case
@@ -59,7 +58,7 @@ from vitrail.evaluate.insertion import mean_height
 from vitrail.evaluate.protocols.insertion import deletion, insertion
 from vitrail.evaluate.signs import sides, signs
 from vitrail.inputs import prepare
-from vitrail.models.similarity import class_rows
+from vitrail.objectives import class_rows, find_rivals, overlap, rival_logit
 
 Maps = dict[str, Tensor]  # by candidate: (images, targets, rows, cols)
 Marked = tuple[Path, tuple[int, Tensor], tuple[int, Tensor]]  # a photograph, and two classes with the patches of each

@@ -13,10 +13,9 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 import vitrail
-from vitrail.competition import MOST_RIVALS, find_rivals, overlap, subtract
 from vitrail.errors import NonFiniteError, OptionError
 from vitrail.methods import list_methods
-from vitrail.models.similarity import class_rows
+from vitrail.objectives import MOST_RIVALS, class_rows, find_rivals, overlap, subtract
 
 ABLE = [info.name for info in list_methods() if "compete" in info.accepts]
 FEW = ("timm_vit", "hf_dinov2_registers", "timm_siglip")  # read at the class token, a mean, a pooling query

@@ -20,9 +20,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitrail.comparison import Compared, Comparison
-from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.explanation import Explanation, ExplanationFileError
+from vitrail.objectives import Rivals
 from vitrail.plotting import overlay
 from vitrail.text import TextExplanation
 

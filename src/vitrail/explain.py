@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attention.gradient_modes import GradientMode, check_gradient_mode
-from .competition import Rivals, joined, subtract
 from .errors import (
     ImageError,
     LayoutError,
@@ -31,9 +30,18 @@ from .models import wrap
 from .models.layout import TokenLayout, layout_of, layout_of_layer
 from .models.readiness import refuse_training
 from .models.readout import Readout, readout_weights
-from .models.similarity import class_rows
 from .models.vision_model import VisionModel
-from .objectives import OBJECTIVES, Objective, check_objective, default_objective, objective_name
+from .objectives import (
+    OBJECTIVES,
+    Objective,
+    Rivals,
+    check_objective,
+    class_rows,
+    default_objective,
+    joined,
+    objective_name,
+    subtract,
+)
 from .on_error import OnError, check_on_error, failure_records, skipping
 from .outputs import Output
 from .targets import (
@@ -92,7 +100,7 @@ def explain(
             Default: libra for `complete`; for other methods, and beside a guide, full. `gradient="full"` is the map of
             Cui, Fan, Chen.
         compete: subtract what argues for other classes that are present elsewhere in the image (see
-            `vitrail.competition`): the class's own map less `rivals.scores` of the result. One more backward pass where
+            `vitrail.objectives`): the class's own map less `rivals.scores` of the result. One more backward pass where
             any rival is present; of one class's logit only. Default: True for `complete` where neither `gradient` nor
             another objective nor a guide is given.
         centred: take out of ∇A its mean under A in each row.

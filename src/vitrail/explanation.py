@@ -15,9 +15,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.files import atomic_write, open_regular
+from vitrail.objectives import Rivals
 from vitrail.on_error import failure_notes
 from vitrail.outputs import Kind, Output
 

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention.listeners import HeadShareListener
-from .competition import overlap
 from .errors import ImageError, LayoutError, TargetError
 from .explain import explain
 from .explanation import Explanation
@@ -16,8 +15,8 @@ from .methods.context import AttributionContext
 from .methods.gmar import head_weights
 from .models import wrap
 from .models.layout import layout_of
-from .models.similarity import class_rows
 from .models.vision_model import VisionModel
+from .objectives import class_rows, overlap
 from .targets import Targets, Wanted
 
 __all__ = ["HeadShares", "head_shares"]

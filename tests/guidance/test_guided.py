@@ -18,10 +18,9 @@ from vitrail.errors import (
     UnknownClassError,
 )
 from vitrail.guidance import drawing
-from vitrail.guidance.dissimilar_class import dissimilar_class
+from vitrail.guidance.drawing import class_likeness, dissimilar_class
 from vitrail.guidance.guide import as_guide, guide_files
 from vitrail.guidance.stitching import Box, plan_stitch, stitch
-from vitrail.models.similarity import class_likeness
 
 NAMES = ("horse", "zebra", "elephant", "tusker", "kite", "eagle", "snail")
 PREPROCESS = vitrail.Preprocess(size=(64, 64), resize=72, mean=(0.5,) * 3, std=(0.5,) * 3)

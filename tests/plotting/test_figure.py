@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vitrail.competition import Rivals
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.explanation import Explanation
+from vitrail.objectives import Rivals
 from vitrail.plotting import draw, save_figure, save_picture
 from vitrail.plotting.canvas import number
 from vitrail.plotting.overlay import colour, overlay

@@ -1,26 +1,85 @@
-"""A guide that the model draws itself: gradient ascent on a class's logit, from noise. No picture is needed."""
+"""A guide that the model draws itself: gradient ascent on a class's logit, from noise. No picture is needed.
+
+The class is one that the model holds for as unlike the target as any (`dissimilar_class`).
+"""
 
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..errors import TargetError
 from ..methods.context import Progress
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
+from ..objectives import class_rows, directions
 from .stitching import Stitch
 
-__all__ = ["STEPS", "draw_guide"]
+__all__ = ["STEPS", "class_likeness", "dissimilar_class", "draw_guide", "poles"]
 
 STEPS = 120
+PROBES = 16  # pictures of noise, which a model without a classifier is asked about
 CELL = 8  # pixels of the coarse grid: 28 × 14 cells for a half of 224 × 112
 COARSE_RATE, FINE_RATE = 0.15, 0.03  # Adam's steps, before the sigmoid
 
 Key = tuple[object, ...]
-_DRAWN: WeakKeyDictionary[torch.nn.Module, dict[Key, Tensor]] = WeakKeyDictionary()
+_DRAWN: WeakKeyDictionary[nn.Module, dict[Key, Tensor]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int) -> Float[Tensor, "classes classes"]:
+    """How alike the model holds two classes to be, from −1 to 1: the cosine between their rows of the classifier.
+
+    The classifier is the last linear layer with as many outputs as there are classes; what all its rows share is taken
+    out first. A model without one is asked about `PROBES` pictures of coarse noise: then likeness is the correlation of
+    the classes' logits over these.
+    """
+    rows = class_rows(model, classes)
+    if rows is None:
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(PROBES, size[0], 8, 8, generator=generator)
+        noise = interpolate(coarse, size=size[1:], mode="bilinear", align_corners=False)
+        rows = model.logits(noise).cpu().double().T
+        rows = directions(rows - rows.mean(dim=1, keepdim=True))
+    return (rows.double() @ rows.double().T).cpu()
+
+
+def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
+    """The two classes least like each other.
+
+    Example:
+        >>> poles(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]))
+        (0, 2)
+    """
+    first, second = divmod(int(likeness.argmin()), len(likeness))
+    return min(first, second), max(first, second)
+
+
+def dissimilar_class(likeness: Float[Tensor, "classes classes"], targets: Sequence[int]) -> int:
+    """The class to guide with: of the model's two poles the one less like the targets, so that two drawings do for all.
+
+    Where that pole is itself among the targets, the class least like all of them is taken.
+
+    Raises:
+        TargetError: when no class is left.
+
+    Example:
+        >>> dissimilar_class(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]), [1])
+        0
+    """
+    nearest = likeness[:, list(targets)].amax(dim=1)
+    best = min(poles(likeness), key=lambda index: float(nearest[index])) if len(likeness) > 1 else 0
+    if best not in targets:
+        return best
+    left = [index for index in range(len(likeness)) if index not in targets]
+    if not left:
+        raise TargetError(
+            f"the model's {len(likeness)} class(es) are all targets, so no class is left that a guide could show"
+        )
+    return min(left, key=lambda index: float(nearest[index]))
 
 
 @torch.inference_mode(False)
@@ -53,7 +112,7 @@ def draw_guide(
     return known[key].clone()
 
 
-def _weights(module: torch.nn.Module) -> tuple[int, ...]:
+def _weights(module: nn.Module) -> tuple[int, ...]:
     """Which weights these are, and how often each was written to: training in between makes a new drawing."""
     tensors = (*module.parameters(), *module.buffers())
     return tuple(number for t in tensors if not t.is_inference() for number in (t.data_ptr(), t._version))

@@ -20,14 +20,11 @@ from ..inputs import ImagesLike, Inputs, prepare
 from ..memory import in_passes
 from ..methods.context import Progress
 from ..models.layout import TokenLayout, layout_of
-from ..models.similarity import class_likeness
 from ..models.vision_model import VisionModel
 from ..targets import Targets, Wanted, parse_targets, predicted
-from .dissimilar_class import dissimilar_class
-from .drawing import draw_guide
+from .drawing import class_likeness, dissimilar_class, draw_guide
 from .guide import Guide
-from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid
-from .widening import widened
+from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid, widened
 
 __all__ = ["explain_guided"]
 

@@ -17,11 +17,10 @@ from ..attention.tap import Tap, Visitor, eager
 from ..attention.token_stream import StreamWatcher, TokenStream
 from ..attention.visitors import Replacement
 from ..attention.watchers import NormWatcher
-from ..competition import find_rivals, rival_logit
 from ..errors import LayoutError, OptionError, PackedBatchError
 from ..models.layout import TokenLayout
 from ..models.vision_model import VisionModel
-from ..objectives import Objective, evaluate_objective
+from ..objectives import Objective, evaluate_objective, find_rivals, rival_logit
 from ..outputs import LOGITS, Output
 from ..targets import Targets, ask_function, predicted
 
@@ -39,7 +38,7 @@ class AttributionContext:
     which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`);
     `by_difference` says for which it must.
 
-    With `competes`, each target has one more scalar: its rivals' (see `vitrail.competition`). A method that asks about
+    With `competes`, each target has one more scalar: its rivals' (see `vitrail.objectives`). A method that asks about
     `questions` scalars gives the targets' maps, then as many of their rivals; `class_rows` tell who is a rival.
     """
 
