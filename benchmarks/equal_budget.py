@@ -36,8 +36,7 @@ import vitrail
 from vitrail.benchmark.machine import describe_machine
 from vitrail.counterfactual import classify, rewrite
 from vitrail.counterfactual.resample import linear_view
-from vitrail.counterfactual.rewritten import encode
-from vitrail.counterfactual.similarity import similarity
+from vitrail.counterfactual.rewrite_result import encode, similarity
 
 METHODS = ("FGSM", "PGD", "rewrite", "rewrite as published")
 COLUMNS = ("photograph", "size", "norm", "budget", "method", "steps", "until", "target", "named", "probability")

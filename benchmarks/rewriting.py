@@ -20,8 +20,7 @@ from PIL import Image
 import vitrail
 from vitrail.benchmark.machine import describe_machine
 from vitrail.counterfactual import classify, rewrite
-from vitrail.counterfactual.rewritten import encode
-from vitrail.counterfactual.similarity import similarity
+from vitrail.counterfactual.rewrite_result import encode, similarity
 from vitrail.images import read_image
 
 Row = tuple[bool, float, float, float, float]  # reached, p(target), PSNR, L∞ in levels, SSIM

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitrail.counterfactual.budget import check_budget, project, to_levels
+from vitrail.counterfactual.step_rule import check_budget, project, to_levels
 from vitrail.errors import OptionError
 
 

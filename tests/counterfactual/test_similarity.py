@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vitrail.counterfactual.similarity import similarity
+from vitrail.counterfactual.rewrite_result import similarity
 
 
 @pytest.mark.parametrize("noise", [1, 10, 60])

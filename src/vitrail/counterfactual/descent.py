@@ -1,24 +1,209 @@
-"""The descent itself: attention maps that follow the slope of one logit, and what was seen on the way.
+"""Attention maps that follow the slope of one logit: what is varied, how it steps, and what was seen on the way.
+
+A map A follows from what is varied, θ, in one of three ways:
+
+    none      A = θ                   neither normalised nor kept positive
+    clamp     A = θ, θ ← max(θ, 0)    after each step: no negative attention, rows of any sum
+    softmax   A = softmax(θ) by rows  each row stays a distribution; θ starts at log A
+
+and θ steps in one of two, as in `torch.optim`, whose classes load PyTorch's compiler for seconds before the first step:
+
+    sgd       θ ← θ − η g
+    adam      m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  θ ← θ − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
 
 Each step makes a new `Course` and leaves the old one as it was. So there is always one that is whole, whatever
 interrupts a step, and a course that is written down and read again goes on to the very same numbers.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import NonFiniteError
+from ..attention.calls import Block
+from ..attention.relevance_row import RelevanceRow, centre
+from ..attention.tap import Tap, eager
+from ..attention.visitors import Replacement
+from ..errors import NonFiniteError, OptionError, UnsupportedAttentionError
 from ..models.layout import TokenLayout
 from ..models.vision_model import VisionModel
-from .attention_parameters import Constraint
-from .given_attention import Maps, answer, complete_row
-from .optimisers import Moments, Optimiser, Tensors
 
-__all__ = ["Course", "Descent"]
+__all__ = [
+    "CONSTRAINTS",
+    "OPTIMISERS",
+    "Course",
+    "Descent",
+    "answer",
+    "complete_row",
+    "find_constraint",
+    "find_optimiser",
+]
+
+Map: TypeAlias = Float[Tensor, "images heads queries keys"]
+# One map (1, heads, queries, keys) a layer; layers that pool the tokens have queries and heads of their own.
+Maps: TypeAlias = list[Float[Tensor, "1 _ _ _"]]
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba 2015, and PyTorch's defaults
+
+Tensors: TypeAlias = tuple[Tensor, ...]
+# What an optimiser remembers of each parameter, by name: nothing for SGD.
+Moments: TypeAlias = dict[str, Tensors]
+Optimiser: TypeAlias = Callable[[Tensors, Tensors, Moments, int, float], tuple[Tensors, Moments]]
+
+
+class Constraint:
+    """One way to vary attention; this one leaves it free, A = θ."""
+
+    name = "none"
+
+    def start(self, attention: Map) -> Map:
+        """Returns the θ that stands for an attention map."""
+        return attention
+
+    def attention(self, parameter: Map) -> Map:
+        """Returns the map that θ stands for."""
+        return parameter
+
+    def pull_back(self, attention: Map, gradient: Map) -> Map:
+        """Returns the gradient with respect to θ, given that with respect to A."""
+        del attention
+        return gradient
+
+    def project(self, parameter: Map) -> Map:
+        """Returns the nearest valid θ."""
+        return parameter
+
+
+class Clamp(Constraint):
+    """No negative attention."""
+
+    name = "clamp"
+
+    def project(self, parameter: Map) -> Map:
+        return parameter.clamp(min=0)
+
+
+class Softmax(Constraint):
+    """Each row a distribution."""
+
+    name = "softmax"
+
+    def start(self, attention: Map) -> Map:
+        """Returns θ = log A, where a zero (a masked key) counts as the smallest positive number.
+
+        Raises `UnsupportedAttentionError` for a row without attention, which no softmax can give.
+        """
+        empty = int((attention.sum(dim=-1) == 0).sum())
+        if empty:
+            raise UnsupportedAttentionError(
+                f"{empty} of {attention[..., 0].numel()} rows of an attention map are zero (all keys masked), which no "
+                'softmax can give: use constraint=None or "clamp"'
+            )
+        return attention.clamp_min(torch.finfo(attention.dtype).tiny).log()
+
+    def attention(self, parameter: Map) -> Map:
+        return parameter.softmax(dim=-1)
+
+    def pull_back(self, attention: Map, gradient: Map) -> Map:
+        """Returns A ⊙ (∇A − Σ A ⊙ ∇A), the centred gradient times attention."""
+        return attention * centre(attention, gradient)
+
+
+CONSTRAINTS = {one.name: one for one in (Constraint(), Clamp(), Softmax())}
+
+
+def find_constraint(name: str | None) -> Constraint:
+    """The constraint of that name; None is "none".
+
+    Raises:
+        OptionError: for a name that is not one.
+
+    Example:
+        >>> softmax = find_constraint("softmax")
+        >>> attention = torch.tensor([[[[0.25, 0.75]]]])
+        >>> softmax.attention(softmax.start(attention))
+        tensor([[[[0.2500, 0.7500]]]])
+    """
+    known = CONSTRAINTS.get("none" if name is None else name)
+    if known is None:
+        raise OptionError(f"constraint={name!r} is not known; choose one of {', '.join(CONSTRAINTS)}")
+    return known
+
+
+def sgd(parameters: Tensors, gradients: Tensors, moments: Moments, number: int, rate: float) -> tuple[Tensors, Moments]:
+    """Plain gradient descent; the new parameters, and nothing to remember."""
+    del number
+    return tuple(p - rate * g for p, g in zip(parameters, gradients, strict=True)), moments
+
+
+def adam(
+    parameters: Tensors, gradients: Tensors, moments: Moments, number: int, rate: float
+) -> tuple[Tensors, Moments]:
+    """Adam (Kingma and Ba 2015); the new parameters and moments. `number` counts the steps from 1."""
+    zeros = tuple(torch.zeros_like(p) for p in parameters)
+    old_first, old_second = moments.get("first", zeros), moments.get("second", zeros)
+    first = tuple(torch.lerp(m, g, 1 - BETA_1) for m, g in zip(old_first, gradients, strict=True))
+    second = tuple(BETA_2 * v + (1 - BETA_2) * g * g for v, g in zip(old_second, gradients, strict=True))
+    step, scale = rate / (1 - BETA_1**number), math.sqrt(1 - BETA_2**number)
+    moved = tuple(
+        p - step * m / (v.sqrt() / scale + EPSILON) for p, m, v in zip(parameters, first, second, strict=True)
+    )
+    return moved, {"first": first, "second": second}
+
+
+OPTIMISERS: dict[str, Optimiser] = {"sgd": sgd, "adam": adam}
+
+
+def find_optimiser(name: str) -> Optimiser:
+    """The optimiser of that name.
+
+    Raises:
+        OptionError: for a name that is not one.
+    """
+    if name not in OPTIMISERS:
+        raise OptionError(f"optimiser={name!r} is not known; choose one of {', '.join(OPTIMISERS)}")
+    return OPTIMISERS[name]
+
+
+def answer(
+    model: VisionModel, image: Float[Tensor, "1 channels height width"], maps: Maps, classes: Sequence[int]
+) -> tuple[Float[Tensor, " classes"], list[Maps]]:
+    """Logits when attention l is `maps[l]`, and for each of `classes` the gradient of its logit in every map.
+
+    The maps are leaves: nothing flows to queries and keys, which the model computes to no effect; values and all else
+    follow from the running hidden states. One forward pass, one backward pass per class asked for.
+    """
+    leaves = [attention.detach().requires_grad_() for attention in maps]
+    with torch.enable_grad():
+        with eager(), Tap(Replacement(dict(enumerate(leaves))), images=1):
+            logits = model.logits(image)[0]
+        gradients = [
+            list(torch.autograd.grad(logits[index], leaves, retain_graph=index != classes[-1], materialize_grads=True))
+            for index in classes
+        ]
+    return logits.detach(), gradients
+
+
+def complete_row(readout: Float[Tensor, "1 queries"], maps: Maps, gradients: Maps) -> Float[Tensor, "1 tokens"]:
+    """The readout's row of Ā^L … Ā^1 less its own, with Ā^l = I + E_h[∇A^l ⊙ A^l] (Cui, Fan, Chen, Eq. 5).
+
+    Example:
+        >>> attention = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
+        >>> complete_row(torch.tensor([[1.0, 0.0]]), [attention], [torch.ones(1, 1, 2, 2)])
+        tensor([[0.2500, 0.7500]])
+    """
+    row = RelevanceRow("complete")
+    row.begin(readout)
+    for layer in reversed(range(len(maps))):
+        images, heads, queries, keys = maps[layer].shape
+        collector = row.collector(layer)
+        collector.begin(images, heads, keys, maps[layer])
+        collector.add(Block(slice(images), slice(heads), slice(queries)), maps[layer], gradients[layer])
+        row.take(layer, collector)
+    return row.result()
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,11 +37,9 @@ from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from ..objectives import evaluate_objective
 from ..outputs import Output
-from .budget import project, to_levels
 from .resample import linear_view
-from .rewritten import Rewrite, encode
-from .similarity import similarity
-from .step_rule import StepRule, step_rule
+from .rewrite_result import Rewrite, encode, similarity
+from .step_rule import StepRule, project, step_rule, to_levels
 
 __all__ = ["PLACES", "Progress", "classify", "rewrite", "takes_for", "unresized"]
 

@@ -19,11 +19,8 @@ from ..models.layout import layout_of
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from ..targets import parse_targets, refuse_unpredicted
-from .attention_parameters import find_constraint
-from .descent import Course, Descent
-from .optimisers import find_optimiser
-from .transfer_result import Transfer, usual_snapshots
-from .transfer_state import Belonging, fingerprint, read_course, write_course
+from .descent import Course, Descent, find_constraint, find_optimiser
+from .transfer_result import Belonging, Transfer, fingerprint, read_course, usual_snapshots, write_course
 
 __all__ = ["transfer"]
 

@@ -1,5 +1,11 @@
-"""What a transfer of attention found: logits over the steps, maps of all classes on the way, and what was asked."""
+"""What a transfer of attention found, and the files of it: the finished record and the state of an interrupted run.
 
+The record holds logits over the steps, maps of all classes on the way, and what was asked; the state holds enough to
+resume to the same numbers, and to notice when the question has changed.
+"""
+
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,19 +14,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import OptionError, OutputFileError, VitrailError
 from ..explanation import Explanation
+from ..files import atomic_write
 from ..outputs import Output
-from .tensor_file import TransferFileError, read_tensors, write_tensors
+from .descent import Course
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Transfer", "TransferFileError", "usual_snapshots"]
+__all__ = [
+    "Belonging",
+    "Transfer",
+    "TransferFileError",
+    "fingerprint",
+    "read_course",
+    "usual_snapshots",
+    "write_course",
+]
 
-KIND, VERSION = "vitrail transfer", 1
+KIND, STATE, VERSION = "vitrail transfer", "vitrail transfer state", 1
+
+
+class TransferFileError(VitrailError):
+    """The file is missing, damaged, of another kind, or does not belong to the question asked."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -207,3 +228,129 @@ def usual_snapshots(steps: int) -> tuple[int, ...]:
 def _listed(steps: Sequence[int]) -> str:
     few = [str(step) for step in steps]
     return ", ".join(few if len(few) <= 12 else [*few[:6], "…", few[-1]])
+
+
+@dataclass(frozen=True, eq=False)
+class Belonging:
+    """What a course belongs to: the values of the question, and the logits of the untouched model for the image."""
+
+    values: Mapping[str, Any]
+    snapshots: tuple[int, ...]
+    logits: Float[Tensor, " classes"]
+
+
+def fingerprint(image: Float[Tensor, "1 channels height width"]) -> str:
+    """The SHA-256 of an image as the model takes it."""
+    pixels = image.detach().cpu().to(torch.float64).contiguous().numpy()
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def write_course(path: str | os.PathLike[str], course: Course, belonging: Belonging) -> None:
+    """Write a course down, whole or not at all.
+
+    Raises:
+        OutputFileError: when the file cannot be written.
+    """
+    tensors = {f"parameters.{layer}": tensor for layer, tensor in enumerate(course.parameters)}
+    for name, moment in course.moments.items():
+        tensors |= {f"moments.{name}.{layer}": tensor for layer, tensor in enumerate(moment)}
+    tensors |= {f"logits.{number}": logits for number, logits in enumerate(course.logits)}
+    tensors |= {f"maps.{number}": maps for number, maps in enumerate(course.maps)}
+    values = {
+        "taken": course.taken,
+        "snapshots": _passed(belonging, course.taken),
+        "moments": list(course.moments),
+        "layers": len(course.parameters),
+        "asked": dict(belonging.values),
+    }
+    write_tensors(path, STATE, VERSION, values, {**tensors, "plain": belonging.logits})
+
+
+def read_course(path: str | os.PathLike[str], belonging: Belonging, steps: int, like: Tensor) -> Course:
+    """Read a course that belongs to this question; its parameters get the type and device of `like`.
+
+    Raises:
+        TransferFileError: when the file is damaged, or holds a course of another question, image or model.
+    """
+    values, tensors = read_tensors(path, STATE, VERSION)
+    other = "name another state=, or delete it to begin anew"
+    try:
+        taken, layers = int(values["taken"]), range(int(values["layers"]))
+        for name, wanted in belonging.values.items():
+            if values["asked"][name] != wanted:
+                raise TransferFileError(
+                    f"{os.fspath(path)} is of a run with {name}={values['asked'][name]}, this one has {name}={wanted}: "
+                    f"{other}"
+                )
+        if taken > steps:
+            raise TransferFileError(f"{os.fspath(path)} has taken {taken} steps, more than steps={steps}: {other}")
+        if values["snapshots"] != _passed(belonging, taken):
+            raise TransferFileError(
+                f"{os.fspath(path)} has maps of steps {values['snapshots']}, but of its {taken} steps "
+                f"{_passed(belonging, taken)} are asked for: {other}"
+            )
+        if not torch.allclose(tensors["plain"].double(), belonging.logits.double(), rtol=1e-3, atol=1e-3):
+            raise TransferFileError(f"{os.fspath(path)} is of a model that answers this image otherwise: {other}")
+        return Course(
+            parameters=tuple(tensors[f"parameters.{layer}"].to(like) for layer in layers),
+            moments={
+                name: tuple(tensors[f"moments.{name}.{layer}"].to(like) for layer in layers)
+                for name in values["moments"]
+            },
+            taken=taken,
+            logits=tuple(tensors[f"logits.{number}"] for number in range(taken)),
+            maps=tuple(tensors[f"maps.{number}"] for number in range(len(values["snapshots"]))),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TransferFileError(f"{os.fspath(path)} is no state that Vitrail can read: {error!r}") from error
+
+
+def _passed(belonging: Belonging, taken: int) -> list[int]:
+    return [step for step in belonging.snapshots if step < taken]
+
+
+def write_tensors(
+    path: str | os.PathLike[str], kind: str, version: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write whole or not at all; `kind` is the one key of the header, under which the values stand as JSON.
+
+    Raises:
+        OutputFileError: for another suffix than .safetensors, values that are not plain JSON, or a full disk.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise OutputFileError(f"cannot save to {path}: it is written as tensors; name it .safetensors")
+    try:
+        header = json.dumps({"version": version, **values}, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise OutputFileError(f"cannot save to {path}: the metadata are not plain JSON values ({error})") from error
+    stored = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as file:
+        file.write(to_safetensors(stored, metadata={kind: header}))
+    return path
+
+
+def read_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_tensors` wrote, on the CPU and bit for bit.
+
+    Raises:
+        TransferFileError: when the file is missing, damaged, of another kind or of a later version.
+    """
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            header = (file.metadata() or {}).get(kind)
+            tensors = {name: file.get_tensor(name).clone() for name in (file.keys() if header is not None else ())}
+    except (OSError, SafetensorError) as error:
+        raise TransferFileError(f"cannot read {os.fspath(path)}: {error}") from error
+    if header is None:
+        raise TransferFileError(f"{os.fspath(path)} is a safetensors file, but its header has no {kind!r} entry")
+    try:
+        values = json.loads(header)
+        found = values.pop("version")
+    except (AttributeError, KeyError, ValueError) as error:
+        raise TransferFileError(f"{os.fspath(path)} has a header that cannot be read: {error!r}") from error
+    if found > version:
+        raise TransferFileError(
+            f"{os.fspath(path)} is of version {found}, this Vitrail reads up to {version}; update Vitrail"
+        )
+    return values, tensors

@@ -13,7 +13,7 @@ from vitrail.plotting.overlay import AGAINST, FOR, resize
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitrail.counterfactual.rewritten import Rewrite
+    from vitrail.counterfactual.rewrite_result import Rewrite
 
 __all__ = ["amplified", "draw_rewrite"]
 

@@ -9,7 +9,7 @@ import torch
 
 from ...counterfactual import rewrite
 from ...counterfactual.rewrite import Progress
-from ...counterfactual.rewritten import Rewrite, encode
+from ...counterfactual.rewrite_result import Rewrite, encode
 from ...explanation import Explanation, percent
 from ...plotting.overlay import resize
 from ...plotting.rewriting import amplified
