@@ -319,19 +319,17 @@ def constant_attention_backward(
 ) -> tuple[Float[Tensor, "images heads keys value_width"], Float[Tensor, "images keys"]]:
     """Where nothing flows through A: Aᵀ dO, which flows on to the value, and (1/H) Σ_h r · (∇A_h ⊙ A_h).
 
-    One product Aᵀ [dO, r ⊙ dO] gives both (`fused_row`), so that no ∇A is formed.
+    Aᵀ (r ⊙ dO) gives the row (`fused_row`), so that no ∇A is formed.
     """
-    dtype, width = compute_dtype(call.query.dtype), grad_output.shape[-1]
+    dtype = compute_dtype(call.query.dtype)
     rows_asked = nonzero_rows(grad_output)
-    both = call.value.new_empty(call.images, call.heads, call.keys, 2 * width, dtype=dtype)
+    d_value = call.value.new_empty(*call.key.shape[:-1], grad_output.shape[-1], dtype=dtype)
+    d_row = torch.empty_like(d_value)
     for block in blocks(call, rows_asked):
-        flow = grad_output[block.images, block.heads, block.rows]
-        upstream = flow.new_empty(*flow.shape[:-1], 2 * width, dtype=dtype)
-        upstream[..., :width] = flow
-        torch.mul(upstream[..., :width], row[block.images, None, block.rows, None], out=upstream[..., width:])
-        attention, into = probabilities(call, block).transpose(-1, -2), both[block.images, block.heads]
-        _multiply(attention, upstream, into, add=block.rows.start != rows_asked.start)
-    d_value, d_row = both.split(width, dim=-1)
+        some, add = (block.images, block.heads), block.rows.start != rows_asked.start
+        attention, upstream = probabilities(call, block).transpose(-1, -2), grad_output[*some, block.rows].to(dtype)
+        _multiply(attention, upstream, d_value[some], add=add)
+        _multiply(attention, upstream * row[block.images, None, block.rows, None], d_row[some], add=add)
     return d_value.to(call.value.dtype), fused_row(call.value, d_row)
 
 

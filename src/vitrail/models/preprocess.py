@@ -138,8 +138,8 @@ class Preprocess:
     def denormalise(self, tensor: Float[Tensor, "channels height width"]) -> UInt8[np.ndarray, "height width 3"]:
         """The picture behind one normalised tensor: pixels from 0 to 255, clipped to that range."""
         mean, std = _columns(self.mean, torch.float64), _columns(self.std, torch.float64)
-        pixels = (tensor.detach().cpu().to(torch.float64) * std + mean) * 255
-        levels = pixels.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8)
+        pixels = (tensor.detach().cpu().to(torch.float64) * std).add_(mean).mul_(255)
+        levels = pixels.nan_to_num_(0.0).clamp_(0, 255).round_().to(torch.uint8)
         return levels.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy()
 
     def seen_mask(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "height width"]:

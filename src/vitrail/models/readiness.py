@@ -235,12 +235,12 @@ def refuse_training(module: nn.Module) -> None:
         ModelError: for weights without numbers, of integers, or made under `torch.inference_mode()`.
     """
     for name, part in module.named_modules():
-        if getattr(part, "grad_checkpointing", False) is True:
+        if _is_set(part, "grad_checkpointing"):
             raise TrainingModeError(
                 f"{_called(name, part)} recomputes its blocks in the backward pass, which hides their attention; call "
                 "model.set_grad_checkpointing(False) first"
             )
-        if part.training and getattr(part, "gradient_checkpointing", False) is True:
+        if part.training and _is_set(part, "gradient_checkpointing"):
             raise TrainingModeError(
                 f"{_called(name, part)} recomputes its blocks in the backward pass, which hides their attention; call "
                 "model.gradient_checkpointing_disable() or model.eval() first"
@@ -252,6 +252,11 @@ def refuse_training(module: nn.Module) -> None:
             )
         if reason := _no_gradient(part):
             raise ModelError(f"{_called(name, part)} cannot be explained: {reason}")
+
+
+def _is_set(part: nn.Module, flag: str) -> bool:
+    # Not by getattr(part, …), which a module answers by an error: this runs for every part in every call.
+    return vars(part).get(flag, getattr(type(part), flag, False)) is True
 
 
 def _called(name: str, part: nn.Module) -> str:
