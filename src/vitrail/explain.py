@@ -27,9 +27,8 @@ from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method, list_methods
 from .methods.context import AttributionContext, Progress
 from .models import wrap
-from .models.layout import TokenLayout, layout_of, layout_of_layer
+from .models.layout import Readout, TokenLayout, layout_of, layout_of_layer, readout_weights
 from .models.readiness import refuse_training
-from .models.readout import Readout, readout_weights
 from .models.vision_model import VisionModel
 from .objectives import (
     OBJECTIVES,

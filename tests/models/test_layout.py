@@ -9,8 +9,7 @@ from torch import nn
 
 import vitrail
 from vitrail.errors import LayoutError, NoAttentionError, UnsupportedAttentionError
-from vitrail.models.layout import layout_of
-from vitrail.models.readout import readout_weights
+from vitrail.models.layout import layout_of, readout_weights
 
 IN_WORDS = {
     "class": "class token",

@@ -24,14 +24,7 @@ from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
 from .text_model import TextModel
 from .vision_model import VisionModel
 
-__all__ = [
-    "load_hugging_face",
-    "load_text",
-    "names_in_config",
-    "output_in_config",
-    "recognise_hugging_face",
-    "text_model",
-]
+__all__ = ["load_hugging_face", "load_text", "recognise_hugging_face", "text_model"]
 
 
 def recognise_hugging_face(module: nn.Module) -> Recognised | None:

@@ -1,39 +1,40 @@
 """How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..attention.calls import AttentionCall
 from ..attention.modules import at_output, find_module
-from ..attention.observe import AttentionShape, Observation, ShapeObserver
-from ..attention.places import PixelGradient, Places, StemObserver, find_places
-from ..attention.tap import OTHER_WAY, Tap, eager
-from ..errors import ForwardError, LayoutError, ModelError, NoAttentionError, OptionError, UnsupportedAttentionError
-from ..outputs import may_be_probabilities
+from ..attention.observe import AttentionShape, Observation
+from ..attention.tap import OTHER_WAY, eager
+from ..errors import LayoutError, NoAttentionError, OptionError, UnsupportedAttentionError
+from .observation import (
+    grid_candidates,
+    map_in,
+    no_chain,
+    noise_like,
+    observe,
+    other_way,
+    reads_of_another,
+    reads_texts,
+    refuse_an_order_of_its_own,
+    why_not,
+)
 from .readiness import model_errors, refuse_replaced
-from .readout import readout_weights, worked_out_readout
-from .unsupported import LARGEST_PREFIX, WINDOWS, map_in, no_attention, no_chain, other_way, reads_texts, why_not
 from .vision_model import VisionModel
 
-__all__ = ["TokenLayout", "layout_of", "layout_of_layer", "observe", "work_out_layout"]
+__all__ = ["Readout", "TokenLayout", "layout_of", "layout_of_layer", "readout_weights", "work_out_layout"]
 
 # The share of a token's gradient that comes from other tokens by another way than attention which is too much. Any
 # share is worth a word: how small it is says how a layer scale begins, and not how the model is built.
 ALMOST_ALL = 0.9
-# Two passes whose numbers differ by this share of the largest do not do the same.
-DIFFERENT = 1e-2
-_DRAWN = (
-    "Models that shuffle or drop tokens at random (ViTMAE, ViLT) do so also with model.eval(): let them draw the same "
-    "for every image, with forward_options= (for ViTMAE {'noise': torch.arange(patches)[None]}), or in a module around "
-    "them that seeds the draw before each image and sends one image after the other; then wrap again"
-)
+Readout: TypeAlias = str | int | tuple[int, int] | Sequence[float | int] | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
         ModelError: when another library has replaced parts of the model by some with another gradient.
         LayoutError: when the tokens fit no grid; the message names the numbers.
     """
-    refuse_replaced(model.module, lambda: model.answer(_noise(images, 1, seed=0)))
+    refuse_replaced(model.module, lambda: model.answer(noise_like(images, 1, seed=0)))
     known = _LAYOUTS.setdefault(model, {})
     size = tuple(images.shape[1:])
     if size not in known:
@@ -109,13 +110,13 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
             with model_errors(model.name, model.module):
                 seen = observe(model, images)
             layout = work_out_layout(
-                model, seen, (images.shape[-2], images.shape[-1]), partial(_reads_of_another, model, images)
+                model, seen, (images.shape[-2], images.shape[-1]), partial(reads_of_another, model, images)
             )
         except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
             if OTHER_WAY in str(error):
-                error.args = (str(error).replace(OTHER_WAY, other_way(model, _noise(images, 1, seed=0))),)
+                error.args = (str(error).replace(OTHER_WAY, other_way(model, noise_like(images, 1, seed=0))),)
             raise
-        _refuse_an_order_of_its_own(model, images)
+        refuse_an_order_of_its_own(model, images)
         known[size] = layout
     return known[size]
 
@@ -148,140 +149,6 @@ def layout_of_layer(
         f"layer={layer!r} {gives} for an image of {height}×{width} pixels, which is no map: in a model whose "
         "tokens Vitrail cannot place, name a layer whose output is (images, channels, rows, columns)"
     )
-
-
-class _ReachedError(Exception):
-    """The first attention is reached, and no more is needed."""
-
-
-class _FirstTokens:
-    """Keeps something of every token at the first attention, and ends the forward pass there."""
-
-    found: Tensor | None = None
-
-    def attend(self, call: AttentionCall) -> Tensor:
-        return self.normalise(call.key)
-
-    def normalise(self, scores: Tensor) -> Tensor:
-        self.found = scores.detach()
-        raise _ReachedError
-
-
-def _refuse_an_order_of_its_own(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> None:
-    """Refuse a model that places the tokens of each image of a batch anew; only its stem runs, on one image and on two.
-
-    Raises:
-        UnsupportedAttentionError: where two copies of an image do not get the tokens of the one.
-    """
-    image = _noise(images, 1, seed=0).to(model.device, model.dtype)
-    tokens = []
-    for count in (1, 2):
-        keeper = _FirstTokens()
-        with suppress(Exception), torch.no_grad(), eager(), Tap(keeper, images=count):
-            model.module(image.expand(count, -1, -1, -1).contiguous(), **model.forward_options)
-        tokens.append(keeper.found)
-    alone, both = tokens
-    if alone is None or both is None or both.shape != (2 * len(alone), *alone.shape[1:]):
-        return  # images in one sequence are sent one by one
-    one, two = alone.float(), both.float().unflatten(0, (2, -1))
-    if float((two - one).nan_to_num().abs().max()) > DIFFERENT * float(one.nan_to_num().abs().max()):
-        raise UnsupportedAttentionError(
-            f"{model.name} does not do the same with every image of a batch: two copies of an image get other tokens "
-            f"than the image alone. {_DRAWN}"
-        )
-
-
-def _reads_of_another(
-    model: VisionModel, images: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, " queries"]:
-    """What the head reads of another image."""
-    observer = ShapeObserver()
-    with torch.enable_grad(), eager():
-        with Tap(observer, images=1) as tap:
-            logits = model.logits(_noise(images, 1, seed=1))
-        return observer.observation(logits, tuple(tap.patch_grids)).reads
-
-
-def observe(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> Observation:
-    """Send an image of noise through the model twice, and look at the attention it calls and the tokens its head reads.
-
-    The first pass shows which pixels each token takes, the second what depends on what.
-
-    Raises:
-        NoAttentionError: when the model calls no attention that PyTorch can show, or its logits depend on none.
-        UnsupportedAttentionError: when the same image does not give the same tokens twice.
-    """
-    noise = _noise(images, 1, seed=0)
-    size = (images.shape[-2], images.shape[-1])
-    places: list[Places | None] = []
-
-    def look(tokens: int, gradient: PixelGradient) -> None:
-        grids = _candidates(model, tokens, stem_tap.patch_grids, size)
-        # A convolution beside the stem may have a grid that fits by chance; the pixels refute it, and others are tried.
-        grids += _possible_grids(tokens, size) if model.grid is None else []
-        places.append(find_places(tokens, gradient, grids))
-
-    stem_tap: Tap
-    with torch.enable_grad():
-        # The sum is no leaf, so the tap takes it for an activation.
-        image = noise.clone().requires_grad_() + 0
-        stem = StemObserver(image, look)
-        stem_tap = Tap(stem, images=1)
-        with eager(), stem_tap:
-            try:
-                first_numbers = model.answer(image).detach()
-            except ForwardError as error:
-                if not reads_texts(model.module):
-                    raise
-                raise ModelError(
-                    f"{model.name} takes texts as well as images and ran without them ({error.__cause__}): embed the "
-                    "texts first, with vitrail.load(…, texts=[…]), or wrap its image tower with a head of its own"
-                ) from error
-    more = None
-    if model.output is not None or may_be_probabilities(first_numbers):
-        with eager(), torch.no_grad():
-            more = model.answer(_noise(images, 1, seed=1))  # then a second image has to tell the kind of output
-    observer = ShapeObserver(mixing=True)
-    with torch.enable_grad():
-        tap = Tap(observer, images=1)
-        with eager(), tap:
-            numbers = model.answer(noise)
-            logits = model.learn_kind(numbers, more).logits(numbers)
-        if not observer.shapes:
-            raise NoAttentionError(no_attention(model, stem_tap))
-        if stem.windows:
-            raise UnsupportedAttentionError(
-                f"the heads of attention 0 of {len(observer.shapes)} see different parts of the image: they are "
-                f"windows (ViTDet, SAM) that the model joins with its heads; {WINDOWS}; {OTHER_WAY}"
-            )
-        _refuse_chance(model, stem.first, observer.first, first_numbers, numbers.detach())
-        seen = observer.observation(logits, tuple(tap.patch_grids))
-    if not seen.shapes:
-        raise NoAttentionError(
-            f"{model.name} calls attention {len(observer.shapes)} times, but its logits do not depend on any of it: "
-            "the output is constant, detached from the graph inside the model or computed in integers (quantized "
-            "activations have no gradient), or weights that are zero, as before training, keep the attention out"
-        )
-    return replace(seen, places=places[0] if places else None)
-
-
-def _noise(images: Tensor, count: int, seed: int) -> Float[Tensor, "count channels height width"]:
-    return torch.randn(count, *images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
-
-
-def _refuse_chance(model: VisionModel, *pairs: Tensor | None) -> None:
-    """Refuse a model of which two passes over the same image differ; `pairs` are its tokens twice, its logits twice."""
-    for what, once, again in (("tokens", *pairs[:2]), ("logits", *pairs[2:])):
-        if once is None or again is None:
-            continue
-        same = once.shape == again.shape
-        largest = float(once.float().nan_to_num().abs().max()) if once.numel() else 0.0
-        differ = float((once.float() - again.float()).nan_to_num().abs().max()) if same and once.numel() else 0.0
-        if not same or differ > DIFFERENT * largest:
-            by = f"differ by {differ:.3g} where the largest is {largest:.3g}" if same else "change in number"
-            raise UnsupportedAttentionError(
-                f"{model.name} does not do the same twice: given the same image again, its {what} {by}. {_DRAWN}"
-            )
 
 
 def work_out_layout(
@@ -391,7 +258,7 @@ def _given_grid(
     model: VisionModel, tokens: int, patch_grids: Sequence[tuple[int, int]], image_size: tuple[int, int]
 ) -> tuple[int, tuple[int, int]]:
     """Prefix and grid as the user says."""
-    candidates = _candidates(model, tokens, patch_grids, image_size)
+    candidates = grid_candidates(model, tokens, patch_grids, image_size)
     for grid in candidates:
         others = tokens - grid[0] * grid[1]
         if others >= 0 and model.prefix in (None, others):
@@ -405,24 +272,112 @@ def _given_grid(
     )
 
 
-def _candidates(
-    model: VisionModel, tokens: int, patch_grids: Sequence[tuple[int, int]], image_size: tuple[int, int]
-) -> list[tuple[int, int]]:
-    """Grids that the patches may form: the user's, else those of convolutions at the start, else by arithmetic."""
-    if model.grid is not None:
-        rows, cols = model.grid
-        return [(rows, cols)]
-    seen = [grid for grid in dict.fromkeys(reversed(patch_grids)) if 0 <= tokens - grid[0] * grid[1] <= LARGEST_PREFIX]
-    return seen or _possible_grids(tokens, image_size)
+def readout_weights(
+    readout: Readout,
+    queries: int,
+    prefix: int,
+    grid: tuple[int, int],
+    pools: int = 0,
+    order: Int[Tensor, " patches"] | None = None,
+) -> Float[Tensor, " queries"]:
+    """Weights over the queries of the last attention for a readout named by the user.
+
+    "class" is token 0, "mean" the patches, "all" every token; an integer is a token, a pair (row, column) a patch; a
+    sequence gives the weights themselves. `order` is that of the layout.
+
+    Raises:
+        LayoutError: when the model has no such token.
+    """
+    rows, cols = grid
+    weights = torch.zeros(queries)
+    patch = _as_patch(readout)
+    if isinstance(readout, Tensor) or (
+        isinstance(readout, Sequence) and not isinstance(readout, str) and patch is None
+    ):
+        weights = torch.as_tensor(readout, dtype=torch.float64)
+        if weights.shape != (queries,):
+            raise LayoutError(
+                f"readout has {tuple(weights.shape)} weights, but the last attention has {queries} queries"
+            )
+        return weights
+    if pools and readout != "all":
+        raise LayoutError(
+            f"readout={readout!r} names a token, but this model's head pools its tokens by attention with {queries} "
+            'query: leave readout out, or give "all"'
+        )
+    if readout == "class":
+        if queries == rows * cols:
+            raise LayoutError('readout="class", but this model has no token beside its patches: use "mean"')
+        weights[0 if prefix else rows * cols] = 1
+    elif readout == "mean":
+        weights[prefix : prefix + rows * cols] = 1 / (rows * cols)
+    elif readout == "all":
+        weights[:] = 1 / queries
+    elif patch is not None:
+        row, col = patch
+        if not (0 <= row < rows and 0 <= col < cols):
+            raise LayoutError(f"readout={readout} is no patch of the {rows}×{cols} grid (counted from 0)")
+        cell = row * cols + col
+        weights[prefix + (cell if order is None else int(order[cell]))] = 1
+    elif isinstance(readout, int):
+        if not -queries <= readout < queries:
+            raise LayoutError(f"readout={readout} is no token: the last attention has {queries} queries")
+        weights[readout] = 1
+    else:
+        raise LayoutError(
+            f'readout={readout!r} is none of "class", "mean", "all", a token, a patch (row, column), weights'
+        )
+    return weights
 
 
-def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Grids of square patches that leave a small prefix, for models that embed patches without a convolution."""
-    height, width = image_size
-    grids = []
-    for patch in range(2, min(height, width) + 1):
-        if height % patch == 0 and width % patch == 0:
-            rows, cols = height // patch, width // patch
-            if rows * cols > 1 and 0 <= tokens - rows * cols <= 8:
-                grids.append((rows, cols))
-    return grids
+def _as_patch(readout: Readout) -> tuple[int, int] | None:
+    """A pair of whole numbers is a patch; any other sequence holds weights."""
+    if isinstance(readout, tuple) and len(readout) == 2:
+        row, col = readout
+        if isinstance(row, int) and isinstance(col, int):
+            return row, col
+    return None
+
+
+def worked_out_readout(
+    reads: Float[Tensor, " queries"],
+    prefix: int,
+    patches: int,
+    pools: int,
+    again: Callable[[], Float[Tensor, " queries"]] | None = None,
+) -> tuple[Float[Tensor, " queries"], str]:
+    """Weights over the queries of the last attention, from the gradient that reaches each.
+
+    Only which tokens are read is taken from the gradient, not how strongly: a class token counts as itself, pooled
+    patches as their mean. A head that joins the class token with the patches' mean (DINOv2) gives each half.
+    """
+    seen = reads > reads.max() * 1e-9
+    weights = seen.to(torch.float64)
+    if pools:
+        return weights / weights.sum(), "attention pooling"
+    is_patch = torch.zeros_like(seen)
+    is_patch[prefix : prefix + patches] = True
+    others = int((seen & ~is_patch).sum())
+    if not bool((seen & is_patch).any()):
+        return weights / weights.sum(), "class token" if others == 1 else f"mean of {others} tokens beside the patches"
+    few = seen & is_patch
+    if again is not None and not bool(few[is_patch].all()):
+        other = again()
+        if bool(((other > other.max() * 1e-9) & is_patch == few).all()):
+            # The same few patches of any image: one cell of a dense head, or what its interpolation joins.
+            weights = ((reads / reads.sum() + other / other.sum()) * seen).double()
+            return weights / weights.sum(), f"{int(few.sum())} of the {patches} patches" + (
+                f" and {others} token(s) beside them" if others else ""
+            )
+    # A maximum over tokens shows only where the maxima lie; the head reads all patches nevertheless.
+    weights[is_patch] = 1
+    if others == 0:
+        return weights / weights.sum(), "mean of the patches"
+    # A token read by itself gets a gradient as large as all patches of a mean together, about √patches … patches times
+    # one patch's; as one of many pooled alike it gets about the same as each of them.
+    typical = reads[is_patch].median()
+    if bool((reads[seen & ~is_patch] > typical * patches**0.5).all()):
+        weights[~is_patch] /= others
+        weights[is_patch] /= patches
+        return weights / 2, "class token and mean of the patches"
+    return weights / weights.sum(), "mean of all tokens"

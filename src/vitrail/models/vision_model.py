@@ -251,7 +251,7 @@ class VisionModel:
         return f"{type(self.module).__name__}, {parameters / 1e6:.1f} M parameters, {self.dtype}, {self.device}"
 
     def _tokens(self) -> str:
-        from .layout import layout_of  # which builds on this class
+        from .layout import layout_of  # which is worked out from a VisionModel
 
         try:
             return layout_of(self, self.blank()).describe()
