@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 
 
 def main() -> None:

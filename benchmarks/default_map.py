@@ -49,7 +49,7 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 from vitrail.bestiary.benchmark import draw_truths, measured
 from vitrail.evaluate import bootstrap, open_data
 from vitrail.evaluate.batched_queries import QueryBatcher

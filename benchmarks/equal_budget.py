@@ -33,7 +33,7 @@ from rewriting import read_task
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 from vitrail.counterfactual import classify, rewrite
 from vitrail.counterfactual.resample import linear_view
 from vitrail.counterfactual.rewrite_result import encode, similarity

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 from vitrail.evaluate.cost import passes
 from vitrail.evaluate.plan import make_plan
 from vitrail.evaluate.runner import evaluate

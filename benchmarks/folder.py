@@ -36,8 +36,8 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine, peak_memory, reset_peak_memory, synchroniser
-from vitrail.benchmark.plain import limit
+from vitrail.benchmark.measure import describe_machine, peak_memory, reset_peak_memory, synchroniser
+from vitrail.benchmark.subject import limit
 from vitrail.bestiary import render, sample_scene
 from vitrail.cli import explain
 from vitrail.cli.image_run import Request

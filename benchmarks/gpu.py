@@ -26,9 +26,9 @@ from timm.models.vision_transformer import VisionTransformer
 import vitrail
 from vitrail.attention import differentiate, record
 from vitrail.attention.calls import AttentionCall
-from vitrail.benchmark.machine import describe_machine
-from vitrail.benchmark.plain import limit
+from vitrail.benchmark.measure import describe_machine
 from vitrail.benchmark.rows import as_published
+from vitrail.benchmark.subject import limit
 
 DEVICE = "cuda"
 LIMIT = "limit: forward + activation-only backward"

@@ -27,7 +27,7 @@ from localisation import MEASURES, Photograph, interval, measures, read_photogra
 from PIL import Image
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 from vitrail.errors import GuideError
 
 CHOICE = "complete"

@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 
 SIZE, PATCH, SIDE = 224, 16, 14
 ZEBRA = 340

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 from vitrail.evaluate.batched_queries import QueryBatcher
 from vitrail.evaluate.case import Case
 from vitrail.evaluate.perturbation import enlarged

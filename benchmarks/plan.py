@@ -16,7 +16,7 @@ import timm
 import torch
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine, peak_memory, reset_peak_memory
+from vitrail.benchmark.measure import describe_machine, peak_memory, reset_peak_memory
 
 
 def measure(model_name: str, size: int, method: str, batch: int) -> dict[str, float]:

@@ -23,9 +23,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine, synchroniser
-from vitrail.benchmark.plain import forward, limit
-from vitrail.benchmark.timing import interleave, ratio
+from vitrail.benchmark.measure import describe_machine, interleave, ratio, synchroniser
+from vitrail.benchmark.subject import forward, limit
 from vitrail.images import SUFFIXES, read_image
 
 METHODS = ["complete", "gae", "absolute", "gmar_l2", "gradcam"]

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import vitrail
-from vitrail.benchmark.machine import describe_machine
+from vitrail.benchmark.measure import describe_machine
 from vitrail.counterfactual import classify, rewrite
 from vitrail.counterfactual.rewrite_result import encode, similarity
 from vitrail.images import read_image

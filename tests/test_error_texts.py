@@ -36,7 +36,7 @@ ENTRIES = (
     "vitrail.plan.plan", "vitrail.text.explain_text", "vitrail.guidance.Guide", "vitrail.guidance.detail",
     "vitrail.evaluate.evaluate", "vitrail.evaluate.open_data", "vitrail.counterfactual.transfer",
     "vitrail.counterfactual.rewrite", "vitrail.multimodal.explain_pair", "vitrail.experiments.Question",
-    "vitrail.plotting.figure.draw", "vitrail.benchmark.plan.Plan", "vitrail.bridges.CaptumAttribution.attribute",
+    "vitrail.plotting.figure.draw", "vitrail.benchmark.run.Plan", "vitrail.bridges.CaptumAttribution.attribute",
     "vitrail.models.vision_model.VisionModel",
 )  # fmt: skip
 # Options of `vitrail.load` that go on to the library, and of that library's own function.

@@ -5,13 +5,12 @@ import sys
 import pytest
 import torch
 
-from vitrail.benchmark import bench, running
-from vitrail.benchmark.fit import fit_peaks
-from vitrail.benchmark.peak import peak_of
-from vitrail.benchmark.plan import PRESETS, Plan
+from vitrail.benchmark import bench, run
+from vitrail.benchmark.measure import Ratio, interleave, ratio
+from vitrail.benchmark.peaks import fit_peaks, peak_of
 from vitrail.benchmark.rows import LIMIT, stored
+from vitrail.benchmark.run import PRESETS, Plan
 from vitrail.benchmark.subject import Case
-from vitrail.benchmark.timing import Ratio, interleave, ratio
 from vitrail.errors import OptionError
 
 
@@ -107,7 +106,7 @@ def test_at_the_longest_only_the_peaks_of_few_methods_are_taken(monkeypatch: pyt
         asked.append((case.size, row))
         return case.size**2, ""
 
-    monkeypatch.setattr(running, "peak_of", peak)
+    monkeypatch.setattr(run, "peak_of", peak)
     plan = Plan(("test_vit",), (64,), (1,), (), 1, 0, tokens="test_vit", along=(64, 96), longest=160, methods=("gae",))
     table = bench(plan).memory[0]
     assert table.sizes == [64, 96, 160]

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 import vitrail
-from vitrail.benchmark.peers import PEERS
-from vitrail.benchmark.plain import limit, sharing_weights
+from vitrail.benchmark.peers import PEERS, STORED
 from vitrail.benchmark.rows import FORWARD, LIMIT, one_backward, row_named, rows_of, stored
-from vitrail.benchmark.stored_maps import STORED
-from vitrail.benchmark.subject import Case, Subject
+from vitrail.benchmark.subject import Case, Subject, limit, sharing_weights
 from vitrail.errors import ModelError, OptionError
 
 # One image whose rows and columns differ in number would find a transposed map; the benchmark's images are square.

@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from vitrail.benchmark import PRESETS
+from vitrail.benchmark.measure import Ratio
 from vitrail.benchmark.page import markdown, write_page
 from vitrail.benchmark.results import Measured, MemoryTable, Peak, Results, TargetTable, TimeTable, TokenFit, TokenTable
 from vitrail.benchmark.rows import LIMIT
 from vitrail.benchmark.subject import Case
-from vitrail.benchmark.timing import Ratio
 from vitrail.cli import app
 from vitrail.errors import OutputFileError
 

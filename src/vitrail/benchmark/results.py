@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .measure import Ratio
 from .subject import Case
-from .timing import Ratio
 
 __all__ = ["Measured", "MemoryTable", "Peak", "Results", "TargetTable", "TimeTable", "TokenFit", "TokenTable"]
 

@@ -13,11 +13,9 @@ from ..explain import explain
 from ..methods import list_methods
 from ..methods.registry import METHODS, MethodInfo, choose_methods, passes_of
 from ..models import VisionModel
-from .machine import available_memory
-from .peers import PEERS, Peer
-from .plain import forward, limit, sharing_weights
-from .stored_maps import STORED, StoredMaps, bytes_of_maps
-from .subject import Subject
+from .measure import available_memory
+from .peers import PEERS, STORED, Peer, StoredMaps, bytes_of_maps
+from .subject import Subject, forward, limit, sharing_weights
 
 __all__ = ["FORWARD", "LIMIT", "Row", "as_published", "one_backward", "row_named", "rows_of", "stored"]
 

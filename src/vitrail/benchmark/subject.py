@@ -1,5 +1,10 @@
-"""What is measured: one model, some images, and a target for each."""
+"""What is measured: one model, some images, a target for each, and the passes of the model without an explanation.
 
+The limit of any explanation by gradients is one forward pass and one backward pass down to the first block's input,
+attention fused, with no gradient of any weight: no method that asks a gradient of every block can do with less.
+"""
+
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,13 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..models import VisionModel, load
-from .machine import synchroniser
+from .measure import synchroniser
 
-__all__ = ["Case", "Subject"]
+__all__ = ["Case", "Subject", "forward", "limit", "sharing_weights"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +108,40 @@ class Subject:
         return replace(
             self, case=replace(self.case, batch=1), images=self.images[:1].clone(), targets=self.targets[:1].clone()
         )
+
+
+def forward(module: nn.Module, images: Float[Tensor, "images channels height width"]) -> None:
+    """One forward pass without gradients."""
+    with torch.no_grad():
+        module(images)
+
+
+def limit(
+    module: VisionTransformer,
+    images: Float[Tensor, "images channels height width"],
+    targets: Int[Tensor, " images"],
+) -> None:
+    """One forward pass, and one backward pass of the targets' logits down to the first block's input.
+
+    `module` must be frozen (`sharing_weights(…, frozen=True)`), or weights get their gradients too.
+    """
+    handle = module.patch_embed.register_forward_hook(lambda *args: args[-1].detach().requires_grad_())
+    try:
+        logits = module(images)
+    finally:
+        handle.remove()
+    logits.gather(1, targets[:, None]).sum().backward()
+
+
+def sharing_weights(module: VisionTransformer, *, frozen: bool) -> VisionTransformer:
+    """A copy of the module that can be changed, with the very memory of its weights.
+
+    Example:
+        >>> import timm
+        >>> vit = timm.create_model("test_vit")
+        >>> twin = sharing_weights(vit, frozen=True)
+        >>> twin.head.weight.data_ptr() == vit.head.weight.data_ptr(), twin.head.weight.requires_grad
+        (True, False)
+    """
+    known = {id(one): nn.Parameter(one.data, requires_grad=not frozen) for one in module.parameters()}
+    return copy.deepcopy(module, known)

@@ -3,6 +3,8 @@
 The peak is that of resident memory, or of CUDA's allocator, less what was held before the first pass. For Vitrail this
 includes the one look at the model by which it works out the tokens' layout. The same work is first done on a ViT of a
 hundred narrow tokens, so that the code that is loaded on the way does not count.
+
+A fit of the peaks says whether memory grows with the tokens or with their square.
 """
 
 import ctypes
@@ -14,15 +16,16 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import VitrailError
-from .machine import peak_memory, reset_peak_memory
+from .measure import out_of_memory, peak_memory, reset_peak_memory
+from .results import TokenFit
 from .rows import row_named
 from .subject import Case, Subject
-from .timing import out_of_memory
 
-__all__ = ["peak_here", "peak_of"]
+__all__ = ["fit_peaks", "peak_here", "peak_of"]
 
 SMALL = Case("test_vit", 160, 1)
 
@@ -86,3 +89,31 @@ def _tell(
         answer.send((None, "out of memory"))
     finally:
         answer.close()
+
+
+def fit_peaks(peaks: Mapping[int, int | None]) -> TokenFit | None:
+    """constant + linear · N + quadratic · N² through the peaks, relative errors least, no part below zero.
+
+    None for fewer than three peaks, where three parts fit anything.
+
+    Example:
+        >>> found = fit_peaks({n: 1000 * n for n in (200, 600, 1000, 4000)})
+        >>> round(found.linear), found.dominant, f"{found.linear_share:.3f}"
+        (1000, 'linear', '1.000')
+        >>> fit_peaks({n: 500 * n + 5 * n**2 for n in (200, 600, 1000, 4000)}).dominant
+        'quadratic'
+    """
+    from scipy.optimize import nnls
+
+    known = {tokens: peak for tokens, peak in peaks.items() if peak is not None and peak > 0}
+    if len(known) < 3:
+        return None
+    tokens = np.array(sorted(known), dtype=float)
+    peak = np.array([known[int(number)] for number in tokens], dtype=float)
+    most = tokens[-1]
+    parts = np.stack([np.ones_like(tokens), tokens / most, (tokens / most) ** 2], axis=1)
+    # Divided by the peak, so that the smallest counts as much as the largest; by the most tokens, so that the parts
+    # are of one size.
+    constant, linear, quadratic = nnls(parts / peak[:, None], np.ones_like(peak))[0].tolist()
+    whole = constant + linear + quadratic
+    return TokenFit(constant, linear / most, quadratic / most**2, linear / whole, quadratic / whole)
