@@ -1,16 +1,39 @@
-"""Reading other libraries' preprocessing: timm's and open_clip's configs, torchvision's transforms, HF's processors."""
+"""Reading other libraries' preprocessing: timm's and open_clip's configs, torchvision's transforms, HF's processors.
+
+What is read from a transform's steps is tried on probe pictures, and where it differs the transform itself is used.
+Then the same pictures twice show whether it is random, pictures of one colour show mean and standard deviation, and
+ramps of grey show which region is seen.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ImageError, ModelError
+from ..silence import silenced
 from .preprocess import Preprocess
-from .transforms import REMEDY, learn, misread, run_processor
+from .transforms import (
+    REMEDY,
+    SHADES,
+    CallablePreprocess,
+    called,
+    first_line,
+    form_of,
+    named,
+    random_state_kept,
+    run_processor,
+    same_twice,
+    visible_part,
+)
 
 __all__ = [
     "adapt",
@@ -26,6 +49,11 @@ _NEUTRAL = (
     *("ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor", "ConvertImageDtype", "MaybeConvertMode"),
     *("ToImage", "ToDtype", "ToPureTensor", "RGB"),
 )
+# Width and height of the probe pictures: wide, tall, square, very wide, very tall, tiny, large.
+_SIZES = ((256, 192), (192, 256), (224, 224), (640, 200), (150, 610), (40, 30), (1100, 800))
+_EQUAL = 1e-6  # how far a reading may be off the user's own function
+_GROSS = 4.0  # of 255 levels, on average over a smooth picture: more than another way of resizing makes
+_LEVEL = 1.6  # of 255: how far a plain colour may be off: a resizing in whole numbers rounds
 
 
 def adapt(preprocess: Any) -> Preprocess:
@@ -34,7 +62,7 @@ def adapt(preprocess: Any) -> Preprocess:
     Takes a `Preprocess`; a function from a picture (PIL image, tensor or array) to the model's input, such as the
     transforms of torchvision, timm, open_clip and Albumentations; a Hugging Face image processor; or the data config of
     timm or open_clip. What is read from a function's steps is tried on probe pictures, and where it differs the
-    function itself is used; see `vitrail.models.transforms`.
+    function itself is used.
 
     Raises:
         ModelError: for anything else, and for what is random, or mirrors, turns or warps the picture.
@@ -227,3 +255,135 @@ def _lengths(size: Any) -> dict[str, int]:
         if value is not None:
             found[key] = value
     return found
+
+
+def learn(function: Callable[..., Any], read: Preprocess | None = None) -> Preprocess:
+    """Preprocessing by a function of the user's: `read` where it does the same to all probe pictures, else itself.
+
+    Raises:
+        ModelError: when it takes no pictures, returns no tensor of one size, is random, or turns, mirrors or warps the
+            picture, so that a map could not be laid over it.
+    """
+    with random_state_kept(), silenced(Warning):  # what it warns of is said where it is used
+        form = form_of(function, _probes()[0])
+        run = partial(called, function, form)
+        try:
+            found = [same_twice(function, run, image) for image in _probes()]
+            shapes = sorted({tuple(one.shape) for one in found})
+            if len(shapes) > 1:
+                raise ModelError(
+                    f"{named(function)} does not fix height and width ({', '.join(map(str, shapes))} among them): add "
+                    "CenterCrop, or resize to (height, width)"
+                )
+            if read is not None and shapes[0] == (read.channels, *read.size):
+                ours = (read(image) for image in _probes())
+                if all((one - other).abs().max() <= _EQUAL for one, other in zip(ours, found, strict=True)):
+                    return read
+            preprocess = _colours(function, form, run)
+            for image in _probes()[:3]:
+                preprocess.region(image.height, image.width)
+        except (ModelError, MemoryError):
+            raise
+        except ImageError as error:
+            raise ModelError(f"{error}; {REMEDY}") from error
+        except Exception as error:  # the user's function may raise anything
+            raise ModelError(f"{named(function)} failed on a probe picture: {first_line(error)}; {REMEDY}") from error
+    return preprocess
+
+
+def misread(preprocess: Preprocess, function: Callable[..., Any]) -> bool:
+    """Whether the function shows the model other pictures than its reading, and not only resizes a little otherwise.
+
+    Raises:
+        ModelError: where the function fails.
+    """
+    form = form_of(function, _probes()[0])
+    for image in _probes()[:3]:
+        smooth = image.resize((image.width // 8, image.height // 8)).resize(image.size)
+        try:
+            ours, theirs = preprocess(smooth), called(function, form, smooth)
+        except Exception as error:  # the function's own
+            raise ModelError(f"{named(function)} failed on a probe picture: {first_line(error)}") from error
+        std = torch.tensor(preprocess.std)[:, None, None]
+        if ours.shape != theirs.shape or ((ours - theirs).abs() * std).mean() > _GROSS / 255:
+            return True
+    return False
+
+
+@lru_cache
+def _probes() -> tuple[Image.Image, ...]:
+    """Pictures of several sizes with noise, edges, flat places and smooth ones, in colours."""
+    found = []
+    for width, height in _SIZES:
+        generator = np.random.default_rng(width * height)
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        ramp = np.linspace(0, 255, width).astype(np.uint8)
+        pixels[: height // 3] = np.stack([ramp, ramp[::-1], np.roll(ramp, width // 3)], axis=-1)
+        pixels[height // 3 : height // 2, : width // 2] = (250, 30, 10)
+        pixels[height // 3 : height // 2, width // 2 :: 2] = (0, 90, 255)
+        found.append(Image.fromarray(pixels))
+    return tuple(found)
+
+
+def _colours(function: Callable[..., Any], form: str, run: Callable[[Image.Image], Tensor]) -> "CallablePreprocess":
+    """Size, mean and standard deviation, from pictures of one colour."""
+    side = _SIZES[0]
+
+    def answer(*colour: int) -> Float[Tensor, "channels height width"]:
+        return run(Image.new("RGB", side, colour))
+
+    black, white = answer(0, 0, 0), answer(255, 255, 255)
+    visible = visible_part(function, black, white)
+    low, high = (one.flatten(1)[:, visible.flatten()].double() for one in (black, white))
+    spread = max(float(ends[1].sub(ends[0]).max()) for ends in map(_ends, (low, high)))
+    low, high = low.median(dim=1).values, high.median(dim=1).values
+    if not bool((high > low).all()) or spread > 0.02 * float((high - low).max()):
+        raise ModelError(
+            f"{named(function)} does not keep colours: a white picture is no brighter than a black one in every "
+            f"channel, or not the same everywhere; {REMEDY}"
+        )
+    std = 1 / (high - low)
+    mean = -low * std
+    ground = black[:, ~visible]
+    fill = tuple(round(255 * float(x)) for x in (ground.double().mean(dim=1) * std + mean)) if ground.numel() else (0,)
+    fill = tuple(min(255, max(0, value)) for value in fill) * (3 // len(fill))
+    size = (black.shape[1], black.shape[2])
+    learned = Preprocess(
+        size,
+        size,
+        crop_mode="squash",
+        mean=tuple(_tidy(value) for value in mean.tolist()),
+        std=tuple(_tidy(value) for value in std.tolist()),
+        fill=(fill[0], fill[1], fill[2]),
+    )
+
+    def keeps(image: Image.Image, *ends: tuple[int, int, int]) -> bool:
+        """Whether the darkest and the brightest colour that are seen are these."""
+        found = _ends(run(image)[:, visible].double() * std[:, None] + mean[:, None]) * 255
+        expected = torch.stack([learned.normalise(Image.new("RGB", (1, 1), end))[:, 0, 0] for end in ends])
+        expected = (expected.double() * std + mean) * 255
+        return bool((found - expected).abs().max() <= _LEVEL)
+
+    own = {one.name: getattr(learned, one.name) for one in fields(Preprocess)}
+    greys = [answer(shade, shade, shade)[:, visible] for shade in map(int, SHADES)]
+    shades = tuple(float(one.double().median(dim=1).values.mean()) for one in greys)
+    if not all(lower <= higher for lower, higher in pairwise(shades)):
+        raise ModelError(f"{named(function)} makes some shades of grey darker than darker ones; {REMEDY}")
+    # Of two flat halves each keeps its shade, unless the contrast of the picture is changed.
+    halves = Image.new("RGB", side, (100, 100, 100))
+    halves.paste((140, 140, 140), (0, 0, side[0] // 2, side[1]))
+    plain = keeps(halves, (100, 100, 100), (140, 140, 140))
+    for colour in ((200, 100, 50), (10, 240, 120), (60, 60, 220), (128, 128, 128), (30, 30, 30)):
+        plain &= keeps(Image.new("RGB", side, colour), colour, colour)
+    return CallablePreprocess(**own, function=function, form=form, keeps_colours=plain, shades=shades, learned=learned)
+
+
+def _ends(values: Float[Tensor, "channels pixels"]) -> Float[Tensor, "2 channels"]:
+    """The smallest and largest value but for a tenth of the pixels each, which padding may have mixed in."""
+    return values.quantile(torch.tensor([0.1, 0.9]).to(values), dim=1)
+
+
+def _tidy(value: float) -> float:
+    """The number with few digits that this one is, up to the rounding of float32."""
+    short = round(value, 5)
+    return short + 0.0 if abs(short - value) <= 1e-6 else value

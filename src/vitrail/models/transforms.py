@@ -1,8 +1,4 @@
-"""A user's own transform, used as it is: how it wants its pictures, and what it does to places and colours.
-
-Nothing is read from the transform's attributes. Probe pictures go through it: the same ones twice show whether it is
-random, pictures of one colour show mean and standard deviation, and ramps of grey show which region is seen.
-"""
+"""A user's own transform, used as it is: how it takes its pictures, and which region of them the model sees."""
 
 import random
 import re
@@ -10,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,21 +15,26 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import ImageError, ModelError
-from ..silence import silenced
 from .preprocess import MAX_RESIZED, Preprocess, require_rgb
 
-__all__ = ["REMEDY", "CallablePreprocess", "learn", "misread", "run_processor"]
+__all__ = [
+    "REMEDY",
+    "SHADES",
+    "CallablePreprocess",
+    "called",
+    "first_line",
+    "form_of",
+    "named",
+    "random_state_kept",
+    "run_processor",
+    "same_twice",
+    "visible_part",
+]
 
 REMEDY = "give vitrail.Preprocess(size=(height, width), …), or the transformed pictures as float tensors"
-
-# Width and height of the probe pictures: wide, tall, square, very wide, very tall, tiny, large.
-_SIZES = ((256, 192), (192, 256), (224, 224), (640, 200), (150, 610), (40, 30), (1100, 800))
-_SHADES = np.linspace(0, 255, 18).round().astype(np.uint8)
-_EQUAL = 1e-6  # how far a reading may be off the user's own function
-_GROSS = 4.0  # of 255 levels, on average over a smooth picture: more than another way of resizing makes
+SHADES = np.linspace(0, 255, 18).round().astype(np.uint8)
 _TILT = 0.004  # of the picture's side: what a row of the input may rise and still count as level
 _BENT = 3.0  # of 255 grey levels along the picture: how far the input may lie off a straight line
-_LEVEL = 1.6  # of 255: how far a plain colour may be off: a resizing in whole numbers rounds
 
 
 class Region(NamedTuple):
@@ -86,11 +86,11 @@ class CallablePreprocess(Preprocess):
         if max(image.size) / min(image.size) * min(self.size) ** 2 > MAX_RESIZED:
             raise ImageError(f"a picture of {size} may fill the memory when it is resized; crop it first")
         try:
-            found = _called(self.function, self.form, image)
+            found = called(self.function, self.form, image)
         except MemoryError:
             raise
         except Exception as error:  # the user's function may raise anything
-            raise ImageError(f"{_short(self.function)} failed on a picture of {size}: {_first_line(error)}") from error
+            raise ImageError(f"{_short(self.function)} failed on a picture of {size}: {first_line(error)}") from error
         if found.shape != (self.channels, *self.size):
             raise ImageError(
                 f"{_short(self.function)} made {tuple(found.shape)} of a picture of {size}, and "
@@ -165,9 +165,6 @@ class CallablePreprocess(Preprocess):
         return {"size": self.size, "mean": self.mean, "std": self.std, "transform": written}
 
 
-# --- calling ----------------------------------------------------------------------------------------------------------
-
-
 def run_processor(processor: Any, image: Image.Image) -> Any:
     """What a Hugging Face image processor, or the one inside a processor of images and texts, makes of a picture."""
     return getattr(processor, "image_processor", processor)(images=image, return_tensors="pt")["pixel_values"]
@@ -195,7 +192,8 @@ class _UnusableError(Exception):
 
 
 @torch.no_grad()
-def _called(function: Callable[..., Any], form: str, image: Image.Image) -> Float[Tensor, "channels height width"]:
+def called(function: Callable[..., Any], form: str, image: Image.Image) -> Float[Tensor, "channels height width"]:
+    """Returns what the function makes of a picture that is given in one of its forms, as float32 on the CPU."""
     found = _FORMS[form](function, image)
     if isinstance(found, Mapping):
         key = next((key for key in ("pixel_values", "image", "images") if key in found), None)
@@ -218,7 +216,7 @@ def _called(function: Callable[..., Any], form: str, image: Image.Image) -> Floa
     return found.as_subclass(Tensor).detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
-def _form_of(function: Callable[..., Any], image: Image.Image) -> str:
+def form_of(function: Callable[..., Any], image: Image.Image) -> str:
     """How the function takes a picture; the first of `_FORMS` that gives a float tensor.
 
     Raises:
@@ -227,7 +225,7 @@ def _form_of(function: Callable[..., Any], image: Image.Image) -> str:
     refused: dict[str, Exception] = {}
     for form in _FORMS:
         try:
-            found = _called(function, form, image)
+            found = called(function, form, image)
         except MemoryError:
             raise
         except Exception as error:  # the user's function may raise anything
@@ -237,95 +235,24 @@ def _form_of(function: Callable[..., Any], image: Image.Image) -> str:
             break  # it does take pictures, and is not finished
         if form == "a uint8 tensor":
             try:
-                other = _called(function, "a float tensor", image)
+                other = called(function, "a float tensor", image)
             except Exception:  # as it should be
                 return form
             if other.shape != found.shape or (other - found).abs().max() > 0.1 * found.abs().max():
                 raise ModelError(
-                    f"{_name(function)} takes tensors from 0 to 255 as well as from 0 to 1, with different results, so "
+                    f"{named(function)} takes tensors from 0 to 255 as well as from 0 to 1, with different results, so "
                     "it is not known which are meant; begin it with torchvision's ToTensor()"
                 )
         return form
     unusable = next((error for error in refused.values() if isinstance(error, _UnusableError)), None)
     if unusable is not None:
-        raise ModelError(f"{_name(function)} {unusable}")
-    first = _first_line(refused["a PIL image"])
-    raise ModelError(f"{_name(function)} takes no picture, be it a PIL image ({first}), a tensor or an array; {REMEDY}")
-
-
-# --- probing ----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def _probes() -> tuple[Image.Image, ...]:
-    """Pictures of several sizes with noise, edges, flat places and smooth ones, in colours."""
-    found = []
-    for width, height in _SIZES:
-        generator = np.random.default_rng(width * height)
-        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        ramp = np.linspace(0, 255, width).astype(np.uint8)
-        pixels[: height // 3] = np.stack([ramp, ramp[::-1], np.roll(ramp, width // 3)], axis=-1)
-        pixels[height // 3 : height // 2, : width // 2] = (250, 30, 10)
-        pixels[height // 3 : height // 2, width // 2 :: 2] = (0, 90, 255)
-        found.append(Image.fromarray(pixels))
-    return tuple(found)
-
-
-def learn(function: Callable[..., Any], read: Preprocess | None = None) -> Preprocess:
-    """Preprocessing by a function of the user's: `read` where it does the same to all probe pictures, else itself.
-
-    Raises:
-        ModelError: when it takes no pictures, returns no tensor of one size, is random, or turns, mirrors or warps the
-            picture, so that a map could not be laid over it.
-    """
-    with _random_state_kept(), silenced(Warning):  # what it warns of is said where it is used
-        form = _form_of(function, _probes()[0])
-        run = partial(_called, function, form)
-        try:
-            found = [_same_twice(function, run, image) for image in _probes()]
-            shapes = sorted({tuple(one.shape) for one in found})
-            if len(shapes) > 1:
-                raise ModelError(
-                    f"{_name(function)} does not fix height and width ({', '.join(map(str, shapes))} among them): add "
-                    "CenterCrop, or resize to (height, width)"
-                )
-            if read is not None and shapes[0] == (read.channels, *read.size):
-                ours = (read(image) for image in _probes())
-                if all((one - other).abs().max() <= _EQUAL for one, other in zip(ours, found, strict=True)):
-                    return read
-            preprocess = _colours(function, form, run)
-            for image in _probes()[:3]:
-                preprocess.region(image.height, image.width)
-        except (ModelError, MemoryError):
-            raise
-        except ImageError as error:
-            raise ModelError(f"{error}; {REMEDY}") from error
-        except Exception as error:  # the user's function may raise anything
-            raise ModelError(f"{_name(function)} failed on a probe picture: {_first_line(error)}; {REMEDY}") from error
-    return preprocess
-
-
-def misread(preprocess: Preprocess, function: Callable[..., Any]) -> bool:
-    """Whether the function shows the model other pictures than its reading, and not only resizes a little otherwise.
-
-    Raises:
-        ModelError: where the function fails.
-    """
-    form = _form_of(function, _probes()[0])
-    for image in _probes()[:3]:
-        smooth = image.resize((image.width // 8, image.height // 8)).resize(image.size)
-        try:
-            ours, theirs = preprocess(smooth), _called(function, form, smooth)
-        except Exception as error:  # the function's own
-            raise ModelError(f"{_name(function)} failed on a probe picture: {_first_line(error)}") from error
-        std = torch.tensor(preprocess.std)[:, None, None]
-        if ours.shape != theirs.shape or ((ours - theirs).abs() * std).mean() > _GROSS / 255:
-            return True
-    return False
+        raise ModelError(f"{named(function)} {unusable}")
+    first = first_line(refused["a PIL image"])
+    raise ModelError(f"{named(function)} takes no picture, be it a PIL image ({first}), a tensor or an array; {REMEDY}")
 
 
 @contextmanager
-def _random_state_kept():
+def random_state_kept():
     """Leaves the generators as they were, so that probing changes no other random number of the user's."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
@@ -336,7 +263,7 @@ def _random_state_kept():
         torch.set_rng_state(pytorch)
 
 
-def _same_twice(
+def same_twice(
     function: Callable[..., Any], run: Callable[[Image.Image], Tensor], image: Image.Image
 ) -> Float[Tensor, "channels height width"]:
     """What the function makes of a picture; refuses a function that draws random numbers, or answers otherwise."""
@@ -349,77 +276,13 @@ def _same_twice(
     )
     if drawn or not torch.equal(first.nan_to_num(), second.nan_to_num()):
         raise ModelError(
-            f"{_name(function)} is random: it {'draws random numbers' if drawn else 'answers a picture differently'} "
+            f"{named(function)} is random: it {'draws random numbers' if drawn else 'answers a picture differently'} "
             "each time; give the transform of the evaluation, not that of the training"
         )
     return first
 
 
-def _colours(function: Callable[..., Any], form: str, run: Callable[[Image.Image], Tensor]) -> "CallablePreprocess":
-    """Size, mean and standard deviation, from pictures of one colour."""
-    side = _SIZES[0]
-
-    def answer(*colour: int) -> Float[Tensor, "channels height width"]:
-        return run(Image.new("RGB", side, colour))
-
-    black, white = answer(0, 0, 0), answer(255, 255, 255)
-    visible = _visible(function, black, white)
-    low, high = (one.flatten(1)[:, visible.flatten()].double() for one in (black, white))
-    spread = max(float(ends[1].sub(ends[0]).max()) for ends in map(_ends, (low, high)))
-    low, high = low.median(dim=1).values, high.median(dim=1).values
-    if not bool((high > low).all()) or spread > 0.02 * float((high - low).max()):
-        raise ModelError(
-            f"{_name(function)} does not keep colours: a white picture is no brighter than a black one in every "
-            f"channel, or not the same everywhere; {REMEDY}"
-        )
-    std = 1 / (high - low)
-    mean = -low * std
-    ground = black[:, ~visible]
-    fill = tuple(round(255 * float(x)) for x in (ground.double().mean(dim=1) * std + mean)) if ground.numel() else (0,)
-    fill = tuple(min(255, max(0, value)) for value in fill) * (3 // len(fill))
-    size = (black.shape[1], black.shape[2])
-    learned = Preprocess(
-        size,
-        size,
-        crop_mode="squash",
-        mean=tuple(_tidy(value) for value in mean.tolist()),
-        std=tuple(_tidy(value) for value in std.tolist()),
-        fill=(fill[0], fill[1], fill[2]),
-    )
-
-    def keeps(image: Image.Image, *ends: tuple[int, int, int]) -> bool:
-        """Whether the darkest and the brightest colour that are seen are these."""
-        found = _ends(run(image)[:, visible].double() * std[:, None] + mean[:, None]) * 255
-        expected = torch.stack([learned.normalise(Image.new("RGB", (1, 1), end))[:, 0, 0] for end in ends])
-        expected = (expected.double() * std + mean) * 255
-        return bool((found - expected).abs().max() <= _LEVEL)
-
-    own = {one.name: getattr(learned, one.name) for one in fields(Preprocess)}
-    greys = [answer(shade, shade, shade)[:, visible] for shade in map(int, _SHADES)]
-    shades = tuple(float(one.double().median(dim=1).values.mean()) for one in greys)
-    if not all(lower <= higher for lower, higher in pairwise(shades)):
-        raise ModelError(f"{_name(function)} makes some shades of grey darker than darker ones; {REMEDY}")
-    # Of two flat halves each keeps its shade, unless the contrast of the picture is changed.
-    halves = Image.new("RGB", side, (100, 100, 100))
-    halves.paste((140, 140, 140), (0, 0, side[0] // 2, side[1]))
-    plain = keeps(halves, (100, 100, 100), (140, 140, 140))
-    for colour in ((200, 100, 50), (10, 240, 120), (60, 60, 220), (128, 128, 128), (30, 30, 30)):
-        plain &= keeps(Image.new("RGB", side, colour), colour, colour)
-    return CallablePreprocess(**own, function=function, form=form, keeps_colours=plain, shades=shades, learned=learned)
-
-
-def _ends(values: Float[Tensor, "channels pixels"]) -> Float[Tensor, "2 channels"]:
-    """The smallest and largest value but for a tenth of the pixels each, which padding may have mixed in."""
-    return values.quantile(torch.tensor([0.1, 0.9]).to(values), dim=1)
-
-
-def _tidy(value: float) -> float:
-    """The number with few digits that this one is, up to the rounding of float32."""
-    short = round(value, 5)
-    return short + 0.0 if abs(short - value) <= 1e-6 else value
-
-
-def _visible(
+def visible_part(
     function: Callable[..., Any],
     black: Float[Tensor, "channels height width"],
     white: Float[Tensor, "channels height width"],
@@ -430,7 +293,7 @@ def _visible(
     rectangle = visible.any(dim=1)[:, None] & visible.any(dim=0)
     if not bool(visible.any()) or not torch.equal(visible, rectangle):
         raise ModelError(
-            f"{_name(function)} hides parts of the picture, or makes the same of black and white; {REMEDY}"
+            f"{named(function)} hides parts of the picture, or makes the same of black and white; {REMEDY}"
         )
     return visible
 
@@ -444,13 +307,13 @@ def _region(preprocess: CallablePreprocess, height: int, width: int) -> Region:
         whole = np.broadcast_to(pixels.round().astype(np.uint8), (height, width))
         return preprocess(Image.fromarray(np.stack([whole] * 3, axis=-1))).double().mean(dim=0, keepdim=True)
 
-    visible = _visible(function, answer(np.zeros((1, 1))), answer(np.full((1, 1), 255))).numpy()
+    visible = visible_part(function, answer(np.zeros((1, 1))), answer(np.full((1, 1), 255))).numpy()
     rows, cols = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
 
     values, first = np.unique(preprocess.shades, return_index=True)  # two shades may have become one
 
     def line(ramp: np.ndarray, side: int, seen: np.ndarray, length: int, axis: int) -> tuple[float, float]:
-        shades = np.interp(answer(ramp)[0].numpy()[np.ix_(rows, cols)], values, _SHADES[first])
+        shades = np.interp(answer(ramp)[0].numpy()[np.ix_(rows, cols)], values, SHADES[first])
         return _line(function, shades / 255 * (side - 1) + 0.5, seen, side, length, axis=axis)
 
     left, right = line(np.linspace(0, 255, width)[None, :], width, cols, preprocess.size[1], 1)
@@ -489,7 +352,7 @@ def _line(
     bent = np.abs(positions - (slope * middles + start)).max()
     if not slope > 0 or tilt > _TILT * side + 0.5 or bent > tolerance:
         raise ModelError(
-            f"{_name(function)} mirrors, turns or warps the picture ({'columns' if axis else 'rows'} of the input do "
+            f"{named(function)} mirrors, turns or warps the picture ({'columns' if axis else 'rows'} of the input do "
             f"not follow those of the picture), so a map cannot be laid over it; {REMEDY}"
         )
     return float(start), float(start + slope * length)
@@ -500,7 +363,8 @@ def _middles(start: float, stop: float, length: int) -> np.ndarray:
     return np.floor(start + (np.arange(length) + 0.5) * (stop - start) / length).astype(int)
 
 
-def _name(function: Callable[..., Any]) -> str:
+def named(function: Callable[..., Any]) -> str:
+    """Returns the argument as it stands in messages."""
     return f"preprocess={_short(function)}"
 
 
@@ -512,6 +376,7 @@ def _short(function: Callable[..., Any]) -> str:
     return "a lambda" if name.endswith("<lambda>") else name
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the kind of an error and the first line of its text."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
