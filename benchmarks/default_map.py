@@ -53,11 +53,10 @@ from vitrail.benchmark.measure import describe_machine
 from vitrail.bestiary.benchmark import draw_truths, measured
 from vitrail.evaluate import bootstrap, open_data
 from vitrail.evaluate.batched_queries import QueryBatcher
-from vitrail.evaluate.case import Case
-from vitrail.evaluate.insertion import mean_height
-from vitrail.evaluate.protocols.insertion import deletion, insertion
-from vitrail.evaluate.signs import sides, signs
 from vitrail.inputs import prepare
+from vitrail.metrics.faithfulness.insertion_deletion import deletion, insertion, mean_height
+from vitrail.metrics.protocol import Case
+from vitrail.metrics.signs import sides, sign_shares
 from vitrail.objectives import class_rows, find_rivals, overlap, rival_logit
 
 Maps = dict[str, Tensor]  # by candidate: (images, targets, rows, cols)
@@ -196,11 +195,11 @@ def on_mosaics(
             pairs = duel_maps(model, batch, [[one] * len(others[0])], others)
             for name, maps in pairs.items():
                 region = [sides({one: regions[one], other: regions[other]}, one) for other in others[0]]
-                values = [signs(_large(m), *both).sign_accuracy for m, both in zip(maps[0], region, strict=True)]
+                values = [sign_shares(_large(m), *both).sign_accuracy for m, both in zip(maps[0], region, strict=True)]
                 figures["mosaics, told the other"].setdefault(name, []).append(float(np.mean(values)))
         for name, maps in found.items():
             values = [
-                signs(_large(scores), *sides(regions, one)).sign_accuracy
+                sign_shares(_large(scores), *sides(regions, one)).sign_accuracy
                 for one, scores in zip(classes, maps[0], strict=True)
             ]
             figures["mosaics"][name].append(float(np.mean(values)))

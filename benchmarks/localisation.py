@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
-from vitrail.evaluate.perturbation import SHARES as PERTURBED
-from vitrail.evaluate.perturbation import area as area_under
-from vitrail.evaluate.perturbation import perturb
+from vitrail.metrics.faithfulness.perturbation import SHARES as PERTURBED
+from vitrail.metrics.faithfulness.perturbation import area as area_under
+from vitrail.metrics.faithfulness.perturbation import perturb
 
 SHARES = [0.0, *PERTURBED]
 SIZE, PATCH = 224, 16

@@ -27,9 +27,9 @@ from torch import Tensor
 import vitrail
 from vitrail.benchmark.measure import describe_machine
 from vitrail.evaluate.batched_queries import QueryBatcher
-from vitrail.evaluate.case import Case
-from vitrail.evaluate.perturbation import enlarged
-from vitrail.evaluate.protocols.perturbation import perturbation
+from vitrail.metrics.faithfulness.perturbation import perturbation
+from vitrail.metrics.maps import enlarged
+from vitrail.metrics.protocol import Case
 
 __all__ = ["official_loop"]
 

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.evaluate.case import Case
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.questions import AttributionQuery, LogitQuery, Measured, TokenSubsetQuery
+from vitrail.metrics import find_protocol
+from vitrail.metrics.protocol import AttributionQuery, Case, LogitQuery, Measured, TokenSubsetQuery
 
 
 def case_of(image: Tensor, logits: Tensor, **known: Any) -> Case:

@@ -16,9 +16,8 @@ from vitrail.bestiary import CLASS_NAMES
 from vitrail.bestiary.dataset import Bestiary
 from vitrail.bestiary.model import normalised
 from vitrail.errors import VitrailError
-from vitrail.evaluate.case import Case
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.questions import LogitQuery
+from vitrail.metrics import find_protocol
+from vitrail.metrics.protocol import Case, LogitQuery
 
 SCHEMA = pa.schema(
     [

@@ -22,8 +22,8 @@ import vitrail
 from vitrail.app.fragments import CONTROLS, on_page
 from vitrail.cli import app
 from vitrail.errors import how_to_install, reworded
-from vitrail.evaluate.protocols import PROTOCOLS
 from vitrail.methods.registry import METHODS
+from vitrail.metrics import PROTOCOLS
 
 PACKAGE = Path(vitrail.__file__ or "").parent
 ARGUMENT = re.compile(r"(?<![\w.=/?&'\"{-])([a-z][a-z0-9_]*)=(?!=)")

@@ -288,7 +288,7 @@ class TestEvaluation:
         assert rows[0]["value"] == pytest.approx(expected, rel=1e-5)
 
     def test_labels_that_do_not_exclude_each_other_are_watched_one_by_one(self):
-        from vitrail.evaluate.perturbation import outcome
+        from vitrail.metrics.faithfulness.perturbation import outcome
 
         multilabel = Output("multilabel", link="sigmoid")
         logits, original = torch.tensor([[2.0, 3.0, -1.0]]).double(), torch.tensor([[4.0, 4.0, 4.0]]).double()

@@ -8,7 +8,7 @@ from families import FAMILIES
 import vitrail
 from vitrail.bridges import CaptumAttribution, quantus_explainer
 from vitrail.errors import ModelError, OptionError, TargetCountError, TargetError, UnknownMethodError
-from vitrail.evaluate.max_sensitivity import boxed_noise
+from vitrail.metrics.robustness.max_sensitivity import boxed_noise
 
 FAMILY = FAMILIES["timm_vit"]
 

@@ -9,9 +9,9 @@ from families import FAMILIES
 
 import vitrail
 from vitrail.bridges import quantus_explainer
-from vitrail.evaluate.energy import energy
-from vitrail.evaluate.max_sensitivity import sensitivities
-from vitrail.evaluate.pointing import pointing
+from vitrail.metrics.localisation.energy import energy_share
+from vitrail.metrics.localisation.pointing import pointing_hit
+from vitrail.metrics.robustness.max_sensitivity import sensitivities
 
 FAMILY = FAMILIES["timm_vit"]
 # Importing Quantus takes as long as the rest of this folder.
@@ -53,7 +53,7 @@ def plain(quantus, name, **options):
 
 def test_the_pointing_game(quantus, question):
     given, maps, boxes = question
-    ours = [pointing(one, box, largest=1) for one, box in zip(maps, boxes, strict=True)]
+    ours = [pointing_hit(one, box, largest=1) for one, box in zip(maps, boxes, strict=True)]
     # At the border several enlarged pixels are equally high: for Quantus one inside is enough, we take their share.
     assert plain(quantus, "PointingGame")(**given) == [hit > 0 for hit in ours]
     alone = [int((one == one.max()).sum()) == 1 for one in maps]
@@ -64,7 +64,7 @@ def test_the_pointing_game(quantus, question):
 @pytest.mark.parametrize("sign", ["absolute", "positive"])
 def test_the_energy_game_under_both_its_names(quantus, question, sign):
     given, maps, boxes = question
-    ours = [energy(one, box, sign) for one, box in zip(maps, boxes, strict=True)]
+    ours = [energy_share(one, box, sign) for one, box in zip(maps, boxes, strict=True)]
     explain_func = given["explain_func"]
     if sign == "positive":
         given = {**given, "explain_func": lambda **asked: explain_func(**asked).clip(min=0)}

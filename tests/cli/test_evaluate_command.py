@@ -20,10 +20,10 @@ from vitrail.cli import console as terminal_output
 from vitrail.cli.console import Terminal
 from vitrail.evaluate.block_evaluator import Worker
 from vitrail.evaluate.presets import PRESETS
-from vitrail.evaluate.protocols import PROTOCOLS
 from vitrail.evaluate.run_directory import RunFolder
 from vitrail.evaluate.run_reader import read_run
 from vitrail.evaluate.runner import estimate, evaluate
+from vitrail.metrics import PROTOCOLS
 
 SCENES = "bestiary:single:4"
 

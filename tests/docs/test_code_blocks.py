@@ -22,8 +22,8 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 import vitrail
-from vitrail.evaluate.protocols import PROTOCOLS
 from vitrail.methods.registry import METHODS
+from vitrail.metrics import PROTOCOLS
 from vitrail.models.loading import SOURCES
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.evaluate.case import Case
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.questions import AttributionQuery, Measured
+from vitrail.metrics import find_protocol
 from vitrail.metrics.aggregation import Curves, Statistic
+from vitrail.metrics.protocol import AttributionQuery, Case, Measured
 
 
 def case(image: Tensor | None = None, **known: Any) -> Case:

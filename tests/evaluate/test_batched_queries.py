@@ -13,8 +13,8 @@ import vitrail
 from vitrail.errors import NoSignalError, UnsupportedOperationError
 from vitrail.evaluate import batched_queries
 from vitrail.evaluate.batched_queries import QueryBatcher
-from vitrail.evaluate.questions import AttributionQuery, Evaluation, LogitQuery, Measured, Query, TokenSubsetQuery
 from vitrail.methods.dropped_tokens import TokenDropper
+from vitrail.metrics.protocol import AttributionQuery, Evaluation, LogitQuery, Measured, Query, TokenSubsetQuery
 from vitrail.models import VisionModel
 
 SIDE = 2

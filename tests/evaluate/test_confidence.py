@@ -12,11 +12,12 @@ from protocol_driver import by_measure, case_of, drive
 from torch import Tensor
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.confidence import area_over_curve, confidence_change
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.protocols.fills import filling
-from vitrail.evaluate.saco import group_ends, salience_consistency
+from vitrail.metrics import find_protocol
 from vitrail.metrics.aggregation import Curves
+from vitrail.metrics.faithfulness.average_drop import confidence_change
+from vitrail.metrics.faithfulness.region_perturbation import area_over_curve
+from vitrail.metrics.faithfulness.saco import group_ends, salience_consistency
+from vitrail.metrics.removal import filling
 
 SIDE, CLASSES = 12, 4
 

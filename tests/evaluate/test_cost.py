@@ -8,8 +8,8 @@ from pictures_on_disk import class_folders
 import vitrail
 from vitrail.evaluate.cost import Cost, cost_of, passes
 from vitrail.evaluate.plan import make_plan
-from vitrail.evaluate.protocols import PROTOCOLS
 from vitrail.evaluate.runner import evaluate
+from vitrail.metrics import PROTOCOLS
 from vitrail.models import Preprocess
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from vitrail.evaluate.cost import cost_of
 from vitrail.evaluate.presets import PRESETS
-from vitrail.evaluate.protocols import list_protocols
+from vitrail.metrics import list_protocols
 
 DOCS = Path(__file__).parents[2] / "docs"
 

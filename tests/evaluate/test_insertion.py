@@ -10,11 +10,11 @@ from protocol_driver import by_measure, case_of, drive
 from torch import Tensor
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.insertion import mean_height, step_ends
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.protocols.fills import FILLS, blurred, filling, folded_gaussian
-from vitrail.evaluate.questions import LogitQuery
+from vitrail.metrics import find_protocol
 from vitrail.metrics.aggregation import Curves
+from vitrail.metrics.faithfulness.insertion_deletion import mean_height, step_ends
+from vitrail.metrics.protocol import LogitQuery
+from vitrail.metrics.removal import FILLS, blurred, filling, folded_gaussian
 
 SIDE, CLASSES = 12, 4
 

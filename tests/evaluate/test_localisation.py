@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vitrail.errors import OptionError, how_to_install
-from vitrail.evaluate.bilinear import bilinear
-from vitrail.evaluate.energy import agreement, box_agreement, energy
-from vitrail.evaluate.perturbation import enlarged
-from vitrail.evaluate.pointing import grown, pointing
-from vitrail.evaluate.segmentation import average_precision, counts, f1, foreground
+from vitrail.metrics.localisation.energy import agreement, box_agreement, energy_share
+from vitrail.metrics.localisation.pointing import grown, pointing_hit
+from vitrail.metrics.localisation.segmentation import average_precision, counts, f1, foreground
+from vitrail.metrics.maps import bilinear, enlarged
 
 SIDE = 6
 maps = arrays(np.float64, (SIDE, SIDE), elements=st.integers(-4, 4).map(float))
@@ -35,7 +34,7 @@ def box(top: int, left: int, bottom: int, right: int, side: int = 16) -> torch.T
 @settings(deadline=None)  # the first call imports SciPy
 @given(maps, masks, st.integers(0, 3))
 def test_pointing_as_a_literal_loop_points(scores, mask, tolerance):
-    found = pointing(torch.from_numpy(scores), torch.from_numpy(mask), tolerance=tolerance)
+    found = pointing_hit(torch.from_numpy(scores), torch.from_numpy(mask), tolerance=tolerance)
     inside = [(r, c) for r in range(SIDE) for c in range(SIDE) if mask[r, c]]
     if not inside or 2 * len(inside) >= SIDE * SIDE:
         assert math.isnan(found)
@@ -47,10 +46,10 @@ def test_pointing_as_a_literal_loop_points(scores, mask, tolerance):
 
 def test_boxes_of_half_the_picture_do_not_count_unless_asked():
     scores, half = torch.rand(16, 16, generator=torch.Generator().manual_seed(0)), box(0, 0, 8, 16)
-    assert math.isnan(pointing(scores, half))
-    assert pointing(scores, half, largest=0.51) in (0.0, 1.0)
-    assert math.isnan(pointing(scores, box(0, 0, 0, 0), largest=1))
-    assert pointing(scores, box(0, 0, 16, 16), largest=1) == 1.0
+    assert math.isnan(pointing_hit(scores, half))
+    assert pointing_hit(scores, half, largest=0.51) in (0.0, 1.0)
+    assert math.isnan(pointing_hit(scores, box(0, 0, 0, 0), largest=1))
+    assert pointing_hit(scores, box(0, 0, 16, 16), largest=1) == 1.0
 
 
 def test_the_pointing_protocol_enlarges_the_map_and_counts_chance():
@@ -73,7 +72,7 @@ def test_the_pointing_protocol_enlarges_the_map_and_counts_chance():
 @given(maps, masks)
 def test_energy_as_a_literal_sum(scores, mask):
     for sign, mass in (("absolute", np.abs(scores)), ("positive", np.where(scores > 0, scores, 0))):
-        found = energy(torch.from_numpy(scores), torch.from_numpy(mask), sign)
+        found = energy_share(torch.from_numpy(scores), torch.from_numpy(mask), sign)
         if mass.sum() == 0:
             assert math.isnan(found)
         else:
@@ -212,11 +211,11 @@ def test_enlarging_is_one_thing_everywhere():
     ("call", "message"),
     [
         (
-            lambda: pointing(torch.ones(2, 2), box(0, 0, 1, 1, 2), largest=0),
+            lambda: pointing_hit(torch.ones(2, 2), box(0, 0, 1, 1, 2), largest=0),
             "largest=0 is no share of the area above 0",
         ),
         (lambda: grown(box(0, 0, 1, 1, 2), -1), "tolerance=-1 pixels is below 0"),
-        (lambda: energy(torch.ones(2, 2), box(0, 0, 1, 1, 2), "squared"), "sign='squared' .* absolute, positive"),
+        (lambda: energy_share(torch.ones(2, 2), box(0, 0, 1, 1, 2), "squared"), "sign='squared' .* absolute, positive"),
         (lambda: box_agreement(torch.ones(2, 2), box(0, 0, 1, 1, 2), 1.5), "share=1.5 of the highest score"),
         (lambda: foreground(torch.ones(2, 2), "otsu"), "threshold='otsu' is unknown; choose one of mean, zero"),
         (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.evaluate.perturbation import enlarged
+from vitrail.metrics.maps import enlarged
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "perturbation.py"
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.perturbation import AREAS, SHARES, area, enlarged, kept_tokens, outcome, perturb, ranking
+from vitrail.metrics.faithfulness.perturbation import AREAS, SHARES, area, outcome, perturb
+from vitrail.metrics.maps import enlarged
+from vitrail.metrics.removal import kept_tokens, ranking
 
 
 def literal(image: np.ndarray, scores: np.ndarray, share: float, highest: bool, fill: list, allowed: np.ndarray):

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vitrail.errors import OptionError, UnknownProtocolError
-from vitrail.evaluate.perturbation import AREAS, SHARES, area
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.protocols.fills import FILLS, filling
+from vitrail.metrics import find_protocol
 from vitrail.metrics.aggregation import Curves
+from vitrail.metrics.faithfulness.perturbation import AREAS, SHARES, area
+from vitrail.metrics.removal import FILLS, filling
 
 SIDE, PATCH, CLASSES = 12, 4, 5
 

@@ -6,7 +6,7 @@ import pytest
 
 from vitrail.errors import OptionError
 from vitrail.evaluate.presets import PRESETS, find_preset
-from vitrail.evaluate.protocols import PROTOCOLS, find_protocol
+from vitrail.metrics import PROTOCOLS, find_protocol
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -13,9 +13,8 @@ from torch import nn
 
 import vitrail
 from vitrail.errors import ModelError, NoSignalError, OptionError
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.randomisation import likeness, structural_similarity
-from vitrail.evaluate.randomised import layers_of, randomised
+from vitrail.metrics import find_protocol
+from vitrail.metrics.randomisation.cascading import layers_of, likeness, randomised, structural_similarity
 
 SOME = ["timm_vit", "timm_deit_distilled", "timm_siglip", "hf_vit", "torchvision_vit"]
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.perturbation import perturb
-from vitrail.evaluate.removal import Removal, perturbation_batch, pixel_ranks
+from vitrail.metrics.faithfulness.perturbation import perturb
+from vitrail.metrics.removal import Removal, perturbation_batch, pixel_ranks
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from vitrail.cli import app
 from vitrail.errors import OptionError, RunFolderError
-from vitrail.evaluate.protocols.registry import PROTOCOLS, ProtocolInfo
 from vitrail.evaluate.run_reader import read_run
 from vitrail.metrics.aggregation import Statistic
+from vitrail.metrics.protocol import PROTOCOLS, ProtocolInfo
 from vitrail.report import build_board, examples, write_report
 from vitrail.report.checks import warnings
 from vitrail.report.examples import draw_gallery

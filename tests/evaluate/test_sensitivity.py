@@ -9,7 +9,7 @@ from families import FAMILIES
 import vitrail
 from vitrail.bridges import CaptumAttribution
 from vitrail.errors import OptionError
-from vitrail.evaluate.max_sensitivity import boxed_noise, sensitivities
+from vitrail.metrics.robustness.max_sensitivity import boxed_noise, sensitivities
 
 
 def test_the_distance_as_a_literal_loop():

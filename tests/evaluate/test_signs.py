@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.signs import Signs, sides, signs
+from vitrail.metrics.signs import Signs, sides, sign_shares
 
 SIDE = 4
 maps = arrays(np.float64, (SIDE, SIDE), elements=st.integers(-3, 3).map(float))
@@ -42,22 +42,22 @@ def literal(scores, target, others):
 @given(maps, masks, masks)
 def test_the_shares_as_literal_sums(scores, one, other):
     target, others = one & ~other, other & ~one
-    found = signs(torch.from_numpy(scores), torch.from_numpy(target), torch.from_numpy(others))
+    found = sign_shares(torch.from_numpy(scores), torch.from_numpy(target), torch.from_numpy(others))
     assert found == pytest.approx(literal(scores, target, others), nan_ok=True)
 
 
 @given(maps, masks)
 def test_turning_every_sign_turns_right_into_wrong(scores, mask):
     pixels, target = torch.from_numpy(scores), torch.from_numpy(mask)
-    there, back = signs(pixels, target, ~target), signs(-pixels, target, ~target)
+    there, back = sign_shares(pixels, target, ~target), sign_shares(-pixels, target, ~target)
     for one, other in ((there.sign_accuracy, back.sign_accuracy), (there.right_share, back.right_share)):
         assert other == pytest.approx(1 - one, nan_ok=True)
-    swapped = signs(-pixels, ~target, target)
+    swapped = sign_shares(-pixels, ~target, target)
     assert swapped.right_share == pytest.approx(there.right_share, nan_ok=True)
 
 
 def test_a_map_without_negative_scores_tells_no_side():
-    found = signs(torch.rand(16, 16, generator=torch.Generator().manual_seed(0)), LEFT, ~LEFT)
+    found = sign_shares(torch.rand(16, 16, generator=torch.Generator().manual_seed(0)), LEFT, ~LEFT)
     assert found.sign_accuracy == 0.5
     assert math.isnan(found.negative_on_others)
     assert found.right_share == pytest.approx(found.positive_on_target)

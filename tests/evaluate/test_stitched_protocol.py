@@ -12,11 +12,11 @@ from protocol_driver import by_measure, case_of, drive
 
 import vitrail
 from vitrail.errors import DataError, OptionError
-from vitrail.evaluate.perturbation import SHARES, area
-from vitrail.evaluate.protocols import find_protocol
-from vitrail.evaluate.stitched import REGIONS, WAYS, stitched_removal
 from vitrail.experiments.stitched_perturbation import CONTROL, Curve, curves_of, stitch_pictures
+from vitrail.metrics import find_protocol
 from vitrail.metrics.aggregation import Curves
+from vitrail.metrics.faithfulness.perturbation import SHARES, WAYS, area
+from vitrail.metrics.faithfulness.stitched_perturbation import REGIONS, stitched_removal
 
 GUIDE = 2
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner, Result
 import vitrail
 from vitrail.cli import app
 from vitrail.errors import ExperimentError, UnknownExperimentError
-from vitrail.evaluate.perturbation import SHARES
 from vitrail.experiments import EXPERIMENTS, Question, find_experiment
 from vitrail.experiments.perturbation import labels_in_table
 from vitrail.experiments.stitched_perturbation import curves_of, stitch_pictures
+from vitrail.metrics.faithfulness.perturbation import SHARES
 
 NAMES = ("kite", "bald eagle", "zebra", "snail", "conch", "slug", "coil")
 

@@ -12,23 +12,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vitrail.attention.gradient_modes import check_gradient_mode
 from vitrail.bestiary.causal import CausalTruth, causal_truth
 from vitrail.bestiary.dataset import Bestiary
-from vitrail.bestiary.measures import (
-    correlation,
-    creature_sign,
-    energy,
-    part_scores,
-    part_sign,
-    pointing,
-    rank_correlation,
-    sign_accuracy,
-    spread,
-)
 from vitrail.bestiary.model import normalised
 from vitrail.bestiary.species import CLASS_NAMES, siblings, species
 from vitrail.errors import OptionError
@@ -36,9 +25,13 @@ from vitrail.explain import explain
 from vitrail.methods import METHODS, MethodInfo
 from vitrail.methods.registry import choose_methods
 from vitrail.metrics.aggregation import Interval, bootstrap
+from vitrail.metrics.localisation.energy import energy_share
+from vitrail.metrics.localisation.pointing import highest_inside
+from vitrail.metrics.maps import correlation, rank_correlation, spread
+from vitrail.metrics.signs import positive_share, sign_accuracy
 from vitrail.models import VisionModel
 
-__all__ = ["MEASURES", "Measure", "Score", "draw_truths", "measured", "score"]
+__all__ = ["MEASURES", "Measure", "Score", "draw_truths", "measured", "part_scores", "part_sign", "score"]
 
 SEED = 2**21  # far from the seeds of training pools and of the held-out scenes that accuracy is measured on
 BATCH = 50
@@ -197,6 +190,23 @@ def _noise(seed: int) -> Ask:
 # -- the measures ----------------------------------------------------------------------------------------------------
 
 
+def part_scores(
+    pixels: Float[Tensor, "height width"], masks: Bool[Tensor, "parts height width"]
+) -> Float[Tensor, " parts"]:
+    """The relevance that lies on each part."""
+    return (pixels * masks).sum((1, 2))
+
+
+def part_sign(scores: Float[Tensor, " parts"], says: Float[Tensor, " parts"]) -> float:
+    """The share of parts whose score has the sign of `says` (+1 for, -1 against, 0: not asked), in [0, 1].
+
+    A score of exactly zero counts half.
+    """
+    asked = says != 0
+    right = (scores[asked].sign() == says[asked].sign()).double() + 0.5 * (scores[asked] == 0).double()
+    return float(right.mean()) if bool(asked.any()) else torch.nan
+
+
 def measured(worlds: Worlds, ask: Ask) -> dict[str, list[float]]:
     """Asks for the maps of all scenes, and measures each: the values by measure, in the order of the scenes."""
     found: dict[str, list[float]] = defaultdict(list)
@@ -236,10 +246,10 @@ def _duel(truth: CausalTruth) -> tuple[str, str]:
 
 def _of_single(truth: CausalTruth, maps: Sequence[Tensor], found: dict[str, list[float]]) -> None:
     (pixels,), (creature,), (name,) = maps, truth.creatures, truth.scene.labels
-    found["single sign"].append(creature_sign(pixels, creature))
+    found["single sign"].append(positive_share(pixels, creature))
     found["single rank"].append(rank_correlation(part_scores(pixels, truth.masks), truth.importance(name)))
-    found["single energy"].append(energy(pixels, creature))
-    found["single pointing"].append(pointing(pixels, creature))
+    found["single energy"].append(energy_share(pixels, creature, "positive"))
+    found["single pointing"].append(highest_inside(pixels, creature))
 
 
 def _of_pair(truth: CausalTruth, maps: Sequence[Tensor], found: dict[str, list[float]]) -> None:
@@ -248,7 +258,7 @@ def _of_pair(truth: CausalTruth, maps: Sequence[Tensor], found: dict[str, list[f
         target, other = truth.creatures[number], truth.creatures[1 - number]
         sign.append(sign_accuracy(pixels, target, other))
         rank.append(rank_correlation(part_scores(pixels, truth.masks), truth.importance(name)))
-        share.append(energy(pixels, target))
+        share.append(energy_share(pixels, target, "positive"))
     # The two classes of one picture are no independent observations: their mean is one.
     for measure, values in (("sign", sign), ("rank", rank), ("energy", share)):
         found[f"pair {measure}"].append(float(torch.tensor(values, dtype=torch.float64).nanmean()))

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import torch
 
 from vitrail.attention.gradient_modes import check_gradient_mode
+from vitrail.bestiary.benchmark import part_scores
 from vitrail.bestiary.causal import causal_truth
 from vitrail.bestiary.dataset import LabelErrors
-from vitrail.bestiary.measures import part_scores, spread
 from vitrail.bestiary.model import normalised
 from vitrail.bestiary.sample import sample_scene
 from vitrail.errors import OptionError
 from vitrail.explain import explain
 from vitrail.methods import find_method
 from vitrail.metrics.aggregation import Interval, bootstrap
+from vitrail.metrics.maps import spread
 from vitrail.models import VisionModel
 
 __all__ = ["PlantedErrors", "planted_errors"]

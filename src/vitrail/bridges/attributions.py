@@ -5,10 +5,9 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
 from ..errors import ModelError
-from ..evaluate.bilinear import bilinear
 from ..explain import explain
 from ..models.vision_model import VisionModel
 from ..models.wrapping import wrap
@@ -39,7 +38,7 @@ def attributions(
     if not upsample:
         return scores
     size, covered = images.shape[-2:], model.tiled(images).shape[-2:]
-    large = bilinear(scores, (covered[0], covered[1]))
+    large = interpolate(scores, size=tuple(covered), mode="bilinear", align_corners=False)
     # What the model does not see counts for nothing, and what it pads is no pixel of the image.
     return pad(large, (0, size[1] - covered[1], 0, size[0] - covered[0]))
 

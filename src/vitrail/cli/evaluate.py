@@ -176,7 +176,7 @@ def evaluate_command(
 
 def _list(as_json: bool) -> None:
     from vitrail.evaluate.presets import PRESETS
-    from vitrail.evaluate.protocols import list_protocols
+    from vitrail.metrics import list_protocols
 
     found = [
         {
@@ -296,9 +296,9 @@ def _unknown(failure: "Failure") -> bool:
 
 def _options(words: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Returns the options of methods and those of protocols, converted to their types."""
-    from vitrail.evaluate.protocols import PROTOCOLS, find_protocol
     from vitrail.methods import METHODS, find_method
     from vitrail.methods.option_values import typed, typed_options
+    from vitrail.metrics import PROTOCOLS, find_protocol
 
     methods: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}

@@ -246,7 +246,7 @@ class Command(TyperCommand):
 
         infos: list[Any] = list(METHODS.values())
         if any("--protocols" in one.opts for one in self.params):
-            from vitrail.evaluate.protocols import PROTOCOLS
+            from vitrail.metrics import PROTOCOLS
 
             infos += PROTOCOLS.values()
         owners = [info.name for info in infos if name in info.options]

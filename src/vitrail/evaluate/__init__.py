@@ -3,9 +3,9 @@
 from vitrail.bestiary.benchmark import MEASURES, Measure, Score, score
 from vitrail.bestiary.label_errors import PlantedErrors, planted_errors
 from vitrail.datasets import open_data
-from vitrail.evaluate.protocols import find_protocol, list_protocols, register_protocol
 from vitrail.evaluate.run_reader import EvaluationRun, read_run
 from vitrail.evaluate.runner import Outcome, evaluate
+from vitrail.metrics import find_protocol, list_protocols, register_protocol
 from vitrail.metrics.aggregation import Interval, bootstrap
 
 __all__ = [

@@ -13,9 +13,9 @@ from ..errors import VitrailError
 from ..memory import in_passes
 from ..methods.context import AttributionContext
 from ..methods.dropped_tokens import TokenDropper
+from ..metrics.protocol import AttributionQuery, Evaluation, LogitQuery, Measured, Query, TokenSubsetQuery
 from ..models.layout import layout_of
 from ..models.vision_model import VisionModel
-from .questions import AttributionQuery, Evaluation, LogitQuery, Measured, Query, TokenSubsetQuery
 
 __all__ = ["Explain", "QueryBatcher"]
 

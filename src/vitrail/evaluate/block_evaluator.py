@@ -17,16 +17,15 @@ from ..datasets.geometry import ModelView, seen
 from ..errors import ImageError, ModelError, NonFiniteError, VitrailError
 from ..explain import explain
 from ..methods.registry import Chosen, choose_methods
+from ..metrics import find_protocol
+from ..metrics.protocol import Case, Measured
+from ..metrics.randomisation.cascading import randomised
 from ..models.layout import TokenLayout, layout_of
 from ..models.preprocess import Preprocess
 from ..models.vision_model import VisionModel
 from .batched_queries import QueryBatcher
-from .case import Case
 from .parquet_rows import Done, Failure, Part, encoded
 from .plan import Plan
-from .protocols import find_protocol
-from .questions import Measured
-from .randomised import randomised
 
 __all__ = ["Worker", "fitted"]
 

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import NoSignalError
+from ..metrics import find_protocol
+from ..metrics.protocol import Case, LogitQuery, TokenSubsetQuery
 from ..outputs import LOGITS, Output
-from .case import Case
 from .plan import Plan
-from .protocols import find_protocol
-from .questions import LogitQuery, TokenSubsetQuery
 
 __all__ = ["Cost", "cost_of", "passes"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import OptionError, RunFolderError, how_to_install
 from ..files import open_regular
-from .questions import Measured
+from ..metrics.protocol import Measured
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,8 +7,8 @@ from typing import Any
 from ..errors import OptionError
 from ..methods import find_method
 from ..methods.registry import choose_methods
+from ..metrics import find_protocol
 from .presets import find_preset
-from .protocols import find_protocol
 
 __all__ = ["FITS", "TARGETS", "Plan", "make_plan"]
 

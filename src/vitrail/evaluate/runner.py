@@ -20,6 +20,7 @@ from ..datasets import Dataset, open_data
 from ..datasets.base import Opened
 from ..datasets.label_resolver import counted, listed
 from ..errors import DataError, ModelError, OptionError, OutputKindError
+from ..metrics import find_protocol
 from ..models import VisionModel, wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
@@ -32,7 +33,6 @@ from .engines.local import READERS
 from .engines.torchrun import agreed, holding, local_rank, processes, together
 from .parquet_rows import FORMAT
 from .plan import Plan, make_plan
-from .protocols import find_protocol
 from .run_directory import RunFolder
 from .run_reader import EvaluationRun, read_run
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..datasets.open import evenly
 from ..errors import ExperimentError, ImageError, TargetError
-from ..evaluate.perturbation import SHARES
 from ..explain import explain
 from ..images import read_image
 from ..metrics.aggregation import Interval, bootstrap
+from ..metrics.faithfulness.perturbation import SHARES
 from ..models.vision_model import VisionModel
 from ..plotting.canvas import FRAME, INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write
 from ..plotting.overlay import resize

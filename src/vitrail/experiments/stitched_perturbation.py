@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ModelError
-from ..evaluate.perturbation import SHARES, area
-from ..evaluate.removal import perturbation_batch
-from ..evaluate.stitched import REGIONS, WAYS, stitched_removal, without
 from ..explain import explain
 from ..guidance.stitching import Stitch, plan_stitch
+from ..metrics.faithfulness.perturbation import SHARES, WAYS, area
+from ..metrics.faithfulness.stitched_perturbation import REGIONS, stitched_removal, without
+from ..metrics.removal import perturbation_batch
 from ..models.layout import layout_of
 from ..models.vision_model import VisionModel
 

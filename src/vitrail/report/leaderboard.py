@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunFolderError
-from ..evaluate.protocols import PROTOCOLS, ProtocolInfo
 from ..evaluate.run_reader import EvaluationRun
+from ..metrics import PROTOCOLS, ProtocolInfo
 from ..metrics.aggregation import RESAMPLES, Curves, Interval, Statistic
 from .significance import Paired, intervals, paired, per_image, ranks
 

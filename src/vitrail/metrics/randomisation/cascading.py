@@ -1,4 +1,7 @@
-"""A copy of a model whose last layers have forgotten what they learned (Adebayo et al. 2018, cascading randomisation).
+"""Cascading randomisation (Adebayo et al. 2018): how alike a map stays when the model's layers are drawn anew.
+
+From the last layer to the first, a map that explains the model must change. One that stays has shown the picture, not
+the model.
 
 What is a layer here: each block is one, from its first norm to its last addition; all that is called after the last
 block (final norm, pooling, head) is one, the last; and all before the first block (patch embedding, class token,
@@ -7,30 +10,136 @@ fourteen layers. A model in which no module is a block has a layer for each modu
 """
 
 import copy
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
-from ..attention.modules import at_input
-from ..attention.tap import eager
-from ..errors import ModelError, OptionError
-from ..models.blocks import blocks_of
-from ..models.layout import layout_of
-from ..models.vision_model import VisionModel
-from ..models.wrapping import wrap
+from ...attention.modules import at_input
+from ...attention.tap import eager
+from ...errors import ModelError, NoSignalError, OptionError
+from ...models.blocks import blocks_of
+from ...models.layout import layout_of
+from ...models.vision_model import VisionModel
+from ...models.wrapping import wrap
+from ..aggregation import Curves, Statistic
+from ..maps import rank_correlation
+from ..protocol import AttributionQuery, Case, Evaluation, Measured, register_protocol
 
-__all__ = ["layers_of", "randomised"]
+__all__ = ["STAGES", "Likeness", "layers_of", "likeness", "randomisation", "randomised", "structural_similarity"]
+
+# Doubled, since little changes from one layer to the next; 16 is every layer of a ViT of up to fourteen blocks.
+STAGES = (1, 2, 4, 8, 16)
 
 Model = TypeVar("Model", VisionModel, nn.Module)
 Layers = dict[str, tuple[str, ...]]
 
 _LAYERS: WeakKeyDictionary[VisionModel, Layers] = WeakKeyDictionary()
+
+
+# -- how alike two maps are --------------------------------------------------------------------------------------------
+
+
+class Likeness(NamedTuple):
+    """1 where the maps are alike, near 0 where nothing binds them; NaN where one of them is constant.
+
+    `rank`: Spearman's correlation of the scores; `absolute_rank`: of the scores without their signs; `structure`: SSIM
+    of the maps, each over its largest absolute score.
+    """
+
+    rank: float
+    absolute_rank: float
+    structure: float
+
+
+def likeness(first: Float[Tensor, "rows cols"], second: Float[Tensor, "rows cols"]) -> Likeness:
+    """How alike two maps are, by three measures.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, 0.0], [1.5, 2.5, -1.0]])
+        >>> likeness(scores, 2 * scores).rank, likeness(scores, -scores).rank, likeness(scores, -scores).absolute_rank
+        (1.0, -1.0, 1.0)
+    """
+    one, other = first.flatten(), second.flatten()
+    return Likeness(
+        rank_correlation(one, other),
+        rank_correlation(one.abs(), other.abs()),
+        structural_similarity(_scaled(first), _scaled(second), span=2),
+    )
+
+
+def structural_similarity(
+    first: Float[Tensor, "rows cols"], second: Float[Tensor, "rows cols"], *, span: float | int, window: int = 7
+) -> float:
+    """Structural similarity (Wang et al. 2004) in square windows that lie wholly inside; small maps have smaller ones.
+
+    `span` is the range that the values could have. Constants K₁ = 0.01, K₂ = 0.03; unbiased (co)variances, as
+    scikit-image has them. In [−1, 1].
+
+    Example:
+        >>> scores = torch.arange(64.0).reshape(8, 8) / 64
+        >>> structural_similarity(scores, scores, span=1)
+        1.0
+    """
+    side = min(window, *first.shape)
+    a, b = first.double()[None], second.double()[None]
+    mean_a, mean_b, aa, bb, ab = (avg_pool2d(part, side, stride=1) for part in (a, b, a * a, b * b, a * b))
+    unbiased = side * side / max(side * side - 1, 1)
+    var_a, var_b, both = (
+        unbiased * part for part in (aa - mean_a * mean_a, bb - mean_b * mean_b, ab - mean_a * mean_b)
+    )
+    small, large = (0.01 * span) ** 2, (0.03 * span) ** 2
+    above = (2 * mean_a * mean_b + small) * (2 * both + large)
+    return float((above / ((mean_a**2 + mean_b**2 + small) * (var_a + var_b + large))).mean())
+
+
+def _scaled(scores: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+    largest = scores.abs().max()
+    return scores / torch.where(largest > 0, largest, torch.ones_like(largest))
+
+
+# -- the protocol ------------------------------------------------------------------------------------------------------
+
+
+def summarise_randomisation(curves: Curves, **_: object) -> dict[str, Statistic]:
+    """The mean likeness over the stages, and that of the last stage alone, by rank and structure; all better low."""
+    found = {}
+    for measure, name in (("rank", "rank correlation"), ("absolute_rank", "absolute rank"), ("structure", "SSIM")):
+        values = curves.values[measure]
+        found[f"{name} after randomisation"] = Statistic.mean(values.mean(axis=1), -1)
+        found[f"{name} at the last stage"] = Statistic.mean(values[:, -1], -1)
+    return found
+
+
+@register_protocol("randomisation", summarise=summarise_randomisation, reference="Adebayo et al. 2018 (NeurIPS)")
+def randomisation(case: Case, scores: Float[Tensor, "rows cols"], *, stages: Sequence[int] = STAGES) -> Evaluation:
+    """How alike the map stays when the model's last layers are drawn anew; one that explains the model must change.
+
+    `stages`: how many of the last layers, ascending: 1 is the head, 2 the head and the last block, and so on (see
+    `layers_of`); more than there are means all. A stage at which nothing moves the class any more has
+    no map, and counts as no likeness: 0.
+    """
+    if not stages or any(stage < 1 for stage in stages) or list(stages) != sorted(set(stages)):
+        raise OptionError(f"stages={list(stages)!r} must be numbers of layers from 1 on, ascending")
+    measured = []
+    for stage in stages:
+        try:
+            answer = yield AttributionQuery(case.image[None], [case.target], randomised=stage)
+            found = likeness(scores, answer[0].to(scores))
+        except NoSignalError:
+            found = Likeness(0.0, 0.0, 0.0)
+        measured += [Measured(name, float(stage), value) for name, value in found._asdict().items()]
+    return measured
+
+
+# -- the model with layers drawn anew ----------------------------------------------------------------------------------
 
 
 def randomised(

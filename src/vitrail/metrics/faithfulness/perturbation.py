@@ -1,8 +1,7 @@
 """Positive and negative perturbation (Chefer, Gur, Wolf 2021): what is left of an answer when parts of the image go.
 
 The places of a map (its patches, or pixels) are ranked by their scores and taken out of the image, 10 % … 90 % of them:
-the highest first (positive: the answer should fall soon), or the lowest first (negative: it should hold). All here are
-pure functions of tensors; who calls the model is somebody else's business.
+the highest first (positive: the answer should fall soon), or the lowest first (negative: it should hold).
 
     order   = ranking(scores)                                 the highest first, ties by position
     images  = perturb(pixels, scores, share=0.3)              the first int(0.3 · places) of the order filled
@@ -21,63 +20,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import OptionError
-from ..outputs import LOGITS, Output
-from .bilinear import bilinear
+from ...errors import OptionError
+from ...outputs import LOGITS, Output
+from ..aggregation import Curves, Statistic
+from ..protocol import Case, Evaluation, Measured, check_map, check_one_of, register_protocol
+from ..removal import morf_lerf, ranking, taken_out
 
-__all__ = [
-    "AREAS",
-    "SHARES",
-    "Outcome",
-    "area",
-    "enlarged",
-    "kept_tokens",
-    "outcome",
-    "perturb",
-    "ranking",
-    "taken_out",
-]
+__all__ = ["AREAS", "SHARES", "WAYS", "PerturbationOutcome", "area", "outcome", "perturb", "perturbation"]
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 AREAS = ("bi", "trapz_01_09", "mean9")
-
-
-def ranking(
-    scores: Float[Tensor, "*batch places"],
-    *,
-    highest: bool = True,
-    allowed: Bool[Tensor, " places"] | None = None,
-) -> Int[Tensor, "*batch ranked"]:
-    """The places in the order in which they go: the highest score first, or the lowest; ties by position.
-
-    `allowed` says which places may go at all (default: every one); the others are not in the order.
-
-    Example:
-        >>> ranking(torch.tensor([0.5, 2.0, 0.5, -1.0])).tolist()
-        [1, 0, 2, 3]
-        >>> ranking(torch.tensor([0.5, 2.0, 0.5, -1.0]), highest=False, allowed=torch.tensor([1, 1, 1, 0]) > 0).tolist()
-        [0, 2, 1]
-    """
-    if allowed is None:
-        return scores.argsort(dim=-1, descending=highest, stable=True)
-    places = allowed.nonzero()[:, 0]
-    return places[scores[..., places].argsort(dim=-1, descending=highest, stable=True)]
-
-
-def taken_out(order: Int[Tensor, "*batch ranked"], share: float | int, places: int) -> Bool[Tensor, "*batch places"]:
-    """Which of `places` are gone when a share of those in the order, int(share · ranked), has been taken out.
-
-    Raises:
-        OptionError: for a share that is not between 0 and 1.
-
-    Example:
-        >>> taken_out(torch.tensor([3, 1]), 0.5, places=4).tolist()
-        [False, False, False, True]
-    """
-    if not 0 <= share <= 1:
-        raise OptionError(f"share={share} of the image is not between 0 and 1")
-    gone = torch.zeros(*order.shape[:-1], places, dtype=torch.bool, device=order.device)
-    return gone.scatter(-1, order[..., : int(order.shape[-1] * share)], True)
+WAYS = ("positive", "negative")
 
 
 def perturb(
@@ -108,8 +61,7 @@ def perturb(
         [1.0, 1.0, 0.0, 0.0]
     """
     (height, width), (rows, cols) = images.shape[-2:], scores.shape[-2:]
-    if height % rows or width % cols:
-        raise OptionError(f"a map of {rows}×{cols} places does not divide an image of {height}×{width} pixels")
+    check_map(scores, (height, width))
     flat = None if allowed is None else allowed.flatten()
     order = ranking(scores.flatten(-2), highest=highest, allowed=flat)
     gone = taken_out(order, share, rows * cols).unflatten(-1, (rows, cols))
@@ -118,41 +70,7 @@ def perturb(
     return torch.where(gone[..., None, :, :], value, images)
 
 
-def kept_tokens(
-    order: Int[Tensor, "*batch ranked"], share: float | int, *, prefix: int, places: int | None = None
-) -> Int[Tensor, "*batch kept"]:
-    """The tokens that stay, in their own order, when a share of the patches is dropped: the prefix, then patches.
-
-    `places` is the number of patches, by default as many as are in the order.
-
-    Example:
-        >>> kept_tokens(torch.tensor([2, 0, 1, 3]), 0.5, prefix=1).tolist()
-        [0, 2, 4]
-    """
-    count = order.shape[-1] if places is None else places
-    gone = taken_out(order, share, count)
-    kept = count - int(order.shape[-1] * share)
-    # False sorts before True, and the sort is stable: what stays, in its own order.
-    patches = gone.to(torch.uint8).argsort(dim=-1, stable=True)[..., :kept]
-    first = torch.arange(prefix, device=order.device).expand(*order.shape[:-1], prefix)
-    return torch.cat([first, patches + prefix], dim=-1)
-
-
-def enlarged(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -> Float[Tensor, "*batch high wide"]:
-    """The map as the released script stores it: bilinear, corners not aligned, then from 0 to 1 by minimum and maximum.
-
-    A map without differences becomes zero.
-
-    Example:
-        >>> enlarged(torch.tensor([[1.0, 3.0]]), (1, 4)).tolist()
-        [[0.0, 0.25, 0.75, 1.0]]
-    """
-    large = bilinear(scores, size)
-    low, high = large.amin(dim=(-2, -1), keepdim=True), large.amax(dim=(-2, -1), keepdim=True)
-    return (large - low) / torch.where(high > low, high - low, torch.ones_like(high))
-
-
-class Outcome(NamedTuple):
+class PerturbationOutcome(NamedTuple):
     """What the released script keeps of a perturbed image, one number each.
 
     `hit`: 1 where the label wins (see `Output.wins`). `dissimilarity`: log of the label's probability over the second
@@ -170,7 +88,7 @@ def outcome(
     label: Int[Tensor, "*batch"],
     original: Float[Tensor, "*batch classes"],
     output: Output = LOGITS,
-) -> Outcome:
+) -> PerturbationOutcome:
     """What became of the answers, from the logits of the perturbed images and of the originals.
 
     Where labels do not exclude each other, a hit is a probability of the label above one half.
@@ -186,7 +104,7 @@ def outcome(
     logs, before = output.log_probabilities(logits), output.probabilities(original)
     best, _ = logs.topk(2, dim=-1)
     own = logs.gather(-1, label[..., None])[..., 0]
-    return Outcome(
+    return PerturbationOutcome(
         hit=output.wins(logits, label).to(logits.dtype),
         dissimilarity=own - best[..., 1],
         logit_change=logits.amax(dim=-1) - original.amax(dim=-1),
@@ -228,3 +146,53 @@ def area(
         return torch.trapezoid(curve[..., 1:], x, dim=-1) / (x[-1] - x[0])
     ends = torch.cat([x.new_zeros(1), x, x.new_ones(1)])
     return torch.trapezoid(torch.cat([curve, torch.zeros_like(curve[..., :1])], dim=-1), ends, dim=-1)
+
+
+def summarise_perturbation(
+    curves: Curves, *, auc: str = "bi", shares: Sequence[float] = SHARES, **_: object
+) -> dict[str, Statistic]:
+    """The area under the accuracy, for each way: positive better low, negative better high."""
+    found = {}
+    for way, better in zip(WAYS, (-1, 1), strict=True):
+        hits = torch.from_numpy(curves.values[f"{way}.hit"])
+        found[f"{way} AUC"] = Statistic.mean(area(hits, auc, shares=shares).numpy(), better)
+    return found
+
+
+@register_protocol(
+    "perturbation",
+    summarise=summarise_perturbation,
+    reference="Chefer, Gur, Wolf 2021 (CVPR); Chen et al. 2023",
+    needs=("label",),
+)
+def perturbation(
+    case: Case,
+    scores: Float[Tensor, "rows cols"],
+    *,
+    unit: str = "pixel",
+    fill: str = "black",
+    auc: str = "bi",
+    shares: Sequence[float] = SHARES,
+) -> Evaluation:
+    """How often the true class still wins when the highest (positive) or lowest (negative) scores are taken out.
+
+    `unit`: single pixels of the bilinearly enlarged map, whole patches, or tokens left out of the sequence. `fill`:
+    what a place shows instead (see `filling`; tokens have none). `auc`: the convention of the area. `shares`: of the
+    places, ascending; int(share · places) of them go.
+
+    Raises:
+        OptionError: for a unit, fill or convention that is not known, or shares that are not ascending between 0 and 1.
+    """
+    check_one_of("auc", auc, AREAS)
+    assert case.label is not None
+    logits = yield from morf_lerf(case, scores, unit, fill, shares)
+    original = case.logits.expand(len(WAYS), 1, -1)
+    curves = torch.cat([original, logits], dim=1)
+    label = torch.full(curves.shape[:2], case.label, device=curves.device)
+    results = outcome(curves, label, original.expand_as(curves), case.output)
+    measured = []
+    for measure, values in zip(results._fields, torch.stack(results).tolist(), strict=True):
+        for way, row in zip(WAYS, values, strict=True):
+            steps = zip((0.0, *map(float, shares)), row, strict=True)
+            measured += [Measured(f"{way}.{measure}", step, value) for step, value in steps]
+    return measured

@@ -10,13 +10,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..bestiary.measures import pointing as on_mask
-from ..errors import OptionError
+from ...errors import OptionError
+from ..aggregation import Curves, Statistic
+from ..maps import bilinear
+from ..protocol import Case, Evaluation, Measured, register_protocol
 
-__all__ = ["grown", "pointing"]
+__all__ = ["grown", "highest_inside", "pointing", "pointing_hit"]
 
 
-def pointing(
+def highest_inside(pixels: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"]) -> float:
+    """The share of the highest pixels that lie inside the mask: 1 when the map points at it, 0 when elsewhere."""
+    return float(mask[pixels == pixels.max()].double().mean())
+
+
+def pointing_hit(
     pixels: Float[Tensor, "height width"],
     boxes: Bool[Tensor, "height width"],
     *,
@@ -38,9 +45,9 @@ def pointing(
 
     Example:
         >>> boxes = torch.tensor([[True, False, False, False]])
-        >>> pointing(torch.tensor([[1.0, 2.0, 0.0, 0.0]]), boxes)
+        >>> pointing_hit(torch.tensor([[1.0, 2.0, 0.0, 0.0]]), boxes)
         0.0
-        >>> pointing(torch.tensor([[1.0, 2.0, 0.0, 0.0]]), boxes, tolerance=1)
+        >>> pointing_hit(torch.tensor([[1.0, 2.0, 0.0, 0.0]]), boxes, tolerance=1)
         1.0
     """
     if not 0 < largest <= 1:
@@ -48,7 +55,7 @@ def pointing(
     area = float(boxes.double().mean())
     if area == 0 or (area >= largest and largest < 1):
         return float("nan")
-    return on_mask(pixels, grown(boxes, tolerance))
+    return highest_inside(pixels, grown(boxes, tolerance))
 
 
 def grown(mask: Bool[Tensor, "height width"], by: float | int) -> Bool[Tensor, "height width"]:
@@ -69,3 +76,31 @@ def grown(mask: Bool[Tensor, "height width"], by: float | int) -> Bool[Tensor, "
 
     distance = np.asarray(distance_transform_edt(~mask.numpy(force=True)))
     return torch.from_numpy(distance <= by).to(mask.device)
+
+
+def summarise_pointing(curves: Curves, **_: object) -> dict[str, Statistic]:
+    """The share of images whose map points at the object, and what a pixel picked blindly would get on the same."""
+    hits, chance = curves.single("hit"), curves.single("chance")
+    return {"pointing": Statistic.mean(hits, 1), "pointing by chance": Statistic.mean(chance, 0)}
+
+
+@register_protocol(
+    "pointing",
+    summarise=summarise_pointing,
+    reference="Zhang et al. 2018 (IJCV); Englebert et al. 2023",
+    needs=("boxes",),
+)
+def pointing(
+    case: Case, scores: Float[Tensor, "rows cols"], *, tolerance: float | int = 0, largest: float | int = 0.5
+) -> Evaluation:
+    """How often the highest pixel of the bilinearly enlarged map lies in the object's boxes.
+
+    `tolerance`: how far beside them still counts, in pixels. `largest`: images whose boxes cover this share of the
+    picture or more are left out; 1 leaves none out.
+    """
+    yield from ()  # it asks nothing of the model
+    assert case.boxes is not None
+    boxes = case.boxes.to(scores.device)
+    hit = pointing_hit(bilinear(scores, case.size), boxes, tolerance=tolerance, largest=largest)
+    chance = float(boxes.double().mean()) if hit == hit else float("nan")
+    return [Measured("hit", None, hit), Measured("chance", None, chance)]

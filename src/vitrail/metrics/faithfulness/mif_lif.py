@@ -5,20 +5,17 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from ...metrics.aggregation import Curves, Statistic
-from ..case import Case
-from ..perturbation import SHARES
-from ..questions import Evaluation, Measured
-from .morf_lerf import morf_lerf
-from .options import SCORES, answers, check_one_of, class_asked
-from .registry import register_protocol
+from ..aggregation import Curves, Statistic
+from ..protocol import SCORES, Case, Evaluation, Measured, answers, check_one_of, class_asked, register_protocol
+from ..removal import morf_lerf
+from .perturbation import SHARES
 
 __all__ = ["mif_lif"]
 
 FIRST = ("mif", "lif")
 
 
-def summarise(curves: Curves, *, score: str = "hit", **_: object) -> dict[str, Statistic]:
+def summarise_mif_lif(curves: Curves, *, score: str = "hit", **_: object) -> dict[str, Statistic]:
     """The mean over the shares of each, and the gap: better low, high and high."""
     mif, lif = (curves.values[f"{first}.{score}"].mean(axis=1) for first in FIRST)
     return {
@@ -30,7 +27,7 @@ def summarise(curves: Curves, *, score: str = "hit", **_: object) -> dict[str, S
 
 @register_protocol(
     "mif_lif",
-    summarise=summarise,
+    summarise=summarise_mif_lif,
     reference="Blücher, Vielhaben, Strodthoff 2024 (SRG); Mehri et al. 2025 (LibraGrad)",
 )
 def mif_lif(

@@ -1,4 +1,11 @@
-"""The seed paper's perturbation of pictures beside a guide, with the controls that tell what it shows (Fig. 12)."""
+"""The seed paper's perturbation of pictures beside a guide, with the controls that tell what it shows (Fig. 12).
+
+Where patches may go from, and from which picture:
+
+anywhere    every patch of the input may go, those of the guide too
+own half    only patches of the picture's own half may go: finding the guide gains nothing
+alone       the same with the guide filled from the start, so that the class has a chance to be seen
+"""
 
 from collections.abc import Sequence
 from itertools import product
@@ -8,23 +15,74 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ...errors import DataError
-from ...metrics.aggregation import Curves, Statistic
-from ..case import Case
-from ..perturbation import AREAS, SHARES, area
-from ..questions import AttributionQuery, Evaluation, Measured
-from ..removal import Removal, perturbation_batch
-from ..stitched import REGIONS, WAYS, stitched_removal, without
-from .fills import check_fill, filling
-from .options import answers, check_one_of, check_shares, places_of
-from .registry import check_map, register_protocol
+from ...errors import DataError, OptionError
+from ..aggregation import Curves, Statistic
+from ..protocol import (
+    AttributionQuery,
+    Case,
+    Evaluation,
+    Measured,
+    answers,
+    check_map,
+    check_one_of,
+    check_shares,
+    register_protocol,
+)
+from ..removal import FILLS, Removal, filling, perturbation_batch, pixel_ranks, places_of
+from .perturbation import AREAS, SHARES, WAYS, area
 
-__all__ = ["stitched_perturbation"]
+__all__ = ["REGIONS", "stitched_perturbation", "stitched_removal", "without"]
 
 MAPS = ("map", "less guide")
+REGIONS = ("anywhere", "own half", "alone")
 
 
-def summarise(
+def without(
+    image: Float[Tensor, "channels height width"],
+    region: Bool[Tensor, "rows cols"],
+    ground: Float[Tensor, "channels height width"],
+) -> Float[Tensor, "channels height width"]:
+    """The image with all patches of a region filled.
+
+    Example:
+        >>> without(torch.ones(1, 1, 4), torch.tensor([[False, True]]), torch.zeros(1, 1, 4)).tolist()
+        [[[1.0, 1.0, 0.0, 0.0]]]
+    """
+    height, width = image.shape[-2:]
+    places = pixel_ranks(torch.zeros_like(region, dtype=torch.float32), (height, width), allowed=region)
+    count = int(region.sum())
+    return Removal(image, ground, places, (count,)).images(range(1))[0]
+
+
+def stitched_removal(
+    image: Float[Tensor, "channels height width"],
+    scores: Float[Tensor, "rows cols"],
+    way: str,
+    region: str,
+    *,
+    own: Bool[Tensor, "rows cols"],
+    far: Bool[Tensor, "rows cols"],
+    ground: Float[Tensor, "channels height width"],
+    shares: Sequence[float] = SHARES,
+) -> Removal:
+    """The highest patches first ("positive") or the lowest ("negative"), from a region, at each share of it.
+
+    `own` and `far` are the patches of the picture and of the guide; a patch in the middle may belong to neither.
+
+    Raises:
+        OptionError: for another way or region.
+    """
+    if way not in WAYS or region not in REGIONS:
+        raise OptionError(f"{way!r}, {region!r}: ways are {', '.join(WAYS)}, regions {', '.join(REGIONS)}")
+    allowed = torch.ones_like(own) if region == REGIONS[0] else own
+    shown = without(image, far, ground) if region == REGIONS[2] else image
+    height, width = image.shape[-2:]
+    ranks = pixel_ranks(scores, (height, width), highest=way == WAYS[0], allowed=allowed)
+    count = int(allowed.sum())
+    return Removal(shown, ground, ranks, [int(count * share) for share in shares])
+
+
+def summarise_stitched(
     curves: Curves, *, auc: str = "bi", shares: Sequence[float] = SHARES, **_: object
 ) -> dict[str, Statistic]:
     """The area under the accuracy for each map, way and region: positive better low, negative better high."""
@@ -39,7 +97,7 @@ def summarise(
 
 @register_protocol(
     "stitched_perturbation",
-    summarise=summarise,
+    summarise=summarise_stitched,
     reference="Cui, Fan, Chen (Fig. 12), with controls",
     needs=("label", "regions"),
     signed=True,
@@ -63,15 +121,15 @@ def stitched_perturbation(
         DataError: when the image's regions are not those of its label and one other class.
     """
     check_one_of("auc", auc, AREAS)
-    check_fill(fill)
+    check_one_of("fill", fill, FILLS)
     check_shares(shares)
-    check_map(case, scores)
+    check_map(scores, case.size)
     guide, own, far = _halves(case)
     against = yield AttributionQuery(case.image[None], targets=[guide])
     maps = (scores, scores - against[0].to(scores))
     ground = filling(case, fill)
     plain = Removal(case.image, ground, torch.zeros(case.size, dtype=torch.int32), (0,))
-    alone = Removal(without(case.image, far, ground), ground, plain.turns, (0,))
+    alone = Removal(without(case.image, far, ground), ground, plain.ranks, (0,))
     asked = [
         stitched_removal(
             case.image, places_of(case, one, "patch"), way, region, own=own, far=far, ground=ground, shares=shares

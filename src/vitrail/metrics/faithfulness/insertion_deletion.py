@@ -1,41 +1,69 @@
-"""Insertion, deletion and pixel flipping as protocols: how the answer changes while pixels change by their scores."""
+"""Insertion, deletion and pixel flipping: how the answer changes while pixels appear or disappear by their scores.
+
+places  = step_ends(50176, step=224)                      0, 224, … 50176: how many pixels have changed at each score
+number  = mean_height(curve)                              the area under the scores, from 0 to 1
+
+(Petsiuk, Das, Saenko 2018, RISE; Bach et al. 2015, pixel flipping.)
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...metrics.aggregation import Curves, Statistic
-from ..case import Case
-from ..insertion import mean_height, step_ends
-from ..perturbation import enlarged
-from ..questions import Evaluation, Measured
-from ..removal import Removal, perturbation_batch, pixel_ranks
-from .fills import filling
-from .options import ORDERS, SCORES, answers, check_count, check_one_of, class_asked
-from .registry import check_map, register_protocol
+from ...errors import OptionError
+from ..aggregation import Curves, Statistic
+from ..maps import enlarged
+from ..protocol import (
+    ORDERS,
+    SCORES,
+    Case,
+    Evaluation,
+    Measured,
+    answers,
+    check_count,
+    check_map,
+    check_one_of,
+    class_asked,
+    register_protocol,
+)
+from ..removal import Removal, filling, perturbation_batch, pixel_ranks
 
-__all__ = ["deletion", "insertion", "pixel_flipping"]
+__all__ = ["deletion", "insertion", "mean_height", "pixel_flipping", "step_ends"]
 
 
-def _area(curves: Curves, measure: str, better: int) -> Statistic:
-    return Statistic.mean(mean_height(torch.from_numpy(curves.values[measure])).numpy(), better)
+def step_ends(places: int, *, step: int, skip: int = 0) -> list[int]:
+    """How many places have changed at each score: none, `step`, twice that, … all; the first `skip` are left out.
+
+    Raises:
+        OptionError: when fewer than two scores are left, which have no area.
+
+    Example:
+        >>> step_ends(10, step=4), step_ends(10, step=4, skip=1)
+        ([0, 4, 8, 10], [4, 8, 10])
+    """
+    if step < 1 or skip < 0:
+        raise OptionError(f"step={step} must be at least 1 place, and skip={skip} at least 0")
+    ends = [*range(0, places, step), places][skip:]
+    if len(ends) < 2:
+        raise OptionError(f"step={step} with skip={skip} leaves {len(ends)} scores of {places} places; two are least")
+    return ends
+
+
+def mean_height(curve: Float[Tensor, "*batch scores"]) -> Float[Tensor, "*batch"]:
+    """(Σ − first/2 − last/2) / (n − 1), the trapezoid over equal steps from 0 to 1.
+
+    The last step counts as much as the others, also where it changes fewer places.
+
+    Example:
+        >>> float(mean_height(torch.tensor([0.0, 0.5, 1.0])))
+        0.5
+    """
+    return (curve.sum(dim=-1) - curve[..., 0] / 2 - curve[..., -1] / 2) / (curve.shape[-1] - 1)
 
 
 def summarise_insertion(curves: Curves, *, score: str = "probability", **_: object) -> dict[str, Statistic]:
     """The area under insertion: better high."""
     return {"insertion AUC": _area(curves, f"insertion.{score}", 1)}
-
-
-def summarise_deletion(curves: Curves, *, score: str = "probability", **_: object) -> dict[str, Statistic]:
-    """The area under deletion: better low."""
-    return {"deletion AUC": _area(curves, f"deletion.{score}", -1)}
-
-
-def summarise_flipping(
-    curves: Curves, *, order: str = "morf", score: str = "probability", **_: object
-) -> dict[str, Statistic]:
-    """The area under pixel flipping: better low where the most relevant go first, else better high."""
-    return {f"pixel flipping AUC, {order}": _area(curves, f"{order}.{score}", -1 if order == "morf" else 1)}
 
 
 @register_protocol("insertion", summarise=summarise_insertion, reference="Petsiuk, Das, Saenko 2018 (RISE)")
@@ -59,9 +87,14 @@ def insertion(
     Raises:
         OptionError: for a word that is not known, or steps that leave fewer than two scores.
     """
-    turn, until = _steps(case, scores, step, skip)
-    appearing = Removal(filling(case, fill), case.image, turn, until)
+    ranks, until = _steps(case, scores, step, skip)
+    appearing = Removal(filling(case, fill), case.image, ranks, until)
     return (yield from _watched(case, appearing, "insertion", score, target))
+
+
+def summarise_deletion(curves: Curves, *, score: str = "probability", **_: object) -> dict[str, Statistic]:
+    """The area under deletion: better low."""
+    return {"deletion AUC": _area(curves, f"deletion.{score}", -1)}
 
 
 @register_protocol("deletion", summarise=summarise_deletion, reference="Petsiuk, Das, Saenko 2018 (RISE)")
@@ -82,9 +115,16 @@ def deletion(
     Raises:
         OptionError: as `insertion`.
     """
-    turn, until = _steps(case, scores, step, skip)
-    disappearing = Removal(case.image, filling(case, fill), turn, until)
+    ranks, until = _steps(case, scores, step, skip)
+    disappearing = Removal(case.image, filling(case, fill), ranks, until)
     return (yield from _watched(case, disappearing, "deletion", score, target))
+
+
+def summarise_flipping(
+    curves: Curves, *, order: str = "morf", score: str = "probability", **_: object
+) -> dict[str, Statistic]:
+    """The area under pixel flipping: better low where the most relevant go first, else better high."""
+    return {f"pixel flipping AUC, {order}": _area(curves, f"{order}.{score}", -1 if order == "morf" else 1)}
 
 
 @register_protocol("pixel_flipping", summarise=summarise_flipping, reference="Bach et al. 2015; Hedström et al. 2023")
@@ -108,16 +148,20 @@ def pixel_flipping(
         OptionError: for a word that is not known, or steps that leave fewer than two scores.
     """
     check_one_of("order", order, ORDERS)
-    turn, until = _steps(case, scores, step, 1, highest=order == "morf")
-    flipping = Removal(case.image, filling(case, fill), turn, until)
+    ranks, until = _steps(case, scores, step, 1, highest=order == "morf")
+    flipping = Removal(case.image, filling(case, fill), ranks, until)
     return (yield from _watched(case, flipping, order, score, target))
+
+
+def _area(curves: Curves, measure: str, better: int) -> Statistic:
+    return Statistic.mean(mean_height(torch.from_numpy(curves.values[measure])).numpy(), better)
 
 
 def _steps(
     case: Case, scores: Float[Tensor, "rows cols"], step: int, skip: int, *, highest: bool = True
 ) -> tuple[Tensor, list[int]]:
-    """The turn of each pixel of the enlarged map, and how many pixels have changed at each score."""
-    check_map(case, scores)
+    """The rank of each pixel of the enlarged map, and how many pixels have changed at each score."""
+    check_map(scores, case.size)
     check_count("step", step)
     check_count("skip", skip, least=0)
     large = enlarged(scores, case.size)
@@ -129,5 +173,5 @@ def _watched(case: Case, removal: Removal, name: str, score: str, target: str) -
     asked = class_asked(case, target)
     check_one_of("score", score, SCORES)
     values = answers(case, (yield perturbation_batch(removal)), asked, score).tolist()
-    pixels = removal.turns.numel()
+    pixels = removal.ranks.numel()
     return [Measured(f"{name}.{score}", end / pixels, value) for end, value in zip(removal.until, values, strict=True)]
