@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.bestiary import BestiaryError, render, sample_scene
-from vitrail.bestiary.sample import KINDS
+from vitrail.bestiary.scene import KINDS
 
 
 @given(st.sampled_from(sorted(KINDS)), st.integers(0, 2**32 - 1), st.sampled_from([16, 48, 96, 131]))

@@ -18,7 +18,7 @@ from vitrail.bestiary import (
     render,
     sample_scene,
 )
-from vitrail.bestiary.sample import KINDS, extent
+from vitrail.bestiary.scene import KINDS, extent
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=12, deadline=None)

@@ -3,10 +3,19 @@
 from vitrail.bestiary.causal import CausalTruth, causal_truth
 from vitrail.bestiary.dataset import Bestiary, LabelErrors
 from vitrail.bestiary.draw import CreatureView, Rendered, render
-from vitrail.bestiary.errors import BestiaryError, ImpossibleCreatureError, UnknownNameError
-from vitrail.bestiary.sample import sample_scene
-from vitrail.bestiary.scene import Creature, Scene
-from vitrail.bestiary.species import CLASS_NAMES, FAMILIES, PARTS, SPECIES, VARIANTS, Family, Species
+from vitrail.bestiary.scene import Creature, Scene, sample_scene
+from vitrail.bestiary.species import (
+    CLASS_NAMES,
+    FAMILIES,
+    PARTS,
+    SPECIES,
+    VARIANTS,
+    BestiaryError,
+    Family,
+    ImpossibleCreatureError,
+    Species,
+    UnknownNameError,
+)
 
 __all__ = [
     "CLASS_NAMES",

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitrail.bestiary.curves import Shape, closed, disc, limb
 from vitrail.bestiary.ornaments import ORNAMENTS
+from vitrail.bestiary.shapes import Shape, closed, disc, limb
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from vitrail.bestiary.colour import Rgb, oklch
-from vitrail.bestiary.curves import Shape, closed, disc, limb, moved, opened
 from vitrail.bestiary.ornaments import ORNAMENTS
+from vitrail.bestiary.shapes import Rgb, Shape, closed, disc, limb, moved, oklch, opened
 
 Lch = tuple[float, float, float]
 Spot = tuple[float, float, float, float]  # x, y, turn in radians and size at which shapes are set

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitrail.bestiary.draw import Rendered, render
-from vitrail.bestiary.errors import BestiaryError, refuse_name
-from vitrail.bestiary.sample import KINDS, sample_scene
-from vitrail.bestiary.scene import Scene
-from vitrail.bestiary.species import CLASS_NAMES, PARTS, difference, posterior, species
+from vitrail.bestiary.scene import KINDS, Scene, sample_scene
+from vitrail.bestiary.species import CLASS_NAMES, PARTS, BestiaryError, difference, posterior, refuse_name, species
 
 
 @dataclass(frozen=True)

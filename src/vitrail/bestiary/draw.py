@@ -17,10 +17,9 @@ from PIL import Image, ImageFilter
 from vitrail.bestiary import backdrop
 from vitrail.bestiary.anatomy import outlines
 from vitrail.bestiary.backdrop import HERE, Spot
-from vitrail.bestiary.colour import Palette, Rgb
-from vitrail.bestiary.curves import Shape, motion
-from vitrail.bestiary.errors import BestiaryError
 from vitrail.bestiary.scene import Creature, Light, Scene
+from vitrail.bestiary.shapes import Palette, Rgb, Shape, motion
+from vitrail.bestiary.species import BestiaryError
 
 INKS: Mapping[str, Rgb] = MappingProxyType(
     {"base": (1.0, 0.0, 0.0), "accent": (0.0, 1.0, 0.0), "dark": (0.0, 0.0, 1.0)}

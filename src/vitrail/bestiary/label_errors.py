@@ -14,7 +14,7 @@ from vitrail.bestiary.benchmark import part_scores
 from vitrail.bestiary.causal import causal_truth
 from vitrail.bestiary.dataset import LabelErrors
 from vitrail.bestiary.model import normalised
-from vitrail.bestiary.sample import sample_scene
+from vitrail.bestiary.scene import sample_scene
 from vitrail.errors import OptionError
 from vitrail.explain import explain
 from vitrail.methods import find_method

@@ -14,8 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitrail.bestiary.dataset import Bestiary
-from vitrail.bestiary.errors import refuse_name
-from vitrail.bestiary.species import CLASS_NAMES
+from vitrail.bestiary.species import CLASS_NAMES, refuse_name
 from vitrail.errors import CheckpointError, CheckpointMismatchError
 from vitrail.files import atomic_write
 

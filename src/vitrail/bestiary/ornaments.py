@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vitrail.bestiary.curves import Shape, closed, disc, limb, moved
+from vitrail.bestiary.shapes import Shape, closed, disc, limb, moved
 
 Ornament = Callable[[float], list[Shape]]
 ORNAMENTS: dict[tuple[str, str], Ornament] = {}

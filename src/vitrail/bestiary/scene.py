@@ -1,19 +1,35 @@
-"""Scenes as immutable parameters: everything that `render` needs and nothing that it decides.
+"""Scenes as immutable parameters, which are all that `render` needs, and scenes drawn at random.
 
-An intervention changes one entry of one creature and leaves every other random choice as it was.
+An intervention changes one entry of one creature and leaves every other random choice as it was. Nothing but the
+diagnostic parts and the body depends on the species.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
 
-from vitrail.bestiary.anatomy import Pose
-from vitrail.bestiary.colour import Palette
-from vitrail.bestiary.errors import ImpossibleCreatureError, UnknownNameError
-from vitrail.bestiary.species import CLASS_NAMES, FAMILIES, SPECIES, check_parts, posterior
+from vitrail.bestiary.anatomy import Pose, outlines
+from vitrail.bestiary.backdrop import THEMES
+from vitrail.bestiary.shapes import Palette, motion, sample_palette
+from vitrail.bestiary.species import (
+    CLASS_NAMES,
+    FAMILIES,
+    SPECIES,
+    VARIANTS,
+    BestiaryError,
+    ImpossibleCreatureError,
+    Species,
+    UnknownNameError,
+    check_parts,
+    crossings,
+    difference,
+    posterior,
+    refuse_name,
+)
+from vitrail.bestiary.species import species as find_species
 
 
 @dataclass(frozen=True)
@@ -147,3 +163,164 @@ class Scene:
     def _with(self, creature: int, drawn: tuple[tuple[str, str], ...]) -> "Scene":
         changed = replace(self.creatures[creature], drawn=drawn)
         return replace(self, creatures=(*self.creatures[:creature], changed, *self.creatures[creature + 1 :]))
+
+
+Seed = int | tuple[int, ...] | np.random.Generator
+Cell = tuple[float, float, float, float]  # left, bottom, right, top in units of the image side
+
+
+def sample_scene(kind: str, seed: Seed, *, species: str | tuple[str, ...] | None = None) -> Scene:
+    """A random scene: "single", "pair", "chimera" or "intervention" (a single with one part removed or exchanged).
+
+    `species` fixes the class or, for pairs and chimeras, both classes; otherwise they are drawn at random. A chimera of
+    (A, B) has A's first diagnostic part and B's second. The same seed gives the same scene. Raises `UnknownNameError`,
+    `ImpossibleCreatureError` (a chimera of classes that do not cross), `BestiaryError` (a wrong number of classes).
+
+    >>> sample_scene("pair", seed=3, species=("tavel", "murlo")).labels
+    ('tavel', 'murlo')
+    """
+    if kind not in KINDS:
+        refuse_name("kind of scene", kind, tuple(KINDS))
+    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
+    names = (species,) if isinstance(species, str) else species
+    return KINDS[kind](rng, names)
+
+
+def _single(rng: np.random.Generator, names: tuple[str, ...] | None) -> Scene:
+    (name,) = _named(rng, names, 1)
+    side = rng.uniform(0.58, 0.9)
+    left, bottom = rng.uniform(0.02, 0.98 - side, 2)
+    creature = _creature(rng, find_species(name), None, (left, bottom, left + side, bottom + side))
+    return _scene("single", rng, (name,), (creature,))
+
+
+def _pair(rng: np.random.Generator, names: tuple[str, ...] | None) -> Scene:
+    first, second = _named(rng, names, 2)
+    if first == second:
+        raise BestiaryError(f"a pair needs two different classes, not {first} twice")
+    cut, shift = rng.uniform(0.46, 0.54), rng.uniform(0.0, 0.3, 2)
+    if rng.uniform() < 0.6:
+        cells = [(0.02, 0.04 + shift[0], cut, 0.7 + shift[0]), (cut, 0.04 + shift[1], 0.98, 0.7 + shift[1])]
+    else:
+        cells = [(0.04 + shift[0], 0.02, 0.7 + shift[0], cut), (0.04 + shift[1], cut, 0.7 + shift[1], 0.98)]
+    if rng.uniform() < 0.5:
+        cells.reverse()
+    creatures = tuple(
+        _creature(rng, find_species(name), None, cell) for name, cell in zip((first, second), cells, strict=True)
+    )
+    return _scene("pair", rng, (first, second), creatures)
+
+
+def _chimera(rng: np.random.Generator, names: tuple[str, ...] | None) -> Scene:
+    pairs = crossings()
+    first, second = _named(rng, names, 2) if names is not None else pairs[rng.integers(len(pairs))]
+    if len(difference(first, second)) != 2:
+        raise ImpossibleCreatureError(f"{first} and {second} differ in one part only: no chimera can be between them")
+    a, b = find_species(first), find_species(second)
+    side = rng.uniform(0.62, 0.9)
+    left, bottom = rng.uniform(0.02, 0.98 - side, 2)
+    slot = a.family.diagnostic[1]
+    creature = _creature(rng, a, {slot: b.parts[slot]}, (left, bottom, left + side, bottom + side))
+    return _scene("chimera", rng, (first, second), (creature,))
+
+
+def _intervention(rng: np.random.Generator, names: tuple[str, ...] | None) -> Scene:
+    scene = _single(rng, names)
+    parts = scene.creatures[0].parts
+    slot = str(rng.choice(sorted(parts)))
+    others = [variant for variant in VARIANTS[slot] if variant != parts[slot]]
+    if slot == "body" or rng.uniform() < 0.5:
+        return scene.without(0, slot)
+    return scene.exchange(0, slot, str(rng.choice(others)))
+
+
+KINDS: dict[str, Callable[[np.random.Generator, tuple[str, ...] | None], Scene]] = {
+    "single": _single,
+    "pair": _pair,
+    "chimera": _chimera,
+    "intervention": _intervention,
+}
+
+
+def _named(rng: np.random.Generator, names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(CLASS_NAMES[k] for k in rng.choice(len(CLASS_NAMES), count, replace=False))
+    if len(names) != count:
+        raise BestiaryError(
+            f"this kind of scene needs {count} class{'es'[: 2 * (count > 1)]}, not {len(names)}: {names}"
+        )
+    return tuple(find_species(name).name for name in names)
+
+
+def _creature(rng: np.random.Generator, kind: Species, swapped: dict[str, str] | None, cell: Cell) -> Creature:
+    parts = {slot: str(rng.choice(VARIANTS[slot])) for slot in FAMILIES[kind.family.name].slots}
+    parts |= dict(kind.parts) | (swapped or {})
+    pose = Pose(*(float(value) for value in rng.uniform(-1, 1, 8)))
+    angle, flip = float(rng.uniform(-0.2, 0.2)), float(rng.choice([-1.0, 1.0]))
+    drawn = tuple(sorted(parts.items()))
+    palette = sample_palette(rng)
+    # Fit the turned outlines into the cell, so that no ornament is cut off and size tells nothing of the species.
+    box = extent(Creature(kind.family.name, drawn, pose, palette, Placement(0.0, 0.0, 1.0, angle, flip)))
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = min((cell[2] - cell[0]) / width, (cell[3] - cell[1]) / height)
+    slack_x, slack_y = (cell[2] - cell[0]) - scale * width, (cell[3] - cell[1]) - scale * height
+    x = cell[0] + rng.uniform() * slack_x - scale * box[0]
+    y = cell[1] + rng.uniform() * slack_y - scale * box[1]
+    return Creature(kind.family.name, drawn, pose, palette, Placement(float(x), float(y), float(scale), angle, flip))
+
+
+def extent(creature: Creature, part: str | None = None) -> Cell:
+    """The box (left, bottom, right, top) of a creature, or of one part, hidden or not, in units of the image side."""
+    place = creature.placement
+    points = np.concatenate(
+        [
+            polygon
+            for slot, shapes in outlines(creature.family, creature.drawn, creature.pose)
+            if slot == part or (part is None and slot != "coat")
+            for shape in shapes
+            for polygon in shape.polygons
+        ]
+    )
+    matrix, origin = motion(place.x, place.y, place.angle, place.scale, place.flip)
+    turned = points @ matrix + origin
+    (left, bottom), (right, top) = turned.min(axis=0), turned.max(axis=0)
+    return float(left), float(bottom), float(right), float(top)
+
+
+def _scene(kind: str, rng: np.random.Generator, labels: tuple[str, ...], creatures: tuple[Creature, ...]) -> Scene:
+    backdrop = Backdrop(int(rng.integers(len(THEMES))), int(rng.integers(2**31)), float(rng.uniform(0.2, 1.0)))
+    light = Light(
+        angle=float(rng.uniform(0.15, 0.85) * np.pi),
+        relief=float(rng.uniform(0.35, 0.7)),
+        warmth=float(rng.uniform(-1, 1)),
+        gain=float(rng.uniform(0.9, 1.12)),
+        vignette=float(rng.uniform(0.0, 0.18)),
+    )
+    return Scene(kind, labels, creatures, backdrop, light, _occluders(rng, creatures))
+
+
+def _occluders(rng: np.random.Generator, creatures: tuple[Creature, ...]) -> tuple[Occluder, ...]:
+    """Grass, leaves and stones in front, none of which covers more than a third of the box of a diagnostic part."""
+    guarded = [
+        extent(creature, slot)
+        for creature in creatures
+        for slot in FAMILIES[creature.family].diagnostic
+        if slot != "coat" and slot in creature.parts
+    ]
+    chosen: list[Occluder] = []
+    for _ in range(int(rng.integers(0, 4))):
+        form = ("grass", "leaf", "stone")[int(rng.integers(3))]
+        size = float(rng.uniform(0.07, 0.14) * (1.5 if form == "grass" else 1.0))
+        box = extent(creatures[int(rng.integers(len(creatures)))])
+        x, y = float(rng.uniform(box[0], box[2])), float(rng.uniform(box[1] - 0.05, box[1] + 0.5 * (box[3] - box[1])))
+        if form != "leaf":
+            y = float(min(y, box[1] + 0.05))  # grass and stones lie at the feet
+        if all(_share(part, (x - size, y - size, x + size, y + size)) < 0.33 for part in guarded):
+            chosen.append(Occluder(form, x, y, size, int(rng.integers(2**31))))
+    return tuple(chosen)
+
+
+def _share(part: Cell, cover: Cell) -> float:
+    width = min(part[2], cover[2]) - max(part[0], cover[0])
+    height = min(part[3], cover[3]) - max(part[1], cover[1])
+    return max(width, 0.0) * max(height, 0.0) / ((part[2] - part[0]) * (part[3] - part[1]))

@@ -5,20 +5,22 @@ A family gives the body; two *diagnostic* slots tell its four species apart. Wit
     (x1, y1)   (x2, y1)   (x3, y2)   (x3, y3)
 
 so the first two differ in X only, the last two in Y only, and any other two in both. Such a pair crosses into a chimera
-(x1, y2) that is no species. Families share variants, and an exchange can give any
-family any variant of its slots, so a part without its body says nothing certain.
+(x1, y2) that is no species. Families share variants, and an exchange can give any family any variant of its slots, so
+a part without its body says nothing certain.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import permutations
 from types import MappingProxyType
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Float
 
-from vitrail.bestiary.errors import ImpossibleCreatureError, refuse_name
+from vitrail.errors import VitrailError
 
 # Every variant of every slot. Slots that are not diagnostic in a family are drawn at random, whatever the species.
 VARIANTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -179,3 +181,22 @@ def posterior(parts: Mapping[str, str]) -> Float[np.ndarray, " classes"]:
                 log_likelihood[index] += np.log(MISMATCH)
     likelihood = np.exp(log_likelihood - log_likelihood.max())
     return likelihood / likelihood.sum()
+
+
+class BestiaryError(VitrailError):
+    """Base of every error of the bestiary."""
+
+
+class UnknownNameError(BestiaryError, ValueError):
+    """A species, family, part, variant, kind or creature that does not exist."""
+
+
+class ImpossibleCreatureError(BestiaryError, ValueError):
+    """A combination of parts that no creature can have."""
+
+
+def refuse_name(what: str, name: object, known: tuple[str, ...]) -> NoReturn:
+    """Raise `UnknownNameError` for `name`, with the known names and the nearest one."""
+    near = get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UnknownNameError(f"unknown {what} {name!r}; known: {', '.join(known)}.{hint}")
