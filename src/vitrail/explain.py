@@ -1,65 +1,44 @@
-"""explain(): the one verb."""
+"""explain(): the one verb. It asks about a batch, beside a guide where one is given, and without what fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from importlib.metadata import version
-from typing import Any
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import nn
 
-from .attention.gradient_modes import GradientMode, check_gradient_mode
+from .attention.gradient_modes import GradientMode
+from .attribution import attribute
 from .errors import (
+    GuideError,
     ImageError,
-    LayoutError,
-    NoAttentionError,
     NonFiniteError,
     NoSignalError,
     OptionError,
-    UnsupportedAttentionError,
+    SameClassError,
+    TextError,
     VitrailError,
 )
 from .explanation import Explanation
-from .inputs import GuideLike, ImagesLike, Prepared, as_items, prepare, prepare_one, source_of
-from .memory import Sizing, in_passes, kept_bytes
-from .methods import MethodInfo, find_method, list_methods
-from .methods.context import AttributionContext, Progress
+from .guidance.guide import Guide
+from .guidance.guided import explain_guided
+from .inputs import ImagesLike, Prepared, as_items, prepare_one, source_of
+from .methods.context import Progress
 from .models import wrap
-from .models.layout import Readout, TokenLayout, layout_of, layout_of_layer, readout_weights
-from .models.readiness import refuse_training
+from .models.layout import Readout
 from .models.vision_model import VisionModel
-from .objectives import (
-    OBJECTIVES,
-    Objective,
-    Rivals,
-    check_objective,
-    class_rows,
-    default_objective,
-    joined,
-    objective_name,
-    subtract,
-)
-from .on_error import OnError, check_on_error, failure_records, skipping
-from .outputs import Output
-from .targets import (
-    Targets,
-    Wanted,
-    ask_function,
-    function_name,
-    pair_up,
-    parse_targets,
-    predicted,
-    refuse_same,
-    refuse_unpredicted,
-    repeatable,
-)
+from .objectives import Objective
+from .targets import Wanted, repeatable
 
-__all__ = ["explain"]
+__all__ = ["OnError", "check_on_error", "explain", "failure_records", "only", "skipping"]
 
-NO_COMPETITION = "The model's outputs do not exclude each other, so they do not compete: the map is the class's own."
-NO_ROWS = "No linear classifier tells which classes are alike to the model, so every other class counts as a rival."
+OnError = Literal["raise", "skip"]
+Result = TypeVar("Result")
+
+# One image or text can be at fault in these ways; every other error is the question's and would meet all of them.
+OF_ONE_IMAGE = (GuideError, ImageError, NonFiniteError, NoSignalError, SameClassError, TextError)
 
 
 @torch.inference_mode(False)
@@ -76,7 +55,7 @@ def explain(
     centred: bool = False,
     start_layer: int | None = None,
     readout: Readout | None = None,
-    guide: ImagesLike | GuideLike | None = None,
+    guide: ImagesLike | Guide | None = None,
     batch_size: int | None = None,
     on_error: OnError | str = "raise",
     progress: Progress | None = None,
@@ -132,207 +111,27 @@ def explain(
         >>> ex.scores.shape
         torch.Size([2, 10, 10])
     """
-    # Guidance steers the question that is asked here; other parts of it ask by this function themselves.
-    from .guidance.guide import as_guide
-    from .guidance.guided import explain_guided
-
     if not isinstance(model, VisionModel):
         model = wrap(model)
-    check_on_error(on_error)
+    if on_error != "raise":
+        check_on_error(on_error)
     target, against = repeatable(target), repeatable(against, "against")
-    if on_error == "skip":
-        question = {"method": method, "objective": objective, "gradient": gradient, "compete": compete}
-        question |= {"centred": centred, "start_layer": start_layer, "readout": readout, "guide": guide}
-        question |= {"batch_size": batch_size}
-        ask = partial(explain, model, **question, progress=progress, **options)
-        return _without_failures(ask, model, images, target, against)
-    info = find_method(method, options)
-    if not info.class_specific and (against is not None or objective is not None):
-        raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
-    objective_label = objective_name(objective or info.default_objective(against is not None), against)
-    usual = gradient is None and guide is None
-    mode = check_gradient_mode(gradient if gradient is not None else info.gradient if usual else "full")
-    _check_options(info, mode, centred, start_layer, batch_size)
-    if compete:
-        _check_competition(info, objective_label, guide, options)
-    asked_to_compete = compete
-    if compete is None:
-        compete = usual and info.competes and objective_label == "logit" and not options.get("identity")
-    refuse_training(model.module)
-    if guide is not None:
-        question = {"against": against, "method": method, "objective": objective, "gradient": mode, "centred": centred}
-        question |= {"start_layer": start_layer, "readout": readout, "batch_size": batch_size, "compete": False}
-        _check_guide(info, readout)
-        ask = partial(explain, **question, progress=progress, **options)
-        return explain_guided(ask, model, images, target, as_guide(guide), batch_size, progress)
-    inputs = prepare(model, images, noted=True)
-    count = len(inputs.batch)
-    layout = _layout(model, inputs.batch, info, options)
-    output = model.kind_for(inputs.batch)
-    wanted, other = pair_up(
-        parse_targets(model, target, count, layout.classes, functions=True),
-        parse_targets(model, against, count, layout.classes, "against"),
+    ask = partial(
+        attribute if guide is None else partial(explain_guided, guide=guide),
+        method=method,
+        objective=objective,
+        gradient=gradient,
+        compete=compete,
+        centred=centred,
+        start_layer=start_layer,
+        readout=readout,
+        batch_size=batch_size,
+        progress=progress,
+        **options,
     )
-    refuse_same(model, wanted, other)
-    if info.class_specific and wanted is None and not callable(objective):
-        refuse_unpredicted(output, layout.classes)
-    if objective is None:
-        objective_label = default_objective(other is not None, output, info.default_objective(other is not None))
-    elif not callable(objective):
-        check_objective(OBJECTIVES[objective], output)
-    if wanted is not None and wanted.functions is not None:
-        if objective is not None:
-            raise OptionError("target= is a function, which says itself what is explained: leave objective= out")
-        objective_label = "function"  # of the images that name a class, its logit
-    weights = layout.readout if readout is None else _given_readout(readout, layout)
-    first = info.first_layer(layout.layers) if start_layer is None else start_layer
-    if asked_to_compete and wanted is not None and wanted.functions is not None:
-        raise OptionError("compete=True holds a class against its rivals, and target= is a function: leave one out")
-    kind = (info.name, repr(sorted(options.items())), mode, compete, first, wanted.index.shape[1] if wanted else 1)
-    competes = compete and objective_label == "logit" and output.link == "softmax" and layout.classes > 1
-    rows = class_rows(model, layout.classes) if competes else None
-    sizing = Sizing(
-        model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, partial(kept_bytes, model, inputs.batch[:1])
-    )
-
-    def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor, Rivals | None]:
-        run = AttributionContext(
-            model=model,
-            images=inputs.batch[some],
-            layout=layout,
-            target=wanted and wanted[some],
-            against=other and other[some],
-            objective="logit" if objective_label == "function" else objective or objective_label,
-            readout=weights,
-            gradient=mode,
-            start_layer=first,
-            centred=centred,
-            progress=progress,
-            output=output,
-            competes=competes,
-            class_rows=rows,
-        )
-        with sizing.watching(len(run.images)):
-            relevance = info.function(run, **options)
-        maps = relevance.detach() if info.level == "pixel" else layout.as_grid(relevance.detach())
-        none = torch.zeros(len(relevance), 1, dtype=torch.bool)
-        targets = run.targets.index.shape[1]
-        replaced = torch.stack(run.replaced[:targets], dim=1) if run.replaced else none
-        if not competes:
-            return run.logits, maps.expand(-1, targets, -1, -1), replaced, None
-        own, theirs = maps[:, :targets], maps[:, targets:]
-        maps, taken = subtract(own, theirs if theirs.shape[1] else torch.zeros_like(own))
-        return run.logits, maps, replaced, Rivals(*run.rivals, taken)
-
-    passes = in_passes(explain_some, count, size=sizing.size, halved=sizing.halved)
-    logits, scores, replaced, subtracted = zip(*passes, strict=True)
-    all_logits = torch.cat(logits).cpu()
-    all_scores = torch.cat(scores).cpu()
-    targets = predicted(all_logits) if wanted is None else wanted
-    refuse_same(model, targets, other, chosen=wanted is None)
-    _check_finite(all_logits, all_scores, inputs.sources, _dropped_signs(info, options))
-    nested = targets.nested
-    fallback = torch.cat(replaced).cpu()
-    rivals = joined([one for one in subtracted if one is not None], nested=nested)
-    told = [NO_COMPETITION] if asked_to_compete and not competes else [NO_ROWS] if competes and rows is None else []
-    metadata = {
-        "model": model.name,
-        **model.metadata,
-        "sources": list(inputs.sources),
-        "gradient": mode,
-        "uses_gradient": info.uses_gradient,
-        "centred": centred,
-        "start_layer": first,
-        "readout": layout.reads if readout is None else repr(readout),
-        "grid": [layout.rows, layout.cols],
-        "prefix": layout.prefix,
-        "options": {name: options.get(name, default) for name, default in info.options.items()},
-        "versions": {package: _version(package) for package in ("vitrail", "torch", "timm")},
-        "class_specific": info.class_specific,
-        **output.record(),
-        "image_notes": [
-            [*read, *told, *_notes(row, objective_label), *layout.notes, *grown]
-            for read, row, grown in zip(inputs.notes, fallback, _growth(info, all_scores, all_logits), strict=True)
-        ],
-        "difference_instead": fallback.tolist(),
-    }
-    if targets.functions is not None:
-        metadata["functions"] = _function_values(targets, output, all_logits)
-    return Explanation(
-        scores=all_scores if nested else all_scores[:, 0],
-        logits=all_logits.to(all_scores.dtype),
-        target=targets.index if nested else targets.index[:, 0],
-        against=None if other is None else (other.index if nested else other.index[:, 0]),
-        method=info.name,
-        objective=objective_label,
-        signed=info.is_signed(options) or competes,
-        class_names=model.class_names,
-        rivals=rivals,
-        images=inputs.pictures,
-        metadata=metadata,
-    )
-
-
-def _function_values(targets: Targets, output: Output, logits: Tensor) -> list[list[tuple[str, float] | None]]:
-    """What captions call each function that was asked about, and its value."""
-    numbers = output.numbers(logits)
-    return [
-        [None if f is None else (function_name(f), ask_function(f, row).item()) for f in functions]
-        for functions, row in zip(targets.functions or (), numbers, strict=True)
-    ]
-
-
-def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]) -> TokenLayout:
-    """How the model's tokens lie; for a method that looks at one named layer only, how that layer's output does."""
-    try:
-        return layout_of(model, batch)
-    except (LayoutError, NoAttentionError, UnsupportedAttentionError):
-        layer = options.get("layer")
-        if not (info.reads_layer and isinstance(layer, str)):
-            raise
-        return layout_of_layer(model, batch, layer)
-
-
-@cache
-def _version(package: str) -> str:
-    # Read once: finding and parsing a package's metadata takes as long as a small model's forward pass.
-    return version(package)
-
-
-def _check_options(
-    info: MethodInfo, gradient: str, centred: bool, start_layer: int | None, batch_size: int | None
-) -> None:
-    if gradient != "full" and not info.uses_gradient:
-        raise OptionError(f"gradient={gradient!r} changes nothing for {info.name}, which uses no gradient")
-    if centred and "centred" not in info.accepts:
-        raise OptionError(f"centred=True is not defined for {info.name}")
-    if start_layer and "start_layer" not in info.accepts:
-        raise OptionError(f"start_layer={start_layer} is not defined for {info.name}")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise OptionError(f"batch_size={batch_size!r} must be 1 or more")
-
-
-def _check_competition(info: MethodInfo, objective: str, guide: Any, options: dict[str, Any]) -> None:
-    if "compete" not in info.accepts:
-        able = ", ".join(one.name for one in list_methods() if "compete" in one.accepts)
-        raise OptionError(f"compete=True is not defined for {info.name}; these take it: {able}")
-    if objective != "logit":
-        raise OptionError(
-            f"compete=True subtracts the maps of rival classes from the map of a logit, not of {objective}: leave "
-            "compete=, or against= and objective=, out"
-        )
-    if options.get("identity"):
-        raise OptionError(
-            "identity=True adds the same to every patch, which hides where classes compete: leave one out"
-        )
-    if guide is not None:
-        raise OptionError("compete=True and guide= are two ways to hold a class against others: leave one of them out")
-
-
-def _given_readout(readout: Readout, layout: TokenLayout) -> Float[Tensor, " queries"]:
-    return readout_weights(
-        readout, len(layout.readout), layout.prefix, (layout.rows, layout.cols), layout.pools, layout.order
-    )
+    if on_error == "raise":
+        return ask(model, images, target, against=against)
+    return _without_failures(partial(ask, model), model, images, target, against)
 
 
 def _without_failures(
@@ -352,97 +151,93 @@ def _without_failures(
     return replace(ex, metadata={**ex.metadata, "positions": kept, "failures": failures}) if failures else ex
 
 
-def _dropped_signs(info: MethodInfo, options: dict[str, Any]) -> str | None:
-    """Why the map of a method that drops signs may be zero, and what keeps them; None for one that keeps them."""
-    if info.is_signed(options) or not info.class_specific:
-        return None
-    keeps = "relu=False keeps the signs" if "relu" in info.options else "method='complete' keeps the signs"
-    return f"{info.name} drops all that argues against the class, and nothing it measures argues for it: {keeps}"
+def check_on_error(value: str) -> None:
+    """Raises `OptionError` for anything but "raise" and "skip"."""
+    if value not in get_args(OnError):
+        raise OptionError(
+            f'on_error={value!r} is unknown: give "raise" (one failed image refuses all) or "skip" (the others are '
+            "returned, the failed ones listed in `failures`)"
+        )
 
 
-def _growth(info: MethodInfo, scores: Tensor, logits: Tensor) -> list[list[str]]:
-    """What to say of relevance that has grown out of all proportion to what it should sum to."""
-    largest = scores.abs().flatten(1).amax(dim=1)
-    grown = (largest > 1e3 * logits.abs().amax(dim=1)) & ("rules" in info.options)
+def skipping(
+    ask: Callable[..., Result], items: Sequence[Any], failed: dict[int, VitrailError], target: Any, against: Any
+) -> tuple[Result, list[int]]:
+    """Asks about all items, and again without those at fault, which go to `failed` by position with their errors.
+
+    `ask(items, target, against=…)` explains items together; `target` and `against` may hold one entry for each item.
+    What is in `failed` already is left out. Returns the result and the positions that it is of.
+
+    Raises:
+        VitrailError: the first failed image's error where none is left, and any error that is not one image's.
+
+    Example:
+        >>> def ask(images, target, against):
+        ...     if "blank" in images:
+        ...         raise NoSignalError("nothing moves the objective")
+        ...     return target
+        >>> failed = {}
+        >>> skipping(ask, ["zebra", "blank", "kite"], failed, [340, 340, 21], None), list(failed)
+        (([340, 21], [0, 2]), [1])
+    """
+
+    def explained(some: list[int]) -> Result:
+        wanted, other = (only(asked, some, len(items)) for asked in (target, against))
+        return ask([items[position] for position in some], wanted, against=other)
+
+    kept = [position for position in range(len(items)) if position not in failed]
+    while kept:
+        try:
+            return explained(kept), kept
+        except OF_ONE_IMAGE as error:
+            if len(kept) == 1:
+                guilty = {kept[0]: error}
+            elif error.images:
+                guilty = {kept[i]: error for i in error.images}
+            else:
+                guilty = _each_alone(explained, kept)
+                if not guilty:  # they fail only together
+                    raise
+            failed |= guilty
+            kept = [position for position in kept if position not in failed]
+    raise next(iter(failed.values()))
+
+
+def _each_alone(ask: Callable[[list[int]], object], kept: list[int]) -> dict[int, VitrailError]:
+    found: dict[int, VitrailError] = {}
+    for position in kept:
+        try:
+            ask([position])
+        except OF_ONE_IMAGE as error:
+            found[position] = error
+    return found
+
+
+def only(wanted: Any, kept: Sequence[int], count: int) -> Any:
+    """What was given for each of `count` images, for the kept ones alone; what holds for all images stays as it is.
+
+    Example:
+        >>> only(["cat", "dog", "owl"], [0, 2], 3), only("cat", [0, 2], 3)
+        (['cat', 'owl'], 'cat')
+    """
+    if isinstance(wanted, str | dict) or not hasattr(wanted, "__len__") or getattr(wanted, "ndim", 1) == 0:
+        return wanted
+    if len(wanted) != count:  # for `explain` to refuse, or a single row for a single image
+        return wanted
+    if isinstance(wanted, torch.Tensor | np.ndarray):
+        return wanted[list(kept)]
+    wanted = list(wanted)  # also of a Series, whose own brackets go by its labels
+    return [wanted[position] for position in kept]
+
+
+def failure_records(failed: Mapping[int, VitrailError], sources: Sequence[str | None]) -> list[dict[str, Any]]:
+    """What failed, in order and as plain JSON values: position, source, type of the error and its message."""
     return [
-        [
-            f"The scores reach ±{size:.1e}, though the largest logit is {logit:.3g}: these rules of LRP do not "
-            'conserve relevance, and blow up where they divide by sums near zero. Only rules="tattr" keeps the sum.'
-        ]
-        if too_large
-        else []
-        for size, logit, too_large in zip(
-            largest.tolist(), logits.abs().amax(dim=1).tolist(), grown.tolist(), strict=True
-        )
+        {
+            "image": position,
+            "source": sources[position],
+            "error": type(error).__name__,
+            "message": error.cause or str(error),
+        }
+        for position, error in sorted(failed.items())
     ]
-
-
-def _check_finite(
-    logits: Tensor, scores: Tensor, sources: tuple[str | None, ...], dropped_signs: str | None = None
-) -> None:
-    refuse = partial(_refuse, sources=sources)
-    refuse(
-        ~logits.isfinite().all(dim=1),
-        NonFiniteError,
-        "the logits of {images}",
-        "hold NaN or infinity: check the image and the weights; try float32",
-    )
-    refuse(
-        ~scores.isfinite().flatten(1).all(dim=1),
-        NonFiniteError,
-        "the map of {images}",
-        "holds NaN or infinity though its logits do not: the gradient overflows; run the model in float32, or explain "
-        "the logit instead of a quotient",
-    )
-    flat = scores.flatten(2)
-    if dropped_signs is not None:
-        refuse(
-            (flat == 0).all(dim=2).any(dim=1) & (flat.shape[2] > 1),
-            NoSignalError,
-            "the map of {images}",
-            f"is zero everywhere: {dropped_signs}",
-        )
-    refuse(
-        (flat.amax(dim=2) == flat.amin(dim=2)).any(dim=1) & (flat.shape[2] > 1),
-        NoSignalError,
-        "the map of {images}",
-        "is the same everywhere: nothing in the image moves it (a constant objective, a saturated probability, or "
-        "weights that are zero)",
-    )
-
-
-def _refuse(
-    wrong: Bool[Tensor, " images"],
-    kind: type[VitrailError],
-    subject: str,
-    predicate: str,
-    sources: tuple[str | None, ...],
-) -> None:
-    if not bool(wrong.any()):
-        return
-    positions = wrong.nonzero()[:, 0].tolist()
-    named = ", ".join(f"{i}" + (f" ({sources[i]})" if sources[i] else "") for i in positions[:5])
-    error = kind(f"{subject.format(images=f'image {named}')} {predicate}")
-    error.images, error.cause = tuple(positions), f"{subject.format(images='the image')} {predicate}"
-    raise error
-
-
-def _check_guide(info: MethodInfo, readout: Readout | None) -> None:
-    if not info.class_specific:
-        raise OptionError(f"{info.name} is the same for every class, so guide= cannot steer it")
-    if info.level == "pixel":
-        raise OptionError(
-            f"{info.name} scores pixels, and guide= cuts patches out of a stitched map: use a method of level 'patch'"
-        )
-    if readout is not None and not isinstance(readout, str):
-        raise OptionError(
-            f"readout={readout!r} names a token of the image alone; with guide= give a word, or leave it out"
-        )
-
-
-def _notes(replaced: Bool[Tensor, " targets"], objective: str) -> list[str]:
-    count = int(replaced.sum())
-    if not count:
-        return []
-    some = "" if count == len(replaced) else f" for {count} of {len(replaced)} targets"
-    return [f"A logit is zero or negative, where {objective} means nothing: the logits' difference is shown{some}."]

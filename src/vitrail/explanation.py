@@ -18,7 +18,6 @@ from torch.nn.functional import interpolate
 from vitrail.errors import OptionError, OutputFileError, VitrailError
 from vitrail.files import atomic_write, open_regular
 from vitrail.objectives import Rivals
-from vitrail.on_error import failure_notes
 from vitrail.outputs import Kind, Output
 
 if TYPE_CHECKING:
@@ -510,6 +509,18 @@ def _those(named: Sequence[str], count: int) -> str:
     if len(named) == 1:
         return f"{named[0]}: "
     return f"{len(named)} of {count} images ({', '.join(named[:3])}{', …' if len(named) > 3 else ''}): "
+
+
+def failure_notes(failures: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    """One sentence per cause, naming the images that have no map."""
+    causes: dict[str, list[str]] = {}
+    for one in failures:
+        causes.setdefault(one["message"], []).append(one["source"] or f"number {one['image']}")
+    return [
+        f"{len(names)} of {count} could not be explained and {'is' if len(names) == 1 else 'are'} left out "
+        f"({', '.join(names[:5])}{', …' if len(names) > 5 else ''}): {message}"
+        for message, names in causes.items()
+    ]
 
 
 def verdict_of(probability: float | None, number: float) -> str:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from .models.preprocess import Preprocess
 from .models.vision_model import VisionModel
 
 __all__ = [
-    "GuideLike",
     "ImageLike",
     "ImagesLike",
     "Inputs",
@@ -56,18 +55,6 @@ class Prepared:
 
 ImageLike: TypeAlias = PictureLike | Tensor | Prepared
 ImagesLike: TypeAlias = ImageLike | Iterable[ImageLike]
-
-
-@runtime_checkable
-class GuideLike(Protocol):
-    """A `vitrail.Guide`: pictures, and how they are laid beside the original."""
-
-    @property
-    def pictures(self) -> ImagesLike: ...
-
-    def stitches(self) -> list[tuple[str, str]]:
-        """Every layout with every side that is asked for."""
-        ...
 
 
 def prepare(model: VisionModel, images: ImagesLike, *, noted: bool = False) -> Inputs:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..attribution import attribute
 from ..errors import OptionError, SameClassError, TargetError
-from ..explain import explain
 from ..explanation import Explanation
 from ..inputs import ImagesLike, prepare
 from ..models import wrap
@@ -162,7 +162,7 @@ def detail(
         others = [[pair[1] for pair in both_ways]] if OBJECTIVES[loss].compares else None
         # Each map is that of the formula above it: the plain logit's, with nothing subtracted.
         question = {"compete": False, **options, "against": others, "objective": loss}
-        found = explain(model, inputs.batch, [asked], **question)
+        found = attribute(model, inputs.batch, [asked], **question)
         metadata = {**found.metadata, "sources": list(inputs.sources)}
         maps[loss] = replace(found, images=inputs.pictures, metadata=metadata)
     return Detail(pairs=tuple(pairs), maps=maps)

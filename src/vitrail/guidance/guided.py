@@ -5,7 +5,7 @@ object itself. A guide takes it: the two pictures are stitched into one input, t
 ever, and the patches of the original are kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,21 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import GuideError, LayoutError
+from ..attribution import attribute, settle
+from ..errors import GuideError, LayoutError, OptionError
 from ..explanation import Explanation, percent
 from ..inputs import ImagesLike, Inputs, prepare
 from ..memory import in_passes
+from ..methods import MethodInfo
 from ..methods.context import Progress
-from ..models.layout import TokenLayout, layout_of
+from ..models.layout import Readout, TokenLayout, layout_of
+from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from ..targets import Targets, Wanted, parse_targets, predicted
 from .drawing import class_likeness, dissimilar_class, draw_guide
-from .guide import Guide
+from .guide import Guide, as_guide
 from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid, widened
 
 __all__ = ["explain_guided"]
-
-Ask = Callable[..., Explanation]
 
 WORDS = {"side": "side by side", "stack": "stacked", "wide": "side by side, wide", "tall": "stacked, tall"}
 
@@ -61,33 +62,44 @@ class Shown:
 
 
 def explain_guided(
-    ask: Ask,
     model: VisionModel,
     images: ImagesLike,
-    target: Wanted,
-    guide: Guide,
-    step: int | None,
+    target: Wanted = None,
+    *,
+    guide: ImagesLike | Guide,
+    compete: bool | None = None,
+    readout: Readout | None = None,
+    batch_size: int | None = None,
     progress: Progress | None = None,
+    **question: Any,
 ) -> Explanation:
-    """Explain every image beside its guides; the scores are those of the images' own patches.
+    """Explains every image beside its guides; the scores are those of the images' own patches.
 
-    `ask(model, batch, target)` explains one batch of inputs; `step` is how many images may pass at a time; `progress`
-    is called while a guide is drawn, as in `explain`.
+    Arguments are those of `vitrail.explain`; `progress` is called while a guide is drawn, too.
 
     Raises:
         GuideError: when the model sees the target in a guide.
         InputSizeError: for a wide or tall layout that the model does not take.
         LayoutError: when the input cannot be cut into whole patches.
+        VitrailError: whatever `vitrail.explain` raises.
     """
+    setup = settle(**question, compete=compete, batch_size=batch_size, guided=True)
+    if compete:
+        raise OptionError("compete=True and guide= are two ways to hold a class against others: leave one of them out")
+    refuse_training(model.module)
+    _check_guide(setup.info, readout)
+    guide = as_guide(guide)
+    question |= {"gradient": setup.gradient, "compete": False, "readout": readout, "batch_size": batch_size}
+    ask = partial(attribute, **question, progress=progress)
     inputs = prepare(model, images)
-    step = step or len(inputs.batch)
+    step = batch_size or len(inputs.batch)
     layout = layout_of(model, inputs.batch)
     alone = logits_of(model, inputs.batch, step)
     output = model.kind_for(inputs.batch)
     if output.link is None:
         raise output.refusal("a guide, whose class takes what does not argue for the target,")
     wanted = parse_targets(model, target, len(alone), layout.classes) or predicted(alone)
-    question = wanted.index.tolist() if wanted.nested else wanted.index[:, 0].tolist()
+    classes = wanted.index.tolist() if wanted.nested else wanted.index[:, 0].tolist()
     patch = _patch(inputs, layout)
     grid = (layout.rows, layout.cols)
     given = [] if guide.drawn else _given(model, guide, step)
@@ -109,11 +121,24 @@ def explain_guided(
             for plan in plans:
                 guides = [fitted.picture for fitted in shown]
                 batch = torch.stack([stitch(o[None], g[None].to(o), plan)[0] for o, g in _pairs(inputs, guides)])
-                ex = ask(larger, batch, question)
+                ex = ask(larger, batch, classes)
                 maps.append(crop_map(ex.scores, plan))
                 told.append(shown)
                 parts.append(_part(ex, plan, shown, inputs.sources, how))
     return _joined(model, inputs, alone, parts, maps, told, guide, input_words)
+
+
+def _check_guide(info: MethodInfo, readout: Readout | None) -> None:
+    if not info.class_specific:
+        raise OptionError(f"{info.name} is the same for every class, so guide= cannot steer it")
+    if info.level == "pixel":
+        raise OptionError(
+            f"{info.name} scores pixels, and guide= cuts patches out of a stitched map: use a method of level 'patch'"
+        )
+    if readout is not None and not isinstance(readout, str):
+        raise OptionError(
+            f"readout={readout!r} names a token of the image alone; with guide= give a word, or leave it out"
+        )
 
 
 @torch.no_grad()

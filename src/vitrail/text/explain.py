@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..attention.gradient_modes import GradientMode, check_gradient_mode
 from ..errors import NonFiniteError, NoSignalError, OptionError, TextError, UnsupportedOperationError, VitrailError
+from ..explain import OnError, check_on_error, failure_records, skipping
 from ..explanation import Explanation
 from ..methods import MethodInfo, find_method, list_methods
 from ..models.hugging_face import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
 from ..objectives import Objective, default_objective, objective_name
-from ..on_error import OnError, check_on_error, failure_records, skipping
 from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same, refuse_unpredicted
 from .explanation import TextExplanation
 from .reading import NAMES, Reading, reading_of, readout_rows
