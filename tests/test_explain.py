@@ -220,7 +220,7 @@ class TestObjectives:
             (
                 {"method": "gradcam3"},
                 UnknownMethodError,
-                "no method is called 'gradcam3'; did you mean gradcam or xgradcam[?] there are raw, rollout, norm_rollout",
+                "no method is called 'gradcam3'; did you mean gradcam or xgradcam[?] there are raw, rollout",
             ),
             ({"alpha": 0.5}, OptionError, "method 'complete' does not know alpha; it takes identity"),
             ({"method": "gmar_l2", "alpha": -1.0}, OptionError, "alpha=-1.0 weighs the residual"),
