@@ -375,8 +375,8 @@ class TestEverywhere:
         assert found.reached
 
     def test_a_page_shows_scores_as_numbers(self):
-        from vitrail.app.views.asking import Asked
-        from vitrail.app.views.classes import draw_classes
+        from vitrail.app.components import draw_classes
+        from vitrail.app.question import Asked
 
         class Scored(Asked):
             output, target, against = Output("scores", link=None), 0, None
@@ -390,7 +390,7 @@ class TestEverywhere:
         assert "%" not in html
 
     def test_a_page_of_one_number_says_that_there_is_no_rival(self):
-        from vitrail.app.views.asking import Asked
+        from vitrail.app.question import Asked
 
         class Scored(Asked):
             output, target, against, logits = Output("scores", link=None), 0, None, torch.tensor([4.0])

@@ -18,9 +18,9 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from vitrail.app.model_cache import Shelf
 from vitrail.app.server import application
 from vitrail.app.service import Service
+from vitrail.app.session import Shelf
 from vitrail.models import load
 
 HERE = Path(__file__).parent / "app"

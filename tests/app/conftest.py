@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.app.model_cache import Shelf
 from vitrail.app.pictures import Limits
 from vitrail.app.service import Service
+from vitrail.app.session import Shelf
 from vitrail.models import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

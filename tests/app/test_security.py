@@ -23,10 +23,9 @@ from vitrail.app import server
 from vitrail.app.admission import Admission, check_root_path
 from vitrail.app.gate import Calls, Gate
 from vitrail.app.jobs import BusyError, Stopped, Turn
-from vitrail.app.model_cache import Shelf
 from vitrail.app.pictures import Picture
 from vitrail.app.service import Service
-from vitrail.app.session import Desks
+from vitrail.app.session import Desks, Shelf
 from vitrail.errors import OptionError
 
 httpx = pytest.importorskip("httpx", reason="needs the extra app: pip install 'vitrail[app]'")
@@ -382,7 +381,7 @@ def _strange(shown) -> list[str]:
     for text in (shown.status, shown.classes or "", *shown.views.values()):
         parser.feed(text)
     if shown.question is not None:  # a report of progress has none, and none is made where the work ends at once
-        parser.feed(taking_home(shown.question.example, shown))
+        parser.feed(taking_home(shown.question.example, shown.files or (), shown.recipes or ("", "")))
     return parser.found
 
 

@@ -12,10 +12,9 @@ from PIL import Image
 
 from vitrail.app import page
 from vitrail.app.fragments import CONTROLS
-from vitrail.app.model_cache import Shelf
 from vitrail.app.question import LONG
 from vitrail.app.service import SORRY, Service, Shown, excuse, read
-from vitrail.app.session import Desks
+from vitrail.app.session import Desks, Shelf
 from vitrail.errors import ImageError, OptionError, UnknownModelError
 from vitrail.explanation import Explanation
 from vitrail.models import load
@@ -207,7 +206,7 @@ def test_the_other_quick_views(service, view):
 
 
 def test_the_gallery_keeps_a_place_for_methods_that_fail(service, monkeypatch):
-    from vitrail.app.views.asking import Asked
+    from vitrail.app.question import Asked
 
     whole = Asked.explain
 
@@ -219,7 +218,7 @@ def test_the_gallery_keeps_a_place_for_methods_that_fail(service, monkeypatch):
         return whole(self, method, **more)
 
     monkeypatch.setattr(Asked, "explain", explain)
-    monkeypatch.setattr("vitrail.app.views.gallery.choose_methods", lambda _: _few("raw", "rollout", "complete"))
+    monkeypatch.setattr("vitrail.app.views.comparisons.choose_methods", lambda _: _few("raw", "rollout", "complete"))
     shown = last(service.draw("ada", service.arrive("ada", "").question.query(), {"view": "methods"}))
     html = shown.views["methods"]
     assert html.count('class="vt-panel"') == 4
@@ -386,7 +385,7 @@ def test_what_is_copied_gives_the_maps_that_are_seen(service, tmp_path, monkeypa
 def drawn(service, monkeypatch, link):
     """The page's answer, and what it was drawn from."""
     import vitrail.app.views as views
-    from vitrail.app.views.asking import Asked
+    from vitrail.app.question import Asked
 
     seen = []
 
@@ -400,12 +399,11 @@ def drawn(service, monkeypatch, link):
     with monkeypatch.context() as patch:
         patch.setattr(Asked, "explain", spying(Asked.explain))
         for module, name in (
-            (views.layers, "head_shares"),
-            (views.heads, "head_shares"),
-            (views.detail, "detail"),
-            (views.guide, "explain"),
-            (views.transfer, "transfer"),
-            (views.rewrite, "rewrite"),
+            (views.map, "head_shares"),
+            (views.comparisons, "detail"),
+            (views.comparisons, "explain"),
+            (views.counterfactual, "transfer"),
+            (views.counterfactual, "rewrite"),
         ):
             patch.setattr(module, name, spying(getattr(module, name)))
         shown = service.arrive("ada", link)
@@ -495,8 +493,8 @@ def creature_of(species):
 
 def test_classes_are_copied_by_a_name_that_is_read_as_them():
     """Of two cranes neither is "crane", and a name that looks like a number or an option is neither."""
+    from vitrail.app.exports import Told, as_command, as_python
     from vitrail.app.pictures import example_picture
-    from vitrail.app.recipes import Told, as_command, as_python
 
     names = ("crane, bird", "crane, machine", "7", "-x", "o'hara") + tuple(f"thing {n}" for n in range(15))
     model = replace(load("bestiary"), class_names=names)

@@ -1,17 +1,38 @@
-"""What a view gives back: HTML for the page, and the files that can be taken home."""
+"""What a view gives back and what can be exported from it: HTML, files, and the same maps as Python or a command."""
 
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import TargetError, UnknownMethodError
 from ..explanation import Explanation
+from ..methods.registry import find_method
+from ..models import VisionModel
+from .pictures import EXAMPLES, Picture
+from .question import Question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Answer", "file_of", "files_of", "files_of_figure"]
+__all__ = [
+    "REWRITE_STEPS",
+    "Answer",
+    "Told",
+    "as_command",
+    "as_python",
+    "file_of",
+    "files_of",
+    "files_of_figure",
+    "frames",
+    "limits",
+]
+
+REWRITE_STEPS = 200
+MOST_STEPS, FRAMES = 100, 10  # of a transfer
+FILM = 60  # frames after which the command's film leaves steps out
 
 File = Callable[[], bytes]
 
@@ -57,3 +78,173 @@ def files_of(ex: Explanation, draw: Callable[[], "Figure"] | None = None) -> dic
     """An explanation as PNG, SVG and safetensors."""
     figures = files_of_figure(ex.plot if draw is None else draw)
     return figures | {"safetensors": lambda: file_of(ex.save, "safetensors")}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Told:
+    """A question with all that its answer depends on: `facts` are what the view found out, as `Answer` holds them."""
+
+    question: Question
+    model: VisionModel
+    picture: Picture
+    target: int
+    rival: int
+    checkpoint: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The picture's file, as a relative path that no program takes for an option."""
+        name = self.picture.file or self.picture.name
+        return f"./{name}" if name.startswith("-") else name
+
+    @property
+    def gradient(self) -> str | None:
+        """The mode that the visitor chose; None for the method's own."""
+        mode = self.question.gradient
+        return None if mode == Question.gradient else mode
+
+    def uses_gradient(self) -> bool:
+        """Whether the method of the question uses a gradient."""
+        try:
+            return find_method(self.question.method, {}).uses_gradient
+        except UnknownMethodError:
+            return False
+
+    def name(self, index: int) -> str | int:
+        """The class by its name where that is read as this class, else by its number."""
+        name = self.model.class_name(index)
+        try:
+            return name if self.model.class_index(name) == index else index
+        except TargetError:
+            return index
+
+
+def limits(question: Question) -> tuple[int, float]:
+    """The steps of a transfer and the probability that a rewriting stops at, inside what the page does."""
+    return max(1, min(question.steps, MOST_STEPS)), min(max(question.until, 0.05), 0.99)
+
+
+def frames(steps: int) -> list[int]:
+    """The steps of a transfer at which the page draws maps, among those of the command's film.
+
+    >>> frames(5), frames(65)
+    ([0, 1, 2, 3, 4, 5], [0, 8, 16, 24, 32, 40, 48, 56, 64, 65])
+    """
+    film = -(-steps // FILM)
+    every = -(-max(1, -(-steps // FRAMES)) // film) * film
+    return sorted({*range(0, steps + 1, every), steps})
+
+
+def as_python(told: Told) -> str:
+    """A program that gives the maps of the view and draws them."""
+    question = told.question
+    weights = f", checkpoint={told.checkpoint!r}" if told.checkpoint else ""
+    device = str(told.model.device)
+    weights += f", device={device!r}" if device != "cpu" else ""
+    target, rival = f"{told.name(told.target)!r}", f"{told.name(told.rival)!r}"
+    against = "" if question.against is None else f", against={told.name(question.against)!r}"
+    gradient = f", gradient={told.gradient!r}" if told.gradient else ""
+    method = f", method={question.method!r}" + (gradient if told.uses_gradient() else "")
+    asked = f"model, image, {target}{against}"
+    steps, until = limits(question)
+    imports: list[str] = []
+    match question.view:
+        case "methods":
+            lines = [f"found = vitrail.compare({asked}, methods={question.methods!r}{gradient})"]
+            lines += ['found.save_picture("methods.png")']
+        case "layers":
+            imports = ["from vitrail.shares import head_shares"]
+            lines = [f"found = head_shares({asked}{gradient})", 'found.explanation.save("layers.safetensors")']
+            lines += ["growth = found.growth()  # layers, rows, columns: the map of the blocks from each to the last"]
+        case "heads":
+            imports = ["from vitrail.shares import head_shares"]
+            lines = [f"found = head_shares({asked}{gradient})", 'found.explanation.save("heads.safetensors")']
+            lines += ["weights = found.weights  # layers, heads"]
+            if "head" in told.facts:
+                lines += [f"one = found.scores[{told.facts['layer']}, {told.facts['head']}]  # rows, columns"]
+        case "detail":
+            imports = ["from vitrail.guidance import detail", "from vitrail.plotting.class_pair import draw_pair"]
+            lines = [f"found = detail(model, image, {target}, {rival}{gradient})", "pair = found.pairs[0]"]
+            lines += ['draw_pair(found, *pair).savefig("detail.png")']
+        case "guide":
+            picture = told.facts.get("guide") or "auto"
+            guide = f", guide=vitrail.Guide({picture!r}, layout={question.layout!r})"
+            lines = [f"ex = vitrail.explain({asked}{method}{guide})", 'ex.save("guided.safetensors")']
+        case "transfer":
+            imports = ["from vitrail.counterfactual import transfer"]
+            lines = [f"found = transfer(model, image, {target}, {rival}, steps={steps}, snapshots={frames(steps)})"]
+            lines += ['found.plot().savefig("transfer.png")']
+        case "rewrite":
+            imports = ["from vitrail.counterfactual import rewrite"]
+            budget = f", budget={_budget(question)}" if question.budget else ""
+            words = f"target={rival}, source={target}, until={until!r}{budget}, steps={REWRITE_STEPS}"
+            lines = [f"found = rewrite(model, image, {words})", 'found.save("rewritten.png")']
+        case _:
+            lines = [f"ex = vitrail.explain({asked}{method})", 'ex.save("map.png")']
+            if question.row is not None and question.col is not None:
+                mode = f", gradient={told.facts['gradient']!r}"
+                at = f"method='complete'{mode}, readout=({question.row}, {question.col})"
+                lines += [f"token = vitrail.explain({asked}, {at})", 'token.save("token.png")']
+    image = f"image = {told.file!r}"
+    if question.example in EXAMPLES:
+        imports += ["from vitrail.app.pictures import example_picture"]
+        image = f"image = example_picture({question.example!r}).open()"
+    head = ["import vitrail", *sorted(imports), "", f"model = vitrail.load({told.model.name!r}{weights})", image]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def as_command(told: Told) -> str:
+    """The commands that give the maps of the view; what no command gives alone is left to Python."""
+    question = told.question
+    words = ["--model", told.model.name, *(["--checkpoint", told.checkpoint] if told.checkpoint else [])]
+    device = str(told.model.device)
+    words += ["--device", device] if device != "cpu" else []
+    target, rival = str(told.name(told.target)), str(told.name(told.rival))
+    against = [] if question.against is None else _option("--against", told.name(question.against))
+    asked = [told.file, *words, *_option("--target", target), *against]
+    gradient = ["--gradient", told.gradient] if told.gradient else []
+    method = ["--method", question.method, *(gradient if told.uses_gradient() else [])]
+    steps, until = limits(question)
+    more: list[list[str]] = []
+    match question.view:
+        case "methods":
+            line = ["compare", *asked, "--methods", question.methods, *gradient]
+        case "layers" | "heads":
+            line = ["explain", *asked, "--method", "complete", *gradient]
+        case "detail":
+            pair = [*_option("--target", target), *_option("--against", rival)]
+            line = ["detail", told.file, *words, *pair, *gradient]
+        case "guide":
+            guide = ["--guide", told.facts.get("guide") or "auto", "--layout", question.layout]
+            line = ["guide", *asked, *method, *guide]
+        case "transfer":
+            pair = [*_option("--target", target), *_option("--against", rival)]
+            line = ["transfer", told.file, *words, *pair, "--steps", str(steps)]
+        case "rewrite":
+            pair = [*_option("--source", target), *_option("--target", rival)]
+            budget = ["--budget", _budget(question)] if question.budget else []
+            line = ["rewrite", told.file, *words, *pair, "--until", repr(until), *budget, "--steps", str(REWRITE_STEPS)]
+        case _:
+            line = ["explain", *asked, *method]
+            if question.row is not None and question.col is not None:
+                at = ["--readout", f"{question.row},{question.col}", "--output", "out/token"]
+                mode = ["--gradient", told.facts["gradient"]]
+                more = [["explain", *asked, "--method", "complete", *mode, *at]]
+    lines = [f"vitrail {shlex.join(words)}" for words in (line, *more)]
+    if question.example in EXAMPLES:
+        made = f"example_picture({question.example!r}).open().save({told.file!r})"
+        code = f"from vitrail.app.pictures import example_picture; {made}"
+        lines.insert(0, shlex.join(["python", "-c", code]))
+    return "\n".join(lines) + "\n"
+
+
+def _option(name: str, value: str | int) -> list[str]:
+    text = str(value)
+    return [f"{name}={text}"] if text.startswith("-") else [name, text]
+
+
+def _budget(question: Question) -> str:
+    """The budget as the page's slider means it, in whole levels, or as the number in a link."""
+    levels = round(255 * question.budget)
+    return f"{levels}/255" if levels / 255 == question.budget else repr(question.budget)

@@ -19,8 +19,7 @@ from .fragments import css, nothing, on_page
 from .jobs import MOST_LONG
 from .question import VIEWS
 from .service import DRAW, EMPTY, WAITING, Service, Shown, read
-from .views.gallery import GROUPS
-from .views.guide import LAYOUTS
+from .views.comparisons import GROUPS, LAYOUTS
 
 # Gradio reads these when it is imported: nothing is told to anybody, nothing looked up.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -368,7 +367,7 @@ class _Page:
         if shown.examples is not None and (arriving or named):
             changes[self.examples] = examples(shown.examples)
         if shown.recipes is not None:
-            changes[self.taking] = taking_home(question.example, shown)
+            changes[self.taking] = taking_home(question.example, shown.files or (), shown.recipes)
         if arriving:
             changes[self.tabs] = gr.Tabs(selected=question.view)
             changes[self.model] = (

@@ -9,17 +9,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from ..errors import ImageError, VitrailError
-from .exports import Answer
+from .components import draw_classes
+from .exports import Answer, Told, as_command, as_python
 from .fragments import nothing, problem, progress
 from .jobs import Report, Stopped, Turn, follow
-from .model_cache import Shelf
 from .pictures import EXAMPLES, Limits, Picture, example_picture, look, offered, uploaded
-from .question import LONG, OPEN, Question
-from .recipes import Told, as_command, as_python
-from .session import Desk, Desks, person_of
+from .question import LONG, OPEN, Asked, Question
+from .session import Desk, Desks, Shelf, person_of
 from .views import LONG_VIEWS, QUICK_VIEWS
-from .views.asking import Asked
-from .views.classes import draw_classes
 
 __all__ = ["WAITING", "Service", "Shown"]
 

@@ -1,19 +1,23 @@
-"""Each visitor's desk: the picture that lies on it and the last answers. Bounded, in memory only, and forgotten."""
+"""What the page keeps in memory: the models, and each visitor's session with their images and last answers."""
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..errors import UnknownModelError
+from ..models import VisionModel
 from .pictures import Picture, Seen
 from .question import Question
 
-EARLIER = 4  # pictures that a desk keeps beside the one that lies on it
-AWAY = 600  # seconds for which the desk of somebody who has gone is kept: whoever loads the page again goes and comes
+__all__ = ["BUILT_IN", "Desk", "Desks", "Shelf", "person_of"]
 
-__all__ = ["Desk", "Desks", "person_of"]
+BUILT_IN = ("bestiary", "bestiary/label-errors")
+EARLIER = 4  # previous images that a session keeps
+AWAY = 600  # seconds for which the session of a visitor who has left is kept: loading the page again is leaving it
 
 
 @dataclass(eq=False)
@@ -159,3 +163,50 @@ def person_of(visitor: str) -> str:
     ('3f2a', 'ada')
     """
     return visitor.partition(".")[0]
+
+
+class Shelf:
+    """Models by name. `first` is there from the start; of others only those in `allowed` and the built-in ones.
+
+    `load` is called with (name, checkpoint). A visitor can name nothing that is not on the shelf: no file, no address.
+
+    >>> from vitrail.models import load
+    >>> shelf = Shelf("bestiary", load=lambda name, checkpoint: load(name))
+    >>> shelf.model("bestiary").name, shelf.names
+    ('bestiary', ('bestiary', 'bestiary/label-errors'))
+    """
+
+    def __init__(
+        self,
+        first: str,
+        *,
+        load: Callable[[str, Path | None], VisionModel],
+        checkpoint: Path | None = None,
+        allowed: tuple[str, ...] = (),
+    ) -> None:
+        self.names = tuple(dict.fromkeys((first, *BUILT_IN, *allowed)))
+        self.checkpoints: Mapping[str, Path | None] = {first: checkpoint}
+        self._load = load
+        self._loading = {name: threading.Lock() for name in self.names}
+        self._models: dict[str, VisionModel] = {}
+        self.model(first)
+
+    @property
+    def first(self) -> str:
+        """The name of the model that a visitor meets."""
+        return self.names[0]
+
+    def model(self, name: str) -> VisionModel:
+        """The model of that name, "" for the first.
+
+        Raises:
+            UnknownModelError: for a name that the operator has not allowed.
+            VitrailError: where an allowed model cannot be loaded.
+        """
+        name = name or self.first
+        if name not in self.names:
+            raise UnknownModelError(f"this page offers {', '.join(self.names)}; whoever runs it can offer more")
+        with self._loading[name]:  # who wants another model does not wait for this one's download
+            if name not in self._models:
+                self._models[name] = self._load(name, self.checkpoints.get(name))
+            return self._models[name]

@@ -95,10 +95,10 @@ def app_command(
         with _listening(host, port) as listening, _ended_by_signals(), _own_folder():
             address = _say_where(admission, listening, host, prefix)
             show(f"loading {model} …")
-            from vitrail.app.model_cache import Shelf
             from vitrail.app.pictures import Limits
             from vitrail.app.server import application, serve
             from vitrail.app.service import Service
+            from vitrail.app.session import Shelf
             from vitrail.cli.image_run import load_named
 
             own: dict[str, Any] = {"num_classes": num_classes, "class_names": class_names}

@@ -1,18 +1,13 @@
-"""One file for each view of the page: from a model, a picture and a question to HTML. They know no visitor, no web."""
+"""The views of the page: from a model, an image and a question to HTML, without visitors or HTTP."""
 
 from collections.abc import Callable
 
 from ..exports import Answer
 from ..pictures import Picture
-from .asking import Asked
-from .detail import draw_detail
-from .gallery import draw_gallery
-from .guide import draw_guide_view
-from .heads import draw_heads
-from .layers import draw_layers
-from .map import draw_map
-from .rewrite import draw_rewriting
-from .transfer import draw_film
+from ..question import Asked
+from .comparisons import draw_detail, draw_gallery, draw_guide_view
+from .counterfactual import draw_film, draw_rewriting
+from .map import draw_heads, draw_layers, draw_map
 
 __all__ = ["LONG_VIEWS", "QUICK_VIEWS"]
 

@@ -1,16 +1,34 @@
-"""The first view: the picture, the signed map over it, and, where a patch was clicked on, what its token attends to."""
+"""The views of one map: the signed map with a clicked patch, its growth over the blocks, and each head's share."""
 
 from html import escape
+
+import numpy as np
 
 from ...explanation import Explanation
 from ...plotting.canvas import number
 from ...plotting.figure import draw, method_words
+from ...plotting.overlay import LUMA, strength
+from ...shares import HeadShares, head_shares
 from ..exports import Answer, files_of
-from ..fragments import grid, notes, opacity, panel, picture, scores_of, section
-from .asking import Asked
+from ..fragments import (
+    bar,
+    css,
+    curves,
+    film,
+    glass,
+    grid,
+    notes,
+    opacity,
+    panel,
+    picture,
+    player,
+    question,
+    scores_of,
+    section,
+)
+from ..question import Asked
 
-__all__ = ["draw_map", "how", "patch_grid", "token"]
-
+__all__ = ["draw_heads", "draw_layers", "draw_map", "how", "patch_grid", "token"]
 
 INVITE = (
     '<span class="vt-invite" aria-hidden="true"><span class="vt-mouse">Click</span><span class="vt-touch">Tap</span> '
@@ -93,3 +111,101 @@ def _mark(row: int, col: int, rows: int, cols: int) -> str:
 def how(ex: Explanation) -> str:
     """The method and its settings, in a line, and what was subtracted, in another."""
     return escape(method_words(ex)) + (f"<br>{escape(ex.competition_words())}" if ex.competes else "")
+
+
+GROWTH = (
+    "Relevance flows backward: it starts at the token that the head reads and each block adds its share. Move the "
+    "slider to the left and see the map of the last blocks alone. One colour scale for all."
+)
+
+
+def draw_layers(asked: Asked) -> Answer:
+    """The complete gradient's map from every `start_layer`, as a film, and how strong it is at each."""
+    found = head_shares(asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.mode)
+    ex = asked.named(found.explanation)
+    growth = found.growth().numpy(force=True).astype(np.float64)
+    growth[0] = ex.map().numpy(force=True)  # the very map, where the sum of its parts is rounded
+    layers = len(growth)
+    order = list(range(layers - 1, -1, -1))
+    limit = max(map(strength, growth)) or None
+    words = [_words(layer, layers) for layer in order]
+    pane = film(
+        asked.photo, asked.seen.shown, [growth[layer] for layer in order], title=question(ex),
+        alt="the map's growth", limit=limit, words=[f"{escape(word)} · {how(ex)}" for word in words],
+    )  # fmt: skip
+    added = [float(np.abs(found.scores[layer].sum(dim=0).numpy(force=True)).sum()) for layer in order]
+    line = curves([("what the block adds, Σ|score|", "var(--vt-gold)", added)], marks=range(layers), low=0.0,
+                  label="The share of each block, last to first", ends=("last block", "first"))  # fmt: skip
+    slider = player(words, label="Blocks that take part", first=layers - 1)
+    html = (
+        f'<p class="vt-lead">{GROWTH}</p>{section(pane, line, slider, opacity(), kind="vt-large vt-film")}{notes(ex)}'
+    )
+    return Answer(html, files_of(ex), "layers")
+
+
+def _words(layer: int, layers: int) -> str:
+    if layer == layers - 1:
+        return f"block {layers} alone"
+    return f"blocks {layer + 1} to {layers}" if layer else f"all {layers} blocks"
+
+
+WEIGHTS = (
+    "How much of a block's gradient each head carries (GMAR's weights, in per cent of the block). Choose one to see "
+    "what it alone adds to the map; all heads of all blocks together add up to the whole map."
+)
+PALE, DEEP = np.array([0.98, 0.97, 0.94]), np.array([0.52, 0.37, 0.05])
+
+
+def draw_heads(asked: Asked) -> Answer:
+    """The table of weights, layers by heads, and the share of the head that is chosen; the strongest to begin with."""
+    found = head_shares(asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.mode)
+    layers, heads = found.weights.shape
+    strongest = int(found.scores.abs().sum(dim=(2, 3)).argmax())
+    layer, head = divmod(strongest, heads)
+    if asked.question.layer is not None and asked.question.head is not None:
+        layer, head = min(asked.question.layer, layers - 1), min(asked.question.head, heads - 1)
+    ex = asked.named(found.explanation)
+    whole = panel(asked.photo, asked.seen.shown, ex, title=question(ex), below="the whole map · " + how(ex) + opacity())
+    scores = found.scores[layer, head].numpy(force=True).astype(np.float64)
+    total = float(found.scores.abs().sum())
+    share = float(np.abs(scores).sum()) / total if total else 0.0
+    one = (
+        f'<figure class="vt-panel"><figcaption>block {layer + 1}, head {head + 1} alone</figcaption>'
+        f"{glass(asked.photo, scores, asked.seen.shown, alt=f'what head {head + 1} of block {layer + 1} adds')}"
+        f'{bar(scores, signed=True)}<p class="vt-below">{100 * share:.1f} % of all that the heads add, counted without '
+        f"sign; sums to {escape(number(float(scores.sum()), sign=True))}</p></figure>"
+    )
+    table, both = _table(found, layer, head), section(whole, one, kind="vt-large")
+    html = f'<p class="vt-lead">{WEIGHTS}</p>{table}{both}'
+    return Answer(html, files_of(ex), "heads", {"layer": layer, "head": head})
+
+
+def _luminance(tint: np.ndarray) -> float:
+    """The relative luminance of an sRGB colour, as contrast is reckoned with."""
+    linear = np.where(tint <= 0.04045, tint / 12.92, ((tint + 0.055) / 1.055) ** 2.4)
+    return float(linear @ LUMA)
+
+
+def _table(found: HeadShares, layer: int, head: int) -> str:
+    layers, heads = found.weights.shape
+    least, most = float(found.weights.min()), float(found.weights.max())
+    top = "".join(f'<th scope="col">{h + 1}</th>' for h in range(heads))
+    rows = []
+    for each in range(layers):
+        cells = []
+        for other in range(heads):
+            weight = float(found.weights[each, other])
+            tint = PALE + (DEEP - PALE) * (weight - least) / max(most - least, 1e-9)  # tells the heads apart
+            ink = "#fff" if _luminance(tint) < 0.22 else "#000"  # 4.5 : 1 at least
+            pressed = "true" if (each, other) == (layer, head) else "false"
+            cells.append(
+                f'<td><button type="button" data-pick="{each} {other}" aria-pressed="{pressed}" '
+                f'style="background:{css(tint.tolist())};color:{ink}" '
+                f'aria-label="block {each + 1}, head {other + 1}: {100 * weight:.0f} per cent">'
+                f"{100 * weight:.0f}</button></td>"
+            )
+        rows.append(f'<tr><th scope="row">block {each + 1}</th>{"".join(cells)}</tr>')
+    return (
+        '<div class="vt-scroll"><table class="vt-heat"><caption class="vt-skip">Weights of the heads</caption>'
+        f'<thead><tr><th scope="col">head</th>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )

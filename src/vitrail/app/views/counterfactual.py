@@ -1,4 +1,4 @@
-"""A picture that looks the same and is another class: before, after, the difference, and the file that proves it."""
+"""The counterfactual views: attention transfer over the steps of a film, and the rewritten photograph."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,20 +7,76 @@ from html import escape
 import numpy as np
 import torch
 
-from ...counterfactual import rewrite
+from ...counterfactual import rewrite, transfer
 from ...counterfactual.rewrite import Progress
 from ...counterfactual.rewrite_result import Rewrite, encode
+from ...counterfactual.transfer_result import Transfer
 from ...explanation import Explanation, percent
+from ...plotting.film import save_film
 from ...plotting.overlay import resize
 from ...plotting.rewriting import amplified
 from ...plotting.saving import save_figure
-from ..exports import Answer, file_of
-from ..fragments import curves, data_address, opacity, panel, picture, problem, section
+from ...plotting.transfer import course, standing
+from ..exports import REWRITE_STEPS, Answer, file_of, files_of_figure, frames, limits
+from ..fragments import curves, data_address, film, opacity, panel, picture, player, problem, section
 from ..pictures import Picture
-from ..recipes import REWRITE_STEPS, limits
-from .asking import Asked
+from ..question import Asked
 
-__all__ = ["draw_rewriting"]
+__all__ = ["draw_film", "draw_rewriting"]
+
+LEAD = (
+    "The attention maps of all blocks become the only parameters, and gradient descent lowers the logit of the first "
+    "class. Red argues for the class above a map, blue against it."
+)
+
+
+def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
+    """The maps of the class and of its rival over the steps, and their logits.
+
+    Raises:
+        VitrailError: whatever `vitrail.counterfactual.transfer` raises.
+    """
+    del guide
+    steps, _ = limits(asked.question)
+    found = transfer(
+        asked.model,
+        asked.seen.tensor,
+        asked.target,
+        asked.rival,
+        steps=steps,
+        snapshots=frames(steps),
+        progress=lambda done, total: tick("moving attention", done, total),
+    )
+    found = replace(
+        found,
+        image=torch.from_numpy(asked.seen.shown),
+        metadata={**found.metadata, "sources": [asked.picture.name]},
+    )
+    panels = [_pane(asked, found, place) for place in range(2)]
+    lines = [
+        (course(found, i), f"var(--vt-curve-{place})", found.curve(i).tolist()) for place, i in enumerate(found.classes)
+    ]
+    panels.append(curves(lines, label="logits over the steps", marks=found.snapshots))
+    slider = player([f"after {step} of {steps} steps" for step in found.snapshots], label="Step")
+    told = escape("; ".join(course(found, index) for index in found.classes))
+    lead = f'<p class="vt-lead">{LEAD} <b>Logits: {told}.</b></p>'
+    html = f"{lead}{section(*panels, slider, opacity(), kind='vt-large vt-film')}"
+    files = files_of_figure(found.plot) | {
+        "webp": lambda: file_of(lambda path: save_film(found, path, fps=3), "webp"),
+        "safetensors": lambda: file_of(found.save, "safetensors"),
+    }
+    return Answer(html, files, "transfer")
+
+
+def _pane(asked: Asked, found: Transfer, place: int) -> str:
+    index = found.classes[place]
+    maps = found.maps[:, place].numpy(force=True).astype(np.float64)
+    words = [standing(found, index, step) for step in found.snapshots]
+    title = f'<b class="vt-curve-{place}">{escape(found.class_name(index))}</b>'
+    return film(
+        asked.photo, asked.seen.shown, list(maps), title=title, alt=found.class_name(index), limit=None, words=words
+    )
+
 
 SHOWN = 480  # pixels of the longer side at which pictures are shown; the file has all of its own
 
