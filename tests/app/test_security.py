@@ -21,7 +21,8 @@ from app.test_server import come, join, number_of
 
 from vitrail.app import server
 from vitrail.app.admission import Admission, check_root_path
-from vitrail.app.gate import Calls, Gate
+from vitrail.app.gate import Gate
+from vitrail.app.gradio_requests import Calls
 from vitrail.app.jobs import BusyError, Stopped, Turn
 from vitrail.app.pictures import Picture
 from vitrail.app.service import Service

@@ -1,22 +1,22 @@
-"""Who may come in: loopback or a password, the token of the printed address, the visitor's cookie, and how often."""
+"""Admission of visitors: loopback or a password, the token of the printed address, and the signed cookie."""
 
 import hashlib
 import hmac
 import ipaddress
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from html import escape
 from urllib.parse import parse_qsl, urlencode
 
 from ..errors import OptionError
+from .limits import Throttle
 
-__all__ = ["Admission", "Throttle", "check_host", "check_root_path", "is_loopback", "login_page", "parse_auth"]
+__all__ = ["Admission", "check_host", "check_root_path", "is_loopback", "login_page", "parse_auth"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine itself reaches that address.
+    """Returns whether only this machine itself can reach the address.
 
     >>> [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "example.org")]
     [True, True, True, False, False]
@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_auth(text: str | None) -> tuple[str, str] | None:
-    """User and password from "user:password".
+    """Returns user and password of "user:password".
 
     Raises:
         OptionError: where one of them is missing.
@@ -59,7 +59,7 @@ def check_host(host: str, auth: tuple[str, str] | None) -> None:
 
 
 def check_root_path(path: str) -> str:
-    """The path under which a reverse proxy shows the page, without a slash at its end; "" for none.
+    """Returns the path at which a reverse proxy serves the page, without a final slash; "" for none.
 
     Raises:
         OptionError: for anything but a plain path.
@@ -80,37 +80,8 @@ def check_root_path(path: str) -> str:
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._~-")
 
 
-class Throttle:
-    """Lets each key act `burst` times at once, and after that once in `every` seconds.
-
-    >>> throttle = Throttle(burst=2, every=10, clock=lambda: 0.0)
-    >>> [throttle.wait("ada") for _ in range(3)], throttle.wait("eve")
-    ([0.0, 0.0, 10.0], 0.0)
-    """
-
-    MOST_KEYS = 10_000
-
-    def __init__(self, *, burst: int, every: float | int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.burst, self.every, self.clock = burst, every, clock
-        self._spent: OrderedDict[str, float] = OrderedDict()  # by key: when everything is regained
-
-    def wait(self, key: str, *, take: bool = True) -> float:
-        """Seconds until the key may act again, 0 if it may act now; then the act is counted, if it is to be."""
-        now = self.clock()
-        regained = max(self._spent.get(key, now), now)
-        late = regained + self.every - now - self.burst * self.every
-        if late > 0:
-            return late
-        if take:
-            self._spent[key] = regained + self.every
-            self._spent.move_to_end(key)
-            while len(self._spent) > self.MOST_KEYS:
-                self._spent.popitem(last=False)
-        return 0.0
-
-
 class Admission:
-    """Knows a visitor by a signed cookie, which is given out against the token or the password.
+    """Recognises a visitor by a signed cookie, which is issued for the token or the password.
 
     A visitor's key is random, and no one else can make a cookie that holds it: the signature needs a secret that lives
     as long as the process. `token` and `auth` are None where none is asked for.
@@ -138,11 +109,11 @@ class Admission:
 
     @property
     def closed(self) -> bool:
-        """Whether a token or a password is asked for."""
+        """Whether a token or a password is required."""
         return self.token is not None or self.auth is not None
 
     def invitation(self) -> str:
-        """A token that opens the page once, within a minute: for the browser that the command opens.
+        """Returns a token that opens the page once, within a minute, for the browser that the command opens.
 
         Other users of the machine see the arguments of a browser's process, so the lasting token does not belong there.
         """
@@ -150,12 +121,12 @@ class Admission:
         return self._once
 
     def cookie(self) -> str:
-        """The value of a new visitor's cookie: a random key and its signature."""
+        """Returns the value of a new visitor's cookie: a random key and its signature."""
         key = secrets.token_hex(16)
         return f"{key}.{self._sign(key)}"
 
     def visitor(self, header: str, name: str = NAME) -> str | None:
-        """The visitor's key from a Cookie header, None where there is no valid one."""
+        """Returns the visitor's key from a Cookie header, or None where it holds no valid one."""
         for part in header.split(";")[:50]:
             found, _, value = part.strip().partition("=")
             key, _, signature = value.partition(".")
@@ -164,7 +135,7 @@ class Admission:
         return None
 
     def admits(self, given: dict[str, str]) -> bool:
-        """Whether what was typed or stood in the link opens the page; compared in constant time."""
+        """Returns whether the given token or password opens the page; compared in constant time."""
         if self.auth is not None:
             user, password = given.get("username", ""), given.get("password", "")
             return _same(user, self.auth[0]) & _same(password, self.auth[1])
@@ -183,7 +154,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def without_token(query: str) -> tuple[dict[str, str], str]:
-    """The token in a link, and the rest of its query.
+    """Returns the token in a query, and the rest of it.
 
     >>> without_token("token=abc&view=heads")
     ({'token': 'abc'}, 'view=heads')
@@ -194,7 +165,7 @@ def without_token(query: str) -> tuple[dict[str, str], str]:
 
 
 def login_page(problem: str, query: str, *, password: bool) -> str:
-    """The page that asks for the token, or for name and password; plain HTML without script."""
+    """Returns the page that asks for the token, or for name and password: plain HTML without scripts."""
     if password:
         words = "Whoever runs this page has given you a name and a password."
         fields = (
@@ -213,7 +184,7 @@ def login_page(problem: str, query: str, *, password: bool) -> str:
 
 
 def plain_page(body: str) -> str:
-    """A page of a few words, light or dark as the reader's system is."""
+    """Returns a page of a few words, light or dark as the reader's system is."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Vitrail</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -1,19 +1,20 @@
-"""The gate before Gradio: which requests pass, in which form, for whom and how many; knows HTTP, not the page."""
+"""The ASGI application in front of Gradio: admits visitors, checks their requests and sets the browser's rules."""
 
 import asyncio
 import json
 import logging
 import math
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
-from .admission import Admission, Throttle, is_loopback, login_page, plain_page, without_token
+from .admission import Admission, is_loopback, login_page, plain_page, without_token
+from .gradio_requests import CALL, HEARTBEAT, JOIN, LOGIN, QUEUE, Calls, Refused, check_route, session_of
+from .limits import Listeners, OpenQuestions, Throttle, counted
 
-__all__ = ["Calls", "Gate", "Listeners", "Refused"]
+__all__ = ["Gate"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,24 +24,8 @@ Page = Callable[[str], tuple[str, str]]
 
 log = logging.getLogger("vitrail.app")
 
-# All that the page needs of Gradio. Its other doors (files of the server by path, uploads to disk, addresses fetched
-# for others, calls past the queue …) stay shut.
-READ = (
-    "/",
-    "/config",
-    "/theme.css",
-    "/favicon.ico",
-    "/gradio_api/info",
-    "/gradio_api/app_id",
-    "/gradio_api/queue/data",
-)
-READ_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")
-JOIN, CALL, LOGIN = "/gradio_api/queue/join", "/gradio_api/run/predict", "/login"
-
-# What Gradio hears of a request's headers.
+# The request headers that Gradio receives.
 HEARD = ("host", "accept", "accept-encoding", "accept-language", "user-agent")
-# Gradio opens, copies or fetches what a dictionary with these keys names; the page sends none.
-FILE_KEYS = frozenset({"path", "url", "meta", "_type", "orig_name", "mime_type", "is_stream", "file", "files"})
 
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -61,154 +46,13 @@ OPEN = 12  # questions of one visitor without an answer
 ANSWERED = b'"msg":"process_completed"'
 
 
-class Refused(Exception):  # noqa: N818  (an answer, not a fault)
-    """A request is not let through: status, and the reason in words."""
-
-    def __init__(self, status: int, reason: str, wait: float | int = 0) -> None:
-        super().__init__(reason)
-        self.status, self.reason, self.wait = status, reason, wait
-
-
-class Calls:
-    """The functions of the page by number: how many values each takes, and which of them may be structures.
-
-    `queued` are asked for by joining the queue, `direct` without it; each maps a number to one truth per value.
-    """
-
-    def __init__(self, queued: Mapping[int, tuple[bool, ...]], direct: Mapping[int, tuple[bool, ...]]) -> None:
-        self.queued, self.direct = dict(queued), dict(direct)
-
-    def read(self, raw: bytes, *, queued: bool) -> tuple[dict[str, Any], str]:
-        """The body as the page would have sent it, and the session that it names.
-
-        Raises:
-            Refused: for anything else; nothing that the body names is looked at.
-        """
-        if sum(map(raw.count, (b"{", b"[", b","))) > 2000:  # base64 has none of these
-            raise Refused(400, "this is no question of the page: it has too many parts")
-        try:
-            body = json.loads(raw, parse_constant=_no_number)
-        except (ValueError, RecursionError):
-            raise Refused(400, "this is no question of the page: its body is not JSON") from None
-        if not isinstance(body, dict):
-            raise Refused(400, "this is no question of the page: its body is no JSON object")
-        number, data = body.get("fn_index"), body.get("data")
-        known = self.queued if queued else self.direct
-        if type(number) is not int or number not in known:
-            raise Refused(400, "the page has no such question: load it again, it may be older than the server")
-        session = session_of(body.get("session_hash"))
-        kinds = known[number]
-        if not isinstance(data, list) or len(data) != len(kinds):
-            raise Refused(400, f"this question of the page takes {len(kinds)} value(s): load the page again")
-        for value, structure in zip(data, kinds, strict=True):
-            _check(value, depth=3 if structure else 0)
-        trigger = body.get("trigger_id")
-        trigger = trigger if type(trigger) is int and 0 <= trigger < 10_000 else None
-        return {"data": data, "fn_index": number, "trigger_id": trigger, "event_data": None}, session
-
-
-def session_of(word: Any) -> str:
-    """A tab's own name, which the browser draws.
-
-    Raises:
-        Refused: for anything but up to forty letters, digits and hyphens.
-    """
-    if isinstance(word, str) and 0 < len(word) <= 40 and word.isascii() and word.replace("-", "a").isalnum():
-        return word
-    raise Refused(400, "the session's name is not one that the page gives")
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(word)
-
-
-def _check(value: Any, depth: int) -> None:
-    """Refuses what the page's components never send: files, deep or long structures, numbers beyond JSON's."""
-    match value:
-        case None | bool():
-            return
-        case str():
-            if value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value):  # half a character
-                return
-        case int() | float():
-            if abs(value) < 2**53:  # which neither infinity nor NaN is
-                return
-        case list() if depth and len(value) <= 64:
-            for each in value:
-                _check(each, depth - 1)
-            return
-        case dict() if FILE_KEYS & value.keys():
-            raise Refused(400, "the page takes pictures themselves, not paths or addresses of files")
-        case dict() if depth and len(value) <= 16:
-            for name, each in value.items():
-                _check(name, 0)
-                _check(each, depth - 1)
-            return
-    raise Refused(400, "a value in this question is none that the page sends")
-
-
-@contextmanager
-def _counted(counter: Counter[str], key: str) -> Iterator[None]:
-    counter[key] += 1
-    try:
-        yield
-    finally:
-        counter[key] -= 1
-        if not counter[key]:
-            del counter[key]
-
-
-class Listeners:
-    """Which tabs wait for an answer: those with an open stream, or with one until a moment ago.
-
-    >>> now = [0.0]
-    >>> listeners = Listeners(clock=lambda: now[0])
-    >>> listeners.touch("a"); now[0] = 9.0
-    >>> listeners.present("a")
-    False
-    """
-
-    PATIENCE = 6.0  # seconds from a question to the stream that fetches its answer, or from one stream to the next
-    MOST = 4000
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self._open: Counter[str] = Counter()
-        self._last: OrderedDict[str, float] = OrderedDict()
-
-    def known(self, session: str) -> bool:
-        """Whether the tab was heard of before."""
-        return session in self._last
-
-    def touch(self, session: str) -> None:
-        """The tab was heard of now."""
-        self._last[session] = self.clock()
-        self._last.move_to_end(session)
-        while len(self._last) > self.MOST:
-            self._last.popitem(last=False)
-
-    @contextmanager
-    def listening(self, session: str) -> Iterator[None]:
-        """For as long as a stream of answers to the tab is open."""
-        self.touch(session)
-        try:
-            with _counted(self._open, session):
-                yield
-        finally:
-            self.touch(session)
-
-    def present(self, session: str) -> bool:
-        """Whether anybody waits for answers to that tab."""
-        return session in self._open or self.clock() - self._last.get(session, -math.inf) < self.PATIENCE
-
-
 class Gate:
-    """Before the server: who may come in, what may be asked and how often, the browser's rules for what goes out.
+    """Stands before the server: admits visitors, limits what they ask, and sets the rules of the browser.
 
-    Every visitor has a signed cookie, and what Gradio takes for a session is the visitor's key with the tab's name:
-    so nobody can name another's session. Bodies are read, checked and written anew before Gradio sees them. A page on
-    loopback answers to loopback's names only, and to those in `hosts`, so that no website can pass for it (DNS
-    rebinding), and no other origin may post to it.
+    Every visitor has a signed cookie, and Gradio's session is the visitor's key with the tab's name, so that nobody can
+    name another's session. Bodies are read, checked and rebuilt before Gradio sees them. A page on loopback answers to
+    the names of loopback and to those in `hosts` only, so that no website can pose as it (DNS rebinding), and no other
+    origin may post to it.
     """
 
     def __init__(
@@ -231,7 +75,7 @@ class Gate:
         self.asks = Throttle(burst=40, every=0.2)
         self.tabs = Throttle(burst=30, every=4)
         self._streams: Counter[str] = Counter()
-        self._open: dict[str, Counter[str]] = {}  # by visitor and session: questions without an answer yet
+        self.open = OpenQuestions(self.listeners, OPEN)
         self._bodies: Counter[str] = Counter()
         self._held = 0  # bytes of bodies on their way
 
@@ -255,7 +99,7 @@ class Gate:
             if not path:
                 await self._redirect(send, query)
                 return
-        self._check_route(method, path)
+        check_route(method, path)
         name = f"{self.admission.NAME}-{(scope.get('server') or ('', 0))[1]}"  # browsers share cookies among ports
         address = _address(scope)
         visitor = self.admission.visitor(headers.get("cookie", ""), name)
@@ -291,21 +135,10 @@ class Gate:
             if asking != host.lower() and _name(asking) not in self.hosts:
                 raise Refused(403, "another website may not ask this page")
 
-    def _check_route(self, method: str, path: str) -> None:
-        if any(part in ("..", ".") for part in path.split("/")) or "\\" in path or "\0" in path or "//" in path:
-            raise Refused(404, "there is nothing here")
-        reads = path in READ or any(path.startswith(door) and path != door for door in READ_BELOW)
-        if not (reads or path in (JOIN, CALL, LOGIN)):
-            raise Refused(404, "there is nothing here")
-        if method not in (("GET", "HEAD") if reads else ("POST",)) and not (
-            path == LOGIN and method in ("GET", "HEAD")
-        ):
-            raise Refused(405, "this address is not asked in that way")
-
     # -- who comes in --------------------------------------------------------------------------------------------------
 
     def _new_visitor(self, scope: Message, name: str, address: str) -> bytes:
-        """The header that makes somebody a visitor."""
+        """Returns the Set-Cookie header of a new visitor."""
         if wait := self.admission.arrivals.wait(address):
             raise Refused(
                 429, "too many visitors from your address at once: wait a moment and load the page again", wait
@@ -314,7 +147,7 @@ class Gate:
         return (f"{name}={self.admission.cookie()}; Path={self.root_path}/; HttpOnly; SameSite=Lax{secure}").encode()
 
     async def _typed(self, headers: dict[str, str], receive: Receive) -> dict[str, str]:
-        """What was typed where the page asks who comes."""
+        """Returns the fields of the login form."""
         raw = await self._body(headers, receive, 10_000)
         try:
             return dict(parse_qsl(raw.decode(), max_num_fields=5))
@@ -324,7 +157,7 @@ class Gate:
     async def _log_in(
         self, scope: Message, send: Send, given: dict[str, str], rest: str, name: str, address: str
     ) -> None:
-        """Sends who has the token or the password on to the page, with a cookie; others are asked again."""
+        """Redirects whoever has the token or the password to the page, with a cookie; asks others again."""
         if not given:
             await self._ask_for_login(send, 401, "", rest)
         elif wait := self.admission.wrong.wait(address, take=False):
@@ -361,12 +194,12 @@ class Gate:
             call, tab = await self._question(headers, receive, visitor, queued=path == JOIN)
             body = json.dumps(call | {"session_hash": self._session(visitor, tab)}).encode()
             kept |= {"content-type": "application/json", "content-length": str(len(body))}
-        elif path == "/gradio_api/queue/data":
+        elif path == QUEUE:
             stream = self._session(visitor, session_of("".join(parse_qs(query).get("session_hash", []))))
             asked = f"session_hash={stream}"
-        elif path.startswith("/gradio_api/heartbeat/"):
+        elif path.startswith(HEARTBEAT):
             stream = self._session(visitor, session_of(path.rpartition("/")[2]))
-            path = f"/gradio_api/heartbeat/{stream}"
+            path = f"{HEARTBEAT}{stream}"
         elif path == "/":
             kept.pop("accept-encoding", None)
         inner = dict(scope) | {
@@ -377,8 +210,8 @@ class Gate:
             "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in kept.items()],
         }
         answer = _Answer(send, self, fresh, whole=path == "/" and method == "GET")
-        if path == "/gradio_api/queue/data" and stream is not None:
-            answer.answered = lambda count: self._answered(visitor, stream, count)
+        if path == QUEUE and stream is not None:
+            answer.answered = lambda count: self.open.answered(visitor, stream, count)
         try:
             if stream is None:
                 await self.inner(inner, _once(body, receive), answer)
@@ -386,11 +219,11 @@ class Gate:
             if self._streams[visitor] >= STREAMS:
                 raise Refused(429, "this page is open in too many tabs: close some")
             try:
-                with _counted(self._streams, visitor), self.listeners.listening(stream):
+                with counted(self._streams, visitor), self.listeners.listening(stream):
                     await self.inner(inner, _once(body, receive), answer)
             finally:
                 if answer.answered is not None:
-                    self._answered(visitor, stream, OPEN)
+                    self.open.answered(visitor, stream)
         except Refused:
             raise
         except Exception as error:
@@ -403,43 +236,23 @@ class Gate:
     async def _question(
         self, headers: dict[str, str], receive: Receive, visitor: str, *, queued: bool
     ) -> tuple[dict[str, Any], str]:
-        """The question in a body, checked, and the tab that asks; counted against the visitor's share."""
+        """Returns the checked question in a body, and the tab that asks; both count towards the visitor's limits."""
         if wait := self.asks.wait(visitor):
             raise Refused(429, "too many questions at once: wait a moment", wait)
         if self._bodies[visitor] >= BODIES:
             raise Refused(429, "too many questions at once: wait until the others have arrived", 1)
-        with _counted(self._bodies, visitor):
+        with counted(self._bodies, visitor):
             call, tab = self.calls.read(await self._body(headers, receive, self.most_bytes), queued=queued)
         session = self._session(visitor, tab)
         if not self.listeners.known(session) and (wait := self.tabs.wait(visitor)):
             raise Refused(429, "this page was opened too often in a short time: wait a moment", wait)
         self.listeners.touch(session)
-        if queued:
-            self._count(visitor, session)
+        if queued and not self.open.add(visitor, session):
+            raise Refused(429, "too many questions at once: wait for the answers to the others", 1)
         return call, tab
 
-    def _count(self, visitor: str, session: str) -> None:
-        """One more question of the visitor that waits for an answer; those for which nobody waits do not count."""
-        if len(self._open) > 1000:
-            for absent in [one for one, tabs in self._open.items() if not any(map(self.listeners.present, tabs))]:
-                del self._open[absent]
-        mine = self._open.setdefault(visitor, Counter())
-        for other in [other for other in mine if not self.listeners.present(other)]:
-            del mine[other]
-        if mine.total() >= OPEN:
-            raise Refused(429, "too many questions at once: wait for the answers to the others", 1)
-        mine[session] += 1
-
-    def _answered(self, visitor: str, session: str, count: int) -> None:
-        mine = self._open.get(visitor, Counter())
-        mine[session] -= count
-        if mine[session] <= 0:
-            del mine[session]
-        if not mine:
-            self._open.pop(visitor, None)
-
     async def _body(self, headers: dict[str, str], receive: Receive, most: int) -> bytes:
-        """The body, in time and within bounds."""
+        """Reads a body within its limits of time and size."""
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 15 or int(length) > most:
             raise Refused(413, "the upload is larger than this page takes")
@@ -496,7 +309,7 @@ class Gate:
 
 
 class _Answer:
-    """Sends an answer on under the browser's rules; the page itself (`whole`) with our scripts and their hashes."""
+    """Forwards an answer with our headers; the page itself (`whole`) with our scripts and their hashes."""
 
     def __init__(self, send: Send, gate: Gate, cookie: bytes | None, *, whole: bool) -> None:
         self.send, self.gate, self.cookie, self.whole = send, gate, cookie, whole
@@ -542,7 +355,7 @@ def _own(policy: str) -> list[tuple[bytes, bytes]]:
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    """Gives the body that was read already, then whatever comes."""
+    """Returns a receiver of the body that was read already, then of whatever comes."""
     given = False
 
     async def take() -> Message:
@@ -562,7 +375,7 @@ def _wants_page(scope: Message, headers: dict[str, str]) -> bool:
 
 
 def _address(scope: Message) -> str:
-    """Whom wrong passwords are counted against: an address, or a home's network in IPv6."""
+    """Returns the address that wrong passwords are counted for; in IPv6 that of the home network."""
     host = str((scope.get("client") or ("",))[0])
     return ":".join(host.split(":")[:4]) if host.count(":") > 4 else host
 
@@ -575,7 +388,7 @@ def _netloc(origin: str) -> str:
 
 
 def _name(host: str) -> str:
-    """The host in a Host header, in lower case and without its port.
+    """Returns the host of a Host header, in lower case and without its port.
 
     >>> _name("localhost:7860"), _name("[::1]:80"), _name("::1")
     ('localhost', '::1', '::1')

@@ -1,4 +1,4 @@
-"""The page's server: Gradio behind the gate, the browser's rules, and connections that are not waited for."""
+"""The page's server: Gradio behind the gate, the content security policy, and limits for slow connections."""
 
 import asyncio
 import base64
@@ -11,7 +11,8 @@ from importlib.resources import files
 from typing import Any
 
 from .admission import Admission, check_host, check_root_path, is_loopback
-from .gate import Calls, Gate
+from .gate import Gate
+from .gradio_requests import calls_of
 
 __all__ = ["application", "policy", "serve"]
 
@@ -37,10 +38,9 @@ def application(
     root_path: str = "",
     hosts: Iterable[str] = (),
 ) -> Gate:
-    """The whole server as an ASGI application, to be run by `serve`.
+    """Returns the whole server as an ASGI application, to be run by `serve`.
 
-    `root_path` is where a reverse proxy shows the page, `hosts` are the names that it is asked by beside the machine's
-    own.
+    `root_path` is where a reverse proxy serves the page, and `hosts` are its names in addition to the machine's own.
 
     Raises:
         OptionError: for an address that others reach, where `admission` asks for no password; for a `root_path` that
@@ -78,7 +78,7 @@ def application(
     strict = _strict(blocks)
 
     def page(html: str) -> tuple[str, str]:
-        """Gradio's page with our scripts, and the policy that lets these run and no others."""
+        """Returns Gradio's page with our scripts, and the policy that lets these run and no others."""
         html = MANIFEST.sub('<link rel="icon" href="data:,">', html, count=1)
         html = html.replace("<head>", f"<head><script>{strict}</script>", 1)
         before, end, after = html.rpartition("</body>")
@@ -90,7 +90,7 @@ def application(
     gate = Gate(
         inner,
         admission,
-        _calls(blocks),
+        calls_of(blocks),
         page=page,
         policy=policy(),
         loopback=is_loopback(host),
@@ -103,7 +103,7 @@ def application(
 
 
 def policy(scripts: Iterable[str] = ()) -> str:
-    """The Content-Security-Policy of a page with these inline scripts.
+    """Returns the Content-Security-Policy of a page with these inline scripts.
 
     >>> "script-src 'self' 'sha256-" in policy(["1"]), "unsafe-eval" in policy()
     (True, False)
@@ -113,7 +113,7 @@ def policy(scripts: Iterable[str] = ()) -> str:
 
 
 def _strict(blocks: Any) -> str:
-    """The script that holds, as code, every text which Gradio's page would make code of."""
+    """Returns the script that holds as code every text that Gradio's page would evaluate as code."""
     config = blocks.config
     values = {one["js"] for one in config["dependencies"] if isinstance(one.get("js"), str)}
     bodies = {one["props"].get("js_on_load") for one in config["components"]} - {None, ""}
@@ -126,19 +126,8 @@ def _strict(blocks: Any) -> str:
     return script.replace("/* values */", ",\n".join(texts)).replace("/* bodies */", ",\n".join(loads))
 
 
-def _calls(blocks: Any) -> Calls:
-    """What can be asked of the page's functions; those that a browser runs itself, or Gradio at the end, are none."""
-    queued, direct = {}, {}
-    for number, each in blocks.fns.items():
-        if each.fn is None or any(event in ("unload", "load_model") for _, event in each.targets):
-            continue
-        kinds = tuple(type(component).__name__ == "JSON" for component in each.inputs)
-        (queued if each.queue is not False else direct)[number] = kinds
-    return Calls(queued, direct)
-
-
 def serve(server: Gate, listening: socket.socket, *, proxied: bool = False) -> None:
-    """Serves until SIGINT or SIGTERM. `proxied`: a reverse proxy on this machine says who asks.
+    """Serves until SIGINT or SIGTERM; with `proxied` a reverse proxy on this machine names the client.
 
     A connection that does not send a whole head in time is closed; where there are too many, the one that has waited
     longest for its first.
