@@ -376,9 +376,9 @@ class TestEverywhere:
 
     def test_a_page_shows_scores_as_numbers(self):
         from vitrail.app.components import draw_classes
-        from vitrail.app.question import Asked
+        from vitrail.app.question import ViewContext
 
-        class Scored(Asked):
+        class Scored(ViewContext):
             output, target, against = Output("scores", link=None), 0, None
             logits = torch.tensor([4.0, 2.5])
 
@@ -390,9 +390,9 @@ class TestEverywhere:
         assert "%" not in html
 
     def test_a_page_of_one_number_says_that_there_is_no_rival(self):
-        from vitrail.app.question import Asked
+        from vitrail.app.question import ViewContext
 
-        class Scored(Asked):
+        class Scored(ViewContext):
             output, target, against, logits = Output("scores", link=None), 0, None, torch.tensor([4.0])
 
         with pytest.raises(TargetError, match="no other class"):

@@ -20,7 +20,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from vitrail.app.server import application
 from vitrail.app.service import Service
-from vitrail.app.session import Shelf
+from vitrail.app.session import ModelCache
 from vitrail.models import load
 
 HERE = Path(__file__).parent / "app"
@@ -30,7 +30,7 @@ LARGEST = 330_000  # bytes of a picture
 @contextmanager
 def serving() -> Iterator[str]:
     """The page on a free port, with the built-in model."""
-    server: Any = application(Service(Shelf("bestiary", load=lambda name, _: load(name))))
+    server: Any = application(Service(ModelCache("bestiary", load=lambda name, _: load(name))))
     running = uvicorn.Server(uvicorn.Config(server, port=0, log_level="warning"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

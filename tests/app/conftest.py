@@ -20,7 +20,7 @@ from PIL import Image
 
 from vitrail.app.pictures import Limits
 from vitrail.app.service import Service
-from vitrail.app.session import Shelf
+from vitrail.app.session import ModelCache
 from vitrail.models import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,7 +52,7 @@ def service() -> Service:
 
 
 def new_service() -> Service:
-    return Service(Shelf("bestiary", load=lambda name, checkpoint: load(name)), LIMITS)
+    return Service(ModelCache("bestiary", load=lambda name, checkpoint: load(name)), LIMITS)
 
 
 class Running:

@@ -1,13 +1,13 @@
-"""Long work tells how far it is, ends when told, and lets others pass; desks are bounded and forgotten."""
+"""Long work tells how far it is, ends when told, and lets others pass; sessions are bounded and forgotten."""
 
 import threading
 import time
 
 import pytest
 
-from vitrail.app.jobs import Report, Stopped, Turn, follow
+from vitrail.app.jobs import ModelQueue, Report, Stopped, follow
 from vitrail.app.pictures import Picture
-from vitrail.app.session import Desks
+from vitrail.app.session import Sessions
 
 
 def _picture(size: int) -> Picture:
@@ -65,7 +65,7 @@ def test_work_ends_when_told_or_when_nobody_waits(how):
 
 
 def test_quick_questions_pass_long_ones():
-    turn, order = Turn(), []
+    turn, order = ModelQueue(), []
     inside, waited = threading.Event(), threading.Event()
 
     def long():
@@ -93,34 +93,34 @@ def test_quick_questions_pass_long_ones():
 
 def test_desks_are_cleared_when_old_too_many_or_too_full():
     now = [0.0]
-    desks = Desks(most=3, most_bytes=1000, minutes=1, clock=lambda: now[0])
-    desks.of("a").put(_picture(400))
-    desks.of("b").put(_picture(400))
-    assert desks.of("a").picture is not None
-    desks.of("c").put(_picture(400))
-    desks.of("c")
-    assert "b" not in desks  # longest unused, and together too large
-    assert "a" in desks
-    stop = desks.of("a").stop = threading.Event()
+    sessions = Sessions(most=3, most_bytes=1000, minutes=1, clock=lambda: now[0])
+    sessions.of("a").put(_picture(400))
+    sessions.of("b").put(_picture(400))
+    assert sessions.of("a").picture is not None
+    sessions.of("c").put(_picture(400))
+    sessions.of("c")
+    assert "b" not in sessions  # longest unused, and together too large
+    assert "a" in sessions
+    stop = sessions.of("a").stop = threading.Event()
     now[0] = 61.0
-    desks.of("c")
-    assert "a" not in desks
+    sessions.of("c")
+    assert "a" not in sessions
     assert stop.is_set()
     for name in "defg":
-        desks.of(name)
-    assert len(desks) == 3
-    stop = desks.of("g").stop = threading.Event()
-    desks.of("g").put(_picture(40))
-    desks.leave("g")
+        sessions.of(name)
+    assert len(sessions) == 3
+    stop = sessions.of("g").stop = threading.Event()
+    sessions.of("g").put(_picture(40))
+    sessions.leave("g")
     assert stop.is_set()
-    assert desks.find("g", _picture(40).key) is not None  # whoever loads the page again goes and comes
+    assert sessions.find("g", _picture(40).key) is not None  # whoever loads the page again goes and comes
     now[0] += 601.0
-    desks.tidy()
-    desks.of("h")
-    assert "g" not in desks
+    sessions.tidy()
+    sessions.of("h")
+    assert "g" not in sessions
 
 
 def test_desks_of_two_visitors_are_two():
-    desks = Desks()
-    desks.of("a").put(_picture(1))
-    assert desks.of("b").picture is None
+    sessions = Sessions()
+    sessions.of("a").put(_picture(1))
+    assert sessions.of("b").picture is None

@@ -23,10 +23,10 @@ from vitrail.app import server
 from vitrail.app.admission import Admission, check_root_path
 from vitrail.app.gate import Gate
 from vitrail.app.gradio_requests import Calls
-from vitrail.app.jobs import BusyError, Stopped, Turn
+from vitrail.app.jobs import BusyError, ModelQueue, Stopped
 from vitrail.app.pictures import Picture
 from vitrail.app.service import Service
-from vitrail.app.session import Desks, Shelf
+from vitrail.app.session import ModelCache, Sessions
 from vitrail.errors import OptionError
 
 httpx = pytest.importorskip("httpx", reason="needs the extra app: pip install 'vitrail[app]'")
@@ -277,7 +277,7 @@ def test_root_paths():
 
 
 def test_long_work_waits_in_line_and_nobody_fills_it():
-    turn = Turn(most=4, each=2)
+    turn = ModelQueue(most=4, each=2)
     told: list[str] = []
     done: list[str] = []
     go = threading.Event()
@@ -304,7 +304,7 @@ def test_long_work_waits_in_line_and_nobody_fills_it():
 
 
 def test_work_for_which_nobody_waits_leaves_the_line():
-    turn, began = Turn(), threading.Event()
+    turn, began = ModelQueue(), threading.Event()
 
     def first() -> None:
         with turn.long("ada"):
@@ -326,7 +326,7 @@ def test_work_for_which_nobody_waits_leaves_the_line():
 
 
 def test_nothing_is_drawn_for_one_who_has_gone():
-    service = Service(Shelf("bestiary", load=_bestiary), LIMITS)
+    service = Service(ModelCache("bestiary", load=_bestiary), LIMITS)
     query = service.arrive("ada", "").question.query()
     service.present = lambda visitor: False
     began = time.monotonic()
@@ -339,13 +339,13 @@ def test_nothing_is_drawn_for_one_who_has_gone():
 
 
 def test_one_persons_tabs_push_out_only_their_own():
-    desks = Desks(each=3, most_bytes=4000)
-    desks.of("ada.1").put(Picture("a.png", bytes(100), 1))
+    sessions = Sessions(each=3, most_bytes=4000)
+    sessions.of("ada.1").put(Picture("a.png", bytes(100), 1))
     for tab in range(50):
-        desks.of(f"eve.{tab}").put(Picture("a.png", bytes(600), 1))
-    assert desks.of("ada.1").picture is not None
-    assert len(desks) <= 1 + 3
-    assert "eve.49" in desks
+        sessions.of(f"eve.{tab}").put(Picture("a.png", bytes(600), 1))
+    assert sessions.of("ada.1").picture is not None
+    assert len(sessions) <= 1 + 3
+    assert "eve.49" in sessions
 
 
 def _bestiary(name, checkpoint):
@@ -393,7 +393,7 @@ def _evil_service() -> Service:
         model = _bestiary("bestiary", None)
         return replace(model, name=EVIL, class_names=tuple(f"{n}{EVIL}" for n in range(len(model.class_names))))
 
-    return Service(Shelf(EVIL, load=load), LIMITS)
+    return Service(ModelCache(EVIL, load=load), LIMITS)
 
 
 def test_names_from_outside_never_become_script(creature):

@@ -13,14 +13,14 @@ from PIL import Image
 from vitrail.app import page
 from vitrail.app.fragments import CONTROLS
 from vitrail.app.question import LONG
-from vitrail.app.service import SORRY, Service, Shown, excuse, read
-from vitrail.app.session import Desks, Shelf
+from vitrail.app.service import SORRY, PageUpdate, Service, excuse, read
+from vitrail.app.session import ModelCache, Sessions
 from vitrail.errors import ImageError, OptionError, UnknownModelError
 from vitrail.explanation import Explanation
 from vitrail.models import load
 
 
-def last(shown) -> Shown:
+def last(shown) -> PageUpdate:
     *_, end = shown
     return end
 
@@ -79,7 +79,7 @@ def test_examples_are_of_the_model(monkeypatch):
     unknown = replace(creatures, name="unknown", class_names=None)
     assert offered(photographs) == ("cat-and-coffee", "cat", "coffee") == offered(unknown)
     models = {"first": photographs, "bestiary": creatures, "other": unknown}
-    service = Service(Shelf("first", load=lambda name, checkpoint: models[name], allowed=("other",)), LIMITS)
+    service = Service(ModelCache("first", load=lambda name, checkpoint: models[name], allowed=("other",)), LIMITS)
     shown = service.arrive("ada", "")
     assert shown.question.example == "cat-and-coffee"
     assert named[shown.question.target] in CAT
@@ -94,7 +94,7 @@ def test_examples_are_of_the_model(monkeypatch):
 
 
 def test_a_real_imagenet_model_opens_on_a_cat_against_a_coffee(vit_tiny):
-    shown = Service(Shelf("tiny", load=lambda name, checkpoint: vit_tiny), LIMITS).arrive("ada", "")
+    shown = Service(ModelCache("tiny", load=lambda name, checkpoint: vit_tiny), LIMITS).arrive("ada", "")
     assert shown.question.example == "cat-and-coffee"
     names = [vit_tiny.class_name(index) for index in (shown.question.target, shown.question.against)]
     assert names == ["Egyptian cat", "espresso"]
@@ -119,7 +119,7 @@ def test_back_finds_the_pictures_that_lay_there_before(service, creature):
 
 def test_a_page_that_is_loaded_again_has_its_picture_and_others_have_not(service, creature):
     query = service.upload("ada.tab1", "", "mine.png", base64_of(creature)).question.query()
-    service.desks.leave("ada.tab1")
+    service.sessions.leave("ada.tab1")
     shown = service.arrive("ada.tab2", query + "&view=heads")
     assert shown.status == ""
     assert "mine.png" not in service.arrive("eve.tab1", query).views.get("map", "")
@@ -206,9 +206,9 @@ def test_the_other_quick_views(service, view):
 
 
 def test_the_gallery_keeps_a_place_for_methods_that_fail(service, monkeypatch):
-    from vitrail.app.question import Asked
+    from vitrail.app.question import ViewContext
 
-    whole = Asked.explain
+    whole = ViewContext.explain
 
     def explain(self, method=None, **more):
         if method == "rollout":
@@ -217,7 +217,7 @@ def test_the_gallery_keeps_a_place_for_methods_that_fail(service, monkeypatch):
             raise OSError("/home/ada/secret")
         return whole(self, method, **more)
 
-    monkeypatch.setattr(Asked, "explain", explain)
+    monkeypatch.setattr(ViewContext, "explain", explain)
     monkeypatch.setattr("vitrail.app.views.comparisons.choose_methods", lambda _: _few("raw", "rollout", "complete"))
     shown = last(service.draw("ada", service.arrive("ada", "").question.query(), {"view": "methods"}))
     html = shown.views["methods"]
@@ -277,7 +277,7 @@ def test_broken_uploads_are_told_kindly_and_change_nothing(service):
 
 def test_what_breaks_inside_is_not_shown_but_logged(service, monkeypatch, caplog):
     service.arrive("ada", "")
-    monkeypatch.setattr("vitrail.app.service.draw_classes", lambda asked: 1 / 0)
+    monkeypatch.setattr("vitrail.app.service.draw_classes", lambda context: 1 / 0)
     told = service.choose("ada", "view=map&example=pair", 0)
     assert SORRY in told.status
     assert "division" not in told.status
@@ -310,11 +310,11 @@ def test_models_are_those_that_the_operator_named(service, tmp_path):
         asked.append(name)
         return load("bestiary")
 
-    shelf = Shelf("bestiary", load=open_one, allowed=("timm/one",))
-    shelf.model("timm/one")
+    models = ModelCache("bestiary", load=open_one, allowed=("timm/one",))
+    models.model("timm/one")
     for name in ("timm/two", "../weights.pth", "/etc/passwd", "https://example.org/x"):
         with pytest.raises(UnknownModelError, match="can offer more"):
-            shelf.model(name)
+            models.model(name)
     assert asked == ["bestiary", "timm/one"]
 
 
@@ -324,7 +324,7 @@ def test_work_is_stopped(service):
     next(steps)
     service.stop("ada")
     assert "Stopped" in last(steps).views["transfer"]
-    assert service.desks.of("ada").working is None
+    assert service.sessions.of("ada").working is None
     with pytest.raises(ImageError, match="draw it first"):
         service.download("ada", read(query).changed(view="transfer").query(), "png")
 
@@ -385,7 +385,7 @@ def test_what_is_copied_gives_the_maps_that_are_seen(service, tmp_path, monkeypa
 def drawn(service, monkeypatch, link):
     """The page's answer, and what it was drawn from."""
     import vitrail.app.views as views
-    from vitrail.app.question import Asked
+    from vitrail.app.question import ViewContext
 
     seen = []
 
@@ -397,7 +397,7 @@ def drawn(service, monkeypatch, link):
         return spy
 
     with monkeypatch.context() as patch:
-        patch.setattr(Asked, "explain", spying(Asked.explain))
+        patch.setattr(ViewContext, "explain", spying(ViewContext.explain))
         for module, name in (
             (views.map, "head_shares"),
             (views.comparisons, "detail"),
@@ -493,7 +493,7 @@ def creature_of(species):
 
 def test_classes_are_copied_by_a_name_that_is_read_as_them():
     """Of two cranes neither is "crane", and a name that looks like a number or an option is neither."""
-    from vitrail.app.exports import Told, as_command, as_python
+    from vitrail.app.exports import ExportContext, as_command, as_python
     from vitrail.app.pictures import example_picture
 
     names = ("crane, bird", "crane, machine", "7", "-x", "o'hara") + tuple(f"thing {n}" for n in range(15))
@@ -505,7 +505,9 @@ def test_classes_are_copied_by_a_name_that_is_read_as_them():
         (3, "'-x'", "-x"),
         (4, '"o\'hara"', ""),
     ):
-        told = Told(question=read("example=pair"), model=model, picture=example_picture("pair"), target=target, rival=9)
+        told = ExportContext(
+            question=read("example=pair"), model=model, picture=example_picture("pair"), target=target, rival=9
+        )
         assert f"vitrail.explain(model, image, {word}, " in as_python(told)
         line = as_command(told).splitlines()[1]
         assert "--target=-x" in line if target == 3 else f"--target {option}" in line
@@ -521,7 +523,7 @@ def test_mad_changes_change_nothing(service):
 
 
 def test_desks_are_bounded_by_the_service(creature):
-    few = Service(new_service().shelf, desks=Desks(most=2))
+    few = Service(new_service().models, sessions=Sessions(most=2))
     for visitor in ("ada", "bob", "cem"):
         few.upload(visitor, "", "mine.png", base64_of(creature))
     told = few.choose("ada", "view=map", 0)

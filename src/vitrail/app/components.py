@@ -13,7 +13,7 @@ from ..explanation import verdict_of
 from ..plotting.overlay import AGAINST, FOR
 from .fragments import css, data_address
 from .pictures import EXAMPLES, example_picture
-from .question import Asked
+from .question import ViewContext
 
 __all__ = ["best_classes", "draw_classes", "examples", "masthead", "own_guide", "picker", "taking_home"]
 
@@ -21,7 +21,7 @@ THUMB = 112  # pixels of an example's picture
 
 
 def masthead(model: str) -> str:
-    """The rose window, the name, and the model that answers."""
+    """Returns the masthead: rose window, name, and the model in use."""
     petals = "".join(
         f'<path d="M32 32 L{32 + 26 * _cos(k):.1f} {32 + 26 * _sin(k):.1f} A26 26 0 0 1 '
         f'{32 + 26 * _cos(k + 1):.1f} {32 + 26 * _sin(k + 1):.1f} Z" fill="{tint}"/>'
@@ -62,7 +62,7 @@ def picker(most: int) -> str:
 
 
 def examples(keys: Sequence[str]) -> str:
-    """The pictures that suit the model, each a button."""
+    """Returns the example images of a model, each a button."""
     thumbs = []
     for key in keys:
         title = escape(EXAMPLES[key].title)
@@ -89,7 +89,7 @@ def own_guide(most: int) -> str:
 
 
 def taking_home(example: str, files: Sequence[str], recipes: tuple[str, str]) -> str:
-    """What the view can be taken along as: link, code, files."""
+    """Returns the buttons that export the view: as link, code and files."""
     words = {"png": "PNG", "svg": "SVG", "safetensors": "safetensors", "webp": "film (WebP)"}
     saves = "".join(
         f'<button type="button" class="vt-button" data-download="{kind}">Save {words[kind]}</button>' for kind in files
@@ -113,27 +113,27 @@ def taking_home(example: str, files: Sequence[str], recipes: tuple[str, str]) ->
 COUNT = 6
 
 
-def best_classes(asked: Asked, count: int = COUNT) -> list[int]:
-    """The strongest classes, and those of the question where they are not among them."""
-    best = asked.logits.topk(min(count, len(asked.logits))).indices.tolist()
-    named = [index for index in (asked.target, asked.against) if index is not None]
+def best_classes(context: ViewContext, count: int = COUNT) -> list[int]:
+    """Returns the strongest classes, and those of the question if they are not among them."""
+    best = context.logits.topk(min(count, len(context.logits))).indices.tolist()
+    named = [index for index in (context.target, context.against) if index is not None]
     return best + [index for index in dict.fromkeys(named) if index not in best]
 
 
-def draw_classes(asked: Asked) -> str:
-    """The classes as buttons with bars: red the one explained, blue the one it is held against; then the fields."""
-    logits = asked.logits.double()
-    shares = None if asked.output.link is None else asked.output.probabilities(logits)
-    target, against = asked.target, asked.against
-    explained = escape(asked.class_name(target))
+def draw_classes(context: ViewContext) -> str:
+    """Returns the classes as buttons with bars, the target red, the contrastive class blue; and two search fields."""
+    logits = context.logits.double()
+    shares = None if context.output.link is None else context.output.probabilities(logits)
+    target, against = context.target, context.against
+    explained = escape(context.class_name(target))
     rows = []
-    for index in best_classes(asked):
+    for index in best_classes(context):
         role, word = "", f"hold against {explained}"
         if index == target:
             role, word = " vt-is-for", "explained"
         elif index == against:
             role, word = " vt-is-against", f"held against {explained}"
-        name, share = escape(asked.class_name(index)), None if shares is None else float(shares[index])
+        name, share = escape(context.class_name(index)), None if shares is None else float(shares[index])
         said = verdict_of(share, float(logits[index]))
         track = "" if share is None else f'<span class="vt-track"><i style="width:{100 * share:.1f}%"></i></span>'
         rows.append(
@@ -151,7 +151,7 @@ def draw_classes(asked: Asked) -> str:
             '<div class="vt-versus"><button type="button" class="vt-button" data-class="swap">⇄ Swap the two</button>'
             f'<button type="button" class="vt-button" data-class="{target}">Only {explained}</button></div>'
         )
-    other = "" if against is None else escape(asked.class_name(against))
+    other = "" if against is None else escape(context.class_name(against))
     return (
         f'<div class="vt-classes" role="group" aria-label="Classes">{"".join(rows)}</div>{versus}'
         f"{_combo('target', 'Why this class?', target, explained, '')}"
@@ -160,7 +160,7 @@ def draw_classes(asked: Asked) -> str:
 
 
 def _combo(name: str, label: str, index: int | None, value: str, empty: str) -> str:
-    """A field that finds any class by its name; the page's script fills its list."""
+    """Returns a field that finds any class by its name; the page's script fills its list."""
     chosen = "" if index is None else f' data-index="{index}"'
     return (
         f'<div class="vt-combo" id="vt-{name}" data-combo="{name}" data-empty="{empty}">'

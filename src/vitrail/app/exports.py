@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REWRITE_STEPS",
-    "Answer",
-    "Told",
+    "ExportContext",
+    "ViewResult",
     "as_command",
     "as_python",
     "file_of",
@@ -38,11 +38,11 @@ File = Callable[[], bytes]
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """The HTML of a view; the files by their suffix, each made when it is asked for; and a name for them.
+class ViewResult:
+    """Holds the HTML of a view, its files by suffix, each made on demand, and their name.
 
-    `facts` are what the code that gives the same view must know: the gradient mode that was chosen, say. `essence` is
-    that of the question that was answered.
+    `facts` are what code for the same view must know, such as the gradient mode in use. `essence` is that of the
+    question.
     """
 
     html: str
@@ -53,7 +53,7 @@ class Answer:
 
 
 def file_of(write: Callable[[Path], object], suffix: str) -> bytes:
-    """The bytes that `write` puts into a file of that suffix, which is gone afterwards.
+    """Returns the bytes that `write` puts into a temporary file of that suffix.
 
     >>> file_of(lambda path: path.write_text("glass"), "txt")
     b'glass'
@@ -65,7 +65,7 @@ def file_of(write: Callable[[Path], object], suffix: str) -> bytes:
 
 
 def files_of_figure(draw: Callable[[], "Figure"]) -> dict[str, File]:
-    """A figure as PNG and SVG."""
+    """Returns a figure as PNG and SVG files."""
     from ..plotting.saving import save_figure
 
     return {
@@ -75,14 +75,14 @@ def files_of_figure(draw: Callable[[], "Figure"]) -> dict[str, File]:
 
 
 def files_of(ex: Explanation, draw: Callable[[], "Figure"] | None = None) -> dict[str, File]:
-    """An explanation as PNG, SVG and safetensors."""
+    """Returns an explanation as PNG, SVG and safetensors files."""
     figures = files_of_figure(ex.plot if draw is None else draw)
     return figures | {"safetensors": lambda: file_of(ex.save, "safetensors")}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Told:
-    """A question with all that its answer depends on: `facts` are what the view found out, as `Answer` holds them."""
+class ExportContext:
+    """Holds a question and everything its result depends on; `facts` are those of the `ViewResult`."""
 
     question: Question
     model: VisionModel
@@ -121,12 +121,12 @@ class Told:
 
 
 def limits(question: Question) -> tuple[int, float]:
-    """The steps of a transfer and the probability that a rewriting stops at, inside what the page does."""
+    """Returns the steps of a transfer and the stopping probability of a rewriting, within the page's limits."""
     return max(1, min(question.steps, MOST_STEPS)), min(max(question.until, 0.05), 0.99)
 
 
 def frames(steps: int) -> list[int]:
-    """The steps of a transfer at which the page draws maps, among those of the command's film.
+    """Returns the steps of a transfer at which the page draws maps; the command's film has them all.
 
     >>> frames(5), frames(65)
     ([0, 1, 2, 3, 4, 5], [0, 8, 16, 24, 32, 40, 48, 56, 64, 65])
@@ -136,16 +136,16 @@ def frames(steps: int) -> list[int]:
     return sorted({*range(0, steps + 1, every), steps})
 
 
-def as_python(told: Told) -> str:
-    """A program that gives the maps of the view and draws them."""
-    question = told.question
-    weights = f", checkpoint={told.checkpoint!r}" if told.checkpoint else ""
-    device = str(told.model.device)
+def as_python(context: ExportContext) -> str:
+    """Returns a Python program that computes and draws the maps of the view."""
+    question = context.question
+    weights = f", checkpoint={context.checkpoint!r}" if context.checkpoint else ""
+    device = str(context.model.device)
     weights += f", device={device!r}" if device != "cpu" else ""
-    target, rival = f"{told.name(told.target)!r}", f"{told.name(told.rival)!r}"
-    against = "" if question.against is None else f", against={told.name(question.against)!r}"
-    gradient = f", gradient={told.gradient!r}" if told.gradient else ""
-    method = f", method={question.method!r}" + (gradient if told.uses_gradient() else "")
+    target, rival = f"{context.name(context.target)!r}", f"{context.name(context.rival)!r}"
+    against = "" if question.against is None else f", against={context.name(question.against)!r}"
+    gradient = f", gradient={context.gradient!r}" if context.gradient else ""
+    method = f", method={question.method!r}" + (gradient if context.uses_gradient() else "")
     asked = f"model, image, {target}{against}"
     steps, until = limits(question)
     imports: list[str] = []
@@ -161,14 +161,14 @@ def as_python(told: Told) -> str:
             imports = ["from vitrail.shares import head_shares"]
             lines = [f"found = head_shares({asked}{gradient})", 'found.explanation.save("heads.safetensors")']
             lines += ["weights = found.weights  # layers, heads"]
-            if "head" in told.facts:
-                lines += [f"one = found.scores[{told.facts['layer']}, {told.facts['head']}]  # rows, columns"]
+            if "head" in context.facts:
+                lines += [f"one = found.scores[{context.facts['layer']}, {context.facts['head']}]  # rows, columns"]
         case "detail":
             imports = ["from vitrail.guidance import detail", "from vitrail.plotting.class_pair import draw_pair"]
             lines = [f"found = detail(model, image, {target}, {rival}{gradient})", "pair = found.pairs[0]"]
             lines += ['draw_pair(found, *pair).savefig("detail.png")']
         case "guide":
-            picture = told.facts.get("guide") or "auto"
+            picture = context.facts.get("guide") or "auto"
             guide = f", guide=vitrail.Guide({picture!r}, layout={question.layout!r})"
             lines = [f"ex = vitrail.explain({asked}{method}{guide})", 'ex.save("guided.safetensors")']
         case "transfer":
@@ -183,28 +183,28 @@ def as_python(told: Told) -> str:
         case _:
             lines = [f"ex = vitrail.explain({asked}{method})", 'ex.save("map.png")']
             if question.row is not None and question.col is not None:
-                mode = f", gradient={told.facts['gradient']!r}"
+                mode = f", gradient={context.facts['gradient']!r}"
                 at = f"method='complete'{mode}, readout=({question.row}, {question.col})"
                 lines += [f"token = vitrail.explain({asked}, {at})", 'token.save("token.png")']
-    image = f"image = {told.file!r}"
+    image = f"image = {context.file!r}"
     if question.example in EXAMPLES:
         imports += ["from vitrail.app.pictures import example_picture"]
         image = f"image = example_picture({question.example!r}).open()"
-    head = ["import vitrail", *sorted(imports), "", f"model = vitrail.load({told.model.name!r}{weights})", image]
+    head = ["import vitrail", *sorted(imports), "", f"model = vitrail.load({context.model.name!r}{weights})", image]
     return "\n".join([*head, *lines]) + "\n"
 
 
-def as_command(told: Told) -> str:
-    """The commands that give the maps of the view; what no command gives alone is left to Python."""
-    question = told.question
-    words = ["--model", told.model.name, *(["--checkpoint", told.checkpoint] if told.checkpoint else [])]
-    device = str(told.model.device)
+def as_command(context: ExportContext) -> str:
+    """Returns the commands that compute the maps of the view; what no command does alone is left to Python."""
+    question = context.question
+    words = ["--model", context.model.name, *(["--checkpoint", context.checkpoint] if context.checkpoint else [])]
+    device = str(context.model.device)
     words += ["--device", device] if device != "cpu" else []
-    target, rival = str(told.name(told.target)), str(told.name(told.rival))
-    against = [] if question.against is None else _option("--against", told.name(question.against))
-    asked = [told.file, *words, *_option("--target", target), *against]
-    gradient = ["--gradient", told.gradient] if told.gradient else []
-    method = ["--method", question.method, *(gradient if told.uses_gradient() else [])]
+    target, rival = str(context.name(context.target)), str(context.name(context.rival))
+    against = [] if question.against is None else _option("--against", context.name(question.against))
+    asked = [context.file, *words, *_option("--target", target), *against]
+    gradient = ["--gradient", context.gradient] if context.gradient else []
+    method = ["--method", question.method, *(gradient if context.uses_gradient() else [])]
     steps, until = limits(question)
     more: list[list[str]] = []
     match question.view:
@@ -214,26 +214,36 @@ def as_command(told: Told) -> str:
             line = ["explain", *asked, "--method", "complete", *gradient]
         case "detail":
             pair = [*_option("--target", target), *_option("--against", rival)]
-            line = ["detail", told.file, *words, *pair, *gradient]
+            line = ["detail", context.file, *words, *pair, *gradient]
         case "guide":
-            guide = ["--guide", told.facts.get("guide") or "auto", "--layout", question.layout]
+            guide = ["--guide", context.facts.get("guide") or "auto", "--layout", question.layout]
             line = ["guide", *asked, *method, *guide]
         case "transfer":
             pair = [*_option("--target", target), *_option("--against", rival)]
-            line = ["transfer", told.file, *words, *pair, "--steps", str(steps)]
+            line = ["transfer", context.file, *words, *pair, "--steps", str(steps)]
         case "rewrite":
             pair = [*_option("--source", target), *_option("--target", rival)]
             budget = ["--budget", _budget(question)] if question.budget else []
-            line = ["rewrite", told.file, *words, *pair, "--until", repr(until), *budget, "--steps", str(REWRITE_STEPS)]
+            line = [
+                "rewrite",
+                context.file,
+                *words,
+                *pair,
+                "--until",
+                repr(until),
+                *budget,
+                "--steps",
+                str(REWRITE_STEPS),
+            ]
         case _:
             line = ["explain", *asked, *method]
             if question.row is not None and question.col is not None:
                 at = ["--readout", f"{question.row},{question.col}", "--output", "out/token"]
-                mode = ["--gradient", told.facts["gradient"]]
+                mode = ["--gradient", context.facts["gradient"]]
                 more = [["explain", *asked, "--method", "complete", *mode, *at]]
     lines = [f"vitrail {shlex.join(words)}" for words in (line, *more)]
     if question.example in EXAMPLES:
-        made = f"example_picture({question.example!r}).open().save({told.file!r})"
+        made = f"example_picture({question.example!r}).open().save({context.file!r})"
         code = f"from vitrail.app.pictures import example_picture; {made}"
         lines.insert(0, shlex.join(["python", "-c", code]))
     return "\n".join(lines) + "\n"
@@ -245,6 +255,6 @@ def _option(name: str, value: str | int) -> list[str]:
 
 
 def _budget(question: Question) -> str:
-    """The budget as the page's slider means it, in whole levels, or as the number in a link."""
+    """Returns the budget in whole levels, as the page's slider has it, or the number of a link."""
     levels = round(255 * question.budget)
     return f"{levels}/255" if levels / 255 == question.budget else repr(question.budget)

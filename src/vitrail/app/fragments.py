@@ -63,7 +63,7 @@ Map = Float[np.ndarray, "rows cols"]
 
 
 def data_address(pixels: Pixels, *, lossless: bool = False) -> str:
-    """A picture as an address that holds it whole."""
+    """Returns an image as a data address."""
     buffer = io.BytesIO()
     options = {"lossless": True} if lossless else {"quality": 88, "method": 2}
     Image.fromarray(pixels).save(buffer, format="webp", **options)
@@ -71,7 +71,7 @@ def data_address(pixels: Pixels, *, lossless: bool = False) -> str:
 
 
 def css(rgb: Sequence[float]) -> str:
-    """A colour from 0 to 1 as the page writes it.
+    """Returns a colour with channels in [0, 1] as CSS.
 
     >>> css((1.0, 0.5, 0.0))
     '#ff8000'
@@ -80,7 +80,7 @@ def css(rgb: Sequence[float]) -> str:
 
 
 def scores_of(ex: Explanation, image: int = 0, target: int = 0) -> Map:
-    """One map as the numbers that are drawn."""
+    """Returns the scores of one map as they are drawn."""
     return sides(ex.map(image, target).numpy(force=True).astype(np.float64), ex.signed)[0]
 
 
@@ -94,7 +94,7 @@ def glass(
     grid: str = "",
     inside: str = "",
 ) -> str:
-    """The photograph and the map over it, whose opacity the page's slider sets. `photo` is its address."""
+    """Returns the photograph (address `photo`) with the map over it; the page's slider sets the opacity."""
     height, width = shown.shape[:2]
     drawn = data_address(overlay(scores, shown, limit=limit))
     return (
@@ -105,7 +105,7 @@ def glass(
 
 
 def grid(scores: Map, rows: int, cols: int) -> str:
-    """What the page needs to know of the patches in order to be pointed at: how many, and the score of each."""
+    """Returns the attributes for pointing at patches: their number, and the score of each."""
     if scores.shape != (rows, cols):  # of pixels: the mean over each patch
         tall, wide = scores.shape[0] // rows, scores.shape[1] // cols
         scores = scores[: rows * tall, : cols * wide].reshape(rows, tall, cols, wide).mean(axis=(1, 3))
@@ -114,7 +114,7 @@ def grid(scores: Map, rows: int, cols: int) -> str:
 
 
 def bar(scores: Map, *, signed: bool, limit: float | None = None) -> str:
-    """The colours that a map uses, from its lowest score to its highest, with the true range in numbers."""
+    """Returns the colour bar of a map, from its lowest score to its highest, with the range in numbers."""
     scores, both = sides(scores, signed)
     limit = limit or strength(scores)
     if limit == 0 or strength(scores) == 0:
@@ -135,7 +135,7 @@ def bar(scores: Map, *, signed: bool, limit: float | None = None) -> str:
 
 
 def question(ex: Explanation, target: int = 0) -> str:
-    """What a map answers: the class in red, the one it is held against in blue."""
+    """Returns the question of a map: the target in red, the contrastive class in blue."""
     (name, verdict), *other = ex.sides(0, target)
     where = ", beside the guide" if other and all(one.endswith(BESIDE) for _, one in ex.sides(0, target)) else ""
     if where:  # said once
@@ -158,7 +158,7 @@ def panel(
     attributes: str = "",
     inside: str = "",
 ) -> str:
-    """One map: title, glass, bar, and a line below. The title is the question unless given, as HTML.
+    """Returns one map with title, colour bar and a line below. The title is the question unless given as HTML.
 
     `inside` is HTML that lies over the map.
     """
@@ -172,7 +172,7 @@ def panel(
 
 
 def picture(address: str, size: tuple[int, int], title: str, below: str = "", alt: str = "") -> str:
-    """A picture without a map: `size` is (height, width); title and line below are HTML."""
+    """Returns an image without a map; `size` is (height, width), title and line below are HTML."""
     return (
         f'<figure class="vt-panel"><figcaption>{title}</figcaption>'
         f'<div class="vt-glass" style="aspect-ratio:{size[1]}/{size[0]}">'
@@ -184,7 +184,7 @@ def picture(address: str, size: tuple[int, int], title: str, below: str = "", al
 def film(
     photo: str, shown: Pixels, maps: Sequence[Map], *, title: str, alt: str, limit: float | None, words: Sequence[str]
 ) -> str:
-    """Several maps in one place, of which the page's slider shows one; `words` stand below each."""
+    """Returns several maps in one place, of which the page's slider shows one, with `words` below each."""
     height, width = shown.shape[:2]
     frames = "".join(
         f'<img class="vt-map vt-frame" data-frame="{n}" src="{data_address(overlay(scores, shown, limit=limit))}" '
@@ -252,7 +252,7 @@ def curves(
 
 
 def player(words: Sequence[str], *, label: str, first: int = 0) -> str:
-    """The slider of a film and the button that plays it; `words` say what each frame is."""
+    """Returns the slider of a film and the button that plays it; `words` describe each frame."""
     said = escape("|".join(words))
     return (
         '<div class="vt-player"><button type="button" class="vt-button" aria-label="Play">▶</button>'
@@ -262,7 +262,7 @@ def player(words: Sequence[str], *, label: str, first: int = 0) -> str:
 
 
 def opacity() -> str:
-    """The slider that sets how much of the maps lies over the photograph, in all views."""
+    """Returns the slider for the opacity of the maps in all views."""
     return (
         '<label class="vt-opacity"><span>Opacity of the map</span>'
         '<input type="range" min="0" max="1" step="0.01" value="1" data-opacity><output>100 %</output></label>'
@@ -275,17 +275,17 @@ def section(*panels: str, kind: str = "") -> str:
 
 
 def notes(ex: Explanation) -> str:
-    """What the reader of a map should know."""
+    """Returns the notes on an explanation."""
     return "".join(f'<p class="vt-note">{escape(on_page(note))}</p>' for note in ex.notes())
 
 
 def nothing(text: str) -> str:
-    """A view that waits to be asked for; `text` is HTML."""
+    """Returns a view that has not been drawn yet; `text` is HTML."""
     return f'<div class="vt-wait">{text}</div>'
 
 
 def progress(report: Report) -> str:
-    """How far a long piece of work has come."""
+    """Returns the progress of a long piece of work."""
     share = 100 * report.done / report.total if report.total else None
     value = f' aria-valuenow="{share:.0f}"' if share is not None else ""
     width = f"width:{share:.1f}%" if share is not None else ""
@@ -297,12 +297,12 @@ def progress(report: Report) -> str:
 
 
 def problem(message: str) -> str:
-    """Something could not be done, and why, in the page's words and without a trace of the machine."""
+    """Returns an alert with the reason of a failure, in the page's words and without paths of the machine."""
     return f'<div class="vt-problem" role="alert">{escape(on_page(message))}</div>'
 
 
 def on_page(message: str) -> str:
-    """A message of the library in the words of the page's controls.
+    """Returns a message of the library in the words of the page's controls.
 
     >>> on_page('nothing comes near the target: try gradient="libra"')
     'nothing comes near the target: try “Gradient” at libra'

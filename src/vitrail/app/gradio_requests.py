@@ -18,7 +18,7 @@ FILE_KEYS = frozenset({"path", "url", "meta", "_type", "orig_name", "mime_type",
 
 
 class Refused(Exception):  # noqa: N818  (an answer, not a fault)
-    """A request is refused, with an HTTP status, the reason, and the seconds to wait before another try."""
+    """Refuses a request with an HTTP status, the reason, and the seconds to wait before another try."""
 
     def __init__(self, status: int, reason: str, wait: float | int = 0) -> None:
         super().__init__(reason)

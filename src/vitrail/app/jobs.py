@@ -1,4 +1,4 @@
-"""Work that takes long: reported while it goes on, stopped when asked, and never in the way of what is quick."""
+"""Long jobs: reported while they run, stopped on request, and interrupted for short requests."""
 
 import queue
 import threading
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from ..errors import VitrailError
 
-__all__ = ["MOST_LONG", "BusyError", "Report", "Stopped", "Turn", "follow"]
+__all__ = ["MOST_LONG", "BusyError", "ModelQueue", "Report", "Stopped", "follow"]
 
 Result = TypeVar("Result")
 EVERY = 0.25  # seconds from one look at the worker to the next
@@ -17,12 +17,12 @@ MOST_LONG = 12  # pieces of long work that wait or run, of all visitors together
 
 
 class Stopped(Exception):  # noqa: N818  (nothing went wrong)
-    """The visitor asked to stop, or has gone."""
+    """Ends a job because the visitor stopped it or has left."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """How far the work has come."""
+    """Holds the progress of a job."""
 
     doing: str
     done: int
@@ -30,15 +30,15 @@ class Report:
 
 
 class BusyError(VitrailError):
-    """More long work is asked for than the page takes on."""
+    """Refuses a job because too many are waiting."""
 
 
-class Turn:
-    """One at a time at the model: short questions go before long work, and long work goes in the order of its coming.
+class ModelQueue:
+    """Gives short requests priority over long jobs, which run one at a time in the order of their arrival.
 
-    Of long work at most `most` pieces wait or run, and `each` of one person, so that nobody can fill the line.
+    At most `most` long jobs wait or run, and `each` of one person, so that nobody can fill the queue.
 
-    >>> turn = Turn()
+    >>> turn = ModelQueue()
     >>> with turn.quick():
     ...     pass
     >>> with turn.long("ada") as breathe:
@@ -54,7 +54,7 @@ class Turn:
 
     @contextmanager
     def quick(self) -> Iterator[None]:
-        """Takes the model for a moment."""
+        """Holds the model for a short request."""
         with self._free:
             self._waiting += 1
             try:
@@ -69,12 +69,12 @@ class Turn:
 
     @contextmanager
     def long(self, person: str = "", waiting: Callable[[int], None] = lambda _: None) -> Iterator[Callable[[], None]]:
-        """Takes the model for long; call what is given now and then, to let short questions pass.
+        """Holds the model for a long job; the yielded function, called now and then, lets short requests pass.
 
-        While others are ahead, `waiting` is called with their number, and ends the waiting by raising.
+        While others are ahead, `waiting` is called with their number; it ends the wait by raising.
 
         Raises:
-            BusyError: where the line is full, or the person has enough in it.
+            BusyError: where the queue is full, or the person has too many jobs in it.
         """
         place = _Place(person)
         with self._free:
@@ -122,7 +122,7 @@ class Turn:
 
 @dataclass(eq=False)
 class _Place:
-    """A place in the line, and whose it is."""
+    """Holds a place in the queue for one person."""
 
     person: str
 
@@ -130,7 +130,7 @@ class _Place:
 def follow(
     work: Callable[[Callable[[str, int, int], None]], Result], stop: threading.Event
 ) -> Generator[Report, None, Result]:
-    """Do `work` in a thread of its own, give its reports as they come, and return what it returns.
+    """Runs `work` in a thread of its own, yields its reports as they come, and returns its result.
 
     `work` is called with a function (doing, done, total), which raises `Stopped` once `stop` is set: so the work ends
     at its next report. What it raises is raised here. When nobody asks for reports any more, `stop` is set as well.

@@ -1,4 +1,4 @@
-"""The page itself: Gradio's components, wired to the service. Pictures travel inside the page, never as files."""
+"""The page: Gradio's components, connected to the service. Images travel inside the page, never as files."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from .components import examples, masthead, own_guide, picker, taking_home
 from .fragments import css, nothing, on_page
 from .jobs import MOST_LONG
 from .question import VIEWS
-from .service import DRAW, EMPTY, WAITING, Service, Shown, read
+from .service import DRAW, EMPTY, WAITING, PageUpdate, Service, read
 from .views.comparisons import GROUPS, LAYOUTS
 
 # Gradio reads these when it is imported: nothing is told to anybody, nothing looked up.
@@ -69,7 +69,7 @@ def _page_file(name: str) -> str:
 
 
 def _variables() -> str:
-    """The colours of the maps as variables of the style sheet, for paper and for the dark page."""
+    """Returns the colours of the maps as variables of the style sheet, for the light and the dark page."""
     curves = "; ".join(f"--vt-curve-{place}: {tint}" for place, tint in enumerate(COLOURS[:2]))
     fonts = f"--vt-serif: {SERIF}; --vt-sans: {', '.join(SANS)}; --vt-mono: {', '.join(MONO)}"
     red, blue = (css(colour(np.array(side * LIGHTER)).tolist()) for side in (1, -1))
@@ -84,7 +84,7 @@ HEAD = f"<meta name='referrer' content='no-referrer'><script>{_page_file('page.j
 
 
 def theme() -> Any:
-    """Gradio's plainest look in the house's colours, light and dark, with the reader's own fonts."""
+    """Returns Gradio's base theme in the page's colours, light and dark, with system fonts."""
     names = {
         "body_background_fill": "paper",
         "body_text_color": "ink",
@@ -125,12 +125,12 @@ def theme() -> Any:
 
 
 def build(service: Service) -> gr.Blocks:
-    """The page as Gradio's blocks; `server.application` serves it."""
+    """Returns the page as Gradio's blocks; `server.application` serves it."""
     return _Page(service).blocks
 
 
 class _Page:
-    """Components and their events. Methods called by events get the visitor from Gradio's request."""
+    """Holds the components and their events; the handlers of events get the visitor from Gradio's request."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -139,7 +139,7 @@ class _Page:
             self.query = gr.Textbox(visible=False)
             self.sent = gr.JSON(visible=False)
             self.parcel = gr.JSON(visible=False)
-            gr.HTML(masthead(service.shelf.first), js_on_load="window.vitrail.head(element);")
+            gr.HTML(masthead(service.models.first), js_on_load="window.vitrail.head(element);")
             with gr.Row(equal_height=False, elem_id="vt-page"):
                 with gr.Column(scale=3, min_width=300, elem_id="vt-left"):
                     self._left()
@@ -164,7 +164,9 @@ class _Page:
             self.classes = gr.HTML("", js_on_load=asks)
             with gr.Accordion("How it is asked", open=False):
                 names = [info.name for info in list_methods()]
-                self.model = gr.Dropdown(list(self.service.shelf.names), value=self.service.shelf.first, label="Model")
+                self.model = gr.Dropdown(
+                    list(self.service.models.names), value=self.service.models.first, label="Model"
+                )
                 self.method = gr.Dropdown(names, value="complete", label="Method", filterable=True)
                 self.gradient = gr.Radio(["default", "full", "leaf", "libra"], value="default", label="Gradient",
                                          info="default: of complete libra, less what argues for other classes in the "
@@ -189,7 +191,7 @@ class _Page:
         self.taking = gr.HTML("", js_on_load=taking, elem_id="vt-taking")
 
     def _tools(self, view: str) -> None:
-        """What a long view is drawn with: its options, a button to begin, and one to stop while it is under way."""
+        """Adds the controls of a long view: its options, and the buttons to start and to stop it."""
         options: dict[str, Any] = {}
         with gr.Row(elem_classes="vt-tools"):
             if view == "methods":
@@ -346,14 +348,14 @@ class _Page:
         return {"name": name, "type": kind, "data": base64.b64encode(data).decode()}
 
     def _leave(self, request: gr.Request) -> None:
-        self.service.desks.leave(_visitor(request))
+        self.service.sessions.leave(_visitor(request))
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 
-    def _changes(self, shown: Shown, arriving: bool = False, named: bool = False) -> dict[Any, Any]:
-        """The answer as changes of components; `arriving` sets what the visitor chooses with, too.
+    def _changes(self, shown: PageUpdate, arriving: bool = False, named: bool = False) -> dict[Any, Any]:
+        """Returns the update as changes of components; with `arriving` the visitor's controls are set too.
 
-        Classes' names and examples go out where they may be others than before: with `arriving` or `named`.
+        Class names and examples are sent where they may have changed: with `arriving` or `named`.
         """
         question = shown.question
         changes: dict[Any, Any] = {self.views[view]: html for view, html in shown.views.items()}
@@ -371,7 +373,7 @@ class _Page:
         if arriving:
             changes[self.tabs] = gr.Tabs(selected=question.view)
             changes[self.model] = (
-                question.model if question.model in self.service.shelf.names else self.service.shelf.first
+                question.model if question.model in self.service.models.names else self.service.models.first
             )
             changes[self.method], changes[self.gradient] = question.method, question.gradient
             for _, _, options in self.drawing.values():

@@ -1,4 +1,4 @@
-"""Pictures of visitors and of the bestiary: decoded within limits, from memory, and seen as the model sees them."""
+"""Images of visitors and examples: decoded from memory within limits, and preprocessed for the model."""
 
 import base64
 import binascii
@@ -21,13 +21,13 @@ from ..models.vision_model import VisionModel
 __all__ = ["EXAMPLES", "Example", "Limits", "Picture", "Seen", "example_picture", "look", "offered", "uploaded"]
 
 LARGE = 672  # pixels at which a scene is drawn
-BESIDE = 448  # pixels a side of photographs that are laid beside each other
+JOINED = 448  # pixels a side of photographs that are joined side by side
 SHOWN = 480  # pixels of the longer side at which the page shows what the model saw
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest upload: bytes of the file, pixels of the picture."""
+    """Holds the limits of an upload: bytes of the file, pixels of the image."""
 
     bytes: int = 16_000_000
     pixels: int = 40_000_000
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as its file's bytes, small in memory, and a name that is fit to be shown.
+    """Holds an image as the bytes of its file, and a name that is safe to show.
 
     `file` is the name of the visitor's own file, for the code that the page gives to copy.
     """
@@ -47,17 +47,17 @@ class Picture:
 
     @cached_property
     def key(self) -> str:
-        """What stands for the picture in a link: the same file has the same key, and nothing can be read from it."""
+        """The image's key in a link: a hash of its file."""
         return hashlib.sha256(self.content).hexdigest()[:16]
 
     def open(self) -> Image.Image:
-        """The picture, upright RGB."""
+        """Returns the decoded image, upright, in RGB."""
         return read_image(self.content, max_pixels=self.pixels)
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one model sees of a picture: its input, and the same view with more pixels, for people."""
+    """Holds the input of one model, and the same view with more pixels for display."""
 
     tensor: Float[Tensor, "3 height width"]
     shown: UInt8[np.ndarray, "tall wide 3"]
@@ -65,9 +65,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that the page offers, and how it is made again.
+    """Describes an example image of the page, and how it is generated.
 
-    Each entry of `objects` is what a model may call one of the things on it; of two, one is asked against the other.
+    Each entry of `objects` lists the class names that a model may have for one object; two objects are contrasted.
     The picture is a scene of the bestiary (`kind` and `seed` of `sample_scene`), or photographs side by side.
     """
 
@@ -83,7 +83,7 @@ class Example:
         return tuple(names[0] for names in self.objects)
 
     def known(self, names: Collection[str]) -> bool:
-        """Whether a model with classes of these names can tell all the things on the picture."""
+        """Returns whether a model with these class names has a class for every object in the image."""
         return all(any(name in names for name in words) for words in self.objects)
 
 
@@ -103,16 +103,16 @@ EXAMPLES: dict[str, Example] = {
 
 
 def offered(model: VisionModel) -> tuple[str, ...]:
-    """The examples that suit a model: those it has classes for, or else the photographs. The first opens the page."""
+    """Returns the examples for a model: those it has classes for, else the photographs; the first opens the page."""
     names = {model.class_name(index) for index in range(len(model.class_names or ()))}
     known = tuple(key for key, example in EXAMPLES.items() if example.known(names))
     return known or tuple(key for key, example in EXAMPLES.items() if example.files)
 
 
 def uploaded(name: str, content: str, limits: Limits) -> Picture:
-    """The picture in an upload: `content` is the file in base64, with or without the head of a data address.
+    """Decodes an upload; `content` is the file in base64, with or without the head of a data address.
 
-    It is decoded once here, so that whatever is wrong with it is told at once.
+    It is decoded once here, so that whatever is wrong with it is reported at once.
 
     Raises:
         NotAnImageError: for what is no base64, or no picture.
@@ -139,7 +139,7 @@ def uploaded(name: str, content: str, limits: Limits) -> Picture:
 
 
 def safe_name(name: str) -> str:
-    """The last part of a file name, without anything that would need quoting anywhere.
+    """Returns the last part of a file name, without characters that need quoting.
 
     >>> safe_name("../a b/my zoo; rm.JPG"), safe_name("⛄")
     ('my_zoo__rm.JPG', 'picture')
@@ -151,7 +151,7 @@ def safe_name(name: str) -> str:
 
 @cache
 def example_picture(key: str) -> Picture:
-    """An example by its key: a scene of the bestiary, or photographs that the package holds.
+    """Returns an example by its key: a scene of the bestiary, or photographs of the package.
 
     Raises:
         NotAnImageError: for a key that is not there.
@@ -169,7 +169,7 @@ def example_picture(key: str) -> Picture:
         image = Image.fromarray(render(scene, LARGE).image)
     else:
         parts = [_photograph(name) for name in example.files]
-        side, wide = BESIDE, BESIDE // len(parts)
+        side, wide = JOINED, JOINED // len(parts)
         image = parts[0] if len(parts) == 1 else Image.new("RGB", (side, side))
         for place, part in enumerate(parts if len(parts) > 1 else ()):
             image.paste(ImageOps.fit(part, (wide, side), Image.Resampling.BICUBIC), (place * wide, 0))
@@ -183,7 +183,7 @@ def _photograph(name: str) -> Image.Image:
 
 
 def look(model: VisionModel, picture: Picture) -> Seen:
-    """The picture as the model sees it.
+    """Returns the image as the model sees it.
 
     Raises:
         ModelError: for a model without preprocessing.

@@ -19,13 +19,13 @@ from ..outputs import Output
 from .fragments import data_address
 from .pictures import Picture, Seen
 
-__all__ = ["LONG", "VIEWS", "Asked", "Question"]
+__all__ = ["LONG", "VIEWS", "Question", "ViewContext"]
 
 # The views in the order of the page; those that take long are drawn when asked for, not when looked at.
 VIEWS = ("map", "methods", "layers", "heads", "detail", "guide", "transfer", "rewrite")
 LONG = ("methods", "guide", "transfer", "rewrite")
 
-# What the long views depend on beside picture, model and classes.
+# What the long views depend on in addition to image, model and classes.
 _OWN = {
     "methods": ("methods", "gradient"),
     "guide": ("layout", "method", "gradient"),
@@ -38,7 +38,7 @@ LONGEST = 200  # characters of any word in a link
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One view and all that it depends on, but for an uploaded picture, which no link can hold.
+    """Holds one view and all that it depends on, except for an uploaded image, which no link can hold.
 
     `picture` is the key of an uploaded picture, by which the page that took it finds it again.
     `target` and `against` are class indices, None for the predicted class and for no comparison; `row` and `col` are
@@ -65,7 +65,7 @@ class Question:
 
     @staticmethod
     def from_query(query: Mapping[str, Any]) -> "Question":
-        """Read what stands in a link; whatever is not understood counts as not said, for anyone can write a link.
+        """Reads the query of a link; whatever cannot be understood is ignored, for anyone can write a link.
 
         >>> Question.from_query({"view": "heads", "target": "3", "layer": "many", "color": "red"})
         Question(view='heads', target=3)
@@ -73,7 +73,7 @@ class Question:
         return Question(**_understood({name: word for name, word in query.items() if word not in (None, "")}))
 
     def heard(self, changes: Mapping[str, Any]) -> "Question":
-        """The question with what is understood of changes that a page sent; None takes a class, patch or head back.
+        """Returns the question with the valid ones of the changes that a page sent; None resets a class, patch or head.
 
         >>> Question(target=3, against=5).heard({"against": None, "steps": "many", "view": "heads"})
         Question(view='heads', target=3)
@@ -82,7 +82,7 @@ class Question:
         return self.changed(**kept | _understood(changes))
 
     def changed(self, **changes: Any) -> "Question":
-        """The question with these changes; a patch or a head belongs to the classes it was asked for.
+        """Returns the question with these changes; another model or image resets classes, patch and head.
 
         >>> Question(target=3, row=1, col=2).changed(model="bestiary").row is None
         True
@@ -96,7 +96,7 @@ class Question:
         return other
 
     def choose(self, index: int, explained: int) -> "Question":
-        """A click on a class while `explained` is: it is held against that one; a click on either ends the comparison.
+        """Returns the question after a click on a class: contrasts it with `explained`; a click on either ends that.
 
         >>> Question().choose(5, explained=3), Question(target=3, against=5).choose(7, explained=3)
         (Question(view='map', target=3, against=5), Question(view='map', target=3, against=7))
@@ -107,7 +107,7 @@ class Question:
         return self.changed(target=explained, against=None if ends else index)
 
     def swapped(self, explained: int) -> "Question":
-        """The reverse question; without a comparison the same one.
+        """Returns the reverse question; without a contrastive class the same one.
 
         >>> Question(against=5).swapped(explained=3)
         Question(view='map', target=5, against=3)
@@ -115,17 +115,17 @@ class Question:
         return self if self.against is None else self.changed(target=self.against, against=explained)
 
     def essence(self) -> tuple[Any, ...]:
-        """What the drawing of the view depends on: two questions with the same essence have the same drawing."""
+        """Returns what the drawing of the view depends on: questions with the same essence have the same drawing."""
         names = ("view", "model", "example", "picture", "target", "against", *_OWN.get(self.view, ()))
         return tuple(getattr(self, name) for name in names)
 
     def said(self) -> dict[str, Any]:
-        """The view, and what differs from a page that was just opened."""
+        """Returns the view, and what differs from a page that was just opened."""
         usual = asdict(Question()) | {"view": None}
         return {name: value for name, value in asdict(self).items() if value != usual[name] and value is not None}
 
     def query(self) -> str:
-        """The part of a link after the question mark.
+        """Returns the part of a link after the question mark.
 
         >>> Question(view="layers", example="pair", target=3).query()
         'view=layers&example=pair&target=3'
@@ -177,8 +177,8 @@ _KINDS |= dict.fromkeys(_COUNTS, _count) | {"until": _share, "budget": _share}
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """A question, the model and the picture it is asked of, and what the model says of it.
+class ViewContext:
+    """Holds a question with its model and image, and the model's logits.
 
     `logits` are computed once; `target` is then never open: the class asked for, or the predicted one.
     """
@@ -190,7 +190,7 @@ class Asked:
 
     @cached_property
     def logits(self) -> Float[Tensor, " classes"]:
-        """The model's answer to the picture."""
+        """The model's logits for the image (classes)."""
         with torch.no_grad():
             return self.model.logits(self.seen.tensor[None])[0].float().cpu()
 
@@ -201,7 +201,7 @@ class Asked:
 
     @property
     def target(self) -> int:
-        """The class that is explained: of free numbers the first unless one is asked for, for none is predicted.
+        """The target's index: the class asked for, else the predicted one; index 0 for scores, which predict none.
 
         Raises `UnknownClassError` for one that the model does not have.
         """
@@ -212,13 +212,13 @@ class Asked:
 
     @property
     def against(self) -> int | None:
-        """The class that it is held against, if any."""
+        """The contrastive class, if any."""
         wanted = self.question.against
         return None if wanted is None else self.model.class_index(wanted, len(self.logits))
 
     @property
     def rival(self) -> int:
-        """The class that it is held against, or else the strongest other one.
+        """The contrastive class, or else the strongest other one.
 
         Raises `TargetError` for a model of one class, or of one number.
         """
@@ -231,12 +231,12 @@ class Asked:
 
     @property
     def method(self) -> MethodInfo:
-        """What is known of the method. Raises `UnknownMethodError`."""
+        """The method's traits. Raises `UnknownMethodError`."""
         return find_method(self.question.method, {})
 
     @cached_property
     def photo(self) -> str:
-        """The address of what the model saw."""
+        """The data address of the image as the model saw it."""
         return data_address(self.seen.shown)
 
     @property
@@ -245,7 +245,7 @@ class Asked:
         return None if self.question.gradient == Question.gradient else self.question.gradient
 
     def words(self, info: MethodInfo) -> dict[str, Any]:
-        """The visitor's choices as keyword arguments of `explain`, as far as the method heeds them."""
+        """Returns the visitor's choices as keyword arguments of `explain`, as far as the method uses them."""
         words: dict[str, Any] = {"method": info.name}
         if info.class_specific and self.against is not None:
             words["against"] = self.against
@@ -254,17 +254,17 @@ class Asked:
         return words
 
     def explain(self, method: str | None = None, **more: Any) -> Explanation:
-        """Ask the model; the explanation shows the picture as large as the page does, and has its name."""
+        """Explains the image; the result has its name, and the image at the size of the page."""
         info = self.method if method is None else METHODS[method]
         found = explain(self.model, self.seen.tensor, self.target, **(self.words(info) | more))
         return self.named(found)
 
     def named(self, ex: Explanation) -> Explanation:
-        """The explanation with the picture as the page shows it, and the picture's name."""
+        """Returns the explanation with the image as the page shows it, and the image's name."""
         metadata = {**ex.metadata, "sources": [self.picture.name] * len(ex)}
         shown = torch.from_numpy(self.seen.shown)[None].expand(len(ex), -1, -1, -1).contiguous()
         return replace(ex, images=shown, metadata=metadata)
 
     def class_name(self, index: int) -> str:
-        """What a class is called."""
+        """Returns the name of a class."""
         return self.model.class_name(index)

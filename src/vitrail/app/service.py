@@ -1,4 +1,4 @@
-"""What a visitor can do on the page, one method each, told apart by who asks; knows nothing of the web."""
+"""The actions of a visitor on the page, one method each, without HTTP or Gradio."""
 
 import logging
 import threading
@@ -10,15 +10,15 @@ from urllib.parse import parse_qsl
 
 from ..errors import ImageError, VitrailError
 from .components import draw_classes
-from .exports import Answer, Told, as_command, as_python
+from .exports import ExportContext, ViewResult, as_command, as_python
 from .fragments import nothing, problem, progress
-from .jobs import Report, Stopped, Turn, follow
+from .jobs import ModelQueue, Report, Stopped, follow
 from .pictures import EXAMPLES, Limits, Picture, example_picture, look, offered, uploaded
-from .question import LONG, OPEN, Asked, Question
-from .session import Desk, Desks, Shelf, person_of
+from .question import LONG, OPEN, Question, ViewContext
+from .session import ModelCache, Session, Sessions, person_of
 from .views import LONG_VIEWS, QUICK_VIEWS
 
-__all__ = ["WAITING", "Service", "Shown"]
+__all__ = ["WAITING", "PageUpdate", "Service"]
 
 log = logging.getLogger("vitrail.app")
 
@@ -31,7 +31,7 @@ TYPES = {
 
 WAITING = {
     "methods": "Every method's map for the same question, side by side, with the time that it took.",
-    "guide": "The picture beside one of another class: what argues against moves there, and the map gets clearer.",
+    "guide": "The picture next to one of another class: what argues against moves there, and the map gets clearer.",
     "transfer": "What if the model looked elsewhere? Its attention is moved, step by step, until the class is lost.",
     "rewrite": "As small a change as it takes until the model names another class, as a file that proves it.",
 }
@@ -47,8 +47,8 @@ SORRY = "Something went wrong here, and it was not your doing. Whoever runs this
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What changes on the page; None leaves a part as it is. `views` is HTML by view.
+class PageUpdate:
+    """Holds what changes on the page; None leaves a part as it is. `views` is HTML by view.
 
     Without a question only the views change: a drawing goes on while the visitor may look at something else.
 
@@ -67,171 +67,175 @@ class Shown:
 
 
 class Service:
-    """One page's models, visitors and limits.
+    """Answers the visitors of one page within its limits.
 
-    Every method takes the visitor and the query of the link that the visitor is at, and gives what changes. Errors that
-    the visitor can mend are told in `status`; any other goes to the log, and the visitor reads that it did.
+    Every method takes the visitor and the query of the visitor's link, and returns the changes of the page. Errors that
+    the visitor can correct are shown in `status`; any other is logged, and the visitor is told so.
     """
 
-    def __init__(self, shelf: Shelf, limits: Limits | None = None, desks: Desks | None = None) -> None:
-        self.shelf = shelf
+    def __init__(self, models: ModelCache, limits: Limits | None = None, sessions: Sessions | None = None) -> None:
+        self.models = models
         self.limits = Limits() if limits is None else limits
-        self.desks = Desks() if desks is None else desks  # an empty one is false
-        self.turn = Turn()
+        self.sessions = Sessions() if sessions is None else sessions  # an empty one is false
+        self.queue = ModelQueue()
         self.present: Callable[[str], bool] = lambda _: True  # whether anybody waits for a visitor's answers
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
-    def arrive(self, visitor: str, query: str, *, back: bool = False) -> Shown:
-        """Restore a link, or show a new visitor the first example; with `back` the page has its drawings still."""
+    def arrive(self, visitor: str, query: str, *, back: bool = False) -> PageUpdate:
+        """Restores a link, or shows a new visitor the first example; with `back` the page still has its drawings."""
         question = read(query)
-        desk = self.desks.of(visitor)
+        session = self.sessions.of(visitor)
         if not query:
-            return self.example(visitor, query, offered(self.shelf.model(""))[0])
+            return self.example(visitor, query, offered(self.models.model(""))[0])
         if question.example:
-            return self._with_picture(desk, question, lambda: example_picture(question.example), turned=back)
-        found = self.desks.find(visitor, question.picture) if question.picture else desk.picture
+            return self._with_picture(session, question, lambda: example_picture(question.example), turned=back)
+        found = self.sessions.find(visitor, question.picture) if question.picture else session.picture
         if found is not None:
-            return self._with_picture(desk, question, lambda: found, turned=back)
+            return self._with_picture(session, question, lambda: found, turned=back)
         said = (
             "This link was made with an uploaded picture, and uploads are not kept for long. Put the picture in again: "
             "everything else is as it was."
         )
         hint = f'<div class="vt-hint" role="status">{said}</div>'
-        desk.picture = None
-        return Shown(question=question, status=hint, classes="", views={question.view: EMPTY}, names=())
+        session.picture = None
+        return PageUpdate(question=question, status=hint, classes="", views={question.view: EMPTY}, names=())
 
-    def example(self, visitor: str, query: str, key: str) -> Shown:
-        """Lay an example on the visitor's desk and explain it; of two things on it the one against the other."""
+    def example(self, visitor: str, query: str, key: str) -> PageUpdate:
+        """Explains an example image; two objects in it are contrasted with each other."""
         question = read(query).changed(**NEW, example=key, picture="")
-        desk = self.desks.of(visitor)
+        session = self.sessions.of(visitor)
         if key in EXAMPLES and len(EXAMPLES[key].objects) == 2:
             try:
-                with self.turn.quick():
-                    desk.put(example_picture(key))
-                    question = self._both(desk, question)
+                with self.queue.quick():
+                    session.put(example_picture(key))
+                    question = self._both(session, question)
             except Exception as error:
-                return Shown(question=question, status=excuse(error))
-        return self._with_picture(desk, question, lambda: example_picture(key))
+                return PageUpdate(question=question, status=excuse(error))
+        return self._with_picture(session, question, lambda: example_picture(key))
 
-    def upload(self, visitor: str, query: str, name: str, content: str) -> Shown:
-        """Lay an uploaded picture (base64) on the visitor's desk and explain it."""
-        desk = self.desks.of(visitor)
+    def upload(self, visitor: str, query: str, name: str, content: str) -> PageUpdate:
+        """Explains an uploaded image (base64)."""
+        session = self.sessions.of(visitor)
         question = read(query)
         try:
             picture = self._uploaded(name, content)
         except Exception as error:
-            return Shown(question=question, status=excuse(error))
-        if desk.picture is not None:  # else a link is being restored, whose classes are wanted still
+            return PageUpdate(question=question, status=excuse(error))
+        if session.picture is not None:  # else a link is being restored, whose classes are wanted still
             question = question.changed(**NEW)
         kept = {name: getattr(question, name) for name in OPEN}
         question = question.changed(example="", picture=picture.key, **kept)
-        return self._with_picture(desk, question, lambda: picture)
+        return self._with_picture(session, question, lambda: picture)
 
-    def guide(self, visitor: str, query: str, name: str, content: str) -> Shown:
-        """Keep a picture to be laid beside the visitor's own."""
-        question, desk = read(query), self.desks.of(visitor)
+    def guide(self, visitor: str, query: str, name: str, content: str) -> PageUpdate:
+        """Keeps an uploaded image as the guide."""
+        question, session = read(query), self.sessions.of(visitor)
         try:
-            desk.guide = self._uploaded(name, content)
+            session.guide = self._uploaded(name, content)
         except Exception as error:
-            return Shown(question=question, status=excuse(error))
-        desk.answers.pop("guide", None)
-        said = nothing(f"The guide will be your picture {escape(desk.guide.name)}. Now press <b>{DRAW['guide']}</b>.")
-        return Shown(question=question, views={"guide": said})
+            return PageUpdate(question=question, status=excuse(error))
+        session.answers.pop("guide", None)
+        said = nothing(
+            f"The guide will be your picture {escape(session.guide.name)}. Now press <b>{DRAW['guide']}</b>."
+        )
+        return PageUpdate(question=question, views={"guide": said})
 
-    def choose(self, visitor: str, query: str, index: int | None) -> Shown:
-        """A click on a class, or, with None, on what swaps the two."""
-        desk, question = self.desks.of(visitor), read(query)
+    def choose(self, visitor: str, query: str, index: int | None) -> PageUpdate:
+        """Applies a click on a class, or, with None, on the button that swaps the two."""
+        session, question = self.sessions.of(visitor), read(query)
         try:
-            with self.turn.quick():
-                explained = self._asked(desk, question).target
+            with self.queue.quick():
+                explained = self._context(session, question).target
         except Exception as error:
-            return Shown(question=question, status=excuse(error))
-        return self._show(desk, question.swapped(explained) if index is None else question.choose(index, explained))
+            return PageUpdate(question=question, status=excuse(error))
+        return self._show(session, question.swapped(explained) if index is None else question.choose(index, explained))
 
-    def change(self, visitor: str, query: str, changes: Mapping[str, Any]) -> Shown:
-        """Any other change of the question: a method, a patch, a view …"""
-        desk, question = self.desks.of(visitor), read(query)
+    def change(self, visitor: str, query: str, changes: Mapping[str, Any]) -> PageUpdate:
+        """Applies any other change of the question: a method, a patch, a view …"""
+        session, question = self.sessions.of(visitor), read(query)
         changed = question.heard(changes)
         if changed.model != question.model and question.example:
             return self._another_model(visitor, changed)
-        return self._show(desk, changed, turned=set(changes) <= {"view"})
+        return self._show(session, changed, turned=set(changes) <= {"view"})
 
     # -- what takes long -----------------------------------------------------------------------------------------------
 
-    def draw(self, visitor: str, query: str, changes: Mapping[str, Any]) -> Generator[Shown, None, None]:
-        """Draw one of the long views, with its progress."""
+    def draw(self, visitor: str, query: str, changes: Mapping[str, Any]) -> Generator[PageUpdate, None, None]:
+        """Draws one of the long views, and yields its progress."""
         question = read(query).heard(changes)
-        view, desk = question.view, self.desks.of(visitor)
+        view, session = question.view, self.sessions.of(visitor)
         if view not in LONG_VIEWS:
-            yield self._show(desk, question)
+            yield self._show(session, question)
             return
-        if desk.stop is not None:
-            desk.stop.set()
-        stop = desk.stop = threading.Event()
+        if session.stop is not None:
+            session.stop.set()
+        stop = session.stop = threading.Event()
 
-        def work(report: Callable[[str, int, int], None]) -> tuple[Asked, Answer]:
+        def work(report: Callable[[str, int, int], None]) -> tuple[ViewContext, ViewResult]:
             def tell(doing: str, done: int, total: int) -> None:
                 if not self.present(visitor):
                     stop.set()
                 report(doing, done, total)
 
-            with self.turn.long(person_of(visitor), lambda ahead: tell(f"waiting, {ahead} ahead", 0, 0)) as breathe:
+            with self.queue.long(person_of(visitor), lambda ahead: tell(f"waiting, {ahead} ahead", 0, 0)) as breathe:
 
                 def tick(doing: str, done: int, total: int) -> None:
                     tell(doing, done, total)
                     breathe()
 
-                asked = self._asked(desk, question)
+                context = self._context(session, question)
                 tick("starting", 0, 0)
-                return asked, LONG_VIEWS[view](asked, desk.guide, tick)
+                return context, LONG_VIEWS[view](context, session.guide, tick)
 
-        desk.working, desk.latest = view, question
-        yield Shown(question=question, views={view: progress(Report("starting", 0, 0))})
+        session.working, session.latest = view, question
+        yield PageUpdate(question=question, views={view: progress(Report("starting", 0, 0))})
         try:
             reports = follow(work, stop)
             while True:
                 try:
                     report = next(reports)
                 except StopIteration as end:
-                    asked, answer = end.value
+                    context, answer = end.value
                     break
-                yield Shown(question=None, views={view: progress(report)})
+                yield PageUpdate(question=None, views={view: progress(report)})
         except Stopped:
-            yield Shown(question=None, views={view: nothing(f"Stopped. Press <b>{DRAW[view]}</b> to begin again.")})
+            yield PageUpdate(
+                question=None, views={view: nothing(f"Stopped. Press <b>{DRAW[view]}</b> to begin again.")}
+            )
         except Exception as error:
-            yield Shown(question=None, views={view: excuse(error)})
+            yield PageUpdate(question=None, views={view: excuse(error)})
         else:
-            latest = desk.latest or question
+            latest = session.latest or question
             if replace(latest, view=view).essence() != question.essence():
                 return  # another question has been asked meanwhile, and the view already says so
-            desk.answers[view] = replace(answer, html="", essence=question.essence())  # the page has it
-            shown = self._shown(asked, {view: answer.html}, desk.answers[view])
-            yield shown if latest.view == view else Shown(question=None, views=shown.views)
+            session.answers[view] = replace(answer, html="", essence=question.essence())  # the page has it
+            shown = self._shown(context, {view: answer.html}, session.answers[view])
+            yield shown if latest.view == view else PageUpdate(question=None, views=shown.views)
         finally:
-            if desk.stop is stop:
-                desk.working = None
+            if session.stop is stop:
+                session.working = None
 
     def stop(self, visitor: str) -> None:
-        """End what is being done for the visitor."""
-        desk = self.desks.of(visitor)
-        if desk.stop is not None:
-            desk.stop.set()
+        """Stops the visitor's job."""
+        session = self.sessions.of(visitor)
+        if session.stop is not None:
+            session.stop.set()
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 
     def download(self, visitor: str, query: str, kind: str) -> tuple[str, str, bytes]:
-        """A file of the view: its name, its type, its bytes.
+        """Returns a file of the view: its name, its type, its bytes.
 
         Raises:
             ImageError: where there is no such file, because nothing is drawn, say.
         """
-        view, desk = read(query).view, self.desks.of(visitor)
-        answer = desk.answers.get(view)
-        if answer is None or kind not in answer.files or desk.picture is None:
+        view, session = read(query).view, self.sessions.of(visitor)
+        answer = session.answers.get(view)
+        if answer is None or kind not in answer.files or session.picture is None:
             raise ImageError("there is nothing to save yet: draw it first")
-        stem = desk.picture.name.rpartition(".")[0] or desk.picture.name
-        with self.turn.quick():
+        stem = session.picture.name.rpartition(".")[0] or session.picture.name
+        with self.queue.quick():
             return f"{stem}.{answer.name}.{kind}", TYPES[kind], answer.files[kind]()
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -247,114 +251,114 @@ class Service:
             raise type(error)(f"This picture cannot be used: {message}.") from error
 
     def _with_picture(
-        self, desk: Desk, question: Question, picture: Callable[[], Picture], *, turned: bool = False
-    ) -> Shown:
+        self, session: Session, question: Question, picture: Callable[[], Picture], *, turned: bool = False
+    ) -> PageUpdate:
         try:
-            desk.put(picture())
+            session.put(picture())
         except Exception as error:
-            return Shown(question=question, status=excuse(error))
-        return self._show(desk, question, turned=turned)
+            return PageUpdate(question=question, status=excuse(error))
+        return self._show(session, question, turned=turned)
 
-    def _both(self, desk: Desk, question: Question) -> Question:
-        """The question of an example with two things: what the model calls the one, against what it calls the other."""
-        model = self.shelf.model(question.model)
+    def _both(self, session: Session, question: Question) -> Question:
+        """Returns the question of an example with two objects: the model's class of one against that of the other."""
+        model = self.models.model(question.model)
         objects = EXAMPLES[question.example].objects
         names = {model.class_name(index): index for index in range(len(model.class_names or ()))}
         if not EXAMPLES[question.example].known(names):
             return question
-        logits = self._asked(desk, question).logits
+        logits = self._context(session, question).logits
         first, second = (
             max((names[name] for name in words if name in names), key=lambda index: float(logits[index]))
             for words in objects
         )
         return question.changed(target=first, against=second)
 
-    def _another_model(self, visitor: str, question: Question) -> Shown:
-        """The example again if it suits the model, else the first that does."""
+    def _another_model(self, visitor: str, question: Question) -> PageUpdate:
+        """Explains the example again if it suits the model, else the first that does."""
         try:
-            suited = offered(self.shelf.model(question.model))
+            suited = offered(self.models.model(question.model))
         except Exception as error:
-            return Shown(question=question, status=excuse(error))
+            return PageUpdate(question=question, status=excuse(error))
         key = question.example if question.example in suited else suited[0]
         return self.example(visitor, question.query(), key)
 
-    def _asked(self, desk: Desk, question: Question) -> Asked:
+    def _context(self, session: Session, question: Question) -> ViewContext:
         wanted = None
-        if question.example in EXAMPLES:  # the desk was cleared, or another picture lies on it in this tab
+        if question.example in EXAMPLES:  # the session was cleared, or another picture lies on it in this tab
             wanted = example_picture(question.example)
         elif question.picture:
-            wanted = desk.find(question.picture)
+            wanted = session.find(question.picture)
             if wanted is None:
                 raise ImageError("The picture of this question is not kept any more: choose it again.")
         if wanted is not None:
-            desk.put(wanted)
-        if desk.picture is None:
+            session.put(wanted)
+        if session.picture is None:
             raise ImageError("Put a picture in first, or take one of the examples.")
-        model = self.shelf.model(question.model)
-        if model.name not in desk.seen:
-            desk.seen[model.name] = look(model, desk.picture)
-        return Asked(model, desk.picture, desk.seen[model.name], question)
+        model = self.models.model(question.model)
+        if model.name not in session.seen:
+            session.seen[model.name] = look(model, session.picture)
+        return ViewContext(model, session.picture, session.seen[model.name], question)
 
-    def _show(self, desk: Desk, question: Question, turned: bool = False) -> Shown:
-        """The view that the question names, where it is quick; else an invitation to have it drawn."""
-        view, desk.latest = question.view, question
+    def _show(self, session: Session, question: Question, turned: bool = False) -> PageUpdate:
+        """Draws the view of the question if it is quick; else shows how to draw it."""
+        view, session.latest = question.view, question
         try:
-            self.shelf.model(question.model)  # loaded before the turn is taken: it may come from far
-            with self.turn.quick():
-                if not self.present(desk.visitor):
-                    return Shown(question=question)
-                asked = self._asked(desk, question)
+            self.models.model(question.model)  # loaded before the turn is taken: it may come from far
+            with self.queue.quick():
+                if not self.present(session.visitor):
+                    return PageUpdate(question=question)
+                context = self._context(session, question)
                 if view in LONG:
-                    return self._long(desk, asked, turned)
-                answer = QUICK_VIEWS[view](asked)
-                desk.answers[view] = replace(answer, html="")
-                return self._shown(asked, {view: answer.html}, answer)
+                    return self._long(session, context, turned)
+                answer = QUICK_VIEWS[view](context)
+                session.answers[view] = replace(answer, html="")
+                return self._shown(context, {view: answer.html}, answer)
         except Exception as error:
-            return Shown(question=question, status=excuse(error))
+            return PageUpdate(question=question, status=excuse(error))
 
-    def _long(self, desk: Desk, asked: Asked, turned: bool) -> Shown:
-        view, drawn = asked.question.view, desk.answers.get(asked.question.view)
-        if turned and drawn is not None and drawn.essence == asked.question.essence():  # only looked at again
-            return self._shown(asked, {}, drawn)
-        if turned and view == desk.working:
-            return self._shown(asked, {}, None)
-        if view == desk.working and desk.stop is not None:
-            desk.stop.set()  # it answers another question
-        desk.answers.pop(view, None)
+    def _long(self, session: Session, context: ViewContext, turned: bool) -> PageUpdate:
+        view, drawn = context.question.view, session.answers.get(context.question.view)
+        if turned and drawn is not None and drawn.essence == context.question.essence():  # only looked at again
+            return self._shown(context, {}, drawn)
+        if turned and view == session.working:
+            return self._shown(context, {}, None)
+        if view == session.working and session.stop is not None:
+            session.stop.set()  # it answers another question
+        session.answers.pop(view, None)
         invitation = nothing(f"{WAITING[view]}<br>Press <b>{DRAW[view]}</b> above.")
-        return self._shown(asked, {view: invitation}, None)
+        return self._shown(context, {view: invitation}, None)
 
-    def _shown(self, asked: Asked, views: Mapping[str, str], answer: Answer | None) -> Shown:
-        question, model = asked.question, asked.model
-        checkpoint = self.shelf.checkpoints.get(question.model or self.shelf.first)
-        told = Told(
+    def _shown(self, context: ViewContext, views: Mapping[str, str], answer: ViewResult | None) -> PageUpdate:
+        question, model = context.question, context.model
+        checkpoint = self.models.checkpoints.get(question.model or self.models.first)
+        told = ExportContext(
             question=question,
             model=model,
-            picture=asked.picture,
-            target=asked.target,
-            rival=asked.rival if len(asked.logits) > 1 else asked.target,  # of one number there is none
+            picture=context.picture,
+            target=context.target,
+            rival=context.rival if len(context.logits) > 1 else context.target,  # of one number there is none
             checkpoint=None if checkpoint is None else str(checkpoint),
             facts={} if answer is None else answer.facts,
         )
-        return Shown(
+        return PageUpdate(
             question=question,
-            classes=draw_classes(asked),
+            classes=draw_classes(context),
             views=views,
             recipes=(as_python(told), as_command(told)),
             files=() if answer is None else tuple(answer.files),
-            target=asked.target,
-            names=tuple(model.class_name(index) for index in range(len(asked.logits))),
+            target=context.target,
+            names=tuple(model.class_name(index) for index in range(len(context.logits))),
             examples=offered(model),
         )
 
 
 def read(query: str) -> Question:
-    """The question in a link."""
+    """Returns the question of a link."""
     return Question.from_query(dict(parse_qsl(query.removeprefix("?"))))
 
 
 def excuse(error: Exception) -> str:
-    """What a visitor reads of an error; what only its operator can mend goes to the log."""
+    """Returns an error as the visitor reads it; one that only the operator can correct is logged."""
     if isinstance(error, VitrailError):
         return problem(str(error))
     log.error("a question could not be answered", exc_info=error)

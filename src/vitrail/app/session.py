@@ -13,7 +13,7 @@ from ..models import VisionModel
 from .pictures import Picture, Seen
 from .question import Question
 
-__all__ = ["BUILT_IN", "Desk", "Desks", "Shelf", "person_of"]
+__all__ = ["BUILT_IN", "ModelCache", "Session", "Sessions", "person_of"]
 
 BUILT_IN = ("bestiary", "bestiary/label-errors")
 EARLIER = 4  # previous images that a session keeps
@@ -21,12 +21,12 @@ AWAY = 600  # seconds for which the session of a visitor who has left is kept: l
 
 
 @dataclass(eq=False)
-class Desk:
-    """What one visitor has before them.
+class Session:
+    """Holds the image and the last results of one visitor.
 
-    `earlier` are pictures that lay on it before, so that Back finds them. `seen` is what each model saw of the picture,
-    `answers` what can be downloaded, by view, and `stop` is set to end the work that is under way, on the view
-    `working`. `latest` is the question that was asked last.
+    `earlier` are previous images, so that Back finds them. `seen` is the image as each model saw it, `answers` what can
+    be downloaded, by view, and `stop` is set to end the job that is running, on the view `working`. `latest` is the
+    latest question.
     """
 
     picture: Picture | None = None
@@ -42,7 +42,7 @@ class Desk:
     left: bool = False
 
     def put(self, picture: Picture) -> None:
-        """Lay another picture on the desk; what belonged to the last one goes."""
+        """Replaces the image; what belonged to the last one is dropped."""
         if self.picture is not None and self.picture.key == picture.key:
             return
         if self.picture is not None:
@@ -53,27 +53,27 @@ class Desk:
         self.answers.clear()
 
     def find(self, key: str) -> Picture | None:
-        """The picture of that key, if it lies or lay here."""
+        """Returns the current or a previous image by its key, or None."""
         here = [self.picture] if self.picture is not None else []
         return next((one for one in here + self.earlier if one.key == key), None)
 
     @property
     def size(self) -> int:
-        """Bytes of the pictures on it, as they came and as models saw them."""
+        """Bytes of the images, as files and as models saw them."""
         came = sum(len(one.content) for one in (self.picture, self.guide, *self.earlier) if one is not None)
         return came + sum(one.tensor.nbytes + one.shown.nbytes for one in list(self.seen.values()))
 
 
-class Desks:
-    """The desks by visitor; the one that was longest unused is cleared where they are too many or too full.
+class Sessions:
+    """Keeps the sessions by visitor; the one unused for longest is cleared where there are too many or too large ones.
 
-    A visitor is a person at one tab, "person.tab". One person has at most `each` desks and a quarter of the bytes, and
-    clears with more of them only their own.
+    A visitor is a person at one tab, "person.tab". One person has at most `each` sessions and a quarter of the bytes;
+    beyond that the person's own are cleared.
 
-    >>> desks = Desks(most=2)
+    >>> sessions = Sessions(most=2)
     >>> for visitor in "abc":
-    ...     _ = desks.of(visitor)
-    >>> len(desks), "a" in desks
+    ...     _ = sessions.of(visitor)
+    >>> len(sessions), "a" in sessions
     (2, False)
     """
 
@@ -88,50 +88,50 @@ class Desks:
     ) -> None:
         self.most, self.each, self.most_bytes = most, each, most_bytes
         self.seconds, self.clock = 60 * minutes, clock
-        self._desks: OrderedDict[str, Desk] = OrderedDict()
+        self._desks: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, visitor: str) -> Desk:
-        """The visitor's desk, an empty one for a new visitor."""
+    def of(self, visitor: str) -> Session:
+        """Returns the visitor's session, an empty one for a new visitor."""
         with self._lock:
-            desk = self._desks.setdefault(visitor, Desk(visitor=visitor))
+            session = self._desks.setdefault(visitor, Session(visitor=visitor))
             self._desks.move_to_end(visitor)
-            desk.used, desk.left = self.clock(), False
+            session.used, session.left = self.clock(), False
             self._tidy()
             self._share(person_of(visitor))
-            return desk
+            return session
 
     def find(self, visitor: str, key: str) -> Picture | None:
-        """A picture of the visitor by its key, from any tab of theirs."""
+        """Returns an image of the visitor by its key, from any tab of theirs."""
         with self._lock:
-            own = [desk for other, desk in self._desks.items() if person_of(other) == person_of(visitor)]
-            return next((found for desk in reversed(own) if (found := desk.find(key)) is not None), None)
+            own = [session for other, session in self._desks.items() if person_of(other) == person_of(visitor)]
+            return next((found for session in reversed(own) if (found := session.find(key)) is not None), None)
 
     def leave(self, visitor: str) -> None:
-        """End what was being done for a visitor who has gone; their pictures are kept for a few minutes more."""
+        """Stops the job of a visitor who has left; their images are kept for a few minutes more."""
         with self._lock:
-            desk = self._desks.get(visitor)
-            if desk is not None:
-                desk.left, desk.used = True, self.clock()
-                desk.answers.clear()
-                desk.seen.clear()
-                if desk.stop is not None:
-                    desk.stop.set()
+            session = self._desks.get(visitor)
+            if session is not None:
+                session.left, session.used = True, self.clock()
+                session.answers.clear()
+                session.seen.clear()
+                if session.stop is not None:
+                    session.stop.set()
 
     def tidy(self) -> None:
-        """Clear the desks that nobody has used for long."""
+        """Clears the sessions that have been unused for long."""
         with self._lock:
             self._tidy()
 
     def _tidy(self) -> None:
         now = self.clock()
-        for visitor in [one for one, desk in self._desks.items() if desk.left and now - desk.used > AWAY]:
+        for visitor in [one for one, session in self._desks.items() if session.left and now - session.used > AWAY]:
             self._clear(visitor)
         # The newest is never cleared: somebody stands before it.
         while len(self._desks) > 1:
             oldest = next(iter(self._desks))
             stale = self.clock() - self._desks[oldest].used > self.seconds
-            full = sum(desk.size for desk in self._desks.values()) > self.most_bytes
+            full = sum(session.size for session in self._desks.values()) > self.most_bytes
             if not (stale or full or len(self._desks) > self.most):
                 return
             self._clear(oldest)
@@ -145,9 +145,9 @@ class Desks:
             self._clear(own.pop(0))
 
     def _clear(self, visitor: str) -> None:
-        desk = self._desks.pop(visitor, None)
-        if desk is not None and desk.stop is not None:
-            desk.stop.set()
+        session = self._desks.pop(visitor, None)
+        if session is not None and session.stop is not None:
+            session.stop.set()
 
     def __len__(self) -> int:
         return len(self._desks)
@@ -157,7 +157,7 @@ class Desks:
 
 
 def person_of(visitor: str) -> str:
-    """Whose tab it is; a visitor without a tab is a person.
+    """Returns the person of a visitor, whose tab may be missing.
 
     >>> person_of("3f2a.tab1"), person_of("ada")
     ('3f2a', 'ada')
@@ -165,14 +165,14 @@ def person_of(visitor: str) -> str:
     return visitor.partition(".")[0]
 
 
-class Shelf:
-    """Models by name. `first` is there from the start; of others only those in `allowed` and the built-in ones.
+class ModelCache:
+    """Loads models by name: `first` at once, those in `allowed` and the built-in ones on demand.
 
-    `load` is called with (name, checkpoint). A visitor can name nothing that is not on the shelf: no file, no address.
+    `load` is called with (name, checkpoint). A visitor can name no other model: no file, no address.
 
     >>> from vitrail.models import load
-    >>> shelf = Shelf("bestiary", load=lambda name, checkpoint: load(name))
-    >>> shelf.model("bestiary").name, shelf.names
+    >>> models = ModelCache("bestiary", load=lambda name, checkpoint: load(name))
+    >>> models.model("bestiary").name, models.names
     ('bestiary', ('bestiary', 'bestiary/label-errors'))
     """
 
@@ -193,11 +193,11 @@ class Shelf:
 
     @property
     def first(self) -> str:
-        """The name of the model that a visitor meets."""
+        """The name of the model that a new visitor gets."""
         return self.names[0]
 
     def model(self, name: str) -> VisionModel:
-        """The model of that name, "" for the first.
+        """Returns the model of that name, "" for the first.
 
         Raises:
             UnknownModelError: for a name that the operator has not allowed.

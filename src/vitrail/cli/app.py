@@ -98,18 +98,18 @@ def app_command(
             from vitrail.app.pictures import Limits
             from vitrail.app.server import application, serve
             from vitrail.app.service import Service
-            from vitrail.app.session import Shelf
+            from vitrail.app.session import ModelCache
             from vitrail.cli.image_run import load_named
 
             own: dict[str, Any] = {"num_classes": num_classes, "class_names": class_names}
             own["output"] = output_kind and str(output_kind)
-            shelf = Shelf(
+            models = ModelCache(
                 model,
                 load=lambda name, weights: load_named(name, weights, device=device, **(own if name == model else {})),
                 checkpoint=checkpoint,
                 allowed=tuple(allow_models or ()),
             )
-            service = Service(shelf, Limits(max_bytes, max_pixels))
+            service = Service(models, Limits(max_bytes, max_pixels))
             server = application(service, host=host, admission=admission, root_path=prefix, hosts=names)
             show("ready")
             if not no_browser:

@@ -77,7 +77,7 @@ def show_json(document: Any) -> None:
 
 
 class Terminal(Console):
-    """A rich console that writes out the control characters of texts."""
+    """Writes out the control characters of texts on a rich console."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)

@@ -65,7 +65,7 @@ Run = Callable[[list[Key], list[Loaded]], Iterable[Result]]
 
 @dataclass(frozen=True)
 class Request:
-    """One call of the command, its words already read."""
+    """Holds one call of a command, with its words already parsed."""
 
     images: list[str]
     model: str
@@ -173,7 +173,7 @@ def load_named(
 
 @dataclass(frozen=True)
 class ImageRun:
-    """The images of one call of a command, and where their results go."""
+    """Runs a command over its images, and reports the results."""
 
     request: Request
     place: Destination
@@ -239,7 +239,7 @@ class ImageRun:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a member has no result."""
+    """Holds the reason why a member has no result."""
 
     error: Exception
 

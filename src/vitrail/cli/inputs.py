@@ -27,7 +27,7 @@ LONGEST = 100  # bytes of a stem or of a class in a file name, of which most sys
 
 @dataclass(frozen=True)
 class Found:
-    """An image file, and its place in the output folder: its path in the folder that was searched, without suffix."""
+    """Holds an image file, and its place in the output folder: its path below the searched folder, without suffix."""
 
     path: Path
     place: Path
@@ -74,7 +74,7 @@ def _cannot_enter(failures: list[tuple[str, Exception]], error: OSError) -> None
 
 @dataclass(frozen=True)
 class Destination:
-    """The folder of the results, or one file, whose stem results of other kinds share; and the kinds asked for."""
+    """Holds the folder of the results, or one file whose stem other kinds of result share, and the requested kinds."""
 
     folder: Path
     file: Path | None = None

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from ..exports import Answer
+from ..exports import ViewResult
 from ..pictures import Picture
-from ..question import Asked
+from ..question import ViewContext
 from .comparisons import draw_detail, draw_gallery, draw_guide_view
 from .counterfactual import draw_film, draw_rewriting
 from .map import draw_heads, draw_layers, draw_map
@@ -13,7 +13,7 @@ __all__ = ["LONG_VIEWS", "QUICK_VIEWS"]
 
 Tick = Callable[[str, int, int], None]
 
-QUICK_VIEWS: dict[str, Callable[[Asked], Answer]] = {
+QUICK_VIEWS: dict[str, Callable[[ViewContext], ViewResult]] = {
     "map": draw_map,
     "layers": draw_layers,
     "heads": draw_heads,
@@ -21,7 +21,7 @@ QUICK_VIEWS: dict[str, Callable[[Asked], Answer]] = {
 }
 
 # These are given a picture of the visitor's to be a guide, where there is one, and tell how far they have come.
-LONG_VIEWS: dict[str, Callable[[Asked, Picture | None, Tick], Answer]] = {
+LONG_VIEWS: dict[str, Callable[[ViewContext, Picture | None, Tick], ViewResult]] = {
     "methods": draw_gallery,
     "guide": draw_guide_view,
     "transfer": draw_film,

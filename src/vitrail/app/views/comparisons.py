@@ -22,11 +22,11 @@ from ...plotting.canvas import number
 from ...plotting.class_pair import draw_pair
 from ...plotting.comparison import draw_comparison, two_ended
 from ...plotting.figure import draw_guided
-from ..exports import Answer, files_of, files_of_figure
+from ..exports import ViewResult, files_of, files_of_figure
 from ..fragments import data_address, notes, on_page, opacity, panel, picture, problem, question, section
 from ..jobs import Stopped
 from ..pictures import Picture
-from ..question import Asked
+from ..question import ViewContext
 from .map import how
 
 __all__ = ["GROUPS", "LAYOUTS", "draw_detail", "draw_gallery", "draw_guide_view"]
@@ -37,14 +37,14 @@ log = logging.getLogger("vitrail.app")
 GROUPS = {"fast": "quick ones", "signed": "signed ones", "class": "class-specific ones", "all": "all (minutes)"}
 
 
-def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
-    """One panel a method; one that fails on this model keeps its place, with the reason.
+def draw_gallery(context: ViewContext, guide: Picture | None, tick: Callable[[str, int, int], None]) -> ViewResult:
+    """Draws one panel for each method; one that fails on this model shows the reason.
 
     Raises:
         UnknownMethodError: for an unknown group.
     """
     del guide
-    chosen = choose_methods(asked.question.methods)
+    chosen = choose_methods(context.question.methods)
     answers = []
     for place, one in enumerate(chosen):
         tick(one.info.name, place, len(chosen))
@@ -52,36 +52,36 @@ def draw_gallery(asked: Asked, guide: Picture | None, tick: Callable[[str, int, 
         def inside(doing: str, done: int, total: int, name: str = one.info.name, place: int = place) -> None:
             tick(f"{name}, {doing} {100 * done // max(total, 1)} %", place, len(chosen))
 
-        answers.append(_answer(asked, one.info.name, inside))
+        answers.append(_answer(context, one.info.name, inside))
     found = Comparison(
         answers=tuple(answers),
-        logits=asked.logits,
-        target=torch.tensor([asked.target]),
-        against=None if asked.against is None else torch.tensor([asked.against]),
-        objective="logit" if asked.against is None else "difference",
-        class_names=asked.model.class_names,
-        image=torch.from_numpy(asked.seen.shown),
+        logits=context.logits,
+        target=torch.tensor([context.target]),
+        against=None if context.against is None else torch.tensor([context.against]),
+        objective="logit" if context.against is None else "difference",
+        class_names=context.model.class_names,
+        image=torch.from_numpy(context.seen.shown),
         metadata={
-            "model": asked.model.name,
-            "sources": [asked.picture.name],
-            "device": str(asked.model.device),
+            "model": context.model.name,
+            "sources": [context.picture.name],
+            "device": str(context.model.device),
             "versions": {"vitrail": version("vitrail")},
         },
     )
-    first = picture(asked.photo, asked.seen.shown.shape[:2], "what the model saw", escape(asked.picture.name))
-    panels = [first, *(_panel(asked, one) for one in answers)]
+    first = picture(context.photo, context.seen.shown.shape[:2], "what the model saw", escape(context.picture.name))
+    panels = [first, *(_panel(context, one) for one in answers)]
     scales = f"Each map has its own scale; unsigned methods use the red half{two_ended([found])}."
-    lead = f'<p class="vt-lead">{_asked(answers)} {escape(scales)}</p>'
+    lead = f'<p class="vt-lead">{_context(answers)} {escape(scales)}</p>'
     html = lead + section(*panels, kind="vt-small") + opacity()
-    return Answer(html, files_of_figure(lambda: draw_comparison(found)), "methods")
+    return ViewResult(html, files_of_figure(lambda: draw_comparison(found)), "methods")
 
 
-def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> Compared:
+def _answer(context: ViewContext, name: str, tick: Callable[[str, int, int], None]) -> Compared:
     info = METHODS[name]
     explanation, error = None, None
     began = time.perf_counter()
     try:
-        explanation = asked.explain(name, progress=tick)
+        explanation = context.explain(name, progress=tick)
     except Stopped:
         raise
     except Exception as failure:  # whatever a method may raise on this model: the others go on
@@ -101,7 +101,7 @@ def _answer(asked: Asked, name: str, tick: Callable[[str, int, int], None]) -> C
     )
 
 
-def _panel(asked: Asked, one: Compared) -> str:
+def _panel(context: ViewContext, one: Compared) -> str:
     if one.explanation is None:
         known = isinstance(one.error, VitrailError)  # of others not even the operator's paths should be read here
         reason = escape(on_page(str(one.error))[:300] if known else type(one.error).__name__)
@@ -115,14 +115,14 @@ def _panel(asked: Asked, one: Compared) -> str:
     traits += [f"{mode} gradient"] if mode not in (None, "full") else []
     traits += ["class competition"] if one.explanation.competes else []
     below = escape(" · ".join([f"{_time(one.seconds)}", one.passes, *traits]))
-    return panel(asked.photo, asked.seen.shown, one.explanation, title=escape(one.label), below=below)
+    return panel(context.photo, context.seen.shown, one.explanation, title=escape(one.label), below=below)
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
-def _asked(answers: list[Compared]) -> str:
+def _context(answers: list[Compared]) -> str:
     told = next((one.explanation for one in answers if one.explanation is not None and one.class_specific), None)
     return (
         "The question: " + question(told) + "." if told is not None else problem("No method gave a map of the class.")
@@ -137,21 +137,21 @@ NAMES = {
 }
 
 
-def draw_detail(asked: Asked) -> Answer:
-    """The class against its rival and the reverse, under each loss; red argues for the first class of a row."""
-    one, other = asked.target, asked.rival
-    found = detail(asked.model, asked.seen.tensor, one, other, gradient=asked.mode)
+def draw_detail(context: ViewContext) -> ViewResult:
+    """Draws the class against its rival and the reverse, under each loss; red argues for the first class of a row."""
+    one, other = context.target, context.rival
+    found = detail(context.model, context.seen.tensor, one, other, gradient=context.mode)
     parts = []
     for first, second in ((one, other), (other, one)):
         panels = []
         for loss in found.losses:
-            ex = asked.named(found.view(loss, first, second))
+            ex = context.named(found.view(loss, first, second))
             name, formula = NAMES[loss]
             instead = OBJECTIVES[loss].compares and ex.metadata["difference_instead"][0][0]
             below = f"{formula} = {escape(number(found.value(loss, first, second), sign=True))}"
             title = f"{escape(name)}{': the difference instead' if instead else ''}"
-            panels.append(panel(asked.photo, asked.seen.shown, ex, title=title, below=below))
-        names = escape(asked.class_name(first)), escape(asked.class_name(second))
+            panels.append(panel(context.photo, context.seen.shown, ex, title=title, below=below))
+        names = escape(context.class_name(first)), escape(context.class_name(second))
         parts.append(
             f'<h3 class="vt-step"><span class="vt-for">{names[0]}</span> <span class="vt-against">against {names[1]}'
             f"</span></h3>{section(*panels, kind='vt-four')}"
@@ -161,39 +161,43 @@ def draw_detail(asked: Asked) -> Answer:
         f"Method complete, {found.maps[found.losses[0]].gradient_words()}."
     )
     html = f'<p class="vt-lead">{lead}</p>{"".join(parts)}{opacity()}'
-    return Answer(html, files_of_figure(lambda: draw_pair(found, one, other)), "detail")
+    return ViewResult(html, files_of_figure(lambda: draw_pair(found, one, other)), "detail")
 
 
 LAYOUTS = {"side": "side by side", "stack": "one above the other"}
 LEAD = (
     "Where one class fills a picture, nothing in it argues for another, and blue has to fall on the object itself. "
-    "A guide beside it takes the blue."
+    "A guide next to it takes the blue."
 )
 
 
-def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
-    """The map with a guide beside the one without, and the stitched input that the model saw.
+def draw_guide_view(context: ViewContext, guide: Picture | None, tick: Callable[[str, int, int], None]) -> ViewResult:
+    """Draws the map with a guide next to the one without, and the stitched input that the model saw.
 
     Raises:
         GuideError: when the model sees the explained class in the guide.
         VitrailError: whatever `vitrail.explain` raises.
     """
-    layout = asked.question.layout if asked.question.layout in LAYOUTS else "side"
-    words: dict[str, Any] = asked.words(asked.method)
-    if asked.method.uses_gradient:
-        words.setdefault("gradient", "full")  # as beside a guide, so that both maps are made alike
-    tick("drawing a guide" if guide is None else "laying the guide beside it", 0, 0)
+    layout = context.question.layout if context.question.layout in LAYOUTS else "side"
+    words: dict[str, Any] = context.words(context.method)
+    if context.method.uses_gradient:
+        words.setdefault("gradient", "full")  # as with a guide, so that both maps are computed alike
+    tick("drawing a guide" if guide is None else "placing the guide next to it", 0, 0)
     ask = Guide("auto" if guide is None else guide.open(), layout=layout)
-    guided = explain(asked.model, asked.seen.tensor, asked.target, guide=ask, progress=tick, **words)
+    guided = explain(context.model, context.seen.tensor, context.target, guide=ask, progress=tick, **words)
     tick("comparing with no guide", 0, 0)
-    alone = explain(asked.model, asked.seen.tensor, asked.target, **words)
-    named, plain = asked.named(guided), asked.named(alone)
+    alone = explain(context.model, context.seen.tensor, context.target, **words)
+    named, plain = context.named(guided), context.named(alone)
     panels = [
         picture(
-            asked.photo, asked.seen.shown.shape[:2], "what the model saw", escape(asked.picture.name), alt="the picture"
+            context.photo,
+            context.seen.shown.shape[:2],
+            "what the model saw",
+            escape(context.picture.name),
+            alt="the picture",
         ),
-        panel(asked.photo, asked.seen.shown, named, title=question(named), below=f"with the guide · {how(named)}"),
-        panel(asked.photo, asked.seen.shown, plain, title=question(plain), below=f"without a guide · {how(plain)}"),
+        panel(context.photo, context.seen.shown, named, title=question(named), below=f"with the guide · {how(named)}"),
+        panel(context.photo, context.seen.shown, plain, title=question(plain), below=f"without a guide · {how(plain)}"),
     ]
     for part in guided.guided:
         facts = part.metadata["guides"][0]
@@ -208,4 +212,4 @@ def draw_guide_view(asked: Asked, guide: Picture | None, tick: Callable[[str, in
             panels.append(panel(address, stitched, part, below="the map of both"))
     html = f'<p class="vt-lead">{LEAD}</p>{section(*panels)}{opacity()}{notes(guided)}'
     facts = {} if guide is None else {"guide": guide.file or guide.name}
-    return Answer(html, files_of(named, lambda: draw_guided(guided, alone)), "guide", facts)
+    return ViewResult(html, files_of(named, lambda: draw_guided(guided, alone)), "guide", facts)

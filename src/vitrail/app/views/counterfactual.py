@@ -17,10 +17,10 @@ from ...plotting.overlay import resize
 from ...plotting.rewriting import amplified
 from ...plotting.saving import save_figure
 from ...plotting.transfer import course, standing
-from ..exports import REWRITE_STEPS, Answer, file_of, files_of_figure, frames, limits
+from ..exports import REWRITE_STEPS, ViewResult, file_of, files_of_figure, frames, limits
 from ..fragments import curves, data_address, film, opacity, panel, picture, player, problem, section
 from ..pictures import Picture
-from ..question import Asked
+from ..question import ViewContext
 
 __all__ = ["draw_film", "draw_rewriting"]
 
@@ -30,29 +30,29 @@ LEAD = (
 )
 
 
-def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
-    """The maps of the class and of its rival over the steps, and their logits.
+def draw_film(context: ViewContext, guide: Picture | None, tick: Callable[[str, int, int], None]) -> ViewResult:
+    """Draws the maps of the class and of its rival over the steps, and their logits.
 
     Raises:
         VitrailError: whatever `vitrail.counterfactual.transfer` raises.
     """
     del guide
-    steps, _ = limits(asked.question)
+    steps, _ = limits(context.question)
     found = transfer(
-        asked.model,
-        asked.seen.tensor,
-        asked.target,
-        asked.rival,
+        context.model,
+        context.seen.tensor,
+        context.target,
+        context.rival,
         steps=steps,
         snapshots=frames(steps),
         progress=lambda done, total: tick("moving attention", done, total),
     )
     found = replace(
         found,
-        image=torch.from_numpy(asked.seen.shown),
-        metadata={**found.metadata, "sources": [asked.picture.name]},
+        image=torch.from_numpy(context.seen.shown),
+        metadata={**found.metadata, "sources": [context.picture.name]},
     )
-    panels = [_pane(asked, found, place) for place in range(2)]
+    panels = [_pane(context, found, place) for place in range(2)]
     lines = [
         (course(found, i), f"var(--vt-curve-{place})", found.curve(i).tolist()) for place, i in enumerate(found.classes)
     ]
@@ -65,41 +65,41 @@ def draw_film(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int
         "webp": lambda: file_of(lambda path: save_film(found, path, fps=3), "webp"),
         "safetensors": lambda: file_of(found.save, "safetensors"),
     }
-    return Answer(html, files, "transfer")
+    return ViewResult(html, files, "transfer")
 
 
-def _pane(asked: Asked, found: Transfer, place: int) -> str:
+def _pane(context: ViewContext, found: Transfer, place: int) -> str:
     index = found.classes[place]
     maps = found.maps[:, place].numpy(force=True).astype(np.float64)
     words = [standing(found, index, step) for step in found.snapshots]
     title = f'<b class="vt-curve-{place}">{escape(found.class_name(index))}</b>'
     return film(
-        asked.photo, asked.seen.shown, list(maps), title=title, alt=found.class_name(index), limit=None, words=words
+        context.photo, context.seen.shown, list(maps), title=title, alt=found.class_name(index), limit=None, words=words
     )
 
 
 SHOWN = 480  # pixels of the longer side at which pictures are shown; the file has all of its own
 
 
-def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int, int], None]) -> Answer:
-    """Rewrite the photograph into its rival class, at its own resolution.
+def draw_rewriting(context: ViewContext, guide: Picture | None, tick: Callable[[str, int, int], None]) -> ViewResult:
+    """Rewrites the photograph into its rival class, at its own resolution.
 
     Raises:
         VitrailError: whatever `vitrail.counterfactual.rewrite` raises.
     """
     del guide
-    _, until = limits(asked.question)
+    _, until = limits(context.question)
 
     def report(at: Progress) -> None:
-        tick(f"rewriting, {asked.class_name(asked.rival)} at {percent(at.target)}", at.step, at.steps)
+        tick(f"rewriting, {context.class_name(context.rival)} at {percent(at.target)}", at.step, at.steps)
 
     found = rewrite(
-        asked.model,
-        asked.picture.open(),
-        source=asked.target,
-        target=asked.rival,
+        context.model,
+        context.picture.open(),
+        source=context.target,
+        target=context.rival,
         until=until,
-        budget=asked.question.budget or None,
+        budget=context.question.budget or None,
         steps=REWRITE_STEPS,
         progress=report,
     )
@@ -108,7 +108,7 @@ def draw_rewriting(asked: Asked, guide: Picture | None, tick: Callable[[str, int
         "png": lambda: encode(found.picture),
         "svg": lambda: file_of(lambda path: save_figure(found.plot(), path), "svg"),
     }
-    return Answer(html, files, f"rewritten-{found.names[1].replace(' ', '-')}")
+    return ViewResult(html, files, f"rewritten-{found.names[1].replace(' ', '-')}")
 
 
 def _html(found: Rewrite) -> str:

@@ -9,7 +9,7 @@ from ...plotting.canvas import number
 from ...plotting.figure import draw, method_words
 from ...plotting.overlay import LUMA, strength
 from ...shares import HeadShares, head_shares
-from ..exports import Answer, files_of
+from ..exports import ViewResult, files_of
 from ..fragments import (
     bar,
     css,
@@ -26,7 +26,7 @@ from ..fragments import (
     scores_of,
     section,
 )
-from ..question import Asked
+from ..question import ViewContext
 
 __all__ = ["draw_heads", "draw_layers", "draw_map", "how", "patch_grid", "token"]
 
@@ -36,36 +36,36 @@ INVITE = (
 )
 
 
-def draw_map(asked: Asked) -> Answer:
-    """The map of the question beside the picture.
+def draw_map(context: ViewContext) -> ViewResult:
+    """Draws the map of the question next to the image.
 
     Raises:
         VitrailError: whatever `vitrail.explain` raises.
     """
-    ex = asked.explain()
-    shown = asked.seen.shown
+    ex = context.explain()
+    shown = context.seen.shown
     rows, cols = patch_grid(ex)
-    pointed = f"{grid(scores_of(ex), rows, cols)}{_chosen(asked)} tabindex='0' role='application' " + (
+    pointed = f"{grid(scores_of(ex), rows, cols)}{_chosen(context)} tabindex='0' role='application' " + (
         'aria-label="Signed map. Arrow keys move over the patches, Enter asks what one attends to, Escape drops it."'
     )
     panels = [
-        picture(asked.photo, shown.shape[:2], "what the model saw", escape(asked.picture.name), alt="the picture"),
+        picture(context.photo, shown.shape[:2], "what the model saw", escape(context.picture.name), alt="the picture"),
         panel(
-            asked.photo,
+            context.photo,
             shown,
             ex,
             below=how(ex) + opacity(),
             attributes=pointed,
-            inside="" if _chosen(asked) else INVITE,
+            inside="" if _chosen(context) else INVITE,
         ),
     ]
     explanations = [ex]
-    if asked.question.row is not None and asked.question.col is not None:
-        read = token(asked, ex)
+    if context.question.row is not None and context.question.col is not None:
+        read = token(context, ex)
         explanations.append(read)
-        panels.append(_token_panel(asked, ex, read))
+        panels.append(_token_panel(context, ex, read))
     html = section(*panels, kind="vt-large") + notes(ex)
-    return Answer(html, files_of(ex, lambda: draw(explanations)), "map", {"gradient": ex.gradient_mode() or "full"})
+    return ViewResult(html, files_of(ex, lambda: draw(explanations)), "map", {"gradient": ex.gradient_mode() or "full"})
 
 
 def patch_grid(ex: Explanation) -> tuple[int, int]:
@@ -74,18 +74,18 @@ def patch_grid(ex: Explanation) -> tuple[int, int]:
     return int(rows), int(cols)
 
 
-def token(asked: Asked, ex: Explanation) -> Explanation:
-    """What the token of the clicked patch attends to: the same relevance, read from that token's row.
+def token(context: ViewContext, ex: Explanation) -> Explanation:
+    """Explains the token of the clicked patch: the same relevance, read from that token's row.
 
     Raises:
         LayoutError: for a patch outside the grid.
     """
-    row, col = asked.question.row, asked.question.col
-    return asked.explain("complete", readout=(row, col), gradient=ex.gradient_mode() or "full")
+    row, col = context.question.row, context.question.col
+    return context.explain("complete", readout=(row, col), gradient=ex.gradient_mode() or "full")
 
 
-def _token_panel(asked: Asked, ex: Explanation, read: Explanation) -> str:
-    row, col = asked.question.row, asked.question.col
+def _token_panel(context: ViewContext, ex: Explanation, read: Explanation) -> str:
+    row, col = context.question.row, context.question.col
     assert row is not None
     assert col is not None
     rows, cols = patch_grid(ex)
@@ -96,11 +96,13 @@ def _token_panel(asked: Asked, ex: Explanation, read: Explanation) -> str:
     title = f"what row {row + 1}, column {col + 1} attends to"
     drop = '<button type="button" class="vt-button vt-drop-patch" data-drop>Drop the patch (Esc)</button>'
     below = f"This patch itself scores <b class='vt-{side}'>{number(value, sign=True)}</b>, {side} the class. {drop}"
-    return panel(asked.photo, asked.seen.shown, read, title=title, below=below, attributes=_mark(row, col, rows, cols))
+    return panel(
+        context.photo, context.seen.shown, read, title=title, below=below, attributes=_mark(row, col, rows, cols)
+    )
 
 
-def _chosen(asked: Asked) -> str:
-    row, col = asked.question.row, asked.question.col
+def _chosen(context: ViewContext) -> str:
+    row, col = context.question.row, context.question.col
     return "" if row is None or col is None else f' data-row="{row}" data-col="{col}"'
 
 
@@ -109,7 +111,7 @@ def _mark(row: int, col: int, rows: int, cols: int) -> str:
 
 
 def how(ex: Explanation) -> str:
-    """The method and its settings, in a line, and what was subtracted, in another."""
+    """Returns the method and its settings, and on a second line what was subtracted."""
     return escape(method_words(ex)) + (f"<br>{escape(ex.competition_words())}" if ex.competes else "")
 
 
@@ -119,10 +121,12 @@ GROWTH = (
 )
 
 
-def draw_layers(asked: Asked) -> Answer:
-    """The complete gradient's map from every `start_layer`, as a film, and how strong it is at each."""
-    found = head_shares(asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.mode)
-    ex = asked.named(found.explanation)
+def draw_layers(context: ViewContext) -> ViewResult:
+    """Draws the map of the complete method from every `start_layer` as a film, and its strength at each."""
+    found = head_shares(
+        context.model, context.seen.tensor, context.target, against=context.against, gradient=context.mode
+    )
+    ex = context.named(found.explanation)
     growth = found.growth().numpy(force=True).astype(np.float64)
     growth[0] = ex.map().numpy(force=True)  # the very map, where the sum of its parts is rounded
     layers = len(growth)
@@ -130,7 +134,7 @@ def draw_layers(asked: Asked) -> Answer:
     limit = max(map(strength, growth)) or None
     words = [_words(layer, layers) for layer in order]
     pane = film(
-        asked.photo, asked.seen.shown, [growth[layer] for layer in order], title=question(ex),
+        context.photo, context.seen.shown, [growth[layer] for layer in order], title=question(ex),
         alt="the map's growth", limit=limit, words=[f"{escape(word)} · {how(ex)}" for word in words],
     )  # fmt: skip
     added = [float(np.abs(found.scores[layer].sum(dim=0).numpy(force=True)).sum()) for layer in order]
@@ -140,7 +144,7 @@ def draw_layers(asked: Asked) -> Answer:
     html = (
         f'<p class="vt-lead">{GROWTH}</p>{section(pane, line, slider, opacity(), kind="vt-large vt-film")}{notes(ex)}'
     )
-    return Answer(html, files_of(ex), "layers")
+    return ViewResult(html, files_of(ex), "layers")
 
 
 def _words(layer: int, layers: int) -> str:
@@ -156,32 +160,36 @@ WEIGHTS = (
 PALE, DEEP = np.array([0.98, 0.97, 0.94]), np.array([0.52, 0.37, 0.05])
 
 
-def draw_heads(asked: Asked) -> Answer:
-    """The table of weights, layers by heads, and the share of the head that is chosen; the strongest to begin with."""
-    found = head_shares(asked.model, asked.seen.tensor, asked.target, against=asked.against, gradient=asked.mode)
+def draw_heads(context: ViewContext) -> ViewResult:
+    """Draws the table of weights, layers by heads, and the share of the chosen head, at first the strongest."""
+    found = head_shares(
+        context.model, context.seen.tensor, context.target, against=context.against, gradient=context.mode
+    )
     layers, heads = found.weights.shape
     strongest = int(found.scores.abs().sum(dim=(2, 3)).argmax())
     layer, head = divmod(strongest, heads)
-    if asked.question.layer is not None and asked.question.head is not None:
-        layer, head = min(asked.question.layer, layers - 1), min(asked.question.head, heads - 1)
-    ex = asked.named(found.explanation)
-    whole = panel(asked.photo, asked.seen.shown, ex, title=question(ex), below="the whole map · " + how(ex) + opacity())
+    if context.question.layer is not None and context.question.head is not None:
+        layer, head = min(context.question.layer, layers - 1), min(context.question.head, heads - 1)
+    ex = context.named(found.explanation)
+    whole = panel(
+        context.photo, context.seen.shown, ex, title=question(ex), below="the whole map · " + how(ex) + opacity()
+    )
     scores = found.scores[layer, head].numpy(force=True).astype(np.float64)
     total = float(found.scores.abs().sum())
     share = float(np.abs(scores).sum()) / total if total else 0.0
     one = (
         f'<figure class="vt-panel"><figcaption>block {layer + 1}, head {head + 1} alone</figcaption>'
-        f"{glass(asked.photo, scores, asked.seen.shown, alt=f'what head {head + 1} of block {layer + 1} adds')}"
+        f"{glass(context.photo, scores, context.seen.shown, alt=f'what head {head + 1} of block {layer + 1} adds')}"
         f'{bar(scores, signed=True)}<p class="vt-below">{100 * share:.1f} % of all that the heads add, counted without '
         f"sign; sums to {escape(number(float(scores.sum()), sign=True))}</p></figure>"
     )
     table, both = _table(found, layer, head), section(whole, one, kind="vt-large")
     html = f'<p class="vt-lead">{WEIGHTS}</p>{table}{both}'
-    return Answer(html, files_of(ex), "heads", {"layer": layer, "head": head})
+    return ViewResult(html, files_of(ex), "heads", {"layer": layer, "head": head})
 
 
 def _luminance(tint: np.ndarray) -> float:
-    """The relative luminance of an sRGB colour, as contrast is reckoned with."""
+    """Returns the relative luminance of an sRGB colour, from which contrast is computed."""
     linear = np.where(tint <= 0.04045, tint / 12.92, ((tint + 0.055) / 1.055) ** 2.4)
     return float(linear @ LUMA)
 
