@@ -1,6 +1,7 @@
 """The page: Gradio's components, connected to the service. Images travel inside the page, never as files."""
 
 import base64
+import inspect
 import json
 import os
 from collections.abc import Callable, Generator, Mapping
@@ -322,7 +323,8 @@ class _Page:
     def _drawn(self, view: str) -> Callable[..., Generator[dict[Any, Any], None, None]]:
         names = tuple(self.drawing[view][2])
 
-        def answer(query: str, *values: Any, request: gr.Request) -> Generator[dict[Any, Any], None, None]:
+        def answer(*given: Any) -> Generator[dict[Any, Any], None, None]:
+            query, *values, request = given
             changes = dict(zip(names, values, strict=True)) | {"view": view}
             if "budget" in changes:
                 levels = changes["budget"]
@@ -330,12 +332,7 @@ class _Page:
             for shown in self.service.draw(_visitor(request), _text(query), changes):
                 yield self._changes(shown)
 
-        # Gradio finds the request by its place among the parameters, which *values hides from it.
-        def with_request(*given: Any) -> Generator[dict[Any, Any], None, None]:
-            *values, request = given
-            yield from answer(*values, request=request)
-
-        return _taking(with_request, 1 + len(names))
+        return _with_signature(answer, 1 + len(names))
 
     def _stop(self, request: gr.Request) -> None:
         self.service.stop(_visitor(request))
@@ -386,10 +383,8 @@ class _Page:
         return changes
 
 
-def _taking(function: Callable, count: int) -> Callable:
-    """Returns the function with `count` parameters in its signature, then the request, where Gradio looks for it."""
-    import inspect
-
+def _with_signature(function: Callable, count: int) -> Callable:
+    """Returns the function with a signature of `count` parameters and the request, which Gradio finds by its place."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = [inspect.Parameter(f"given{number}", kind) for number in range(count)]
     request = inspect.Parameter("request", kind, annotation=gr.Request)
