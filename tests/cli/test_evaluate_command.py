@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 from vitrail.cli import app
 from vitrail.cli import console as terminal_output
 from vitrail.cli.console import Terminal
-from vitrail.evaluate.block_evaluator import Worker
-from vitrail.evaluate.presets import PRESETS
+from vitrail.evaluate.block_evaluator import BlockEvaluator
+from vitrail.evaluate.plan import PRESETS
 from vitrail.evaluate.run_directory import RunFolder
 from vitrail.evaluate.run_reader import read_run
 from vitrail.evaluate.runner import estimate, evaluate
@@ -239,7 +239,7 @@ def test_the_rate_is_of_what_is_done_now(capsys):
 
 
 def test_whoever_interrupts_is_told_how_to_resume(run, tmp_path, monkeypatch):
-    measure, calls = Worker.measure, []
+    measure, calls = BlockEvaluator.measure, []
 
     def interrupted(self, block, images):
         calls.append(block)
@@ -250,7 +250,7 @@ def test_whoever_interrupts_is_told_how_to_resume(run, tmp_path, monkeypatch):
     words = (SCENES, "--methods", "raw", "--protocols", "pointing", "--block-size", "2", "--output", "my run")
     monkeypatch.setattr(sys, "argv", ["/usr/bin/vitrail", "evaluate", *words])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Worker, "measure", interrupted)
+        patch.setattr(BlockEvaluator, "measure", interrupted)
         result = run(*words)
     assert result.exit_code == 130
     said = "interrupted: 2 of 4 images are in my run; resume with: vitrail evaluate bestiary:single:4 --methods raw"

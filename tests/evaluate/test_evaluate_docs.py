@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitrail.evaluate.cost import cost_of
-from vitrail.evaluate.presets import PRESETS
+from vitrail.evaluate.plan import PRESETS
 from vitrail.metrics import list_protocols
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from vitrail.errors import OptionError
-from vitrail.evaluate.presets import PRESETS, find_preset
+from vitrail.evaluate.plan import PRESETS, find_preset
 from vitrail.metrics import PROTOCOLS, find_protocol
 
 

@@ -19,9 +19,9 @@ from torch import nn
 import vitrail
 from vitrail.datasets import open_data
 from vitrail.errors import ModelError, OptionError, how_to_install
-from vitrail.evaluate.block_evaluator import Worker
-from vitrail.evaluate.engines import ray as engine
-from vitrail.evaluate.engines.local import run_local
+from vitrail.evaluate import ray_engine as engine
+from vitrail.evaluate.block_evaluator import BlockEvaluator
+from vitrail.evaluate.engines import run_local
 from vitrail.evaluate.plan import make_plan
 from vitrail.evaluate.runner import evaluate
 from vitrail.models import Preprocess
@@ -40,9 +40,9 @@ def whole(pictures, tmp_path_factory) -> Path:
 # -- without a cluster -------------------------------------------------------------------------------------------------
 
 
-def worker_of(model, pictures, **options) -> Worker:
+def worker_of(model, pictures, **options) -> BlockEvaluator:
     plan = make_plan("raw", ["perturbation"], **options)
-    return Worker(model, open_data(pictures, model), plan)
+    return BlockEvaluator(model, open_data(pictures, model), plan)
 
 
 def test_without_ray_the_remedy_is_named(pictures, tmp_path, monkeypatch):

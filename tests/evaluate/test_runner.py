@@ -24,10 +24,11 @@ from vitrail.errors import (
     UnknownMethodError,
     UnknownProtocolError,
 )
+from vitrail.evaluate.manifest import digest_of
 from vitrail.evaluate.parquet_rows import read_part
 from vitrail.evaluate.run_directory import RunFolder
 from vitrail.evaluate.run_reader import read_run
-from vitrail.evaluate.runner import digest_of, evaluate
+from vitrail.evaluate.runner import evaluate
 from vitrail.models import Preprocess
 from vitrail.report import build_board, write_report
 from vitrail.report.checks import warnings

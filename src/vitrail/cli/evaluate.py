@@ -175,7 +175,7 @@ def evaluate_command(
 
 
 def _list(as_json: bool) -> None:
-    from vitrail.evaluate.presets import PRESETS
+    from vitrail.evaluate.plan import PRESETS
     from vitrail.metrics import list_protocols
 
     found = [
@@ -216,7 +216,7 @@ def run(
     only_plan: bool = False,
 ) -> bool:
     """Runs, resumes or plans the evaluation; returns whether something could not be measured."""
-    from vitrail.evaluate.engines.torchrun import local_rank
+    from vitrail.evaluate.engines import local_rank
     from vitrail.evaluate.run_reader import read_run
     from vitrail.evaluate.runner import estimate, evaluate
 

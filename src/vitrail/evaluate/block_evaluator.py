@@ -25,10 +25,11 @@ from ..models.preprocess import Preprocess
 from ..models.vision_model import VisionModel
 from .batched_queries import QueryBatcher
 from .parquet_rows import Done, Failure, Part, encoded
-from .plan import Plan
+from .plan import EvaluationPlan
 
-__all__ = ["Worker", "fitted"]
+__all__ = ["BlockEvaluator", "fitted"]
 
+READERS = 4  # threads that decode images, ahead of the model
 PREVIEW = 112  # pixels of the longer side of a kept picture
 
 
@@ -43,12 +44,12 @@ class Read:
 
 
 @dataclass(eq=False)
-class Worker:
+class BlockEvaluator:
     """Measures blocks of images with one model. `smaller` is told when memory runs out and fewer rows go together."""
 
     model: VisionModel
     data: Dataset
-    plan: Plan
+    plan: EvaluationPlan
     smaller: Any = None
     _batcher: QueryBatcher = field(init=False)
     _layout: TokenLayout | None = field(default=None, init=False)
@@ -222,7 +223,7 @@ class Worker:
                 part.add(_known(case, chosen.label, name), result)
 
 
-def fitted(model: VisionModel, plan: Plan) -> Preprocess:
+def fitted(model: VisionModel, plan: EvaluationPlan) -> Preprocess:
     """The model's preprocessing as the plan wants it.
 
     Raises:

@@ -9,7 +9,7 @@ from ..errors import NoSignalError
 from ..metrics import find_protocol
 from ..metrics.protocol import Case, LogitQuery, TokenSubsetQuery
 from ..outputs import LOGITS, Output
-from .plan import Plan
+from .plan import EvaluationPlan
 
 __all__ = ["Cost", "cost_of", "passes"]
 
@@ -21,7 +21,9 @@ class Cost(NamedTuple):
     maps: int
 
 
-def passes(plan: Plan, size: tuple[int, int] = (224, 224), grid: tuple[int, int] = (14, 14)) -> dict[str, Cost]:
+def passes(
+    plan: EvaluationPlan, size: tuple[int, int] = (224, 224), grid: tuple[int, int] = (14, 14)
+) -> dict[str, Cost]:
     """What one image costs in each protocol of a plan, for each of its methods, without the map that all share.
 
     The whole run makes, for every image, one row for its logits and, for each method, one map and these. `size` is the

@@ -1,23 +1,27 @@
-"""What a run does, in full: methods, protocols and their options, the class asked about, and how images are fed."""
+"""What a run does, in full: methods, protocols and their options, the class explained, and how images are fed.
+
+Presets are plans as papers have them, by name.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import OptionError
 from ..methods import find_method
 from ..methods.registry import choose_methods
 from ..metrics import find_protocol
-from .presets import find_preset
+from ..metrics.protocol import check_one_of
 
-__all__ = ["FITS", "TARGETS", "Plan", "make_plan"]
+__all__ = ["FITS", "PRESETS", "TARGETS", "EvaluationPlan", "Preset", "find_preset", "make_plan"]
 
 TARGETS = ("label", "predicted")
 FITS = ("model", "squash")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class EvaluationPlan:
     """All that decides the numbers of a run, beside the model and the data; plain values that JSON can hold.
 
     `methods` and `protocols` go by name and hold the options of each (methods as "complete:libra" where a gradient mode
@@ -55,7 +59,7 @@ def make_plan(
     fit: str | None = None,
     interpolation: str | None = None,
     **rest: Any,
-) -> Plan:
+) -> EvaluationPlan:
     """A plan from names; what is not said is as the preset has it, and "bi" is the preset where no protocol is named.
 
     `methods` as `vitrail.compare` takes them. `method_options` go by the method's name and count in all its gradient
@@ -88,7 +92,7 @@ def make_plan(
         options = dict(known.protocols.get(name, {}) if known else {}) | dict(asked_protocols.get(name, {}))
         info = find_protocol(name, options)
         measures[name] = {key: _plain(options.get(key, default)) for key, default in info.options.items()}
-    plan = Plan(
+    plan = EvaluationPlan(
         methods=ways,
         protocols=measures,
         preset=preset,
@@ -97,9 +101,8 @@ def make_plan(
         interpolation=interpolation or (known.interpolation if known and not fit else None),
         **rest,
     )
-    for word, value, words in (("target", plan.target, TARGETS), ("fit", plan.fit, FITS)):
-        if value not in words:
-            raise OptionError(f"{word}={value!r} is unknown; choose one of {', '.join(words)}")
+    check_one_of("target", plan.target, TARGETS)
+    check_one_of("fit", plan.fit, FITS)
     for word in ("block", "batch", "threads"):
         if getattr(plan, word) < 1:
             raise OptionError(f"{word}={getattr(plan, word)} must be 1 or more")
@@ -114,3 +117,112 @@ def _none_left(what: str, options: Mapping[str, Any], names: Sequence[str]) -> N
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+# -- presets -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What stands behind a name.
+
+    `protocols` holds the options of each protocol, and what is not named there is as the protocol has it. `target` is
+    the class that is explained, "label" or "predicted". `fit`: "model", the model's own preprocessing, or "squash", the
+    whole picture to the model's size, with `interpolation` (None: the model's own). `summary` is a sentence on what is
+    done, `source` where that is known from.
+    """
+
+    name: str
+    protocols: Mapping[str, Mapping[str, Any]] = field(hash=False)
+    target: str
+    fit: str
+    interpolation: str | None
+    summary: str
+    source: str
+
+
+def _options(**options: Any) -> Mapping[str, Any]:
+    return MappingProxyType(options)
+
+
+def _protocols(**protocols: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return MappingProxyType(protocols)
+
+
+_ALL = (
+    Preset(
+        name="chefer",
+        protocols=_protocols(perturbation=_options(unit="pixel", fill="black", auc="mean9")),
+        target="predicted",
+        fit="squash",
+        interpolation="bilinear",
+        summary="Accuracy on the true class while 10 % … 90 % of the pixels go black by the predicted class's map, and "
+        "the mean of the nine, since the released script makes no area of them.",
+        source="Chefer, Gur, Wolf 2021 (CVPR), pertubation_eval_from_hdf5.py of Transformer-Explainability",
+    ),
+    Preset(
+        name="bi",
+        protocols=_protocols(perturbation=_options(unit="pixel", fill="black", auc="bi")),
+        target="predicted",
+        fit="squash",
+        interpolation="bilinear",
+        summary="The same accuracies and the only area that was released for them: a trapezoid from the untouched "
+        "image to 0 at the empty one.",
+        source="Chen et al. 2023 (TMLR, Beyond Intuition), transformerinterp",
+    ),
+    Preset(
+        name="rise",
+        protocols=_protocols(
+            insertion=_options(step=224, fill="blur", score="probability", target="predicted", skip=0),
+            deletion=_options(step=224, fill="zero", score="probability", target="predicted", skip=0),
+        ),
+        target="predicted",
+        fit="squash",
+        interpolation="bilinear",
+        summary="The predicted class's probability while 224 pixels a step appear on a blurred image, or turn to the "
+        "grey of the training data's mean.",
+        source="Petsiuk, Das, Saenko 2018 (BMVC), evaluation.py of RISE",
+    ),
+    Preset(
+        name="tis",
+        protocols=_protocols(
+            insertion=_options(step=224, fill="blur", score="probability", target="explained", skip=1),
+            deletion=_options(step=224, fill="blur", score="probability", target="explained", skip=1),
+            pointing=_options(tolerance=0, largest=0.5),
+            max_sensitivity=_options(samples=10, radius=0.02, space="normalised"),
+        ),
+        target="predicted",
+        fit="squash",
+        interpolation="bilinear",
+        summary="Insertion and deletion both against the blurred image, 224 scores from the first step on; the "
+        "pointing game without objects of half the image or more; Captum's max-sensitivity.",
+        source="Englebert et al. 2023 (ICCV workshops), Transformer_Input_Sampling",
+    ),
+    Preset(
+        name="seed",
+        protocols=_protocols(stitched_perturbation=_options(fill="black", auc="bi")),
+        target="label",
+        fit="squash",
+        interpolation=None,
+        summary="Accuracy on the true class of a picture beside a guide while patches go black, with the controls "
+        "that tell how much of it is knowing where the guide is; wants images of two classes, such as mosaics.",
+        source="Cui, Fan, Chen, Transformer Interpretability from Perspective of Attention and Gradient, Fig. 12",
+    ),
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        OptionError: for an unknown preset.
+
+    Example:
+        >>> find_preset("rise").protocols["deletion"]["fill"]
+        'zero'
+    """
+    if name not in PRESETS:
+        raise OptionError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

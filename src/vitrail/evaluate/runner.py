@@ -1,15 +1,11 @@
 """evaluate(): a run from its question to its folder."""
 
-import hashlib
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +15,22 @@ from torch import nn
 from ..datasets import Dataset, open_data
 from ..datasets.base import Opened
 from ..datasets.label_resolver import counted, listed
-from ..errors import DataError, ModelError, OptionError, OutputKindError
+from ..errors import DataError, OptionError, OutputKindError
 from ..metrics import find_protocol
 from ..models import VisionModel, wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
 from ..targets import refuse_unpredicted
 from ..threads import thread_count
-from .block_evaluator import Worker, fitted
+from .block_evaluator import READERS, BlockEvaluator, fitted
 from .cost import cost_of
-from .engines import find_engine
-from .engines.local import READERS
-from .engines.torchrun import agreed, holding, local_rank, processes, together
-from .parquet_rows import FORMAT
-from .plan import Plan, make_plan
+from .engines import agreed, find_engine, holding, local_rank, processes, together
+from .manifest import manifest_of
+from .plan import EvaluationPlan, make_plan
 from .run_directory import RunFolder
 from .run_reader import EvaluationRun, read_run
 
-__all__ = ["Estimate", "Outcome", "digest_of", "estimate", "evaluate"]
+__all__ = ["Estimate", "Outcome", "estimate", "evaluate"]
 
 HINTS = {
     "boxes": "boxes are left, top, right, bottom in pixels of the upright picture, and must lie where the model looks",
@@ -140,7 +134,7 @@ def evaluate(
             block=block,
             keep=keep,
         )
-        worker = Worker(model, opened, plan)
+        worker = BlockEvaluator(model, opened, plan)
         with (
             thread_count(plan.threads),
             holding(folder, manifest_of(model, opened, plan), worker.blocks()) as (wanting, ours),
@@ -196,7 +190,7 @@ def estimate(
     folder = RunFolder(output)
     options = {"limit": limit, **(data_options or {})}
     model, opened, plan = _asked(model, data, folder, batch_size, options, **question)
-    worker = Worker(model, opened, plan)
+    worker = BlockEvaluator(model, opened, plan)
     places = sorted({len(opened) * number // FEW for number in range(FEW)})
     with thread_count(plan.threads), ThreadPoolExecutor(READERS) as pool:
         worker.read_some(places[:1], pool)
@@ -227,7 +221,7 @@ def _asked(
     *,
     seed: int = 0,
     **question: Any,
-) -> tuple[VisionModel, Opened, Plan]:
+) -> tuple[VisionModel, Opened, EvaluationPlan]:
     """The model, the data and the plan of a run, checked before anything is measured."""
     if not isinstance(model, VisionModel):
         model = wrap(model)
@@ -244,110 +238,7 @@ def _asked(
     return model, opened, plan
 
 
-def manifest_of(model: VisionModel, data: Dataset, plan: Plan) -> dict[str, Any]:
-    """All that decides a run's numbers, as plain JSON values; runs that differ in the date alone are the same run."""
-    return {
-        "format": FORMAT,
-        "data": data.describe(),
-        "images": len(data),
-        "model": {
-            "name": model.name,
-            **model.metadata,
-            "output": model.kind_for(torch.zeros(1, 3, *fitted(model, plan).size)).kind,
-            "class_names": None if model.class_names is None else list(model.class_names),
-            "weights": digest_of(model.module),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-        },
-        "preprocess": model.preprocess.record() if model.preprocess is not None else None,
-        "plan": plan.describe(),
-        "methods": list(plan.methods),
-        "protocols": dict(plan.protocols),
-        "preset": plan.preset,
-        "seed": plan.seed,
-        "block": plan.block,
-        "batch": plan.batch,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {package: version(package) for package in ("vitrail", "torch", "timm", "numpy", "pillow")},
-    }
-
-
-def digest_of(module: nn.Module) -> str:
-    """The SHA-256 of all parameters and buffers with their names, in hexadecimal.
-
-    Raises:
-        ModelError: for weights without numbers, and for a state that is no tensor and has no fixed bytes.
-    """
-    found = hashlib.sha256()
-    name = ""
-    try:
-        for name, held in sorted(module.state_dict().items()):
-            found.update(f"{name} ".encode())
-            _add(found, held)
-    except Exception as error:  # of tensors of other libraries, which need not answer as PyTorch's do
-        said = (str(error).splitlines() or [""])[0][:200]
-        raise ModelError(
-            f"the weights cannot be told from others, so no run could be resumed: {name or 'state_dict()'} of "
-            f"{type(module).__name__} raised {type(error).__name__}: {said}; give the model with plain tensors, loaded "
-            "on a device"
-        ) from error
-    return found.hexdigest()
-
-
-def _add(found: "hashlib._Hash", held: Any) -> None:
-    """Add what a state holds under one name: a tensor of any layout, or the plain values of quantized layers."""
-    match held:
-        case torch.Tensor() if held.is_meta:
-            raise ValueError("on the meta device it holds no numbers")
-        case torch.Tensor():
-            found.update(f"{tuple(held.shape) if not held.is_nested else 'nested'} {held.dtype}".encode())
-            if _plain(held):
-                data: Any = held.detach().resolve_conj().resolve_neg().cpu().contiguous()
-                found.update(data.view(-1).view(torch.uint8).numpy())
-            else:
-                _add(found, _parts(held.detach()))
-        case Mapping():
-            for name, value in held.items():
-                found.update(f"{name} ".encode())
-                _add(found, value)
-        case list() | tuple():
-            for value in held:
-                _add(found, value)
-        case None | bool() | int() | float() | str() | bytes() | torch.dtype():
-            found.update(repr(held).encode())
-        case _:
-            raise TypeError(f"a state of type {type(held).__name__} has no fixed bytes")
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    return (
-        type(tensor) in (torch.Tensor, nn.Parameter)
-        and tensor.layout is torch.strided
-        and not (tensor.is_quantized or tensor.is_nested)
-    )
-
-
-def _parts(tensor: Any) -> list[Any]:
-    """The tensors and values that a tensor consists of which is not a plain one."""
-    if hasattr(tensor, "full_tensor"):  # distributed
-        if tensor.device_mesh.size() > 1:
-            raise ValueError("it is shared among several processes")
-        return [tensor.full_tensor()]
-    if tensor.is_nested:
-        return list(tensor.unbind())
-    if tensor.layout is not torch.strided:
-        return [tensor.to_dense()]
-    if tensor.is_quantized:
-        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            return [tensor.int_repr(), tensor.q_scale(), tensor.q_zero_point()]
-        return [tensor.int_repr(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
-    if hasattr(tensor, "__tensor_flatten__"):  # of torchao and others, made of tensors by name
-        names, rest = tensor.__tensor_flatten__()
-        return [*(getattr(tensor, name) for name in names), re.sub(r" at 0x[0-9a-f]+", "", repr(rest))]
-    return [tensor.as_subclass(torch.Tensor)]
-
-
-def _check(model: VisionModel, data: Dataset, plan: Plan) -> None:
+def _check(model: VisionModel, data: Dataset, plan: EvaluationPlan) -> None:
     """What would fail for every image is said before the first."""
     if not len(data):
         raise DataError("the data hold no image, so there is nothing to measure")
@@ -399,7 +290,7 @@ def _refuse_nothing(run: EvaluationRun) -> None:
     raise DataError(f"{said}{hints}{kept}")
 
 
-def _images(data: Dataset, plan: Plan, blocks: Collection[int]) -> int:
+def _images(data: Dataset, plan: EvaluationPlan, blocks: Collection[int]) -> int:
     """How many images the blocks hold."""
     return sum(min(plan.block, len(data) - block * plan.block) for block in blocks)
 

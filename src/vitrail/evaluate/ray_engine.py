@@ -15,18 +15,17 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ...errors import ModelError, OptionError, VitrailError, how_to_install
-from ..block_evaluator import Worker
-from ..parquet_rows import Done
+from ..errors import ModelError, OptionError, VitrailError, how_to_install
+from .block_evaluator import READERS, BlockEvaluator
+from .parquet_rows import Done
 
 __all__ = ["run_ray"]
 
-READERS = 4
 RETRIES = 5  # of a block whose worker died: Ray itself would go on for ever with one that kills whoever measures it
 
 
 def run_ray(
-    worker: Worker,
+    worker: BlockEvaluator,
     blocks: Sequence[int],
     *,
     address: str | None = None,
@@ -129,7 +128,7 @@ class _Measure:
         torch.set_num_threads(plan.threads)
         if device == "cuda":
             model = replace(model, module=model.module.cuda())  # this actor's own
-        self.worker, self.attempts, self.retries = Worker(model, data, plan), attempts, retries
+        self.worker, self.attempts, self.retries = BlockEvaluator(model, data, plan), attempts, retries
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         block = int(row["block"])

@@ -1,19 +1,58 @@
-"""One run by several processes of one machine or more, started by torchrun: each takes its share of the blocks."""
+"""Where blocks of images are measured: in this process, in several that torchrun started, or on a Ray cluster."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ...errors import VitrailError
-from ..run_directory import RunFolder, compare_runs
+from ..errors import VitrailError
+from ..metrics.protocol import check_one_of
+from .block_evaluator import READERS, BlockEvaluator
+from .parquet_rows import Done
+from .ray_engine import run_ray
+from .run_directory import RunFolder, compare_runs
 
-__all__ = ["agreed", "holding", "local_rank", "processes", "together"]
+__all__ = ["ENGINES", "agreed", "find_engine", "holding", "local_rank", "processes", "run_local", "together"]
+
+Engine = Callable[..., Iterator[Done]]
+Value = TypeVar("Value")
 
 PATIENCE = timedelta(days=7)  # for the slowest process to end
 
-Value = TypeVar("Value")
+
+def run_local(worker: BlockEvaluator, blocks: Sequence[int]) -> Iterator[Done]:
+    """Measure the blocks in their order; decoding is done in threads, ahead of the model."""
+    ahead, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(READERS)
+    try:
+        coming = None
+        for place, block in enumerate(blocks):
+            images = worker.read(block, pool) if coming is None else coming.result()
+            following = blocks[place + 1 : place + 2]
+            coming = ahead.submit(worker.read, following[0], pool) if following else None
+            yield worker.measure(block, images)
+    finally:
+        for threads in (ahead, pool):  # whoever interrupts does not wait for pictures that nobody wants any more
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+# Each takes a worker, the numbers of the blocks that are wanted, and its own options; blocks come as they are done.
+ENGINES: Mapping[str, Engine] = MappingProxyType({"local": run_local, "ray": run_ray})
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        OptionError: for an unknown engine.
+    """
+    check_one_of("engine", name, list(ENGINES))
+    return ENGINES[name]
+
+
+# -- several processes of one run, each with its share of the blocks ---------------------------------------------------
 
 
 def processes() -> int:
