@@ -1,7 +1,7 @@
 """What `torch.compile` could gain: the limit (one forward and one activation-only backward) compiled, beside itself.
 
-    python benchmarks/compiled.py                                   # ViT-B/16, batch 8
-    python benchmarks/compiled.py --model vit_tiny_patch16_224 --batch 8 --rounds 7 [--device cuda] [--dtype bfloat16]
+    python -m benchmarks.compiled                                   # ViT-B/16, batch 8
+    python -m benchmarks.compiled --model vit_tiny_patch16_224 --batch 8 --rounds 7 [--device cuda] [--dtype bfloat16]
 
 An explanation goes from attention to attention, and what happens there cannot be compiled from outside; so no option to
 compile can gain more than a compiled model gains over itself. Each row runs once in every round; the ratio is the

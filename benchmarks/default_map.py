@@ -26,7 +26,7 @@ mosaics of four (the mean over their classes), on photographs of two animals or 
 both, on the bestiary the measures of `vitrail bestiary score`. Intervals are 95 % bootstrap intervals over images;
 differences are paired.
 
-    python benchmarks/default_map.py --part judge --checkpoint w.safetensors --data folder
+    python -m benchmarks.default_map --part judge --checkpoint w.safetensors --data folder
 
 `--data` as for `paper_claims.py`.
 """
@@ -43,8 +43,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from localisation import Photograph, measures, read_photographs, squashed
-from paper_claims import KINDS, MARKED, PAIRS, SIDE, kinds_in
 from PIL import Image
 from torch import Tensor
 
@@ -58,6 +56,9 @@ from vitrail.metrics.faithfulness.insertion_deletion import deletion, insertion,
 from vitrail.metrics.protocol import Case
 from vitrail.metrics.signs import sides, sign_shares
 from vitrail.objectives import class_rows, find_rivals, overlap, rival_logit
+
+from .localisation import Photograph, measures, read_photographs, squashed
+from .paper_claims import KINDS, MARKED, PAIRS, SIDE, kinds_in
 
 Maps = dict[str, Tensor]  # by candidate: (images, targets, rows, cols)
 Marked = tuple[Path, tuple[int, Tensor], tuple[int, Tensor]]  # a photograph, and two classes with the patches of each

@@ -14,7 +14,7 @@ picture rounded to 8 bits, encoded, decoded, preprocessed and classified as any 
 intervals). Steps are means, seconds medians, of the processor. One row per photograph goes to `--record`; what stands
 there already is not computed again.
 
-    python benchmarks/equal_budget.py --checkpoint w.safetensors --images imagenet-val --labels imagenet-val/boxes.csv
+    python -m benchmarks.equal_budget --checkpoint w.safetensors --images imagenet-val --labels imagenet-val/boxes.csv
 """
 
 import argparse
@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rewriting import read_task
 from torch import Tensor, nn
 
 import vitrail
@@ -37,6 +36,8 @@ from vitrail.benchmark.measure import describe_machine
 from vitrail.counterfactual import classify, rewrite
 from vitrail.counterfactual.resample import linear_view
 from vitrail.counterfactual.rewrite_result import encode, similarity
+
+from .rewriting import read_task
 
 METHODS = ("FGSM", "PGD", "rewrite", "rewrite as published")
 COLUMNS = ("photograph", "size", "norm", "budget", "method", "steps", "until", "target", "named", "probability")

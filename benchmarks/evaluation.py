@@ -1,6 +1,6 @@
 """The rate of `vitrail evaluate` and what it adds to the bare passes: one process, processor time.
 
-    python benchmarks/evaluation.py DATA --checkpoint WEIGHTS [--images 8] [--batch 32]
+    python -m benchmarks.evaluation DATA --checkpoint WEIGHTS [--images 8] [--batch 32]
 
 The bare passes are those that the plan needs: as many rows of the forward pass in full batches, and as many maps
 in batches of their own, timed in the same process before and after the run. DATA is a folder of class folders.

@@ -8,9 +8,9 @@ share is the median over rounds of the row's rate divided by the limit's in the 
 counts the work of all threads: on a machine that others use too, where a run of several threads waits for them, it is
 the steadier figure. The peak is that of resident memory beyond what was held when the row began.
 
-    python benchmarks/folder.py                                            # ViT-B/16, random weights, generated photos
-    python benchmarks/folder.py --model timm/vit_tiny_patch16_224 --checkpoint w.safetensors --images photos/
-    python benchmarks/folder.py --count 10000 --rounds 1                   # where photos are fewer they come again
+    python -m benchmarks.folder                                            # ViT-B/16, random weights, generated photos
+    python -m benchmarks.folder --model timm/vit_tiny_patch16_224 --checkpoint w.safetensors --images photos/
+    python -m benchmarks.folder --count 10000 --rounds 1                   # where photos are fewer they come again
 """
 
 import argparse

@@ -5,9 +5,9 @@ the GPU waited for before and after; a row's ratio is the median over rounds of 
 same round. Memory is the allocator's peak of one pass beyond what was held before. "by blocks" is the same method
 without the Triton kernel. Where there is no such GPU, it says so and measures nothing.
 
-    python benchmarks/gpu.py                         # ViT-L/16, 384 px, bfloat16, batch 32; then 2048 px, batch 1
-    python benchmarks/gpu.py --batch 8 --long 0      # without the long sequence
-    python benchmarks/gpu.py --tiles                 # the kernel alone, cut in different ways
+    python -m benchmarks.gpu                         # ViT-L/16, 384 px, bfloat16, batch 32; then 2048 px, batch 1
+    python -m benchmarks.gpu --batch 8 --long 0      # without the long sequence
+    python -m benchmarks.gpu --tiles                 # the kernel alone, cut in different ways
 """
 
 import argparse

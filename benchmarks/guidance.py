@@ -5,7 +5,7 @@ of the photograph's own patches. Photographs of the guide's own class are left o
 row is what `vitrail explain` does by itself (gradient "auto"): full where a class unlike the target stands against it,
 else libra.
 
-    python benchmarks/guidance.py --checkpoint w.safetensors --images imagenet-val --boxes imagenet-val/boxes.csv \
+    python -m benchmarks.guidance --checkpoint w.safetensors --images imagenet-val --boxes imagenet-val/boxes.csv \
         --guide zebra.jpg --record rows.csv
 
 `--record` keeps every figure of every photograph, with the model's margin (the largest logit less the second) and the
@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from localisation import MEASURES, Photograph, interval, measures, read_photographs, squashed
 from PIL import Image
 
 import vitrail
 from vitrail.benchmark.measure import describe_machine
 from vitrail.errors import GuideError
+
+from .localisation import MEASURES, Photograph, interval, measures, read_photographs, squashed
 
 CHOICE = "complete"
 BINS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 100)

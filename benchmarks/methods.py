@@ -5,8 +5,8 @@ either type. Every round times each row once, in turn; a figure is the median ov
 the plain pass's in the same round. Processor time, so that other programs on the machine count less. With `--tis` the
 method `tis` is also held against 1024 masks put on pixels, scaled up from 128.
 
-    python benchmarks/methods.py --checkpoint vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors
-    python benchmarks/methods.py --methods tattr,gradcam --rounds 9
+    python -m benchmarks.methods --checkpoint vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors
+    python -m benchmarks.methods --methods tattr,gradcam --rounds 9
 """
 
 import argparse

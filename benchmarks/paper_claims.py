@@ -12,8 +12,8 @@
 
 Figures come with 95 % bootstrap intervals over images.
 
-    python benchmarks/paper_claims.py --checkpoint w.safetensors --data folder --only classes objects
-    python benchmarks/paper_claims.py --checkpoint w.safetensors --data folder --only stitched --count 199
+    python -m benchmarks.paper_claims --checkpoint w.safetensors --data folder --only classes objects
+    python -m benchmarks.paper_claims --checkpoint w.safetensors --data folder --only stitched --count 199
 
 `--data` holds pairs/, one-per-class/ (files named n02391049_zebra.JPEG), coco-val/ (images/, masks/, classes.yaml) and
 imagenet-val/ with boxes.csv.
@@ -31,12 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from localisation import area, interval
 from PIL import Image
 from torch import Tensor
 
 import vitrail
 from vitrail.benchmark.measure import describe_machine
+
+from .localisation import area, interval
 
 SIZE, PATCH, SIDE = 224, 16, 14
 ZEBRA = 340

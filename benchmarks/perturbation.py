@@ -1,6 +1,6 @@
 """Positive and negative perturbation as the released script of Transformer-Explainability goes about it, and as we do.
 
-    python benchmarks/perturbation.py --checkpoint W --images FOLDER [--count 16] [--rounds 3]
+    python -m benchmarks.perturbation --checkpoint W --images FOLDER [--count 16] [--rounds 3]
 
 prints, for the same photographs and maps within one run, the time of the script in four readings, of our protocol on
 pixels (the same hits, which is checked) and with tokens left out (hits of its own), and of the bare forward passes that

@@ -3,7 +3,7 @@
 Each cell is a process of its own: it loads a model with random weights and explains one batch, whose peak of resident
 memory, less what the process held before, and time stand beside what the plan says.
 
-    python benchmarks/plan.py                                  # ViT-S/16 and ViT-B/16 at 224 and 512 px
+    python -m benchmarks.plan                                  # ViT-S/16 and ViT-B/16 at 224 and 512 px
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
             for method in options.methods:
                 for batch in options.batches:
                     asked = [model, str(size), method, str(batch)]
-                    command = [sys.executable, __file__, "--one", *asked]
+                    command = [sys.executable, "-m", "benchmarks.plan", "--one", *asked]
                     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
                     rows.append({"model": model, "size": size, "method": method, "batch": batch, **found})
                     if not options.json:

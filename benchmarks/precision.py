@@ -5,8 +5,8 @@ float32. The maps are compared image by image, for the classes that float32 pred
 float32 map, the median over the images and the worst, and max|Δ| / max|float32 map|, the median and the worst. Half
 precision can turn a prediction; so many images are printed.
 
-    python benchmarks/precision.py                                                    # ViT-B/16, random weights, noise
-    python benchmarks/precision.py --model timm/vit_tiny_patch16_224 --checkpoint w.safetensors --images photos/
+    python -m benchmarks.precision                                                    # ViT-B/16, random weights, noise
+    python -m benchmarks.precision --model timm/vit_tiny_patch16_224 --checkpoint w.safetensors --images photos/
 """
 
 import argparse

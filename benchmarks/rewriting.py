@@ -5,7 +5,7 @@ of the picture after rounding to 8 bits, encoded, decoded, preprocessed and clas
 without a budget (`equal_budget.py` has those with one): 1. the photograph at its own resolution; 2. what the model saw
 (its own input size, no resizing).
 
-    python benchmarks/rewriting.py --checkpoint w.safetensors --images imagenet-val --labels imagenet-val/boxes.csv
+    python -m benchmarks.rewriting --checkpoint w.safetensors --images imagenet-val --labels imagenet-val/boxes.csv
 """
 
 import argparse

@@ -1,11 +1,14 @@
 """The rows of the benchmark: the limit is what it says, and other libraries' maps are ours of the same formula."""
 
+import importlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import benchmarks
 import vitrail
 from vitrail.benchmark.peers import PEERS, STORED
 from vitrail.benchmark.rows import FORWARD, LIMIT, one_backward, row_named, rows_of, stored
@@ -96,3 +99,10 @@ def test_a_model_of_other_classes() -> None:
 def test_a_row_that_is_none(subject: Subject) -> None:
     with pytest.raises(OptionError, match="'Captum LayerGradCam' is no row whose memory is measured"):
         row_named(subject, "Captum LayerGradCam")
+
+
+def test_every_benchmark_of_the_repository_finds_what_it_imports() -> None:
+    names = [path.stem for path in Path(benchmarks.__path__[0]).glob("*.py")]
+    assert len(names) > 10
+    for name in names:
+        importlib.import_module(f"benchmarks.{name}")

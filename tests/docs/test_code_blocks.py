@@ -259,6 +259,8 @@ def test_make_targets_and_scripts_exist(page: str):
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     for script in re.findall(r"\b((?:benchmarks|docs|tests|src)/[\w/.-]+\.(?:py|css))\b", text):
         assert (REPOSITORY / script).exists(), f"{page}: {script}"
+    for module in re.findall(r"python -m ((?:benchmarks|training)\.\w+)", text):
+        assert (REPOSITORY / f"{module.replace('.', '/')}.py").exists(), f"{page}: {module}"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,1 @@
+"""What is measured for the documentation: `python -m benchmarks.NAME --help`, from the root of the repository."""
