@@ -24,8 +24,13 @@ from torch import Tensor
 
 from ..attention.gradient_modes import GradientMode, libra_rules
 from ..errors import OptionError
-from .operations import Differentiable, Divide, Operation, Shares, Walk, apply
-from .rules import (
+from .operations import (
+    Differentiable,
+    Divide,
+    Operation,
+    Shares,
+    Walk,
+    apply,
     convolution_separate,
     linear_separate,
     linear_z_plus,

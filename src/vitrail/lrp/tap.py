@@ -15,9 +15,83 @@ from torch import Tensor, nn
 from ..attention.modules import running_module
 from ..attention.tap import PRODUCTS, Tap, Visitor, bound_arguments, run_multi_head_attention
 from ..errors import UnsupportedOperationError
-from .reshape_ops import CAST_OPS, RESHAPE_OPS
 
 __all__ = ["Call", "RelevanceTap", "Rules"]
+
+# Functions that only move numbers about: relevance moves with them, as a gradient does.
+RESHAPE_OPS = frozenset(
+    [
+        "__getitem__",
+        "__pos__",
+        "_unsafe_view",
+        "adjoint",
+        "alias",
+        "as_strided",
+        "as_subclass",
+        "broadcast_to",
+        "cat",
+        "chunk",
+        "clone",
+        "column_stack",
+        "concat",
+        "concatenate",
+        "contiguous",
+        "detach",
+        "diagonal",
+        "dstack",
+        "expand",
+        "expand_as",
+        "flatten",
+        "flip",
+        "gather",
+        "hsplit",
+        "hstack",
+        "index_select",
+        "masked_fill",
+        "masked_select",
+        "moveaxis",
+        "movedim",
+        "narrow",
+        "pad",
+        "permute",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "positive",
+        "ravel",
+        "repeat",
+        "repeat_interleave",
+        "requires_grad_",
+        "reshape",
+        "reshape_as",
+        "roll",
+        "rot90",
+        "select",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "stack",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "take_along_dim",
+        "tensor_split",
+        "tile",
+        "transpose",
+        "tril",
+        "triu",
+        "unbind",
+        "unflatten",
+        "unfold",
+        "unsqueeze",
+        "view",
+        "view_as",
+        "vsplit",
+        "vstack",
+        "where",
+    ]
+)
+# These also change the type, which the rules' own precision overrides.
+CAST_OPS = frozenset(["bfloat16", "cpu", "cuda", "double", "float", "half", "to", "type", "type_as"])
 
 # `x += y` comes as one of these. They have rules that make a new tensor, which `x` then names.
 _IN_PLACE = frozenset(["__iadd__", "__imul__", "__isub__", "__itruediv__", "add_", "mul_", "sub_", "div_"])

@@ -1,7 +1,7 @@
 """How maps are made: one file per family, all in one registry."""
 
 # Importing registers, and the order of the imports is the order of `list_methods`.
-from . import attention_only, gradient_attention  # noqa: F401  # isort: skip
+from . import rollout  # noqa: F401  # isort: skip
 from . import gmar  # noqa: F401  # isort: skip
 from . import lrp, attention_gradcam, attn_lrp  # noqa: F401  # isort: skip
 from . import attention_flow  # noqa: F401  # isort: skip
