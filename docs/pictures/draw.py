@@ -19,7 +19,7 @@ import vitrail
 from vitrail.bestiary import CLASS_NAMES, render, sample_scene
 from vitrail.bestiary.benchmark import COMPARED
 from vitrail.counterfactual import rewrite, transfer
-from vitrail.demo.chapters import PAIR, SIBLING, chapters
+from vitrail.demo.page import PAIR, SIBLING, chapters
 from vitrail.guidance import detail
 from vitrail.plotting import draw_transfer
 from vitrail.plotting.class_pair import draw_pair
