@@ -59,13 +59,13 @@ class AttentionCall:
         return self.key.shape[2]
 
     def output(self) -> Float[Tensor, "images heads queries value_width"]:
-        """The attention's output by the fused kernel that the plain model would use."""
+        """Returns the attention's output by the fused kernel that the plain model would use."""
         return F.scaled_dot_product_attention(
             self.query, self.key, self.value, attn_mask=self.mask, is_causal=self.causal, scale=self.scale
         )
 
     def detached(self) -> "AttentionCall":
-        """The same call cut off from autograd."""
+        """Returns the same call cut off from autograd."""
         mask = None if self.mask is None else self.mask.detach()
         return replace(self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask)
 
@@ -80,7 +80,7 @@ def from_scaled_dot_product(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> AttentionCall:
-    """Read the arguments of `scaled_dot_product_attention`, three-dimensional and grouped-query ones included.
+    """Reads the arguments of `scaled_dot_product_attention`, three-dimensional and grouped-query ones included.
 
     A call on (images · heads, tokens, width) is told apart from one on (images, tokens, width) by the number of
     `images` that the model was given.
@@ -109,7 +109,7 @@ def _with_heads(tensor: Tensor, images: int) -> Tensor:
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function in the precision that it asks for, also inside a user's `torch.autocast`."""
+    """Runs a function in the precision that it asks for, also inside a user's `torch.autocast`."""
 
     @wraps(function)
     def plain(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -123,7 +123,7 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which probabilities and relevance are formed: float64 for float64, else float32."""
+    """Returns the precision in which probabilities and relevance are formed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -137,7 +137,7 @@ class Block:
 
 
 def blocks(call: AttentionCall, of_rows: slice | None = None) -> Iterator[Block]:
-    """Cut a call, or those of its rows, into blocks that fit `BLOCK_ELEMENTS`.
+    """Cuts a call, or those of its rows, into blocks that fit `BLOCK_ELEMENTS`.
 
     The rows of one set of heads follow each other.
     """
@@ -160,7 +160,8 @@ def blocks(call: AttentionCall, of_rows: slice | None = None) -> Iterator[Block]
 
 @without_autocast
 def probabilities(call: AttentionCall, block: Block | None = None) -> Float[Tensor, "images heads rows keys"]:
-    """The attention A = softmax(q kᵀ · scale + mask) of a block (default: of the whole call), rows summing to one.
+    """Returns the attention A = softmax(q kᵀ · scale + mask) of a block (default: of the whole call), rows summing to
+    one.
 
     Formed in float32, or in float64 where the model runs in float64. A row whose keys are all masked is zero, as the
     fused kernels have it.

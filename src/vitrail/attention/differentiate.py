@@ -40,27 +40,27 @@ class LayerListener(Protocol[Result]):
     """Whether its collectors can do with one sum over the queries (`SummingCollector`), as a kernel forms it."""
 
     def collector(self, layer: int) -> Collector:
-        """What shall be shown the layer's blocks of A and ∇A."""
+        """Returns the collector that receives the layer's blocks of A and ∇A."""
         ...
 
     def take(self, layer: int, collector: Collector) -> None:
-        """The layer has been walked."""
+        """Takes the layer's collector, once all blocks have been added."""
         ...
 
     def begin(self, readout: Float[Tensor, "images queries"]) -> None:
-        """A backward pass starts, for a map read at these queries of the last attention."""
+        """Begins a backward pass, for a map read at these queries of the last attention."""
         ...
 
     def result(self) -> Result:
-        """What was heard in the backward pass that has ended."""
+        """Returns the result of the backward pass that has ended."""
         ...
 
     def current_row(self) -> Float[Tensor, "images queries"]:
-        """The relevance row r as it enters the layer; asked for only where `only_complete`."""
+        """Returns the relevance row r as it enters the layer; asked for only where `only_complete`."""
         ...
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        """(1/H) Σ_h r · (∇A_h ⊙ A_h), computed by the fused backward."""
+        """Takes (1/H) Σ_h r · (∇A_h ⊙ A_h), computed by the fused backward."""
         ...
 
 
@@ -75,7 +75,9 @@ FROM_KEYS = 512
 
 
 def swaps(call: AttentionCall) -> bool:
-    """Whether `attention_transposed` serves a call and is the faster: on a CPU, many keys, no mask, not in half."""
+    """Returns whether `attention_transposed` serves a call and is the faster: on a CPU, many keys, no mask, not in
+    half.
+    """
     one_kind = call.query.dtype == call.key.dtype == call.value.dtype
     return (
         call.query.device.type == "cpu"
@@ -90,7 +92,7 @@ def swaps(call: AttentionCall) -> bool:
 
 
 def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
-    """Whether the Triton kernel serves this call: no mask, one precision, no head wider than `WIDEST`.
+    """Returns whether the Triton kernel serves this call: no mask, one precision, no head wider than `WIDEST`.
 
     By itself it is chosen in half precision only: in float32 it would multiply without tensor cores, and PyTorch's
     products over blocks are the faster. `forced` takes it for float32 too, and on a CPU (under Triton's interpreter).
@@ -104,7 +106,7 @@ def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
 
 
 def fused_by_default(call: AttentionCall) -> bool:
-    """Whether the fused backward is the faster way here: on a GPU, and on a CPU where many tokens attend."""
+    """Returns whether the fused backward is the faster way here: on a GPU, and on a CPU where many tokens attend."""
     return call.query.is_cuda or swaps(call)
 
 
@@ -161,7 +163,7 @@ class DifferentiatedAttention:
         return _WrittenOutAttention.apply(scores, anchor, layer, self)  # pyright: ignore
 
     def backward(self, scalar: Float[Tensor, ""], keep: bool) -> None:
-        """Send the gradient of `scalar` through the layers; `keep` the graph for another target."""
+        """Sends the gradient of `scalar` through the layers; `keep` the graph for another target."""
         if self.anchor is None:
             raise RuntimeError("no attention has been differentiated in the forward pass")
         self.keep = keep

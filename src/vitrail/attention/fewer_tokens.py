@@ -53,7 +53,7 @@ class Selection:
         return torch.cat([before, self.patches + self.first, after], dim=1)
 
     def mask(self) -> Bool[Tensor, "rows tokens"]:
-        """True for the tokens that are kept."""
+        """Returns a mask that is true for the tokens that are kept."""
         mask = torch.zeros(self.rows, self.total, dtype=torch.bool, device=self.patches.device)
         return mask.scatter(1, self.tokens(), True)
 

@@ -31,7 +31,7 @@ GradientMode: TypeAlias = Literal["full", "leaf", "libra"]
 
 
 def check_gradient_mode(mode: str) -> GradientMode:
-    """The gradient mode of that name.
+    """Returns the gradient mode of that name.
 
     Raises:
         OptionError: for anything but "full", "leaf" and "libra".
@@ -178,7 +178,7 @@ def _power(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
-    """The operations that `libra` replaces, by the function that PyTorch is called with.
+    """Returns the operations that `libra` replaces, by the function that PyTorch is called with.
 
     LayerNorm and RMSNorm (x − μ)·[1/σ]; GELU and SiLU x·[gate]; sigmoid, tanh, erf, roots, norms, negative powers and
     deviations of hand-written gates and normalisers constant; products `a * b` of two activations shared. ReLU's gate
@@ -207,7 +207,8 @@ def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
 
 
 def nonzero_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
-    """The rows from the first to the last whose gradient is not zero, if they are at most half; else all of them.
+    """Returns the rows from the first to the last whose gradient is not zero, if they are at most half; else all of
+    them.
 
     Away from the CPU it is always all: to look would be to wait for the device. NaN and infinity are no zeros.
 
@@ -231,7 +232,8 @@ def nonzero_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:
 
 
 def nonzero_columns(gradient: Float[Tensor, "*batch rows width"]) -> slice:
-    """The columns from the first to the last whose gradient is not zero, if they are at most half; else all of them.
+    """Returns the columns from the first to the last whose gradient is not zero, if they are at most half; else all of
+    them.
 
     Away from the CPU it is always all, as in `nonzero_rows`.
 
@@ -257,7 +259,7 @@ def nonzero_columns(gradient: Float[Tensor, "*batch rows width"]) -> slice:
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` of constant weights, whose backward pass multiplies only what is reached.
+    """Returns `torch.nn.functional.linear` of constant weights, whose backward pass multiplies only what is reached.
 
     Input of two dimensions (logits, pooled tokens), weights of another kind or with a gradient of their own, autocast,
     and transforms (`torch.vmap`) are left to PyTorch.

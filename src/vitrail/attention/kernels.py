@@ -40,7 +40,7 @@ WRITTEN_OUT = 16
 def kept_logsumexp(
     call: AttentionCall, output: Float[Tensor, "images heads queries value_width"]
 ) -> Float[Tensor, "images heads queries"] | None:
-    """What the fused forward pass of `output`, a call without a mask, kept; None if it kept nothing of the kind."""
+    """Returns the logsumexp kept by the fused forward pass of `output`, a call without a mask; None if it kept none."""
     kept = _kept(call, output)
     if kept is None or output.grad_fn is None:
         return None
@@ -85,7 +85,7 @@ def attention_transposed(
     output: Float[Tensor, "images heads queries width"],
     rows: Float[Tensor, "images heads queries width"],
 ) -> Float[Tensor, "images heads keys width"] | None:
-    """Aᵀ X for the rows X of every head; `output` is the attention's own, in autograd's graph.
+    """Returns Aᵀ X for the rows X of every head; `output` is the attention's own, in autograd's graph.
 
     None where that graph does not keep the scores' logsumexp: another kernel has answered the call.
     """
@@ -118,7 +118,9 @@ _FAILED: set[tuple[torch.dtype, int, int]] = set()
 
 
 def launches(call: AttentionCall, forced: bool) -> bool:
-    """Whether the kernel can be tried here: by itself on NVIDIA GPUs from Ampere on, `forced` wherever Triton is."""
+    """Returns whether the kernel can be tried here: by itself on NVIDIA GPUs from Ampere on, `forced` wherever Triton
+    is.
+    """
     return _importable() if forced else _served(call.query.device) and _shape(call) not in _FAILED
 
 
@@ -130,7 +132,7 @@ def sum_over_queries(
     output: Float[Tensor, "images heads queries value_width"],
     forced: bool = False,
 ) -> Float[Tensor, "images heads keys"] | None:
-    """The sum that is wanted, of one call that fits; None where the kernel cannot be built here.
+    """Returns the sum that is wanted, of one call that fits; None where the kernel cannot be built here.
 
     `output` is the attention's own, in autograd's graph where that keeps the scores' logsumexp; else the kernel forms
     it in a sweep of its own, one product more.
@@ -159,7 +161,7 @@ def sum_over_queries(
 def row_of_attention(
     call: AttentionCall, row: Float[Tensor, "images queries"]
 ) -> Float[Tensor, "images heads keys"] | None:
-    """r · A_h for every head of a call that fits; None where the kernel cannot be built here."""
+    """Returns r · A_h for every head of a call that fits; None where the kernel cannot be built here."""
     from .triton_row import logsumexp_of_scores, sums_over_queries
 
     try:

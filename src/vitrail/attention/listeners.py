@@ -174,7 +174,7 @@ class HeadNormListener:
         self.norms = {}
 
     def result(self) -> dict[int, Float[Tensor, "images heads"]]:
-        """The norms by layer."""
+        """Returns the norms by layer."""
         return self.norms
 
     def collector(self, layer: int) -> HeadNorms:
@@ -240,7 +240,7 @@ class HeadShareListener:
         self._row, self._shares = readout, {}
 
     def result(self) -> dict[int, tuple[Float[Tensor, "images heads keys"], Float[Tensor, "images heads"]]]:
-        """By layer: what each head adds to the row, and the norm of its gradient."""
+        """Returns by layer each head's addition to the row, and the norm of its gradient."""
         return self._shares
 
     def current_row(self) -> Float[Tensor, "images tokens"]:
@@ -306,7 +306,7 @@ class MatrixListener:
         self.matrices = {}
 
     def result(self) -> dict[int, Float[Tensor, "images queries keys"]]:
-        """The matrices by layer."""
+        """Returns the matrices by layer."""
         return self.matrices
 
     def collector(self, layer: int) -> _MeanMatrix:

@@ -34,14 +34,14 @@ class FlowGraph:
     source: Float64[ndarray, " _"]
 
     def bounds(self) -> Float64[ndarray, " inputs"]:
-        """What no flow to a token can exceed: all that leaves the source, and all that enters the token."""
+        """Returns upper bounds of the flows: the smaller of what leaves the source and what enters the token."""
         return np.minimum(self.source.sum(), self.layers[0].sum(axis=0))
 
 
 def flows_to_inputs(
     graph: FlowGraph, units: int = UNITS, report: Callable[[int, int], object] | None = None
 ) -> Float64[ndarray, " inputs"]:
-    """The maximum flow from the source to each input token, to within N/units of its bound.
+    """Returns the maximum flow from the source to each input token, to within N/units of its bound.
 
     `report` is called with (tokens done, tokens) after each.
 
@@ -69,7 +69,7 @@ def flows_to_inputs(
 
 
 def whole_flow(graph: FlowGraph, sink: int, units: int = UNITS) -> float:
-    """The maximum flow from the source to one input token, by the solver on the whole graph."""
+    """Returns the maximum flow from the source to one input token, by the solver on the whole graph."""
     return _WholeGraph(graph, units).flow(sink) if graph.bounds()[sink] > 0 else 0.0
 
 
@@ -142,7 +142,7 @@ class _ShortWay:
 
 
 def push_down(graph: FlowGraph, until: int) -> Float64[ndarray, " tokens"]:
-    """What the output tokens of layer `until` can be given at once, each token above sharing what it has."""
+    """Returns what the output tokens of layer `until` can receive at once, each token above dividing what it has."""
     given = graph.source
     for layer in reversed(graph.layers[until + 1 :]):
         sums = layer.sum(axis=1)
@@ -151,8 +151,9 @@ def push_down(graph: FlowGraph, until: int) -> Float64[ndarray, " tokens"]:
 
 
 def pull_up(graph: FlowGraph, until: int) -> tuple[Float64[ndarray, "tokens sinks"], Bool[ndarray, " sinks"]]:
-    """What the input tokens of layer `until` must be given for each sink to be filled to its bound, and whether the
-    layers between can carry it."""
+    """Returns what the input tokens of layer `until` need for each sink to reach its bound, and whether the layers
+    between can carry it.
+    """
     first, bounds = graph.layers[0], graph.bounds()
     sums = first.sum(axis=0)
     wanted = first * np.divide(bounds, sums, out=np.zeros_like(sums), where=sums > 0)

@@ -23,7 +23,7 @@ See: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def find_module(root: nn.Module, name: str) -> nn.Module:
-    """The module of that dotted name, as `named_modules` has it.
+    """Returns the module of that dotted name, as `named_modules` has it.
 
     Raises:
         OptionError: when there is none, with the names nearest to it.
@@ -101,7 +101,9 @@ def _is_row(values: Any) -> bool:
 
 
 def tokens_first(tensor: Tensor, images: int, tokens: int) -> Tensor | None:
-    """A (images, tokens, width) view of a tensor in that order or with the tokens first; None for any other shape."""
+    """Returns a (images, tokens, width) view of a tensor in that order or with the tokens first; None for any other
+    shape.
+    """
     if tensor.dim() != 3 or not tensor.is_floating_point():
         return None
     if tensor.shape[:2] == (images, tokens):

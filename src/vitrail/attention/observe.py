@@ -48,7 +48,7 @@ class Observation:
 
     @property
     def broken(self) -> int | None:
-        """The first attention that does not follow from the one before it; None where they form a chain."""
+        """Returns the first attention that does not follow from the one before it; None where they form a chain."""
         return next((layer for layer in range(1, len(self.after)) if layer - 1 not in self.after[layer]), None)
 
 
@@ -88,7 +88,7 @@ class ShapeObserver:
     def observation(
         self, logits: Float[Tensor, "images classes"], patch_grids: tuple[tuple[int, int], ...]
     ) -> Observation:
-        """What was seen, given the logits; `shapes` is empty when they depend on no attention."""
+        """Returns the observation, given the logits; `shapes` is empty when they depend on no attention."""
         # A fixed mixture of the logits, so that no class's weights can hide a token by chance.
         mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
         scalar = (logits * mixture).sum()

@@ -107,7 +107,7 @@ def _apart(one: Tensor, other: Tensor, image: Float[Tensor, "images channels hei
 
 
 def find_places(tokens: int, gradient: PixelGradient, grids: Sequence[tuple[int, int]]) -> Places | None:
-    """The places of `tokens` tokens; None where no gradient leads to the pixels.
+    """Returns the places of `tokens` tokens; None where no gradient leads to the pixels.
 
     `grids` are those that the tokens may form, most likely first: they are tried where pixels are shared by tokens.
     """
@@ -206,12 +206,12 @@ def _ranks(position: Float[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
 
 
 def row_by_row(grid: tuple[int, int]) -> Int[Tensor, " patches"]:
-    """The order in which the patch at each cell is the token of the same number."""
+    """Returns the order in which the patch at each cell is the token of the same number."""
     return torch.arange(grid[0] * grid[1])
 
 
 def column_by_column(grid: tuple[int, int]) -> Int[Tensor, " patches"]:
-    """The order in which tokens run down the columns."""
+    """Returns the order in which tokens run down the columns."""
     rows, cols = grid
     return torch.arange(rows * cols).reshape(cols, rows).T.flatten()
 

@@ -45,7 +45,7 @@ class RecordedLayer:
         return self.call.heads if self.call is not None else self._whole.shape[1]
 
     def probabilities(self) -> Float[Tensor, "images heads queries keys"]:
-        """The layer's whole attention: images · heads · queries · keys numbers."""
+        """Returns the layer's whole attention: images · heads · queries · keys numbers."""
         return probabilities(self.call) if self.call is not None else self._whole
 
     @property
@@ -109,7 +109,7 @@ class DenseRecorder:
     def gradients(
         self, scalar: Float[Tensor, ""], keep: bool = False
     ) -> list[Float[Tensor, "images heads queries keys"]]:
-        """∇A of every layer for a scalar of the model's output; zero where it does not reach."""
+        """Returns ∇A of every layer for a scalar of the model's output; zero where it does not reach."""
         gradients = torch.autograd.grad(scalar, self.maps, retain_graph=keep, allow_unused=True)
         return [torch.zeros_like(a) if g is None else g for a, g in zip(self.maps, gradients, strict=True)]
 
@@ -128,7 +128,7 @@ def row_times_attention(
     layer: RecordedLayer,
     head_weights: Float[Tensor, "images heads"] | None = None,
 ) -> Float[Tensor, "images keys"]:
-    """r · Σ_h w_h A_h of one recorded layer; `head_weights` sum to one and default to the mean over heads."""
+    """Returns r · Σ_h w_h A_h of one recorded layer; `head_weights` sum to one and default to the mean over heads."""
     return rows_times_attention(row[:, None], layer, head_weights)[:, 0]
 
 
@@ -138,7 +138,7 @@ def rows_times_attention(
     layer: RecordedLayer,
     head_weights: Float[Tensor, "images heads"] | None = None,
 ) -> Float[Tensor, "images rows keys"]:
-    """R · Σ_h w_h A_h of one recorded layer, for several rows of each image."""
+    """Returns R · Σ_h w_h A_h of one recorded layer, for several rows of each image."""
     weights = head_weights
     if weights is None:
         weights = rows.new_full((layer.images, layer.heads), 1 / layer.heads)
@@ -161,6 +161,6 @@ def rows_times_attention(
 def each_head_times_attention(
     rows: Float[Tensor, "images heads queries"], layer: RecordedLayer
 ) -> Float[Tensor, "images heads keys"]:
-    """r_h · A_h for every head h by itself."""
+    """Returns r_h · A_h for every head h by itself."""
     attention = layer.probabilities()
     return torch.einsum("bhq,bhqk->bhk", rows.to(attention.dtype), attention)

@@ -44,22 +44,22 @@ ElementwiseRule: TypeAlias = Callable[[Matrix, Matrix], Matrix]
 
 
 def complete(attention: Matrix, gradient: Matrix) -> Matrix:
-    """∇A ⊙ A, signed (Cui, Fan, Chen, Eq. 5)."""
+    """Returns ∇A ⊙ A, signed (Cui, Fan, Chen, Eq. 5)."""
     return gradient * attention
 
 
 def positive(attention: Matrix, gradient: Matrix) -> Matrix:
-    """(∇A)⁺ ⊙ A (Chefer, Gur, Wolf 2021, GAE; Eq. 4 of Cui, Fan, Chen). A ≥ 0, so this is (∇A ⊙ A)⁺."""
+    """Returns (∇A)⁺ ⊙ A (Chefer, Gur, Wolf 2021, GAE; Eq. 4 of Cui, Fan, Chen). A ≥ 0, so this is (∇A ⊙ A)⁺."""
     return gradient.clamp(min=0).mul_(attention)
 
 
 def absolute(attention: Matrix, gradient: Matrix) -> Matrix:
-    """|∇A| ⊙ A (Cui, Fan, Chen, Eq. 6)."""
+    """Returns |∇A| ⊙ A (Cui, Fan, Chen, Eq. 6)."""
     return gradient.abs().mul_(attention)
 
 
 def centre(attention: Matrix, gradient: Matrix) -> Matrix:
-    """∇A less its mean under A in every row: the part of the gradient that a softmax can follow."""
+    """Returns ∇A minus its mean under A in every row: the part of the gradient that a softmax can follow."""
     return gradient - (attention * gradient).sum(dim=-1, keepdim=True)
 
 
@@ -72,7 +72,7 @@ class Collector(Protocol):
 
     @property
     def every_row(self) -> bool:
-        """Whether it must be shown query rows of which ∇A is zero, too; where not, they may be left out, or shown."""
+        """Returns whether query rows with zero ∇A must be added too; otherwise they may be left out."""
         ...
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None: ...
@@ -93,11 +93,11 @@ class SummingCollector(Collector, Protocol):
     """A collector that can also do with one sum over the queries, and so needs no block of A or ∇A."""
 
     def query_sum(self) -> QuerySum | None:
-        """The sum that it can do with; None where its function has no name."""
+        """Returns the sum that suffices for it; None where its function has no name."""
         ...
 
     def take_sum(self, total: Float[Tensor, "images heads keys"]) -> None:
-        """The sum, in place of `begin` and all `add`."""
+        """Takes the sum, in place of `begin` and all `add`."""
         ...
 
 
@@ -113,7 +113,7 @@ class RowUpdate:
 
     @property
     def every_row(self) -> bool:
-        """A rule of somebody's own may make something of a ∇A that is zero."""
+        """Returns whether the rule is the user's own, which may use a ∇A that is zero."""
         return self.rule not in ELEMENTWISE.values()
 
     def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
@@ -167,7 +167,9 @@ class ClampedMeanUpdate:
 def add_update(
     row: Float[Tensor, "images queries"], update: Float[Tensor, "images keys"]
 ) -> Float[Tensor, "images keys"]:
-    """r + update for self-attention; the update alone where a few queries pool the tokens (no residual joins them)."""
+    """Returns r + update for self-attention; the update alone where a few queries pool the tokens (no residual joins
+    them).
+    """
     return row + update if row.shape == update.shape else update
 
 
@@ -192,17 +194,17 @@ class RelevanceRow:
         self._added: Tensor | None = None
 
     def begin(self, readout: Float[Tensor, "images queries"]) -> None:
-        """Start a backward pass from the readout's row."""
+        """Starts a backward pass from the readout's row."""
         self._identity, self._added = readout, None
 
     def result(self) -> Float[Tensor, "images tokens"]:
-        """What all layers have added to the readout's row: the row of Ā^L … Ā^1 − I."""
+        """Returns the sum of all layers' additions to the readout's row: the row of Ā^L … Ā^1 − I."""
         if self._added is None:
             raise RuntimeError("no backward pass has reached an attention since begin()")
         return self._added
 
     def current_row(self) -> Float[Tensor, "images tokens"]:
-        """The whole row as it stands, the identity's part included."""
+        """Returns the whole row as it stands, the identity's part included."""
         if self._identity is None:
             raise RuntimeError("begin() sets the readout before a backward pass")
         return self._identity if self._added is None else self._identity + self._added
@@ -237,7 +239,7 @@ class Gradients(NamedTuple):
 def softmax_backward(
     attention: Float[Tensor, "*shape keys"], gradient: Float[Tensor, "*shape keys"]
 ) -> Float[Tensor, "*shape keys"]:
-    """The gradient of the scores before the softmax: A ⊙ (∇A − rowsum(A ⊙ ∇A))."""
+    """Returns the gradient of the scores before the softmax: A ⊙ (∇A − rowsum(A ⊙ ∇A))."""
     return torch.ops.aten._softmax_backward_data(gradient, attention, -1, attention.dtype)
 
 
@@ -261,7 +263,7 @@ def attention_backward(
     through_scores: bool,
     through_value: bool,
 ) -> Gradients:
-    """Differentiate attention, holding one block of A and ∇A = dO Vᵀ at a time.
+    """Differentiates attention, holding one block of A and ∇A = dO Vᵀ at a time.
 
     Every row of A is formed whole within its block, so the softmax needs no statistics from the forward pass, and any
     function of A and ∇A can be collected on the way at no further matrix product. Rows that no gradient reaches are not
@@ -317,7 +319,7 @@ def constant_attention_backward(
     grad_output: Float[Tensor, "images heads queries value_width"],
     row: Float[Tensor, "images queries"],
 ) -> tuple[Float[Tensor, "images heads keys value_width"], Float[Tensor, "images keys"]]:
-    """Where nothing flows through A: Aᵀ dO, which flows on to the value, and (1/H) Σ_h r · (∇A_h ⊙ A_h).
+    """Returns, for constant A, the value's gradient Aᵀ dO, and (1/H) Σ_h r · (∇A_h ⊙ A_h).
 
     Aᵀ (r ⊙ dO) gives the row (`fused_row`), so that no ∇A is formed.
     """
@@ -337,7 +339,7 @@ def fused_row(
     value: Float[Tensor, "images heads keys value_width"],
     d_value: Float[Tensor, "images heads keys value_width"],
 ) -> Float[Tensor, "images keys"]:
-    """(1/H) Σ_h r · (∇A_h ⊙ A_h), from A_hᵀ (r ⊙ dO_h): what a backward gives for V when it is fed r ⊙ dO.
+    """Returns (1/H) Σ_h r · (∇A_h ⊙ A_h), from A_hᵀ (r ⊙ dO_h): what a backward gives for V when it is fed r ⊙ dO.
 
     Because ∇A_h = dO_h V_hᵀ, entry j is ⟨V_h[j], (A_hᵀ (r ⊙ dO_h))[j]⟩: no matrix over queries and keys is formed.
     """

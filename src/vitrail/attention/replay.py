@@ -34,13 +34,13 @@ class Replay(TorchFunctionMode):
         self._position = self._until = 0
 
     def mark(self, layer: int) -> None:
-        """Attention `layer` has been reached in the first pass."""
+        """Marks that attention `layer` has been reached in the first pass."""
         if self._recording:
             self._marks[layer] = len(self._calls), self._versions(len(self._calls))
             self._recording = layer < self.last
 
     def rewind(self, layer: int) -> bool:
-        """Play everything before attention `layer` in the next pass; False where that is no longer what it was.
+        """Replays everything before attention `layer` in the next pass; returns False where that has changed.
 
         A model that adds in place (x += …) behind that attention has written over what the next pass would read.
         """
@@ -53,7 +53,7 @@ class Replay(TorchFunctionMode):
         return True
 
     def forget(self) -> None:
-        """Play nothing in the next pass."""
+        """Replays nothing in the next pass."""
         self._position = self._until = 0
 
     def __torch_function__(

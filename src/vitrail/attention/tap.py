@@ -60,14 +60,14 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 def bound_arguments(args: tuple, kwargs: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    """The arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in, some `changed`."""
+    """Returns the arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in, some `changed`."""
     arguments = _SIGNATURE.bind(*args, **kwargs)
     arguments.apply_defaults()
     return {**arguments.arguments, **changed}
 
 
 def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Run `F.multi_head_attention_forward` with `attend` in the place of `scaled_dot_product_attention`.
+    """Runs `F.multi_head_attention_forward` with `attend` in the place of `scaled_dot_product_attention`.
 
     PyTorch hands this function to a `TorchFunctionMode` as one call and does not reveal the attention in it, so its own
     code object is run with globals in which nothing is overridden but the attention. Where the caller wants the
@@ -111,7 +111,7 @@ class AnyAttention(Protocol):
         scale: float | None,
         grouped: bool,
     ) -> Tensor:
-        """The output of attention over the last two dimensions."""
+        """Returns the output of attention over the last two dimensions."""
         ...
 
 
@@ -120,13 +120,13 @@ class Visitor(Protocol):
     """Stands at the tap: gives every attention its output, in the order of the layers."""
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
-        """The output of attention, for a call that reached `scaled_dot_product_attention`."""
+        """Returns the output of attention, for a call that reached `scaled_dot_product_attention`."""
         ...
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
-        """The probabilities, for attention that a model writes out as a softmax over scores."""
+        """Returns the probabilities, for attention that a model writes out as a softmax over scores."""
         ...
 
 

@@ -102,7 +102,9 @@ class StreamWatcher(TorchFunctionMode):
         return result
 
     def stream(self, self_attentions: int, attentions: int) -> TokenStream:
-        """What was seen, given how many attention calls the logits depend on, the pooling ones at the end included."""
+        """Returns the observed stream, given the number of attention calls that the logits depend on, pooling ones
+        included.
+        """
         waists = list(self._waists())
         at = [number for number, call in enumerate(self._calls) if call.attends][:attentions]
         entry = next((number for number in reversed(waists) if number < at[0]), None)
@@ -155,7 +157,7 @@ def _in_place(function: Callable[..., Any]) -> bool:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a nest of tuples, lists and dictionaries."""
+    """Returns the tensors in a nest of tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
@@ -167,5 +169,5 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of one of PyTorch's functions, or "?" for a nameless one."""
+    """Returns the name of one of PyTorch's functions, or "?" for a nameless one."""
     return getattr(function, "__name__", "?")

@@ -146,7 +146,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(width: int, dtype: torch.dtype) -> Tiling:
-    """A cut that keeps a tile of A and one of ∇A in registers, and two programs or more on a multiprocessor."""
+    """Returns a cut that keeps a tile of A and one of ∇A in registers, and two programs or more on a multiprocessor."""
     if dtype == torch.float32:
         return Tiling(64, 32, 8, 2)
     return Tiling(128, 64, 4, 3) if width <= 64 else Tiling(64, 64, 4, 2) if width <= 128 else Tiling(64, 32, 4, 2)
@@ -161,7 +161,7 @@ def sums_over_queries(
     output: Float[Tensor, "images heads queries value_width"] | None = None,
     cut: Tiling | None = None,
 ) -> Float[Tensor, "images heads keys"]:
-    """Σ_i r_i f(A_hij, ∇A_hij) for every head h and key j, in float32, of a call without mask.
+    """Returns Σ_i r_i f(A_hij, ∇A_hij) for every head h and key j, in float32, of a call without mask.
 
     `function` f is "complete" (A ∇A), "positive" (A ∇A⁺), "absolute" (A |∇A|) or "attention" (A), which take the `row`
     r and the `logsumexp` of the scores; or "norm1" (|∇A|) or "norm2" (∇A²), whose r is 1. All but "attention" take the
@@ -191,7 +191,7 @@ def sums_over_queries(
 
 
 def logsumexp_of_scores(call: AttentionCall, cut: Tiling | None = None) -> Float[Tensor, "images heads queries"]:
-    """ln Σ_j exp(scale · q_i · k_j) in float32, where the forward pass has not kept it: one product a tile."""
+    """Returns ln Σ_j exp(scale · q_i · k_j) in float32, where the forward pass has not kept it: one product a tile."""
     query, key = _adjacent(call.query), _adjacent(call.key)
     logsumexp = torch.empty(call.images, call.heads, call.queries, device=query.device, dtype=torch.float32)
     width = query.shape[-1]

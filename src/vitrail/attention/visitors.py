@@ -54,7 +54,7 @@ class LeafAttention:
         scale: float | None,
         grouped: bool,
     ) -> Tensor:
-        """Attention within windows, which is never a leaf."""
+        """Computes attention within windows, which is never a leaf."""
         if self.held:
             query, key = query.detach(), key.detach()
         return F.scaled_dot_product_attention(

@@ -36,7 +36,7 @@ class NormWatcher(TorchFunctionMode):
         self.before_attention: Tensor | None = None
 
     def begin(self) -> None:
-        """The next norm is the first one: a block begins."""
+        """Marks the beginning of a block: the next norm is its first."""
         self.first, self._begun = None, True
 
     def __torch_function__(

@@ -24,7 +24,7 @@ class RelevanceListener(Protocol[Result]):
     def begin(self, readout: Float[Tensor, "images queries"]) -> None: ...
 
     def collector(self, layer: int) -> Collector | None:
-        """What shall be shown the layer's blocks, R_A in the place of A, and G; None where nothing shall."""
+        """Returns the collector that receives the layer's blocks, with R_A in the place of A, and G; None for none."""
         ...
 
     def take(self, layer: int, collector: Collector) -> None: ...
@@ -42,7 +42,7 @@ def attention_relevance(
     *,
     flows: bool,
 ) -> Gradients:
-    """Both products of attention by the z-rule, half to each operand (Chefer, Gur, Wolf 2021).
+    """Returns both products of attention by the z-rule, half to each operand (Chefer, Gur, Wolf 2021).
 
     With S = R / (A V): R_A = A ⊙ (S Vᵀ) / 2 and R_V = V ⊙ (Aᵀ S) / 2. R_A passes the softmax as it is, and with
     T = R_A / (Q Kᵀ): R_Q = Q ⊙ (T K) / 2 and R_K = K ⊙ (Tᵀ Q) / 2. `upstream` is the gradient at A V, from which

@@ -102,7 +102,7 @@ class _WithGamma(Function):
 def with_gamma(
     x: Tensor, weight: Tensor, bias: Tensor | None, product: Callable[[Tensor, Tensor], Tensor], rule: GammaRule
 ) -> Tensor:
-    """product(x, weight) + bias, whose gradient is by the γ-rule; the bias is shaped so that it can be added."""
+    """Returns product(x, weight) + bias, whose gradient is by the γ-rule; the bias is shaped so that it can be added."""
     return _WithGamma.apply(x, weight, bias, product, rule)  # pyright: ignore
 
 
@@ -262,7 +262,7 @@ class AttnLRPTap(RelevanceTap):
 
 
 def lineage_of(value: Any) -> tuple[frozenset[GammaRule], bool]:
-    """The γ-rules that tensors come from, and whether any of them comes from attention."""
+    """Returns the γ-rules that tensors come from, and whether any of them comes from attention."""
     if isinstance(value, Tensor):
         return getattr(value, "vitrail_lineage", (frozenset(), False))
     rules: frozenset[GammaRule] = frozenset()
@@ -281,7 +281,7 @@ def _inherit(result: Any, sources: Any, from_attention: bool = False) -> None:
 
 
 def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules:
-    """The rules by the name of the function that a model calls."""
+    """Returns the rules by the name of the function that a model calls."""
     held = {function.__name__: rule for function, rule in libra_rules().items()}
 
     def plain(call: Call) -> Any:
@@ -376,7 +376,7 @@ def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules
 
 
 def find_attention_rule(name: str) -> AttentionRule:
-    """The rule of that name for what happens inside attention.
+    """Returns the rule of that name for what happens inside attention.
 
     Raises:
         OptionError: for any other name than "attn_lrp" and "cp_lrp".

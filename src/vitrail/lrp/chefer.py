@@ -199,7 +199,7 @@ class _Convolution(Operation):
 
 
 def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
-    """The rules by the name of the function that a model calls; the gradient's walk is in the mode `gradient`."""
+    """Returns the rules by the name of the function that a model calls; the gradient's walk is in the mode `gradient`."""
     held = {function.__name__: rule for function, rule in libra_rules().items()} if gradient == "libra" else {}
 
     def passes(call: Call) -> Tensor:
@@ -353,7 +353,7 @@ def _flat(value: Any) -> Any:
 
 
 def find_rule_set(name: str) -> RuleSet:
-    """The set of rules of that name.
+    """Returns the set of rules of that name.
 
     Raises:
         OptionError: for any other name than "tattr" and "original".

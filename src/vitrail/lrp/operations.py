@@ -42,7 +42,7 @@ SMALL = 0.01
 
 
 def divide(relevance: Float[Tensor, "..."], total: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """R / (Z + 1e-9), and zero where Z is zero (as in the code of Chefer, Gur, Wolf).
+    """Returns R / (Z + 1e-9), and zero where Z is zero (as in the code of Chefer, Gur, Wolf).
 
     Near Z = 0 the quotient is as large as it comes out, so that its digits need float64.
     """
@@ -53,7 +53,7 @@ def divide(relevance: Float[Tensor, "..."], total: Float[Tensor, "..."]) -> Floa
 
 
 def stabilised_divide(relevance: Float[Tensor, "..."], total: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """R Z / (Z² + δ²), with δ a fixed part of the root mean square of Z along its last dimension.
+    """Returns R Z / (Z² + δ²), with δ a fixed part of the root mean square of Z along its last dimension.
 
     Equal to R / Z where Z is large, and bounded by R / 2δ where it is small: float32 is then enough. What is lost of
     the relevance is what R / Z would have blown up.
@@ -82,7 +82,7 @@ _PRECISIONS = {
 
 
 def find_precision(name: str, device: torch.device) -> Precision:
-    """The precision of that name, on a device that has it.
+    """Returns the precision of that name, on a device that has it.
 
     Raises:
         OptionError: for any other name than "float64" and "stabilised", and for float64 where the device has none.
@@ -121,15 +121,15 @@ class Operation:
     uses = 0
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The operation's own result."""
+        """Returns the operation's own result."""
         raise NotImplementedError
 
     def gradient(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor) -> Shares:
-        """The gradient at each input, from that at the output."""
+        """Returns the gradient at each input, from that at the output."""
         raise NotImplementedError
 
     def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
-        """The relevance of each input, from that of the output."""
+        """Returns the relevance of each input, from that of the output."""
         raise NotImplementedError
 
 
@@ -173,7 +173,7 @@ class _Applied(Function):
 
 
 def apply(operation: Operation, walk: Walk, *inputs: Tensor) -> Tensor:
-    """The operation's output, as part of the graph that relevance and gradients walk."""
+    """Returns the operation's output, as part of the graph that relevance and gradients walk."""
     output = _Applied.apply(operation, walk, *inputs)  # pyright: ignore
     output.vitrail_operation = operation
     return output
@@ -197,7 +197,8 @@ def linear_z_plus(
     relevance: Float[Tensor, "rows outputs"],
     divide: Divide,
 ) -> Float[Tensor, "rows inputs"]:
-    """R_x = x⁺ ⊙ (S W⁺) + x⁻ ⊙ (S W⁻) with S = R / Z and Z = x⁺ W⁺ᵀ + x⁻ W⁻ᵀ: conserves ΣR (the z⁺ rule, α = 1, β = 0).
+    """Returns R_x = x⁺ ⊙ (S W⁺) + x⁻ ⊙ (S W⁻) with S = R / Z and Z = x⁺ W⁺ᵀ + x⁻ W⁻ᵀ: conserves ΣR (the z⁺ rule, α = 1,
+    β = 0).
 
     `signed` is x Wᵀ, which the forward pass has computed. As x⁺ W⁺ᵀ + x⁻ W⁻ᵀ = (x Wᵀ + |x| |W|ᵀ) / 2, and likewise on
     the way back, three matrix products do instead of four.
@@ -214,7 +215,7 @@ def linear_separate(
     relevance: Float[Tensor, "rows outputs"],
     divide: Divide,
 ) -> Float[Tensor, "rows inputs"]:
-    """R_x = x⁺ ⊙ (R / Z₁ W⁺) + x⁻ ⊙ (R / Z₂ W⁻), Z₁ = x⁺ W⁺ᵀ and Z₂ = x⁻ W⁻ᵀ: each part gets the whole of R."""
+    """Returns R_x = x⁺ ⊙ (R / Z₁ W⁺) + x⁻ ⊙ (R / Z₂ W⁻), Z₁ = x⁺ W⁺ᵀ and Z₂ = x⁻ W⁻ᵀ: each part gets the whole of R."""
     shares = torch.zeros_like(x)
     for part, half in ((x.clamp(min=0), weight.clamp(min=0)), (x.clamp(max=0), weight.clamp(max=0))):
         shares += part * (divide(relevance, part @ half.T) @ half)
@@ -228,7 +229,7 @@ def shares_of_sum(
     relevance: Float[Tensor, "..."],
     divide: Divide,
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """a R / (a + b) and b R / (a + b)."""
+    """Returns a R / (a + b) and b R / (a + b)."""
     share = divide(relevance, total)
     return left * share, right * share
 
@@ -240,7 +241,8 @@ def rescale(
     divide: Divide,
     images: int = 0,
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """The two shares of a sum, each times a number per image, so that their totals share out ΣR by |Σr_a| : |Σr_b|.
+    """Returns the two shares of a sum, each times a number per image, so that their totals share out ΣR by |Σr_a| :
+    |Σr_b|.
 
     The sums run over one image; `images` is the dimension that tells the images apart. The authors' code sums over
     the whole batch, which is right for one image only.
@@ -264,7 +266,7 @@ def pixels_z_box(
     weight: Float[Tensor, "width_out channels rows cols"],
     relevance: Float[Tensor, "images width_out rows_out cols_out"],
 ) -> Float[Tensor, "images channels height width"]:
-    """The z^B rule at the pixels, bounded by the least and largest value l and h of each image.
+    """Returns the z^B rule at the pixels, bounded by the least and largest value l and h of each image.
 
     R_x = x ⊙ (S ∗ᵀ W) − l ⊙ (S ∗ᵀ W⁺) − h ⊙ (S ∗ᵀ W⁻) with S = R / Z and Z = x ∗ W − l ∗ W⁺ − h ∗ W⁻ + 1e-9.
     """
@@ -282,7 +284,7 @@ def convolution_separate(
     relevance: Float[Tensor, "images width_out rows_out cols_out"],
     divide: Divide,
 ) -> Float[Tensor, "images channels height width"]:
-    """`linear_separate` for a convolution beyond the first, which both sets of rules treat alike."""
+    """Returns `linear_separate` for a convolution beyond the first, which both sets of rules treat alike."""
     shares = torch.zeros_like(x)
     for part, half in ((x.clamp(min=0), weight.clamp(min=0)), (x.clamp(max=0), weight.clamp(max=0))):
         shares += part * _back(convolve, part, half, divide(relevance, convolve(part, half)))

@@ -108,7 +108,7 @@ class Call:
         self.kwargs = kwargs
 
     def plain(self) -> Any:
-        """The function as it is: what autograd does with it is what relevance does."""
+        """Returns the function as it is: what autograd does with it is what relevance does."""
         return self.function(*self.args, **self.kwargs)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
@@ -152,7 +152,7 @@ class RelevanceTap(Tap):
         self._overwritten: list[Tensor] = []
 
     def refusal(self, name: str, why: str = "") -> UnsupportedOperationError:
-        """The error for a function without a rule, at the module at work."""
+        """Returns the error for a function without a rule, at the module at work."""
         running = running_module(self.model)
         module = (running and running[0]) or type(self.model).__name__
         return UnsupportedOperationError(
@@ -162,7 +162,7 @@ class RelevanceTap(Tap):
         )
 
     def refuse_overwritten(self, name: str, values: Any) -> None:
-        """Refuse to read what shares its memory with a tensor that the model has changed in place since.
+        """Refuses to read what shares its memory with a tensor that the model has changed in place since.
 
         Raises:
             UnsupportedOperationError: naming the function that reads it.
@@ -173,7 +173,7 @@ class RelevanceTap(Tap):
                 raise self.refusal(name, "it reads a tensor that the model has since changed in place")
 
     def images_dimension(self, tensor: Tensor) -> int:
-        """Which dimension of an activation tells the images apart: 0, or 1 in models that put the tokens first."""
+        """Returns the dimension of an activation that counts the images: 0, or 1 in models that put the tokens first."""
         first, second = tensor.shape[0] == self.images, tensor.dim() > 2 and tensor.shape[1] == self.images
         if first and not (second and self.swaps_images and self.images > 1):
             return 0

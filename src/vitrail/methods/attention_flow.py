@@ -69,7 +69,7 @@ def attention_flow(
 
 
 def attention_capacities(attention: Float[Tensor, "images queries keys"]) -> Float[Tensor, "images queries keys"]:
-    """A + I with rows normalised to one; A alone where a few queries pool the tokens."""
+    """Returns a + I with rows normalised to one; A alone where a few queries pool the tokens."""
     attention = attention.double()
     if attention.shape[-1] != attention.shape[-2]:
         return attention
@@ -83,7 +83,9 @@ def normalised_flows(
     units: int = UNITS,
     report: Callable[[int, int], object] | None = None,
 ) -> Float64[np.ndarray, " tokens"]:
-    """S(j) for the capacities of all layers, first to last, and the readout's weights over the last one's queries."""
+    """Returns S(j) for the capacities of all layers, first to last, and the readout's weights over the last one's
+    queries.
+    """
     graph = FlowGraph(layers, readout * layers[-1].sum(axis=1))
     flows = flows_to_inputs(graph, units, report)
     return flows / flows.sum() if flows.any() else flows

@@ -47,7 +47,7 @@ class Features(NamedTuple):
 
 
 def features_and_gradients(context: AttributionContext, layer: str | None) -> Features:
-    """One forward pass, and per target a backward pass that ends at the layer: a module's name, or the default.
+    """Runs a forward pass, and per target a backward pass that ends at the layer: a module's name, or the default.
 
     The default is the last block's first norm. (At the last block's output the patches of a model that reads its class
     token have no gradient at all.)
@@ -72,7 +72,7 @@ def features_and_gradients(context: AttributionContext, layer: str | None) -> Fe
 
 
 def features_of(context: AttributionContext, layer: str | None) -> Float[Tensor, "images patches width"]:
-    """One forward pass without gradients; raises as `features_and_gradients` does."""
+    """Runs a forward pass without gradients; raises as `features_and_gradients` does."""
     seen: list[Tensor] = []
     visitor, watchers, _ = _reaching(context, layer, seen)
     context.forward(visitor, *watchers)
@@ -131,7 +131,7 @@ def _last(seen: list[Tensor], context: AttributionContext, layer: str | None) ->
 def patches_of(
     tensor: Tensor, layout: TokenLayout, images: int, layer: str | None
 ) -> Float[Tensor, "images patches width"]:
-    """The patches' part of a layer's output, in float32 (float64 for float64).
+    """Returns the patches' part of a layer's output, in float32 (float64 for float64).
 
     Takes tokens with or without the prefix, images first or tokens first, and maps (images, width, rows, columns) or
     (images, rows, columns, width).
@@ -158,7 +158,7 @@ def patches_of(
 
 
 def on_all_tokens(patches: Float[Tensor, "images patches"], layout: TokenLayout) -> Float[Tensor, "images tokens"]:
-    """A map of the patches as a row over all tokens, zero at the prefix."""
+    """Returns a map of the patches as a row over all tokens, zero at the prefix."""
     return torch.nn.functional.pad(patches, (layout.prefix, 0))
 
 

@@ -63,7 +63,7 @@ class AttributionContext:
 
     @property
     def first_layer(self) -> int:
-        """`start_layer` counted from the first block; negative numbers count from the last.
+        """Returns `start_layer` counted from the first block; negative numbers count from the last.
 
         Raises:
             OptionError: when the model has no such layer.
@@ -77,7 +77,7 @@ class AttributionContext:
 
     @property
     def targets(self) -> Targets:
-        """The targets asked for, or the predicted classes once the logits are known."""
+        """Returns the targets asked for, or the predicted classes once the logits are known."""
         return predicted(self.logits) if self.target is None else self.target
 
     @cached_property
@@ -87,23 +87,23 @@ class AttributionContext:
 
     @property
     def questions(self) -> int:
-        """The number of scalars to differentiate: one per target, and as many again where any rival is present."""
+        """Returns the number of scalars to differentiate: one per target, and as many again where any rival is present."""
         targets = self.targets.index.shape[1]
         return 2 * targets if self.competes and bool((self.rivals[1] > 0).any()) else targets
 
     @property
     def real(self) -> Bool[Tensor, "images tokens"] | None:
-        """Which tokens are no padding; None where none is, as in pictures."""
+        """Returns which tokens are not padding; None where no token is padding, as in images."""
         return None
 
     def answer(self) -> Float[Tensor, "images classes"]:
-        """The model's logits for the images; gradients flow."""
+        """Returns the model's logits for the images; gradients flow."""
         return self.model.logits(self.images)
 
     def at(
         self, images: Float[Tensor, "rows channels height width"], index: Int[Tensor, " rows"]
     ) -> "AttributionContext":
-        """The same question of other images: row i is asked what image `index[i]` of this context is asked.
+        """Returns the same question of other images: row i is asked what image `index[i]` of this context is asked.
 
         The classes are those of this context's own images, also where they are the predicted ones.
         """
@@ -117,12 +117,14 @@ class AttributionContext:
         )
 
     def readout_row(self) -> Float[Tensor, "images queries"]:
-        """The row at which the product of the layers is read, once per image, in the precision of the relevance."""
+        """Returns the row at which the product of the layers is read, once per image, in the precision of the
+        relevance.
+        """
         dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
         return self.readout.to(self.images.device, dtype).expand(len(self.images), -1)
 
     def forward(self, visitor: Visitor, *watchers: AbstractContextManager[Any]) -> None:
-        """One forward pass without gradients; `watchers` are entered inside the tap."""
+        """Runs a forward pass without gradients; `watchers` are entered inside the tap."""
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(eager())
             tap = stack.enter_context(Tap(visitor, len(self.images), chain=self.layout.layers))
@@ -132,7 +134,7 @@ class AttributionContext:
         self._check_layout(tap)
 
     def watch(self) -> list[TokenStream]:
-        """One forward pass per image, each alone, so that what a method chooses from it does not hang on the batch."""
+        """Runs a forward pass per image, each alone, so that a method's choices do not depend on the batch."""
         streams, logits = [], []
         for number in range(len(self.images)):
             # A tensor of its own: a view of the whole batch could not be told from it.
@@ -148,7 +150,7 @@ class AttributionContext:
         return streams
 
     def values(self, logits: Float[Tensor, "rows classes"], image: int) -> Float[Tensor, "rows targets"]:
-        """The objective of one image's targets, for logits that the model gave of that image in many forms."""
+        """Returns the objective of one image's targets, for logits that the model gave of that image in many forms."""
         values, replaced = [], []
         for number in range(self.targets.index.shape[1]):
             target = self.targets.index[image, number].to(logits.device).expand(len(logits))
@@ -166,12 +168,12 @@ class AttributionContext:
         return torch.stack(values, dim=1)
 
     def report(self, doing: str, done: int, total: int) -> None:
-        """Tell whoever watches how far a long method has come."""
+        """Reports the progress of a long method."""
         if self.progress is not None:
             self.progress(doing, done, total)
 
     def record(self) -> list[RecordedLayer]:
-        """One forward pass; the queries and keys of every layer that the logits depend on."""
+        """Runs a forward pass and returns the queries, keys and values of every layer that the logits depend on."""
         recorder = CallRecorder()
         self.forward(recorder)
         return recorder.layers[: self.layout.layers]
@@ -184,7 +186,7 @@ class AttributionContext:
         first_layer: int | None = None,
         watcher: AbstractContextManager[Any] | None = None,
     ) -> list[Result]:
-        """One forward pass, then one backward pass per question; what the listener heard of each.
+        """Runs a forward pass, and a backward pass per question; returns the listener's result of each.
 
         Nothing before `first_layer` (default: the context's own) is differentiated. `watcher` is entered inside the
         tap.
@@ -215,7 +217,7 @@ class AttributionContext:
         images: Float[Tensor, "images channels height width"] | None = None,
         rows: int | None = None,
     ) -> Float[Tensor, "rows classes"]:
-        """One forward pass with gradients, parameters constant, and the logits in its graph.
+        """Runs a forward pass with gradients, parameters constant, and returns the logits in its graph.
 
         The graph begins where `visitor` or one of the `watchers` (entered inside the tap) makes a leaf, or at `images`.
         `rows` is the number of rows of logits where a watcher adds rows behind those of the images; `self.logits` are
@@ -233,7 +235,7 @@ class AttributionContext:
         return logits
 
     def trace(self, tap: Tap, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images classes"]:
-        """One forward pass under a tap, the logits in its graph; `images` carry a gradient for pixels' relevance."""
+        """Runs a forward pass under a tap and returns the logits in its graph; `images` carry a gradient for pixels."""
         with torch.enable_grad(), eager(), tap:
             logits = self.model.logits(images)
         self.logits = logits.detach()
@@ -241,7 +243,9 @@ class AttributionContext:
         return logits
 
     def seeds(self, logits: Float[Tensor, "images classes"]) -> list[Float[Tensor, "images classes"]]:
-        """What each target's backward pass starts with: the objective's gradient at the logits, one-hot for a logit."""
+        """Returns the start of each target's backward pass: the objective's gradient at the logits, one-hot for a
+        logit.
+        """
         seeds = []
         with torch.enable_grad():
             for number in range(self.targets.index.shape[1]):
@@ -250,7 +254,7 @@ class AttributionContext:
         return seeds
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
-        """The gradient, per question, at the norm in front of the last attention; `recorder` sees the layers."""
+        """Returns the gradient, per question, at the norm in front of the last attention; `recorder` sees the layers."""
         watcher = NormWatcher()
         gradients = []
         with torch.enable_grad():
@@ -280,7 +284,7 @@ class AttributionContext:
         self.check_calls(tap.attention_calls, self.logits)
 
     def check_calls(self, calls: int, logits: Float[Tensor, "images classes"]) -> None:
-        """Refuse a model that does not do what it did when its tokens were worked out.
+        """Refuses a model that does not do what it did when its tokens were worked out.
 
         Raises:
             LayoutError: naming how often it called attention, and for how many logits.
@@ -302,7 +306,7 @@ class AttributionContext:
     def objective_values(
         self, logits: Float[Tensor, "images classes"], number: int
     ) -> tuple[Float[Tensor, " images"], Bool[Tensor, " images"]]:
-        """The objective of question `number` for each image, and where the difference stood in."""
+        """Returns the objective of question `number` for each image, and where the difference stood in."""
         targets = self.targets.index.shape[1]
         if number >= targets:
             classes, weights = (found[:, number - targets] for found in self.rivals)
@@ -319,7 +323,7 @@ class AttributionContext:
         return torch.stack(rows), nowhere
 
     def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
-        """The objective of question `number`, summed over the images; where the difference stood in, is noted."""
+        """Returns the objective of question `number`, summed over the images; where the difference stood in, is noted."""
         values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()

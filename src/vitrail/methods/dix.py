@@ -106,7 +106,7 @@ class Rerun:
         )
 
     def again(self, layer: int, attention: Float[Tensor, "images heads queries keys"]) -> Pass:
-        """The pass with `attention` in the place of layer `layer`'s own, which leads no gradient to it."""
+        """Returns the pass with `attention` in the place of layer `layer`'s own, which leads no gradient to it."""
         context, given = self._run, {layer: attention.detach()}
         if self._replay.rewind(layer):
             try:

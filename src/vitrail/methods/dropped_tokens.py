@@ -38,11 +38,11 @@ class TokenDropper:
 
     @property
     def patches(self) -> int:
-        """How many patches an image has."""
+        """Returns the number of patches of an image."""
         return self.context.layout.patches
 
     def logits(self, image: int, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
-        """The logits when only these patches are there (indices from the first patch, ascending), row by row."""
+        """Returns the logits when only these patches are there (indices from the first patch, ascending), row by row."""
         rows = self.context.images[image : image + 1].expand(len(patches), -1, -1, -1)
         return self.logits_of(rows, patches, self.streams[image])
 
@@ -52,7 +52,9 @@ class TokenDropper:
         patches: Int[Tensor, "rows kept"],
         stream: TokenStream | None = None,
     ) -> Float[Tensor, "rows classes"]:
-        """The same for an image of its own in each row; the stream of the context's first image tells where to cut."""
+        """Returns the same for an image of its own in each row; the stream of the context's first image tells where to
+        cut.
+        """
         layout, stream = self.context.layout, self.streams[0] if stream is None else stream
         patches = patches.to(images.device)
         selection = Selection(patches, layout.prefix, layout.all_tokens, layout.patches)

@@ -122,7 +122,7 @@ Layers = list[tuple[RecordedLayer, Float[Tensor, "images heads"]]]
 
 
 def head_weights(norms: Float[Tensor, "images heads"], layer: int) -> Float[Tensor, "images heads"]:
-    """w_h = ‖∇A_h‖ / Σ_h ‖∇A_h‖.
+    """Returns w_h = ‖∇A_h‖ / Σ_h ‖∇A_h‖.
 
     Raises:
         NoSignalError: when no head of the layer has any gradient.
@@ -131,7 +131,9 @@ def head_weights(norms: Float[Tensor, "images heads"], layer: int) -> Float[Tens
 
 
 def all_head_weights(norms: dict[int, Float[Tensor, "images heads"]]) -> dict[int, Float[Tensor, "images heads"]]:
-    """`head_weights` of many layers; whether all have a gradient is asked once, since the answer waits for a GPU."""
+    """Returns `head_weights` of many layers; whether all have a gradient is asked once, since the answer waits for a
+    GPU.
+    """
     totals = {layer: of_heads.sum(dim=1, keepdim=True) for layer, of_heads in norms.items()}
     silent = torch.stack([(total == 0).any() for total in totals.values()]).tolist()
     for layer, is_silent in zip(norms, silent, strict=True):

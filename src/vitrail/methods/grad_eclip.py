@@ -80,14 +80,14 @@ def grad_eclip(
 
 
 def side_by_side(heads: Float[Tensor, "images heads tokens width"]) -> Float[Tensor, "images tokens channels"]:
-    """The heads' channels beside each other, as the output projection takes them."""
+    """Returns the heads' channels beside each other, as the output projection takes them."""
     return heads.transpose(1, 2).flatten(2)
 
 
 def similarity_of(
     query: Float[Tensor, "images queries channels"], key: Float[Tensor, "images patches channels"], heads: int
 ) -> Float[Tensor, "images heads queries patches"]:
-    """λ: the cosine of query and key, brought to 0…1 over the patches; 1 everywhere where all are alike."""
+    """Returns λ: the cosine of query and key, brought to 0…1 over the patches; 1 everywhere where all are alike."""
     query, key = (F.normalize(t.unflatten(2, (heads, -1)), dim=3).transpose(1, 2) for t in (query, key))
     cosine = query @ key.transpose(2, 3)
     low, high = cosine.amin(dim=3, keepdim=True), cosine.amax(dim=3, keepdim=True)
@@ -100,7 +100,7 @@ def weighted_values(
     likeness: Float[Tensor, "images heads queries patches"] | None,
     heads: int,
 ) -> Float[Tensor, "images patches"]:
-    """Σ_q Σ_h λ_hqj ⟨g_hq, v_hj⟩."""
+    """Returns Σ_q Σ_h λ_hqj ⟨g_hq, v_hj⟩."""
     gradient, value = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (gradient, value))
     product = gradient @ value.transpose(2, 3)
     return (product if likeness is None else product * likeness).sum(dim=(1, 2))

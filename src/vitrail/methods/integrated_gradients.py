@@ -38,7 +38,7 @@ TOKENS_PER_PASS = {"cpu": 2**10, "cuda": 2**15}
 
 
 def points(steps: int) -> list[float]:
-    """Equally spaced points from 0 to 1 with `steps` steps between them, the picture itself (1) first.
+    """Returns equally spaced points from 0 to 1 with `steps` steps between them, the picture itself (1) first.
 
     Example:
         >>> points(4)
@@ -65,12 +65,12 @@ def runs_along(
 
 
 def compares_quotients(context: AttributionContext) -> bool:
-    """Whether the objective is a quotient of logits, which may lose its meaning somewhere along the path."""
+    """Returns whether the objective is a quotient of logits, which may lose its meaning somewhere along the path."""
     return isinstance(context.objective, str) and OBJECTIVES[context.objective].positive_only
 
 
 def settle_objective(context: AttributionContext, logits: Iterator[tuple[Int[Tensor, " rows"], Tensor]]) -> None:
-    """Take the plain difference for every image on whose path a quotient of logits would lose its meaning.
+    """Takes the plain difference for every image on whose path a quotient of logits would lose its meaning.
 
     A mean of quotients and differences would be of neither. `logits` are those at all points of the path, after the
     pictures' own (`context.logits`) are known.
@@ -92,7 +92,8 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, context: AttributionContext, dino: bool = False) -> "Rows":
-        """Those of the model's readout; with `dino`, the class token's row and the mean of the patches' rows beside it.
+        """Returns the rows of the model's readout; with `dino`, that of the class token and the mean of the patches'
+        rows.
 
         Raises:
             UnsupportedOperationError: when the last attention does not look at the tokens themselves.
@@ -118,11 +119,11 @@ class Rows(NamedTuple):
         return cls(queries, weights[queries])
 
     def read(self, maps: Float[Tensor, "images rows tokens"]) -> Float[Tensor, "images tokens"]:
-        """Σ_i r_i M_i: the weighted sum of the rows' maps."""
+        """Returns Σ_i r_i M_i: the weighted sum of the rows' maps."""
         return torch.einsum("r,brk->bk", self.weights.to(maps.dtype), maps)
 
     def identity(self, context: AttributionContext) -> Float[Tensor, "images rows queries"]:
-        """One row of the identity matrix for each of the queries."""
+        """Returns one row of the identity matrix for each of the queries."""
         eye = torch.eye(len(context.readout), device=context.images.device, dtype=self.weights.dtype)
         return eye[self.queries].expand(len(context.images), -1, -1)
 
@@ -144,7 +145,7 @@ def integrated_gradients(
     recorder: CallRecorder | None = None,
     watcher: AbstractContextManager[Any] | None = None,
 ) -> IntegratedGradients:
-    """F = E_h[(mean_α ∇A_h(α x))⁺] of the last layer, at the queries `rows`.
+    """Returns F = E_h[(mean_α ∇A_h(α x))⁺] of the last layer, at the queries `rows`.
 
     The pass at α = 1 is that over the pictures: it also records every layer's attention, and with `head_importance`
     goes back to the context's first layer; `watcher` is entered inside its tap. All other passes are differentiated no

@@ -74,7 +74,7 @@ def legrad(context: AttributionContext, *, variant: str = "paper") -> Float[Tens
 
 
 def positive_gradient(layer: RecordedLayer, gradient: Tensor) -> Float[Tensor, "images keys"]:
-    """(∇A)⁺ averaged over heads and queries; `gradient` is that of the output, ∇A = dO Vᵀ, or ∇A itself."""
+    """Returns (∇A)⁺ averaged over heads and queries; `gradient` is that of the output, ∇A = dO Vᵀ, or ∇A itself."""
     dtype = compute_dtype(gradient.dtype)
     if layer.call is None:
         return gradient.to(dtype).clamp(min=0).mean(dim=(1, 2))

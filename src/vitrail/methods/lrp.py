@@ -36,12 +36,12 @@ Matrix = Float[Tensor, "images heads rows keys"]
 
 
 def weighted_by_gradient(relevance: Matrix, gradient: Matrix) -> Matrix:
-    """(G ⊙ R_A)⁺."""
+    """Returns (G ⊙ R_A)⁺."""
     return (gradient * relevance).clamp_(min=0)
 
 
 def unweighted(relevance: Matrix, gradient: Matrix) -> Matrix:
-    """R_A⁺."""
+    """Returns R_A⁺."""
     del gradient
     return relevance.clamp(min=0)
 

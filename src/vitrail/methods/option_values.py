@@ -22,7 +22,7 @@ TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def typed_options(info: MethodInfo, words: Mapping[str, str]) -> dict[str, Any]:
-    """The method's options as values: each word is read as the option's default and annotation say.
+    """Returns the method's options as values: each word is read as the option's default and annotation say.
 
     Raises:
         OptionError: for an option that the method does not know, or a word that is no such value.
@@ -37,7 +37,7 @@ def typed_options(info: MethodInfo, words: Mapping[str, str]) -> dict[str, Any]:
 
 
 def typed(function: Callable[..., Any], words: Mapping[str, str], owner: str) -> dict[str, Any]:
-    """The keyword options of a function, each word read as the option's default and annotation say.
+    """Returns the keyword options of a function, each word read as the option's default and annotation say.
 
     Raises:
         OptionError: for a word that is no such value; `owner` says whose option it is.
@@ -54,7 +54,7 @@ def typed(function: Callable[..., Any], words: Mapping[str, str], owner: str) ->
 
 
 def option_value(word: str, default: Any, annotation: Any = Any) -> Any:
-    """The value that a word stands for, by an option's default and annotation.
+    """Returns the value that a word stands for, by an option's default and annotation.
 
     Raises:
         ValueError: saying what the option takes, when the word is no such value.

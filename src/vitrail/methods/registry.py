@@ -57,28 +57,28 @@ class MethodInfo:
     competes: bool = False
 
     def default_objective(self, compares: bool) -> str | None:
-        """The objective where none is named; None for the common one (see `objectives.default_objective`)."""
+        """Returns the objective where none is named; None for the common one (see `objectives.default_objective`)."""
         return None if self.objectives is None else self.objectives[compares]
 
     def with_options(self, options: Mapping[str, Any]) -> "MethodInfo":
-        """What is known of the method with these options."""
+        """Returns the method's properties with these options."""
         if any(options.get(name) in values for name, values in self.differentiates.items()):
             return replace(self, class_specific=True, uses_gradient=True, passes=f"{self.passes} 1B")
         return self
 
     @property
     def reads_layer(self) -> bool:
-        """Whether the method looks at the features of one layer, which may be named, and at nothing else."""
+        """Returns whether the method looks at the features of one layer, which may be named, and at nothing else."""
         return self.options.get("layer", 0) is None
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's own keyword options and their defaults."""
+        """Returns the method's own keyword options and their defaults."""
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
 
     def first_layer(self, layers: int) -> int:
-        """The method's own `start_layer` for a model of that number of layers.
+        """Returns the method's own `start_layer` for a model of that number of layers.
 
         Authors state it for a ViT-B of twelve blocks; a shallower model leaves out the same share of its blocks.
 
@@ -89,7 +89,7 @@ class MethodInfo:
         return min(self.start_layer, self.start_layer * layers // 12)
 
     def is_signed(self, options: dict[str, Any]) -> bool:
-        """Whether scores below zero mean evidence against under these options: with `relu` there are none.
+        """Returns whether scores below zero mean evidence against under these options: with `relu` there are none.
 
         Example:
             >>> info = find_method("gradcam", {})
@@ -122,7 +122,7 @@ def register_method(
     gradient: GradientMode = "full",
     competes: bool = False,
 ) -> Callable[[Callable], Callable]:
-    """Register a function (context, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
+    """Registers a function (context, **options) -> relevance of all tokens, (images, targets, tokens), under `name`.
 
     A method of level "pixel" gives (images, targets, height, width) of the model's input instead.
 
@@ -161,7 +161,7 @@ def register_method(
 
 
 def list_methods() -> list[MethodInfo]:
-    """All methods, in the order in which they were registered.
+    """Returns all methods, in the order in which they were registered.
 
     Example:
         >>> "complete" in [info.name for info in list_methods() if info.signed]
@@ -171,7 +171,7 @@ def list_methods() -> list[MethodInfo]:
 
 
 def find_method(name: str, options: dict[str, Any]) -> MethodInfo:
-    """The method of that name or alias, once it is sure that it takes these options.
+    """Returns the method of that name or alias, once it is sure that it takes these options.
 
     Raises:
         UnknownMethodError: when no method is called so.
@@ -204,7 +204,7 @@ class Chosen:
 
     @property
     def label(self) -> str:
-        """The method's name, with the gradient mode where one was named: "complete:libra"."""
+        """Returns the method's name, with the gradient mode where one was named: "complete:libra"."""
         return self.info.name if self.gradient is None else f"{self.info.name}:{self.gradient}"
 
 
@@ -239,7 +239,7 @@ GROUPS: dict[str, Callable[[MethodInfo], bool]] = {
 
 
 def choose_methods(names: str | Sequence[str] = "all") -> list[Chosen]:
-    """The methods that are named, each once, in the order in which they are named.
+    """Returns the methods that are named, each once, in the order in which they are named.
 
     Args:
         names: names or aliases of methods, or groups: "all", "fast" (at most four passes in all), "signed", "unsigned",

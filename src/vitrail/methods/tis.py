@@ -77,7 +77,7 @@ def tis(
 def centroids(
     maps: Float[Tensor, "channels patches"], count: int, seed: int, iterations: int = ITERATIONS
 ) -> Float[Tensor, "count patches"]:
-    """`count` centroids of the maps by k-means (Euclidean; begun at maps drawn with `seed`), on the CPU.
+    """Returns `count` centroids of the maps by k-means (Euclidean; begun at maps drawn with `seed`), on the CPU.
 
     Example:
         >>> centroids(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2, seed=0).sort(0).values.T
@@ -95,7 +95,7 @@ def centroids(
 
 
 def highest_patches(maps: Float[Tensor, "masks patches"], kept: int) -> Int[Tensor, "masks kept"]:
-    """The `kept` highest patches of each map, ascending by index.
+    """Returns the `kept` highest patches of each map, ascending by index.
 
     Example:
         >>> highest_patches(torch.tensor([[0.3, 0.1, 0.9, 0.2]]), 2)
@@ -107,7 +107,8 @@ def highest_patches(maps: Float[Tensor, "masks patches"], kept: int) -> Int[Tens
 def coverage_mean(
     masks: Bool[Tensor, "masks patches"], scores: Float[Tensor, "masks targets"]
 ) -> Float[Tensor, "targets patches"]:
-    """S(j) = Σ_k s_k m_k(j) / Σ_k m_k(j); a patch that no mask keeps, of which nothing is known, gets the mean score.
+    """Returns S(j) = Σ_k s_k m_k(j) / Σ_k m_k(j); a patch that no mask keeps, of which nothing is known, gets the mean
+    score.
 
     Example:
         >>> masks = torch.tensor([[True, False, True, False], [True, True, False, False]])

@@ -64,13 +64,15 @@ def vit_cx(
 def feature_masks(
     features: Float[Tensor, "channels rows cols"], size: tuple[int, int]
 ) -> Float[Tensor, "masks height width"]:
-    """Each feature map resized to the image (bilinear, antialiased) and scaled to [0, 1]; constant ones left out."""
+    """Returns each feature map resized to the image (bilinear, antialiased) and scaled to [0, 1]; constant ones left
+    out.
+    """
     resized = interpolate(features[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
     return _scaled(resized)
 
 
 def similar_masks(masks: Float[Tensor, "masks pixels"], threshold: float) -> Int[Tensor, " masks"]:
-    """The cluster, from 0, of each mask: complete linkage of cosine distances, cut at `threshold`, on the CPU.
+    """Returns the cluster, from 0, of each mask: complete linkage of cosine distances, cut at `threshold`, on the CPU.
 
     Example:
         >>> similar_masks(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 0.1).tolist()
@@ -90,7 +92,7 @@ def similar_masks(masks: Float[Tensor, "masks pixels"], threshold: float) -> Int
 def merge_masks(
     masks: Float[Tensor, "masks height width"], clusters: Int[Tensor, " masks"]
 ) -> Float[Tensor, "clusters height width"]:
-    """The sum of each cluster's masks, scaled to [0, 1]."""
+    """Returns the sum of each cluster's masks, scaled to [0, 1]."""
     count = int(clusters.max()) + 1
     sums = masks.new_zeros(count, *masks.shape[1:]).index_add(0, clusters.to(masks.device), masks)
     return _scaled(sums)
@@ -99,7 +101,7 @@ def merge_masks(
 def causal_map(
     masks: Float[Tensor, "masks height width"], scores: Float[Tensor, "masks targets"]
 ) -> Float[Tensor, "targets height width"]:
-    """S = (1/N) Σ_i s_i M_i / Σ_k M_k; zero where no mask covers a pixel.
+    """Returns S = (1/N) Σ_i s_i M_i / Σ_k M_k; zero where no mask covers a pixel.
 
     Example:
         >>> masks = torch.tensor([[[1.0, 0.5, 0.0]], [[0.0, 0.5, 0.0]]])

@@ -21,7 +21,8 @@ _BLOCKS: WeakKeyDictionary[VisionModel, tuple[nn.Module | None, ...]] = WeakKeyD
 def blocks_of(
     model: VisionModel, images: Float[Tensor, "batch channels height width"], layout: TokenLayout
 ) -> tuple[nn.Module | None, ...]:
-    """The block around each attention of the layers (heads that pool tokens left out), looked up after the first time.
+    """Returns the block around each attention of the layers (heads that pool tokens left out), looked up after the
+    first time.
 
     A block is the outermost module that takes all tokens, returns all tokens, and calls attention once in between. None
     where no module does, as in models that write their layers into one function.

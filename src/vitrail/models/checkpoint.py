@@ -51,7 +51,7 @@ _OTHER_SUFFIXES = {
 
 
 def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the CPU; nothing in the file is ever executed.
+    """Returns the tensors of a checkpoint by name, on the CPU; nothing in the file is ever executed.
 
     A `.safetensors` file, any file of `torch.save`, the index of a sharded checkpoint, or a folder as Hugging Face's
     Trainer and accelerate write it. The weights are found inside the usual dictionaries ("state_dict", "model_ema",
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
 
 
 def fingerprint(path: str | PathLike) -> str:
-    """The SHA-256 of the checkpoint's file, or of all its files one after the other, in hexadecimal."""
+    """Returns the SHA-256 of the checkpoint's file, or of all its files one after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for part in _files(Path(path)):
         with part.open("rb") as file:
@@ -82,7 +82,7 @@ def fingerprint(path: str | PathLike) -> str:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Returns the first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(name if len(name) <= 100 else f"{name[:100]}…" for name in names[:_SHOWN]) + more
 

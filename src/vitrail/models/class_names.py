@@ -38,7 +38,7 @@ _SHOWN = 10  # matches listed in a message before "and … more"
 def class_index(
     wanted: Any, names: Sequence[str] | None = None, count: int | None = None, *, whole: bool = False
 ) -> int:
-    """The index of the class that `wanted` names.
+    """Returns the index of the class that `wanted` names.
 
     `wanted` is an index (Python, NumPy or torch integer, or its digits in a string) or a name. Names are compared
     without regard to case, with underscores read as spaces. The whole name and each of its synonyms (separated by
@@ -169,7 +169,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def short_name(index: int, names: Sequence[str] | None) -> str:
-    """The first synonym of the class, or "class 7" where there is no name.
+    """Returns the first synonym of the class, or "class 7" where there is no name.
 
     Example:
         >>> short_name(0, ["African elephant, Loxodonta africana"]), short_name(7, None)
@@ -182,7 +182,8 @@ def short_name(index: int, names: Sequence[str] | None) -> str:
 
 @lru_cache(maxsize=8)
 def wordnet_ids(count: int | None, names: tuple[str, ...] | None) -> Sequence[str]:
-    """The WordNet ids of a model's classes in their order, as timm lists them; none where they are not ImageNet's.
+    """Returns the WordNet ids of a model's classes in their order, as timm lists them; none where they are not
+    ImageNet's.
 
     Example:
         >>> len(wordnet_ids(1000, None)), len(wordnet_ids(2, ("horse", "zebra")))
@@ -198,7 +199,7 @@ def wordnet_ids(count: int | None, names: tuple[str, ...] | None) -> Sequence[st
 
 
 def same_classes(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists, equally long, name the same classes in the same order, most of them alike.
+    """Returns whether two lists, equally long, name the same classes in the same order, most of them alike.
 
     Example:
         >>> same_classes(["crane", "zebra"], ["Crane, a bird", "zebra"])
@@ -309,7 +310,7 @@ def _in_range(index: int, count: int | None) -> int:
 
 
 def normal(name: str) -> str:
-    """A name as it is compared: without regard to case, underscores and runs of space read as one space.
+    """Returns a name as it is compared: without regard to case, underscores and runs of space read as one space.
 
     Example:
         >>> normal("Bald__eagle ")

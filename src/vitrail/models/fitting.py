@@ -32,7 +32,7 @@ def build_and_fill(
     repairs: Callable[[nn.Module], Sequence[Repair]] = lambda _: (),
     classes: int | None = None,
 ) -> nn.Module:
-    """A module with as many classes as the checkpoint's head has, filled from it.
+    """Returns a module with as many classes as the checkpoint's head has, filled from it.
 
     `build` takes the number of classes, None for the model's own; `repairs` gives those of a module, as for `fill`.
     `classes` is the number that the user asked for, which is not departed from.
@@ -52,7 +52,7 @@ def build_and_fill(
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], label: str, *, repairs: Sequence[Repair] = ()) -> None:
-    """Load the tensors into the module, all of them and nothing left over, or leave it as it was.
+    """Loads the tensors into the module, all of them and nothing left over, or leave it as it was.
 
     A prefix that all names carry is taken off, or one that the backbone's carry; what stands outside of it (a loss, a
     student beside its teacher), and what only training needs, is left out. `repairs` translate the tensors to the
@@ -93,12 +93,13 @@ def _nearest(
 
 
 def unprefixed(tensors: Mapping[str, Tensor], wanted: Mapping[str, Any], label: str) -> Mapping[str, Tensor]:
-    """The tensors under the names of a module (`wanted`), as far as a prefix alone stands between them."""
+    """Returns the tensors under the names of a module (`wanted`), as far as a prefix alone stands between them."""
     return max(_views(tensors, wanted, label), key=lambda view: (sum(name in wanted for name in view), -len(view)))
 
 
 def head_classes(wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], classes: int) -> int | None:
-    """The number of classes in the file, where the head of a model of `classes` differs from the file's in that alone.
+    """Returns the number of classes in the file, where the head of a model of `classes` differs from the file's in that
+    alone.
 
     Example:
         >>> head_classes({"head.bias": torch.Size([1000])}, {"head.bias": torch.zeros(5)}, 1000)
@@ -114,7 +115,7 @@ def head_classes(wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]
 
 
 def mismatch(label: str, reason: str, remedy: str = "") -> CheckpointMismatchError:
-    """The error for weights that do not fit, in one wording for all sources."""
+    """Returns the error for weights that do not fit, in one wording for all sources."""
     remedy = remedy or "was it made for another model, size or number of classes?"
     return CheckpointMismatchError(f"{label} does not fit the model: {reason}; {remedy}")
 

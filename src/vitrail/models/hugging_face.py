@@ -41,7 +41,7 @@ def recognise_hugging_face(module: nn.Module) -> Recognised | None:
 
 @source("hf", recognise=recognise_hugging_face, texts=True)
 def load_hugging_face(request: Request) -> VisionModel:
-    """Build a classifier by `AutoModelForImageClassification`; options are those of its `from_pretrained`.
+    """Builds a classifier by `AutoModelForImageClassification`; options are those of its `from_pretrained`.
 
     With a checkpoint, the configuration comes from a folder or the local cache, and the weights from the file alone.
     """
@@ -166,7 +166,7 @@ class Loaded:
 
 
 def load_whole(model_class: Any, name: str | None, **options: Any) -> Loaded:
-    """A module by `from_pretrained`, with what was missing from its weights."""
+    """Returns a module by `from_pretrained`, with what was missing from its weights."""
     module, report = model_class.from_pretrained(
         name, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
@@ -182,7 +182,7 @@ def _on_meta(config: Any, auto: Any) -> Any:
 
 @contextmanager
 def told(name: str, local: bool, kind: str = "an image classifier") -> Iterator[None]:
-    """transformers' errors as ours: OSError for what cannot be found, ValueError for what is not of that kind."""
+    """Turns transformers' errors into ours: OSError where nothing is found, ValueError for another kind of model."""
     try:
         yield
     except OSError as error:
@@ -198,7 +198,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bars and no table of gaps, which `refuse_gaps` reports; both as before afterwards."""
+    """Hides progress bars and the table of gaps, which `refuse_gaps` reports; restores both afterwards."""
     from transformers.utils import logging as library
 
     bars = library.is_progress_bar_enabled()
@@ -227,7 +227,7 @@ def _preprocess(name: str, size: tuple[int, int] | None, local: bool) -> Preproc
 
 
 def output_in_config(config: Any, module: nn.Module) -> str | None:
-    """The kind of output that the config declares for training; "embedding" for a bare encoder.
+    """Returns the kind of output that the config declares for training; "embedding" for a bare encoder.
 
     Example:
         >>> from types import SimpleNamespace
@@ -241,7 +241,7 @@ def output_in_config(config: Any, module: nn.Module) -> str | None:
 
 
 def names_in_config(config: Any) -> tuple[str, ...] | None:
-    """The config's names; not the LABEL_0, LABEL_1 … that transformers makes up."""
+    """Returns the config's names; not the LABEL_0, LABEL_1 … that transformers makes up."""
     labels = getattr(config, "id2label", None) or {}
     names = [str(labels.get(index, labels.get(str(index), ""))) for index in range(len(labels))]
     if not names or not all(names) or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
@@ -270,7 +270,7 @@ def _forward_options(module: nn.Module, preprocess: Preprocess | None) -> dict[s
 def load_text(
     name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, Any]:
-    """A text classifier and its tokenizer, by an id of Hugging Face's hub or from a folder, for `explain_text`.
+    """Returns a text classifier and its tokenizer, by an id of Hugging Face's hub or from a folder, for `explain_text`.
 
     A folder needs no network. The module comes in evaluation mode.
 
@@ -312,7 +312,9 @@ def text_model(
     logits_from: Any = None,
     output: str | None = None,
 ) -> TextModel:
-    """A module and its tokenizer as one model, with the class names and the kind of output of the module's config."""
+    """Returns a module and its tokenizer as one model, with the class names and the kind of output of the module's
+    config.
+    """
     config = getattr(module, "config", None)
     origin = getattr(module, "name_or_path", "")
     known = names_in_config(config) if config is not None else None

@@ -40,7 +40,7 @@ _TIMM_FILES = ("beit", "deit", "eva", "vision_transformer", "vision_transformer_
 
 
 def timm_names() -> list[str]:
-    """timm's models with global attention, without tags and then with them."""
+    """Returns timm's models with global attention, without tags and then with them."""
     import timm
 
     bare = [name for file in _TIMM_FILES for name in timm.list_models(module=file)]
@@ -49,7 +49,7 @@ def timm_names() -> list[str]:
 
 
 def recognise_timm(module: nn.Module) -> Recognised | None:
-    """Preprocessing and class names that a timm module carries with it; None for other modules."""
+    """Returns the preprocessing and class names that a timm module carries; None for other modules."""
     if not defined_in(module, "timm"):
         return None
     return Recognised(
@@ -59,7 +59,7 @@ def recognise_timm(module: nn.Module) -> Recognised | None:
 
 @source("timm", names=timm_names, recognise=recognise_timm)
 def load_timm(request: Request) -> VisionModel:
-    """Build a model by `timm.create_model`; options are timm's own, such as `drop_path_rate` and `dynamic_img_size`.
+    """Builds a model by `timm.create_model`; options are timm's own, such as `drop_path_rate` and `dynamic_img_size`.
 
     A checkpoint decides how many classes there are, unless `num_classes` does.
     """
@@ -167,14 +167,14 @@ def _timm_class_names(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def torchvision_names() -> list[str]:
-    """torchvision's Vision Transformers; its other models have no attention between all patches."""
+    """Returns torchvision's Vision Transformers; its other models have no attention between all patches."""
     from torchvision import models
 
     return models.list_models(include="vit_*")
 
 
 def recognise_torchvision(module: nn.Module) -> Recognised | None:
-    """What all of torchvision's ViT weights share: normalisation, the crop's share of the picture, ImageNet's names."""
+    """Returns what all of torchvision's ViT weights share: normalisation, crop ratio, ImageNet's names."""
     side = getattr(module, "image_size", None)
     if not defined_in(module, "torchvision") or not isinstance(side, int):
         return None
@@ -186,7 +186,7 @@ def recognise_torchvision(module: nn.Module) -> Recognised | None:
 
 @source("torchvision", names=torchvision_names, recognise=recognise_torchvision)
 def load_torchvision(request: Request) -> VisionModel:
-    """Build a model by `torchvision.models.get_model`; preprocessing and class names are those of the chosen weights.
+    """Builds a model by `torchvision.models.get_model`; preprocessing and class names are those of the chosen weights.
 
     With another `size`, which must be square, the position embeddings are resampled.
     """
@@ -277,13 +277,13 @@ _WEIGHTS = {"": "bestiary.safetensors", "label-errors": "label-errors.safetensor
 
 
 def bestiary_names() -> list[str]:
-    """The models that come with the package; the empty name is the clean one."""
+    """Returns the models that come with the package; the empty name is the clean one."""
     return list(_WEIGHTS)
 
 
 @source("bestiary", names=bestiary_names)
 def load_bestiary(request: Request) -> VisionModel:
-    """A small timm ViT trained on the bestiary's creatures, from the package itself or from `checkpoint`.
+    """Returns a small timm ViT trained on the bestiary's creatures, from the package itself or from `checkpoint`.
 
     With another `size` the position embeddings are resampled; `pretrained=False` gives random weights.
     """

@@ -64,7 +64,9 @@ class TokenLayout:
 
     @property
     def reads_patches(self) -> bool:
-        """Whether the head reads patches as they leave the blocks, and not through a last attention that pools them."""
+        """Returns whether the head reads patches as they leave the blocks, and not through a last attention that pools
+        them.
+        """
         return not self.pools and bool(self.readout[self.prefix : self.prefix + self.patches].any())
 
     @property
@@ -76,14 +78,14 @@ class TokenLayout:
         return self.prefix + self.patches
 
     def describe(self) -> str:
-        """One line: tokens, layers, readout."""
+        """Returns one line: tokens, layers, readout."""
         return (
             f"{self.prefix} token(s) before {self.rows} x {self.cols} patches; {self.layers} attention layers of "
             f"{self.heads} heads; the head reads: {self.reads}"
         )
 
     def as_grid(self, tokens: Float[Tensor, "*batch tokens"]) -> Float[Tensor, "*batch rows cols"]:
-        """The patches' part of a row over all tokens, as the grid that they form in the image."""
+        """Returns the patches' part of a row over all tokens, as the grid that they form in the image."""
         patches = tokens[..., self.prefix : self.prefix + self.patches]
         if self.order is not None:
             patches = patches[..., self.order.to(patches.device)]
@@ -94,7 +96,7 @@ _LAYOUTS: WeakKeyDictionary[VisionModel, dict[tuple[int, ...], TokenLayout]] = W
 
 
 def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> TokenLayout:
-    """The layout for images of this size, looked up after the first time.
+    """Returns the layout for images of this size, looked up after the first time.
 
     Raises:
         NoAttentionError: when the model calls no attention that PyTorch can show.
@@ -124,7 +126,7 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
 def layout_of_layer(
     model: VisionModel, images: Float[Tensor, "batch channels height width"], layer: str
 ) -> TokenLayout:
-    """The grid that a layer's output forms, for methods that look at nothing else: any network will do.
+    """Returns the grid that a layer's output forms, for methods that look at nothing else: any network will do.
 
     Raises:
         OptionError: when the output is no map of features, (images, channels, rows, columns) or channels last.
@@ -157,7 +159,7 @@ def work_out_layout(
     image_size: tuple[int, int],
     again: Callable[[], Float[Tensor, " queries"]] | None = None,
 ) -> TokenLayout:
-    """The layout that an observation shows, with the user's own `grid`, `prefix` and `readout` where given."""
+    """Returns the layout that an observation shows, with the user's own `grid`, `prefix` and `readout` where given."""
     if seen.broken is not None and (reads_texts(model.module) or all(shape.images == 1 for shape in seen.shapes)):
         raise UnsupportedAttentionError(no_chain(model, seen, seen.broken))
     pools = _pools(seen.shapes)

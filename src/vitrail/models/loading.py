@@ -79,7 +79,7 @@ def source(
     recognise: Callable[[nn.Module], Recognised | None] | None = None,
     texts: bool = False,
 ) -> Callable[[Loader], Loader]:
-    """Register the decorated function as the loader of all models called `prefix`/…, or `prefix` alone."""
+    """Registers the decorated function as the loader of all models called `prefix`/…, or `prefix` alone."""
 
     def register(load: Loader) -> Loader:
         SOURCES[prefix] = Source(load, names, recognise, texts)
@@ -89,7 +89,7 @@ def source(
 
 
 def for_channels_of(module: nn.Module, preprocess: Preprocess | None) -> Preprocess | None:
-    """A library's preprocessing for the channels that the module's first convolution takes.
+    """Returns a library's preprocessing for the channels that the module's first convolution takes.
 
     None where its numbers, colour by colour, say nothing about them.
     """
@@ -102,7 +102,7 @@ def for_channels_of(module: nn.Module, preprocess: Preprocess | None) -> Preproc
 
 
 def find(spec: str) -> tuple[Source, str]:
-    """The source of a model's full name, and the name within it.
+    """Returns the source of a model's full name, and the name within it.
 
     Raises:
         UnknownModelError: for a source that is not there.
@@ -141,12 +141,12 @@ def _near(spec: str) -> list[str]:
 
 
 def defined_in(module: nn.Module, package: str) -> bool:
-    """Whether the module's class, or one that it derives from, is the package's. Imports nothing."""
+    """Returns whether the module's class, or one that it derives from, is the package's. Imports nothing."""
     return any(base.__module__.partition(".")[0] == package for base in type(module).__mro__)
 
 
 def outputs_of(head: Any) -> int | None:
-    """How many numbers a head gives: those of its last linear layer; None where it has none, or is no module.
+    """Returns the outputs of a head's last linear layer; None where it has none, or is not a module.
 
     Example:
         >>> outputs_of(nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.1), nn.Linear(6, 5))), outputs_of(nn.Identity())
@@ -158,7 +158,7 @@ def outputs_of(head: Any) -> int | None:
 
 
 def refuse_random_head(request: Request, own: int | None) -> None:
-    """Refuse another number of classes than the published weights have: the head would be random, and so the maps.
+    """Refuses another number of classes than the published weights have: the head would be random, and so the maps.
 
     Raises:
         ModelError: naming both numbers.
@@ -171,7 +171,7 @@ def refuse_random_head(request: Request, own: int | None) -> None:
 
 
 def missing_package(package: str, extra: str) -> ModelError:
-    """The error for an optional library that is not installed."""
+    """Returns the error for an optional library that is not installed."""
     return ModelError(f"{package} is not installed; install it with: {how_to_install(extra)}")
 
 
@@ -190,7 +190,7 @@ def load(
     output: str | None = None,
     **options: Any,
 ) -> VisionModel:
-    """Load a model by its full name: `timm/…`, `hf/…` (an id or a folder), `torchvision/…`, `open_clip/…`.
+    """Loads a model by its full name: `timm/…`, `hf/…` (an id or a folder), `torchvision/…`, `open_clip/…`.
 
     Without `checkpoint` the library fetches its published weights, the only time that Vitrail reaches the network;
     with it they are read from that file, or from a folder as Hugging Face's libraries write it. The number of classes
@@ -249,7 +249,7 @@ def load(
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The full names of all models that match a wildcard pattern, with or without the source in front.
+    """Returns the full names of all models that match a wildcard pattern, with or without the source in front.
 
     timm's names with a tag ("vit_tiny_patch16_224.augreg_in21k_ft_in1k") are listed only when the pattern has a dot.
     Hugging Face's hub is not listed, nor are libraries that are not installed.

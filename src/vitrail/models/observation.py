@@ -50,7 +50,8 @@ _DRAWN = (
 
 
 def observe(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> Observation:
-    """Send an image of noise through the model twice, and look at the attention it calls and the tokens its head reads.
+    """Sends an image of noise through the model twice, and look at the attention it calls and the tokens its head
+    reads.
 
     The first pass shows which pixels each token takes, the second what depends on what.
 
@@ -143,7 +144,7 @@ def _possible_grids(tokens: int, image_size: tuple[int, int]) -> list[tuple[int,
 def reads_of_another(
     model: VisionModel, images: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, " queries"]:
-    """What the head reads of another image."""
+    """Returns the readout of another image."""
     observer = ShapeObserver()
     with torch.enable_grad(), eager():
         with Tap(observer, images=1) as tap:
@@ -167,7 +168,8 @@ def _refuse_chance(model: VisionModel, *pairs: Tensor | None) -> None:
 
 
 def refuse_an_order_of_its_own(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> None:
-    """Refuse a model that places the tokens of each image of a batch anew; only its stem runs, on one image and on two.
+    """Refuses a model that places the tokens of each image of a batch anew; only its stem runs, on one image and on
+    two.
 
     Raises:
         UnsupportedAttentionError: where two copies of an image do not get the tokens of the one.
@@ -208,7 +210,7 @@ class _FirstTokens:
 
 
 def no_attention(model: VisionModel, tap: Tap) -> str:
-    """Why no attention was seen under the tap, in words."""
+    """Returns the reason why no attention was seen under the tap."""
     start = (
         f"{model.name} ran, but no attention reached PyTorch's scaled_dot_product_attention, "
         "multi_head_attention_forward or a softmax over (images, heads, queries, keys)"
@@ -252,7 +254,7 @@ def no_attention(model: VisionModel, tap: Tap) -> str:
 
 
 def reads_texts(module: nn.Module) -> bool:
-    """Whether a model of images and texts is among the parts."""
+    """Returns whether a model of images and texts is among the parts."""
     return any(
         hasattr(part, "encode_text") or (hasattr(part, "text_model") and hasattr(part, "vision_model"))
         for part in module.modules()
@@ -260,7 +262,7 @@ def reads_texts(module: nn.Module) -> bool:
 
 
 def no_chain(model: VisionModel, seen: Observation, broken: int) -> str:
-    """Why attention number `broken` does not follow from the one before, in words."""
+    """Returns the reason why attention number `broken` does not follow from the one before."""
     shapes, after = seen.shapes, seen.after
     start = (
         f"attention {broken} of {len(shapes)} does not follow from attention {broken - 1}, and a map needs one "
@@ -288,7 +290,7 @@ def no_chain(model: VisionModel, seen: Observation, broken: int) -> str:
 
 
 def why_not(shapes: Sequence[AttentionShape], index: int, pools: int) -> str:
-    """The reason why the attention `index` breaks the chain, in words."""
+    """Returns the reason why the attention `index` breaks the chain."""
     shape, first = shapes[index], shapes[0]
     if shape.images != 1 or (shape.keys != first.keys and shape.heads * shape.keys == first.heads * first.keys):
         return WINDOWS  # alone, or joined with the heads
@@ -323,7 +325,7 @@ def why_not(shapes: Sequence[AttentionShape], index: int, pools: int) -> str:
 
 
 def other_way(model: VisionModel, image: Float[Tensor, "one channels height width"]) -> str:
-    """Grad-CAM at the last layer that gives a grid, which needs no tokens; how to make one where there is none."""
+    """Returns the advice to use Grad-CAM at the last layer that gives a grid, or how to make one where there is none."""
     layers: list[tuple[str, tuple[int, int]]] = []
 
     def note(name: str, part: nn.Module, _args: Any, output: Any) -> None:
@@ -348,7 +350,7 @@ def other_way(model: VisionModel, image: Float[Tensor, "one channels height widt
 
 
 def map_in(output: Tensor, size: Sequence[int]) -> tuple[int, int] | None:
-    """Rows and columns of a map of features, channels first or last; None where the tensor is none."""
+    """Returns the rows and columns of a feature map, channels first or last; None for other tensors."""
     shape = output.shape
     for rows, cols in (shape[2:], shape[1:3]) if len(shape) == 4 else ():
         fits = rows <= size[0] and cols <= size[1] and abs(rows * size[1] / (cols * size[0]) - 1) < 0.2

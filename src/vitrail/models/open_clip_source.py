@@ -33,7 +33,7 @@ _OTHER_TOWERS = ("RN", "convnext", "swin", "MobileCLIP", "ViTamin")  # without a
 
 
 def open_clip_names() -> list[str]:
-    """NAME:TAG for all published weights of towers that attend from every patch to every patch."""
+    """Returns NAME:TAG for all published weights of towers with global attention."""
     try:
         import open_clip
     except ImportError:
@@ -43,7 +43,7 @@ def open_clip_names() -> list[str]:
 
 
 def recognise_open_clip(module: nn.Module) -> Recognised | None:
-    """The preprocessing that open_clip's factory writes on its visual towers; None for other modules."""
+    """Returns the preprocessing that open_clip's factory writes on its visual towers; None for other modules."""
     config = getattr(module, "preprocess_cfg", None)
     return (
         Recognised(_preprocess(module, None), output="embedding")
@@ -54,7 +54,7 @@ def recognise_open_clip(module: nn.Module) -> Recognised | None:
 
 @source("open_clip", names=open_clip_names, recognise=recognise_open_clip, texts=True)
 def load_open_clip(request: Request) -> VisionModel:
-    """Build a model by `open_clip.create_model` and keep its visual tower; options are those of `create_model`."""
+    """Builds a model by `open_clip.create_model` and keep its visual tower; options are those of `create_model`."""
     try:
         import open_clip
     except ImportError as error:

@@ -69,16 +69,16 @@ class Preprocess:
 
     @property
     def plain(self) -> bool:
-        """Whether `mean` and `std` are all that happens to colours, so that a picture can be read back."""
+        """Returns whether `mean` and `std` are all that happens to colours, so that a picture can be read back."""
         return True
 
     @property
     def channels(self) -> int:
-        """Number of channels of the model's input: 3 for RGB, 1 for grey."""
+        """Returns number of channels of the model's input: 3 for RGB, 1 for grey."""
         return len(self.mean)
 
     def view(self, image: Image.Image) -> Image.Image:
-        """The part of the picture that the model sees: RGB, exactly `size`, before normalisation.
+        """Returns the part of the picture that the model sees: RGB, exactly `size`, before normalisation.
 
         Pictures smaller than the crop are padded with `fill`. A model of one channel sees three equal ones.
 
@@ -109,7 +109,7 @@ class Preprocess:
         return functional.center_crop(image, list(self.size)).convert("RGB")
 
     def normalise(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
-        """The pixels as the model takes them: float32, channels first, `(pixel / 255 - mean) / std`."""
+        """Returns the pixels as the model takes them: float32, channels first, `(pixel / 255 - mean) / std`."""
         # A pixel has 256 values: each is worked out once, and no tensor is calculated with where threads decode images
         # beside the model, whose threads it would draw on.
         pixels = np.atleast_3d(np.asarray(image.convert("L" if self.channels == 1 else "RGB")))
@@ -123,12 +123,12 @@ class Preprocess:
         return self.normalise(self.view(image))
 
     def with_view(self, image: Image.Image) -> tuple[Float[Tensor, "channels height width"], Image.Image]:
-        """The model's input together with the picture that it shows."""
+        """Returns the model's input together with the picture that it shows."""
         view = self.view(image)
         return self.normalise(view), view
 
     def enlarged(self, image: Image.Image, times: int) -> Image.Image:
-        """What the model sees of the picture, `times` as many pixels on each side: for people's eyes."""
+        """Returns the model's view of the image with `times` as many pixels on each side, for figures."""
         if times == 1:
             return self.view(image)
         return (
@@ -136,33 +136,33 @@ class Preprocess:
         )
 
     def denormalise(self, tensor: Float[Tensor, "channels height width"]) -> UInt8[np.ndarray, "height width 3"]:
-        """The picture behind one normalised tensor: pixels from 0 to 255, clipped to that range."""
+        """Returns the picture behind one normalised tensor: pixels from 0 to 255, clipped to that range."""
         mean, std = _columns(self.mean, torch.float64), _columns(self.std, torch.float64)
         pixels = (tensor.detach().cpu().to(torch.float64) * std).add_(mean).mul_(255)
         levels = pixels.nan_to_num_(0.0).clamp_(0, 255).round_().to(torch.uint8)
         return levels.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy()
 
     def seen_mask(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "height width"]:
-        """A mask of the picture on the pixels that the model sees: resized and cropped as in `view`, nearest."""
+        """Returns a mask of the picture on the pixels that the model sees: resized and cropped as in `view`, nearest."""
         nearest = replace(self, interpolation="nearest", fill=(0, 0, 0))
         drawn = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
         return np.asarray(nearest.view(drawn).getchannel(0)) > 127
 
     def squashed(self, interpolation: str | None = None) -> "Preprocess":
-        """The same colours, with the whole picture squashed to `size`."""
+        """Returns the same colours, with the whole picture squashed to `size`."""
         return replace(self, resize=None, crop_mode="center", interpolation=interpolation or self.interpolation)
 
     def describe(self) -> str:
-        """One line for people: size and interpolation."""
+        """Returns one line for people: size and interpolation."""
         grey = " in grey" if self.channels == 1 else ""
         return f"pictures become {self.size[1]} x {self.size[0]} pixels{grey} (width x height), {self.interpolation}"
 
     def record(self) -> dict[str, Any]:
-        """All that decides the pixels, as plain JSON values."""
+        """Returns all that decides the pixels, as plain JSON values."""
         return asdict(self)
 
     def with_size(self, size: tuple[int, int]) -> "Preprocess":
-        """The same for another (height, width), with the same share of the picture cropped away.
+        """Returns the same for another (height, width), with the same share of the picture cropped away.
 
         Example:
             >>> Preprocess(size=(224, 224), resize=256).with_size((448, 448)).resize
@@ -181,7 +181,7 @@ class Preprocess:
         return replace(self, size=(rows, cols), resize=box[0] if square else box)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a picture of that size after the resizing, before the crop."""
+        """Returns height and width of a picture of that size after the resizing, before the crop."""
         if self.resize is None:
             return self.size
         if isinstance(self.resize, int):

@@ -57,7 +57,7 @@ _LEVEL = 1.6  # of 255: how far a plain colour may be off: a resizing in whole n
 
 
 def adapt(preprocess: Any) -> Preprocess:
-    """A `Preprocess` that does what the given object does, to 1e-6.
+    """Returns a `Preprocess` that does what the given object does, to 1e-6.
 
     Takes a `Preprocess`; a function from a picture (PIL image, tensor or array) to the model's input, such as the
     transforms of torchvision, timm, open_clip and Albumentations; a Hugging Face image processor; or the data config of
@@ -93,7 +93,7 @@ def adapt(preprocess: Any) -> Preprocess:
 
 
 def from_timm(config: Mapping[str, Any]) -> Preprocess:
-    """What timm's evaluation transform does with this data config (`timm.data.resolve_data_config`)."""
+    """Returns the preprocessing of timm's evaluation transform for a data config (`timm.data.resolve_data_config`)."""
     rows, cols = config["input_size"][-2:]
     box = math.floor(rows / config["crop_pct"]), math.floor(cols / config["crop_pct"])
     mode, mean = config["crop_mode"], _triple(config["mean"])
@@ -110,7 +110,7 @@ def from_timm(config: Mapping[str, Any]) -> Preprocess:
 
 
 def from_open_clip(config: Mapping[str, Any]) -> Preprocess:
-    """What open_clip's evaluation transform does with a visual tower's `preprocess_cfg`."""
+    """Returns the preprocessing of open_clip's evaluation transform for a visual tower's `preprocess_cfg`."""
     size, mode = _pair(config["size"]), config["resize_mode"]
     return Preprocess(
         size=size,
@@ -124,7 +124,7 @@ def from_open_clip(config: Mapping[str, Any]) -> Preprocess:
 
 
 def from_torchvision(preset: Any) -> Preprocess:
-    """What torchvision's `weights.transforms()` does."""
+    """Returns the preprocessing of torchvision's `weights.transforms()`."""
     resize = _box(preset.resize_size)
     return Preprocess(
         size=_pair(preset.crop_size),
@@ -137,7 +137,7 @@ def from_torchvision(preset: Any) -> Preprocess:
 
 
 def from_processor(processor: Any) -> Preprocess | None:
-    """What a Hugging Face image processor does; None where its output has no fixed size.
+    """Returns the preprocessing of a Hugging Face image processor; None where its output has no fixed size.
 
     Processors resize 8-bit tensors and Vitrail 8-bit pictures, both with antialiasing: a pixel may differ by a level or
     two of 255. Where an odd number of pixels is cropped away, they begin half a pixel earlier and Vitrail half later.
@@ -170,7 +170,7 @@ def from_processor(processor: Any) -> Preprocess | None:
 
 
 def read_processor(processor: Any) -> Preprocess | None:
-    """`from_processor` where its pictures are the processor's but for the resizing, else the processor itself.
+    """Returns `from_processor` where its pictures are the processor's but for the resizing, else the processor itself.
 
     None where the output has no fixed size. Raises `ModelError` for a processor that gives no pictures of one size.
     """
@@ -258,7 +258,7 @@ def _lengths(size: Any) -> dict[str, int]:
 
 
 def learn(function: Callable[..., Any], read: Preprocess | None = None) -> Preprocess:
-    """Preprocessing by a function of the user's: `read` where it does the same to all probe pictures, else itself.
+    """Returns `read` where a user's function does the same to all probe images, else a preprocessing that calls it.
 
     Raises:
         ModelError: when it takes no pictures, returns no tensor of one size, is random, or turns, mirrors or warps the
@@ -292,7 +292,8 @@ def learn(function: Callable[..., Any], read: Preprocess | None = None) -> Prepr
 
 
 def misread(preprocess: Preprocess, function: Callable[..., Any]) -> bool:
-    """Whether the function shows the model other pictures than its reading, and not only resizes a little otherwise.
+    """Returns whether the function shows the model other pictures than its reading, and not only resizes a little
+    otherwise.
 
     Raises:
         ModelError: where the function fails.

@@ -41,7 +41,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether the error says that memory has run out, on whatever device.
+    """Returns whether the error says that memory has run out, on whatever device.
 
     Example:
         >>> ran_out(torch.OutOfMemoryError()), ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
@@ -80,7 +80,7 @@ def model_errors(name: str, module: nn.Module, images: bool = True) -> Iterator[
 
 
 def takes_no_images(module: nn.Module, error: Exception) -> str:
-    """What else a module's forward takes, where that explains its error, and how images are brought to it; else ""."""
+    """Returns the other arguments of a module's forward, where they explain its error, and the remedy; else ""."""
     try:
         names = list(signature(module.forward).parameters)
     except (TypeError, ValueError):  # a forward that is no Python
@@ -114,7 +114,7 @@ def _part(module: nn.Module, traceback: TracebackType | None) -> str:
 
 
 def patched(module: nn.Module) -> str:
-    """Whose code has taken the place of a part's own `forward` in this process, and what to do; "" where none has.
+    """Returns whose code has replaced a part's `forward` in this process, and the remedy; "" where none has.
 
     Libraries that replace methods of other libraries' classes do so for every model of the process.
     """
@@ -149,7 +149,7 @@ def _replaced(module: nn.Module) -> list[tuple[type[nn.Module], nn.Module]]:
 
 
 def refuse_replaced(module: nn.Module, run: Callable[[], object]) -> None:
-    """Refuse a module with a part whose forward another library has replaced by one with another gradient.
+    """Refuses a module with a part whose forward another library has replaced by one with another gradient.
 
     Libraries for LRP do so (LXT, HiLRP), and leave the numbers as they are. The gradient is compared with differences
     of the part's output, at what it is given when `run` sends something through the module.
@@ -224,7 +224,7 @@ def _is_float(value: Any) -> bool:
 
 
 def refuse_training(module: nn.Module) -> None:
-    """Refuse a model whose answer is random, which learns statistics while it answers, or which recomputes its blocks.
+    """Refuses a model whose answer is random, which learns statistics while it answers, or which recomputes its blocks.
 
     Gradient checkpointing (timm's `set_grad_checkpointing`, Hugging Face's in training mode) runs the blocks a second
     time in the backward pass, where their attention would no longer be seen. Weights that cannot take part in a

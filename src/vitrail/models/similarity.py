@@ -52,7 +52,9 @@ class ImageTextSimilarity(nn.Module):
 
     @property
     def output(self) -> str | None:
-        """With a bias, as SigLIP has it, every text is a yes-or-no question of its own; without, texts compete."""
+        """Returns the kind of output: with a bias, as in SigLIP, each text has a sigmoid of its own; without, texts
+        compete.
+        """
         return None if self.texts.bias is None else "multilabel"
 
     def forward(
@@ -67,7 +69,7 @@ class ImageTextSimilarity(nn.Module):
 
 
 def check_texts(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts as they are, once it is sure that each is one, says something, and is there once.
+    """Returns the texts as they are, once it is sure that each is one, says something, and is there once.
 
     Letters' case and spaces do not tell texts apart: neither do CLIP's tokenizers heed them.
 
@@ -96,7 +98,7 @@ def check_texts(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def refuse_too_long(text: str, tokens: int, limit: int) -> None:
-    """Refuse a text that the tokenizer would cut.
+    """Refuses a text that the tokenizer would cut.
 
     Raises:
         TextError: naming how many tokens it has and how many there may be.
@@ -106,7 +108,7 @@ def refuse_too_long(text: str, tokens: int, limit: int) -> None:
 
 
 def refuse_texts(name: str, why: str) -> NoTextTowerError:
-    """The error for texts given to a model that reads none."""
+    """Returns the error for texts given to a model that reads none."""
     return NoTextTowerError(
         f"{name} {why}, so no text can be held against an image (texts=): take a CLIP model with both towers, "
         "as open_clip/ViT-B-32 with a checkpoint of the whole model; for a classifier give target=, a class"

@@ -83,7 +83,7 @@ class TextModel:
         return next((t.dtype for t in self.module.parameters() if t.is_floating_point()), torch.float32)
 
     def encode(self, text: str | tuple[str, str]) -> Encoded:
-        """The tokens of a text or of a pair of texts, cut at the longest that the model takes.
+        """Returns the tokens of a text or of a pair of texts, cut at the longest that the model takes.
 
         Raises:
             TextError: when there is no word in it.
@@ -115,7 +115,7 @@ class TextModel:
         return Encoded(inputs, tokens, special, spans, cut)
 
     def batch(self, texts: Sequence[Encoded]) -> TokenBatch:
-        """Encoded texts side by side, padded on the right, so that every token keeps its position."""
+        """Pads encoded texts on the right to one batch, so that every token keeps its position."""
         length = max(len(text) for text in texts)
         padding = {"input_ids": getattr(self.tokenizer, "pad_token_id", None) or 0}
         padding["token_type_ids"] = getattr(self.tokenizer, "pad_token_type_id", None) or 0
@@ -130,7 +130,7 @@ class TextModel:
         return TokenBatch(inputs, real.to(self.device), self.dtype)
 
     def logits(self, batch: TokenBatch) -> Float[Tensor, "texts classes"]:
-        """Run the model on a batch and find its numbers, of whatever kind, in its output. Gradients flow.
+        """Runs the model on a batch and find its numbers, of whatever kind, in its output. Gradients flow.
 
         Raises:
             OutputError: when the output holds no tensor of texts x classes.
@@ -141,11 +141,13 @@ class TextModel:
         return logits_of(output, len(batch), self.name, self.class_names, self.logits_from, "texts")
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
-        """The index of a class given by name (case does not matter) or by index; errors as `VisionModel` has them."""
+        """Returns the index of a class given by name (case does not matter) or by index; errors as `VisionModel` has
+        them.
+        """
         return class_index(name_or_index, self.class_names, count)
 
     def class_name(self, index: Any) -> str:
-        """The short name of a class: the text before the first comma, or "class 7" where there is no name."""
+        """Returns the short name of a class: the text before the first comma, or "class 7" where there is no name."""
         return short_name(int(index), self.class_names)
 
     def _accepted(self) -> set[str] | None:

@@ -161,7 +161,7 @@ class StoredTensor:
     _numbers: _Numbers
 
     def tensor(self) -> Tensor:
-        """The tensor itself, on the CPU.
+        """Returns the tensor itself, on the CPU.
 
         Raises:
             CheckpointError, ValueError, RuntimeError: where the description does not fit the file.
@@ -176,7 +176,7 @@ class StoredTensor:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote: containers as they are, tensors as `StoredTensor`, all else as an inert stand-in.
+    """Reads a file of `torch.save`: containers as they are, tensors as `StoredTensor`, all else as an inert stand-in.
 
     Raises:
         UnsafeCheckpointError: for a file that names what is neither weights nor on the list of inert data.

@@ -136,7 +136,9 @@ class CallablePreprocess(Preprocess):
         return seen & ((rows >= 0) & (rows < height))[:, None] & ((cols >= 0) & (cols < width))
 
     def region(self, height: int, width: int) -> Region:
-        """Which region of a picture of (height, width) the model sees. Raises `ImageError` where it is no rectangle."""
+        """Returns the region of an image of (height, width) that the model sees; `ImageError` where it is not a
+        rectangle.
+        """
         return _region(self, height, width)
 
     def _cut(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -166,7 +168,7 @@ class CallablePreprocess(Preprocess):
 
 
 def run_processor(processor: Any, image: Image.Image) -> Any:
-    """What a Hugging Face image processor, or the one inside a processor of images and texts, makes of a picture."""
+    """Runs a Hugging Face image processor, or the one inside a processor of images and texts, on an image."""
     return getattr(processor, "image_processor", processor)(images=image, return_tensors="pt")["pixel_values"]
 
 
@@ -217,7 +219,7 @@ def called(function: Callable[..., Any], form: str, image: Image.Image) -> Float
 
 
 def form_of(function: Callable[..., Any], image: Image.Image) -> str:
-    """How the function takes a picture; the first of `_FORMS` that gives a float tensor.
+    """Returns the form in which the function takes an image: the first of `_FORMS` that gives a float tensor.
 
     Raises:
         ModelError: when none does, or when whole numbers and fractions are both taken and mean different things.
@@ -266,7 +268,7 @@ def random_state_kept():
 def same_twice(
     function: Callable[..., Any], run: Callable[[Image.Image], Tensor], image: Image.Image
 ) -> Float[Tensor, "channels height width"]:
-    """What the function makes of a picture; refuses a function that draws random numbers, or answers otherwise."""
+    """Returns the function's result for an image; refuses a function that is random, or returns anything but a tensor."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     first, second = run(image), run(image)
     drawn = (
@@ -287,7 +289,7 @@ def visible_part(
     black: Float[Tensor, "channels height width"],
     white: Float[Tensor, "channels height width"],
 ) -> Bool[Tensor, "height width"]:
-    """Where the picture is seen and not padding: where black and white differ, which must be a rectangle."""
+    """Returns where the image is visible, not padding: where black and white differ, which must be a rectangle."""
     difference = (white - black).abs().sum(dim=0)
     visible = difference > 0.5 * difference.max()
     rectangle = visible.any(dim=1)[:, None] & visible.any(dim=0)

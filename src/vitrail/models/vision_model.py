@@ -65,18 +65,18 @@ class VisionModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter (or buffer) lives; the CPU for a module that has none."""
+        """Returns the device of the first parameter (or buffer); the CPU for a module that has none."""
         return next((tensor.device for tensor in _tensors(self.module)), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating point type of the first such parameter (or buffer); float32 for a module that has none."""
+        """Returns the floating point type of the first such parameter (or buffer); float32 for a module that has none."""
         return next((t.dtype for t in _tensors(self.module) if t.is_floating_point()), torch.float32)
 
     def logits(
         self, images: Float[Tensor, "batch channels height width"], *, rows: int | None = None
     ) -> Float[Tensor, "rows classes"]:
-        """Run the model on normalised images, brought to its device and type; the logits that its answer stands for.
+        """Runs the model on normalised images, brought to its device and type; the logits that its answer stands for.
 
         A model that ends in a softmax or in sigmoids has its logits found again (see `vitrail.outputs`); scores and
         embeddings are taken as they are. A module that answers one number per image has one class. Gradients flow.
@@ -92,7 +92,7 @@ class VisionModel:
     def answer(
         self, images: Float[Tensor, "batch channels height width"], *, rows: int | None = None
     ) -> Float[Tensor, "rows classes"]:
-        """The model's numbers as they are, before anything is made of them; errors as `logits`."""
+        """Returns the model's numbers as they are, before anything is made of them; errors as `logits`."""
         with model_errors(self.name, self.module):
             try:
                 output = self.module(images.to(self.device, self.dtype), **self.forward_options)
@@ -104,7 +104,7 @@ class VisionModel:
         return logits_of(output, batch, self.name, self.class_names, self.logits_from)
 
     def kind_for(self, images: Float[Tensor, "batch channels height width"]) -> Output:
-        """What kind of output the model gives: once, from its answers to two images of noise of that size."""
+        """Returns the model's kind of output, determined once from its outputs for two images of noise of that size."""
         if self not in _OUTPUTS:
             generator = torch.Generator().manual_seed(0)
             one, other = (torch.randn(1, *images.shape[1:], generator=generator) for _ in range(2))
@@ -118,7 +118,7 @@ class VisionModel:
     def learn_kind(
         self, numbers: Float[Tensor, "rows classes"], more: Float[Tensor, "rows classes"] | None = None
     ) -> Output:
-        """The kind of output that these numbers, their graph attached, and `more` of them show; it is kept.
+        """Returns the kind of output that these numbers, their graph attached, and `more` of them show; it is kept.
 
         Raises:
             OutputError: when they are not of the kind declared.
@@ -184,7 +184,7 @@ class VisionModel:
 
     @torch.no_grad()
     def tiled(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels tall wide"]:
-        """The batch in whole patches, padded or cut at the right and the bottom as the model itself does it.
+        """Returns the batch in whole patches, padded or cut at the right and the bottom as the model itself does it.
 
         timm's `dynamic_img_pad` pads, and the convolution of a patch embedding drops what is left over. The logits stay
         the same, and the grid of patches covers what is returned exactly. Other batches are returned as they are.
@@ -219,7 +219,7 @@ class VisionModel:
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
-        """The index of a class given by name (case does not matter) or by index.
+        """Returns the index of a class given by name (case does not matter) or by index.
 
         `count` is the number of classes, where it is known and there are no names to tell.
 
@@ -230,7 +230,7 @@ class VisionModel:
         return class_index(name_or_index, self.class_names, count, whole=self.metadata.get("class_names") == "texts")
 
     def class_name(self, index: Any) -> str:
-        """The short name of a class: the text before the first comma, or "class 7" where there is no name.
+        """Returns the short name of a class: the text before the first comma, or "class 7" where there is no name.
 
         A text that images are held against is its own name, commas and all.
         """
@@ -239,7 +239,9 @@ class VisionModel:
         return short_name(int(index), self.class_names)
 
     def describe(self) -> str:
-        """A few lines that say what this model is, what it takes, and how its tokens lie (which takes one pass)."""
+        """Returns a few lines that say what this model is, what it takes, and how its tokens lie (which takes one
+        pass).
+        """
         lines = [f"{self.name}: {self._kind()}"]
         if self.preprocess is not None:
             lines += [self.preprocess.describe(), self._tokens()]
@@ -275,7 +277,8 @@ def logits_of(
     logits_from: Callable[[Any], Tensor] | None = None,
     inputs: str = "images",
 ) -> Float[Tensor, "batch classes"]:
-    """The logits in what a module answered to a batch; `name` is the model's and `inputs` the batch's, in messages.
+    """Returns the logits in what a module answered to a batch; `name` is the model's and `inputs` the batch's, in
+    messages.
 
     Raises:
         OutputError: when the output holds no tensor of batch x classes.
@@ -299,7 +302,7 @@ def logits_of(
 
 
 def find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None = None) -> Tensor:
-    """The tensor of logits in a module's output, of whatever shape.
+    """Returns the tensor of logits in a module's output, of whatever shape.
 
     Raises:
         OutputError: when there is none.
@@ -327,7 +330,8 @@ def find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None = None)
 
 
 def tensor_in(output: Any, *names: str) -> Any:
-    """What a module answered itself, or in a structure the first of these entries; else the first of a tuple, or None.
+    """Returns a module's output itself, or in a structure the first of these entries; else the first of a tuple, or
+    None.
 
     Example:
         >>> tensor_in((torch.zeros(1), torch.ones(1))), tensor_in({"image_embeds": 3}, "logits", "image_embeds")

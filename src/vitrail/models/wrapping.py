@@ -36,7 +36,7 @@ def wrap(
     forward_options: Mapping[str, Any] | None = None,
     output: str | None = None,
 ) -> VisionModel:
-    """Make any module that takes images and returns logits explainable, without touching it.
+    """Makes any module that takes images and returns logits explainable, without touching it.
 
     Modules of timm, Hugging Face, torchvision and open_clip bring their preprocessing and class names along. Compiled
     and data parallel modules are replaced by the module inside, whose attention can be seen. The other arguments are
