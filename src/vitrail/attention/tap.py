@@ -60,7 +60,9 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 def bound_arguments(args: tuple, kwargs: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    """Returns the arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in, some `changed`."""
+    """Returns the arguments of a call of `F.multi_head_attention_forward` by name, defaults filled in, some
+    `changed`.
+    """
     arguments = _SIGNATURE.bind(*args, **kwargs)
     arguments.apply_defaults()
     return {**arguments.arguments, **changed}

@@ -102,7 +102,9 @@ class _WithGamma(Function):
 def with_gamma(
     x: Tensor, weight: Tensor, bias: Tensor | None, product: Callable[[Tensor, Tensor], Tensor], rule: GammaRule
 ) -> Tensor:
-    """Returns product(x, weight) + bias, whose gradient is by the γ-rule; the bias is shaped so that it can be added."""
+    """Returns product(x, weight) + bias, whose gradient is by the γ-rule; the bias is shaped so that it can be
+    added.
+    """
     return _WithGamma.apply(x, weight, bias, product, rule)  # pyright: ignore
 
 

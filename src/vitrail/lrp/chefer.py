@@ -199,7 +199,9 @@ class _Convolution(Operation):
 
 
 def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
-    """Returns the rules by the name of the function that a model calls; the gradient's walk is in the mode `gradient`."""
+    """Returns the rules by the name of the function that a model calls; the gradient's walk is in the mode
+    `gradient`.
+    """
     held = {function.__name__: rule for function, rule in libra_rules().items()} if gradient == "libra" else {}
 
     def passes(call: Call) -> Tensor:

@@ -173,7 +173,9 @@ class RelevanceTap(Tap):
                 raise self.refusal(name, "it reads a tensor that the model has since changed in place")
 
     def images_dimension(self, tensor: Tensor) -> int:
-        """Returns the dimension of an activation that counts the images: 0, or 1 in models that put the tokens first."""
+        """Returns the dimension of an activation that counts the images: 0, or 1 in models that put the tokens
+        first.
+        """
         first, second = tensor.shape[0] == self.images, tensor.dim() > 2 and tensor.shape[1] == self.images
         if first and not (second and self.swaps_images and self.images > 1):
             return 0

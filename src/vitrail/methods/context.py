@@ -87,7 +87,9 @@ class AttributionContext:
 
     @property
     def questions(self) -> int:
-        """Returns the number of scalars to differentiate: one per target, and as many again where any rival is present."""
+        """Returns the number of scalars to differentiate: one per target, and as many again where any rival is
+        present.
+        """
         targets = self.targets.index.shape[1]
         return 2 * targets if self.competes and bool((self.rivals[1] > 0).any()) else targets
 
@@ -254,7 +256,9 @@ class AttributionContext:
         return seeds
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
-        """Returns the gradient, per question, at the norm in front of the last attention; `recorder` sees the layers."""
+        """Returns the gradient, per question, at the norm in front of the last attention; `recorder` sees the
+        layers.
+        """
         watcher = NormWatcher()
         gradients = []
         with torch.enable_grad():
@@ -323,7 +327,9 @@ class AttributionContext:
         return torch.stack(rows), nowhere
 
     def scalar(self, logits: Float[Tensor, "images classes"], number: int) -> Float[Tensor, ""]:
-        """Returns the objective of question `number`, summed over the images; where the difference stood in, is noted."""
+        """Returns the objective of question `number`, summed over the images; where the difference stood in, is
+        noted.
+        """
         values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()

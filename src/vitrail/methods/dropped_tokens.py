@@ -42,7 +42,9 @@ class TokenDropper:
         return self.context.layout.patches
 
     def logits(self, image: int, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
-        """Returns the logits when only these patches are there (indices from the first patch, ascending), row by row."""
+        """Returns the logits when only these patches are there (indices from the first patch, ascending), row
+        by row.
+        """
         rows = self.context.images[image : image + 1].expand(len(patches), -1, -1, -1)
         return self.logits_of(rows, patches, self.streams[image])
 

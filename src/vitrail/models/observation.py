@@ -325,7 +325,9 @@ def why_not(shapes: Sequence[AttentionShape], index: int, pools: int) -> str:
 
 
 def other_way(model: VisionModel, image: Float[Tensor, "one channels height width"]) -> str:
-    """Returns the advice to use Grad-CAM at the last layer that gives a grid, or how to make one where there is none."""
+    """Returns the advice to use Grad-CAM at the last layer that gives a grid, or how to make one where there is
+    none.
+    """
     layers: list[tuple[str, tuple[int, int]]] = []
 
     def note(name: str, part: nn.Module, _args: Any, output: Any) -> None:

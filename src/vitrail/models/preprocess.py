@@ -143,7 +143,9 @@ class Preprocess:
         return levels.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy()
 
     def seen_mask(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "height width"]:
-        """Returns a mask of the picture on the pixels that the model sees: resized and cropped as in `view`, nearest."""
+        """Returns a mask of the picture on the pixels that the model sees: resized and cropped as in `view`,
+        nearest.
+        """
         nearest = replace(self, interpolation="nearest", fill=(0, 0, 0))
         drawn = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
         return np.asarray(nearest.view(drawn).getchannel(0)) > 127

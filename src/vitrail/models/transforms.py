@@ -268,7 +268,9 @@ def random_state_kept():
 def same_twice(
     function: Callable[..., Any], run: Callable[[Image.Image], Tensor], image: Image.Image
 ) -> Float[Tensor, "channels height width"]:
-    """Returns the function's result for an image; refuses a function that is random, or returns anything but a tensor."""
+    """Returns the function's result for an image; refuses a function that is random, or returns anything but a
+    tensor.
+    """
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     first, second = run(image), run(image)
     drawn = (

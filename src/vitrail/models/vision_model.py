@@ -70,7 +70,9 @@ class VisionModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Returns the floating point type of the first such parameter (or buffer); float32 for a module that has none."""
+        """Returns the floating point type of the first such parameter (or buffer); float32 for a module that
+        has none.
+        """
         return next((t.dtype for t in _tensors(self.module) if t.is_floating_point()), torch.float32)
 
     def logits(
