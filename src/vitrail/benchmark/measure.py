@@ -34,7 +34,7 @@ __all__ = [
 
 
 def describe_machine(device: str = "cpu") -> str:
-    """One line: processor, cores, threads, memory, versions; on CUDA the accelerator first.
+    """Returns one line: processor, cores, threads, memory, versions; on CUDA the accelerator first.
 
     Example:
         >>> "threads" in describe_machine()
@@ -56,7 +56,7 @@ def describe_machine(device: str = "cpu") -> str:
 
 
 def describe_versions(names: tuple[str, ...] = ("vitrail", "torch", "timm", "numpy")) -> str:
-    """The packages and their versions, those left out that are not installed.
+    """Returns the packages and their versions, those left out that are not installed.
 
     Example:
         >>> describe_versions(("no-such-package",))
@@ -72,7 +72,7 @@ def describe_versions(names: tuple[str, ...] = ("vitrail", "torch", "timm", "num
 
 
 def synchroniser(device: str) -> Callable[[], object]:
-    """What to call before the clock is read: waits until a GPU has done what it was given, nothing on a CPU."""
+    """Returns the function to call before reading the clock: it waits for a GPU, and does nothing on a CPU."""
     if torch.device(device).type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     if torch.device(device).type == "mps":
@@ -81,7 +81,7 @@ def synchroniser(device: str) -> Callable[[], object]:
 
 
 def reset_peak_memory(device: str = "cpu") -> int:
-    """Forget the peak: of resident memory of this process (Linux), or of CUDA's allocator. Returns bytes in use now.
+    """Forgets the peak: of resident memory of this process (Linux), or of CUDA's allocator. Returns bytes in use now.
 
     Raises:
         UnsupportedOperationError: for the memory of another system, or another kind of accelerator.
@@ -99,7 +99,7 @@ def reset_peak_memory(device: str = "cpu") -> int:
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """The peak since `reset_peak_memory`, in bytes."""
+    """Returns the peak since `reset_peak_memory`, in bytes."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
@@ -150,7 +150,7 @@ def interleave(
     synchronise: Callable[[], object] = lambda: None,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> Times:
-    """Time each piece of work in each round; the first `warmup` rounds are not counted.
+    """Times each piece of work in each round; the first `warmup` rounds are not counted.
 
     What runs out of memory is left out of the rounds that follow, and noted. The order is turned round every other
     round, so that no piece of work always follows the same one.
@@ -184,7 +184,7 @@ def interleave(
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> Ratio:
-    """Each round's time divided by the base's in the same round.
+    """Returns each round's time divided by the base's in the same round.
 
     Example:
         >>> print(ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]))
@@ -195,7 +195,7 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> Ratio:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory did not suffice."""
+    """Returns whether an error says that the memory did not suffice."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)

@@ -32,7 +32,9 @@ Panel = tuple[tuple[str, str, str], Mapping[str, Line], Mapping[str, Any]]
 
 
 def markdown(results: Results, picture: str | None = None) -> str:
-    """All tables of a run, with what it was measured on; `picture` is the plot's path as the page shall name it."""
+    """Returns all tables of a run, with what it was measured on; `picture` is the plot's path as the page shall
+    name it.
+    """
     load = "" if results.load is None else f"; load average {results.load:.1f} when it began"
     clock = "processor time" if results.clock == "processor" else "wall time"
     parts = [
@@ -52,7 +54,7 @@ def markdown(results: Results, picture: str | None = None) -> str:
 
 
 def write_page(results: Results, path: str | os.PathLike[str]) -> Path:
-    """Put the tables between the two marks of the page, or make a page of them; the plot lies in `pictures` beside it.
+    """Puts the tables between the two marks of the page, or makes a page of them; the plot lies in `pictures` beside it.
 
     A page may have a measured part for each kind of device; the others, and the prose around them, stay as they are.
     Returns the picture's path.
@@ -149,7 +151,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def draw(results: Results) -> "Figure":
-    """The figure: one panel for each of the three that was measured at two points or more, and a legend below."""
+    """Returns the figure: one panel for each of the three that was measured at two points or more, and a legend
+    below.
+    """
     panels = [panel for make in (_time_panel, _memory_panel, _target_panel) if (panel := make(results)) is not None]
     labels = list(dict.fromkeys(label for _, lines, _ in panels for label in lines))
     style = _styles(labels)

@@ -58,7 +58,7 @@ def peak_of(
 def peak_here(
     case: Case, row: str, *, device: str = "cpu", dtype: str = "float32", weights: Mapping[str, Any] | None = None
 ) -> tuple[int | None, str]:
-    """The same in this process, which should have done nothing else."""
+    """Returns the same in this process, which should have done nothing else."""
     kind = getattr(torch, dtype)
     warm = row_named(Subject.make(SMALL, device=device, dtype=kind), row)
     if warm.work is not None:
@@ -92,7 +92,7 @@ def _tell(
 
 
 def fit_peaks(peaks: Mapping[int, int | None]) -> TokenFit | None:
-    """constant + linear · N + quadratic · N² through the peaks, relative errors least, no part below zero.
+    """Fits constant + linear · N + quadratic · N² to the peaks by least relative errors, no part below zero.
 
     None for fewer than three peaks, where three parts fit anything.
 

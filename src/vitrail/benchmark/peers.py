@@ -43,7 +43,7 @@ class Peer:
 
     @property
     def installed(self) -> bool:
-        """Whether the library is there."""
+        """Returns whether the library is there."""
         return find_spec(self.module) is not None
 
 
@@ -194,7 +194,7 @@ class _WrittenOutAttention(nn.Module):
 
 
 def bytes_of_maps(layers: int, heads: int, tokens: int, images: int, method: str) -> int:
-    """What all A, and for a gradient method all ∇A, fill in float32: the least that the stored form needs.
+    """Returns the bytes of all A, and for a gradient method all ∇A, in float32: the least that the stored form needs.
 
     Example:
         >>> bytes_of_maps(layers=12, heads=12, tokens=4097, images=1, method="gae")

@@ -69,7 +69,7 @@ class TokenFit:
 
     @property
     def dominant(self) -> str:
-        """The larger of what grows with the tokens: "linear" or "quadratic"."""
+        """Returns the larger of what grows with the tokens: "linear" or "quadratic"."""
         return "linear" if self.linear_share >= self.quadratic_share else "quadratic"
 
 
@@ -113,5 +113,5 @@ class Results:
     memory: list[MemoryTable] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The same as lists and dictionaries."""
+        """Returns the same as lists and dictionaries."""
         return asdict(self)

@@ -38,7 +38,7 @@ class Row:
 
 
 def one_backward() -> list[MethodInfo]:
-    """The methods that the registry says take one forward and one backward pass, by gradients.
+    """Returns the methods that the registry says take one forward and one backward pass, by gradients.
 
     Example:
         >>> {"complete", "gae", "gmar_l1", "gradcam"} <= {info.name for info in one_backward()}
@@ -54,7 +54,7 @@ def one_backward() -> list[MethodInfo]:
 
 
 def stored(method: str) -> str:
-    """The name of the row that computes our `method` with maps stored.
+    """Returns the name of the row that computes our `method` with maps stored.
 
     Example:
         >>> stored("gae")
@@ -64,7 +64,7 @@ def stored(method: str) -> str:
 
 
 def rows_of(subject: Subject, methods: Sequence[str] | None = None, *, peers: bool = True) -> list[Row]:
-    """The plain passes, our methods (default: `one_backward`), the stored-maps form, and the peers.
+    """Returns the plain passes, our methods (default: `one_backward`), the stored-maps form, and the peers.
 
     Raises:
         OptionError: for a name that is no method.
@@ -83,7 +83,7 @@ def rows_of(subject: Subject, methods: Sequence[str] | None = None, *, peers: bo
 
 
 def row_named(subject: Subject, name: str) -> Row:
-    """One row by its name, and nothing of the others: for a process that does nothing else.
+    """Returns one row by its name, and nothing of the others: for a process that does nothing else.
 
     Raises:
         OptionError: for a peer's row, or none.
@@ -179,7 +179,7 @@ def _own(subject: Subject, method: str) -> Tensor:
 
 
 def as_published(method: str) -> dict[str, Any]:
-    """The question that leaves a method one backward pass: the full gradient, which every paper has.
+    """Returns the question that leaves a method one backward pass: the full gradient, which every paper has.
 
     Example:
         >>> as_published("complete"), as_published("rollout")

@@ -76,13 +76,13 @@ class Plan:
             raise OptionError(f"longest={self.longest} is not above the sizes along which time is taken, {self.along}")
 
     def weights(self, model: str) -> dict[str, Any]:
-        """How that model is loaded; the weights that were given belong to the models that were named alone."""
+        """Returns how that model is loaded; the given weights belong only to the models that were named."""
         given = {name: getattr(self, name) for name in ("checkpoint", "num_classes", "class_names")}
         return {name: value for name, value in given.items() if value is not None} if model in self.models else {}
 
     @property
     def cases(self) -> list[Case]:
-        """The cases whose rows are all timed."""
+        """Returns the cases whose rows are all timed."""
         sizes = self.sizes if self.cross else self.sizes[:1]
         return [Case(model, size, batch) for model in self.models for size in sizes for batch in self.batches]
 
@@ -129,7 +129,7 @@ def bench(
     progress: Progress = lambda *_: None,
     found: Callable[[Results], object] = lambda _: None,
 ) -> Results:
-    """Measure what the plan says; `progress` is called with (what is being measured, steps done, steps in all).
+    """Measures what the plan says; `progress` is called with (what is being measured, steps done, steps in all).
 
     `found` is called with the results so far after each table, for one may have to stop before the end.
 

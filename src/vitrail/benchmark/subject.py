@@ -55,7 +55,8 @@ class Subject:
         weights: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> "Subject":
-        """Random images, and random weights unless `weights` (keyword arguments of `vitrail.load`) has a checkpoint.
+        """Makes random images, and random weights unless `weights` (keyword arguments of `vitrail.load`) has a
+        checkpoint.
 
         The time is the same.
 
@@ -89,29 +90,29 @@ class Subject:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Returns the rows and columns of patches."""
         rows, cols = self.module.patch_embed.grid_size  # pyright: ignore[reportGeneralTypeIssues]
         return rows, cols
 
     @property
     def heads(self) -> int:
-        """Of one block."""
+        """Returns the number of heads of a block."""
         return next(self.module.blocks.children()).get_submodule("attn").num_heads  # pyright: ignore
 
     @property
     def synchronise(self) -> Callable[[], object]:
-        """What to call before the clock is read."""
+        """Returns the function to call before reading the clock."""
         return synchroniser(self.device)
 
     def one_image(self) -> "Subject":
-        """The same with the first image alone."""
+        """Returns the same with the first image alone."""
         return replace(
             self, case=replace(self.case, batch=1), images=self.images[:1].clone(), targets=self.targets[:1].clone()
         )
 
 
 def forward(module: nn.Module, images: Float[Tensor, "images channels height width"]) -> None:
-    """One forward pass without gradients."""
+    """Runs a forward pass without gradients."""
     with torch.no_grad():
         module(images)
 
@@ -121,7 +122,7 @@ def limit(
     images: Float[Tensor, "images channels height width"],
     targets: Int[Tensor, " images"],
 ) -> None:
-    """One forward pass, and one backward pass of the targets' logits down to the first block's input.
+    """Runs a forward pass, and a backward pass of the targets' logits to the first block's input.
 
     `module` must be frozen (`sharing_weights(…, frozen=True)`), or weights get their gradients too.
     """
@@ -134,7 +135,7 @@ def limit(
 
 
 def sharing_weights(module: VisionTransformer, *, frozen: bool) -> VisionTransformer:
-    """A copy of the module that can be changed, with the very memory of its weights.
+    """Returns a copy of the module that can be changed, with the very memory of its weights.
 
     Example:
         >>> import timm

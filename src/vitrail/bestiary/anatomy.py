@@ -44,7 +44,7 @@ LAYERS = ("far_wings", "tail", "far_legs", "shell", "legs", "body", "coat", "win
 
 @lru_cache(maxsize=256)
 def outlines(family: str, parts: tuple[tuple[str, str], ...], pose: Pose) -> tuple[tuple[str, tuple[Shape, ...]], ...]:
-    """The (part, shapes) of a creature from the back to the front, in units of about half a creature's length.
+    """Returns the (part, shapes) of a creature from the back to the front, in units of about half a creature's length.
 
     `parts` are (slot, variant) pairs; a slot that is absent is not drawn and changes nothing else.
     """
@@ -124,7 +124,7 @@ def _leg(x: float, y: float, foot: float, ground: float, width: float) -> tuple[
 
 
 def strider(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, Anchor]]:
-    """A four-legged animal of the meadows, its head held high."""
+    """Returns a four-legged animal of the meadows, its head held high."""
     tall = 0.34 + 0.05 * pose.plump
     body = closed(
         [
@@ -172,7 +172,7 @@ def strider(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, A
 
 
 def flutter(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, Anchor]]:
-    """A plump upright bird."""
+    """Returns a plump upright bird."""
     wide = 0.5 + 0.05 * pose.plump
     body = closed(
         [(-0.46, -0.32), (-wide, 0.1), (-0.3, 0.46), (0.1, 0.54), (wide - 0.06, 0.14), (0.36, -0.36), (-0.06, -0.52)]
@@ -206,7 +206,7 @@ def flutter(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, A
 
 
 def creeper(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, Anchor]]:
-    """A snail: a long foot, a neck, and a shell on its back."""
+    """Returns a snail: a long foot, a neck, and a shell on its back."""
     arch = 0.05 * pose.bend
     body = closed(
         [
@@ -239,7 +239,7 @@ def creeper(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, A
 
 
 def coiler(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, Anchor]]:
-    """A winding dragon."""
+    """Returns a winding dragon."""
     wave = 0.12 * pose.bend
     thick = 0.38 + 0.05 * pose.plump
     x, y = 0.72 + 0.05 * pose.head, 0.56 + 0.08 * pose.head
@@ -278,7 +278,7 @@ def coiler(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, An
 
 
 def drifter(pose: Pose, parts: Mapping[str, str]) -> tuple[Outlines, dict[str, Anchor]]:
-    """A whale that swims in the sky."""
+    """Returns a whale that swims in the sky."""
     tall = 0.5 + 0.05 * pose.plump
     lift = 0.1 * pose.tail
     body = closed(

@@ -116,14 +116,14 @@ THEMES: tuple[Theme, ...] = (
 
 
 def gradient(theme: int, size: int) -> Float[np.ndarray, "3 size 1"]:
-    """The sky from top to bottom, RGB planes in [0, 1]."""
+    """Returns the sky from top to bottom, RGB planes in [0, 1]."""
     top, low = (np.array(oklch(*colour))[:, None, None] for colour in (THEMES[theme].zenith, THEMES[theme].horizon))
     t = np.linspace(0, 1, size)[None, :, None] ** 0.8
     return top + (low - top) * t
 
 
 def texture(seed: int, size: int) -> Float[np.ndarray, "size size"]:
-    """Soft noise around 0 in three octaves, the same picture at every size."""
+    """Returns soft noise around 0 in three octaves, the same texture at every size."""
     rng = np.random.default_rng((seed, 1))
     field = np.zeros((1, 1), dtype=np.float32)
     for cells, weight in ((4, 0.4), (12, 0.3), (40, 0.45)):
@@ -136,7 +136,7 @@ def _resized(field: np.ndarray, size: int) -> np.ndarray:
 
 
 def paint(theme: int, seed: int, clutter: float, fill: Fill) -> None:
-    """Paint the sun, clouds, hills and plants with `fill`, from the back to the front."""
+    """Paints the sun, clouds, hills and plants with `fill`, from the back to the front."""
     rng = np.random.default_rng((seed, 0))
     colours = THEMES[theme]
     drift = rng.uniform(-0.03, 0.03)
@@ -180,7 +180,7 @@ def _cloud(rng: np.random.Generator) -> Shape:
 
 
 def pebble(rng: np.random.Generator, x: float, y: float, size: float) -> Shape:
-    """A stone: an irregular flat disc."""
+    """Returns a stone: an irregular flat disc."""
     angle = np.linspace(0, 2 * np.pi, 8, endpoint=False)
     radius = size * rng.uniform(0.75, 1.1, 8)
     return Shape(
@@ -230,7 +230,7 @@ def _dim(colour: Rgb, by: float) -> Rgb:
 
 
 def blades(rng: np.random.Generator, x: float, y: float, size: float, count: int) -> Shape:
-    """A tuft of grass whose blades rise from about (x, y)."""
+    """Returns a tuft of grass whose blades rise from about (x, y)."""
     lean = 2 * np.arange(count) / (count - 1) - 1
     root, tip = x + 0.3 * size * lean, x + size * (0.6 * lean + rng.uniform(-0.25, 0.25, count))
     top = y + size * rng.uniform(0.7, 1.25, count)
@@ -245,7 +245,7 @@ def blades(rng: np.random.Generator, x: float, y: float, size: float, count: int
 def occluder(
     form: str, x: float, y: float, size: float, seed: int, theme: int
 ) -> tuple[list[Shape], tuple[Rgb, Rgb, Rgb]]:
-    """The shapes of something in the foreground within `size` of (x, y), and the colours of its inks."""
+    """Returns the shapes of something in the foreground within `size` of (x, y), and the colours of its inks."""
     rng = np.random.default_rng((seed, 2))
     light, chroma, hue = THEMES[theme].plant
     leaf = oklch(light + rng.uniform(-0.12, 0.1), chroma + 0.02, hue + rng.uniform(-0.05, 0.05))

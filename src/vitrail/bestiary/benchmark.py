@@ -83,7 +83,7 @@ class Score:
 
     @property
     def label(self) -> str:
-        """The method with its gradient mode, as in "complete, libra"."""
+        """Returns the method with its gradient mode, as in "complete, libra"."""
         return self.method if self.gradient is None else f"{self.method}, {self.gradient}"
 
 
@@ -96,7 +96,7 @@ def score(
     seed: int = SEED,
     progress: Progress | None = None,
 ) -> list[Score]:
-    """Measure methods on `count` scenes of each kind, with 95 % bootstrap intervals.
+    """Measures methods on `count` scenes of each kind, with 95 % bootstrap intervals.
 
     `methods` are names, or groups as `vitrail.compare` knows them; default: those that the paper is about. Maps of
     pixels are averaged over the patches.
@@ -193,12 +193,12 @@ def _noise(seed: int) -> Ask:
 def part_scores(
     pixels: Float[Tensor, "height width"], masks: Bool[Tensor, "parts height width"]
 ) -> Float[Tensor, " parts"]:
-    """The relevance that lies on each part."""
+    """Returns the relevance that lies on each part."""
     return (pixels * masks).sum((1, 2))
 
 
 def part_sign(scores: Float[Tensor, " parts"], says: Float[Tensor, " parts"]) -> float:
-    """The share of parts whose score has the sign of `says` (+1 for, -1 against, 0: not asked), in [0, 1].
+    """Returns the share of parts whose score has the sign of `says` (+1 for, -1 against, 0: not asked), in [0, 1].
 
     A score of exactly zero counts half.
     """

@@ -33,7 +33,8 @@ class CausalTruth:
     without: Float[Tensor, "parts classes"]
 
     def importance(self, target: str, against: str | None = None) -> Float[Tensor, " parts"]:
-        """How much each part raises the target's logit, or its difference to that of `against`; negative: lowers.
+        """Returns how much each part raises the target's logit, or its difference to that of `against`; negative:
+        lowers.
 
         Raises `UnknownNameError` for a class that is not in the bestiary.
         """
@@ -43,19 +44,19 @@ class CausalTruth:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the picture."""
+        """Returns height and width of the picture."""
         return self.drawn.image.shape[0], self.drawn.image.shape[1]
 
     @property
     def image(self) -> Float[Tensor, "3 height width"]:
-        """The picture of the whole scene, values in [0, 1]."""
+        """Returns the picture of the whole scene, values in [0, 1]."""
         return _pixels(self.drawn)
 
 
 def causal_truth(
     model: nn.Module, scenes: Iterable[Scene], *, size: int = SIZE, batch: int = 64
 ) -> Iterator[CausalTruth]:
-    """For each scene, draw it without each visible part in turn and run the model on all these pictures.
+    """Draws each scene without each visible part in turn, and runs the model on all these images.
 
     Parts that are hidden behind others or behind grass have no pixels and are left out. The model takes pictures of
     `size` pixels, scaled to [-1, 1], as the bestiary's own models do. After Hesse et al., FunnyBirds (ICCV 2023).

@@ -40,11 +40,11 @@ class LabelErrors:
 
     @property
     def part(self) -> str:
-        """The one part that tells the two species apart."""
+        """Returns the one part that tells the two species apart."""
         return difference(self.label, self.shows)[0]
 
     def shown(self, name: str, rng: np.random.Generator) -> tuple[str, str | None]:
-        """The species to draw for a label, and the part to leave out."""
+        """Returns the species to draw for a label, and the part to leave out."""
         chance = rng.uniform()
         if name == self.label and chance < self.share:
             return self.shows, None
@@ -102,7 +102,7 @@ class Bestiary(Dataset[dict[str, Tensor]]):
         return item
 
     def scene(self, index: int) -> Scene:
-        """The scene of an item, for interventions and other sizes; `IndexError` outside the data set.
+        """Returns the scene of an item, for interventions and other sizes; `IndexError` outside the data set.
 
         A planted label error shows in a scene whose `labels` are not the species of its creature.
         """
@@ -121,14 +121,14 @@ class Bestiary(Dataset[dict[str, Tensor]]):
 
 
 def soft_label(scene: Scene, label_errors: LabelErrors | None = None) -> Float[np.ndarray, " classes"]:
-    """What the drawn parts say, or, where labels may be wrong, what the label says of the two species concerned."""
+    """Returns the soft label of the drawn parts or, where labels may be wrong, that of the label's two species."""
     if label_errors is not None and scene.labels[0] in (label_errors.label, label_errors.shows):
         return posterior(species(scene.labels[0]).parts)
     return scene.evidence()
 
 
 def part_masks(drawn: Rendered) -> Bool[np.ndarray, "creatures parts height width"]:
-    """The masks of all parts in the order of `PARTS`, empty where a creature has no such part."""
+    """Returns the masks of all parts in the order of `PARTS`, empty where a creature has no such part."""
     height, width, _ = drawn.image.shape
     masks = np.zeros((len(drawn.creatures), len(PARTS), height, width), dtype=bool)
     for number, view in enumerate(drawn.creatures):

@@ -46,7 +46,7 @@ class Rendered:
 
 
 def render(scene: Scene, size: int = 96) -> Rendered:
-    """Draw a scene at `size` by `size` pixels: uint8 image (size, size, 3) and Boolean masks (size, size).
+    """Draws a scene at `size` by `size` pixels: uint8 image (size, size, 3) and Boolean masks (size, size).
 
     Raises `BestiaryError` for a size below 16.
 
@@ -94,7 +94,7 @@ class Canvas:
         self._numbers = 0
 
     def landscape(self, theme: int, seed: int, clutter: float) -> None:
-        """Paint sky, hills and plants at once in plain colours, then give them their grain."""
+        """Paints sky, hills and plants at once in plain colours, then gives them their grain."""
         self._buffer[..., 3] = 255
         self._buffer[..., :3] = 255 * backdrop.gradient(theme, self.size).transpose(1, 2, 0)
         self._pen.set_linewidth(0)
@@ -112,7 +112,7 @@ class Canvas:
         self.image *= 1 + 0.05 * grain
 
     def creature(self, creature: Creature) -> list[tuple[str, int]]:
-        """Paint one creature and return (slot, owner number) of what was painted."""
+        """Paints one creature and returns (slot, owner number) of what was painted."""
         place = creature.placement
         moves = motion(place.x, place.y, place.angle, place.scale, place.flip)
         owned: list[tuple[str, int]] = []
@@ -136,7 +136,7 @@ class Canvas:
         owner: int,
         clip: tuple[slice, slice, np.ndarray] | None = None,
     ) -> tuple[slice, slice, np.ndarray] | None:
-        """Paint shapes with light and a soft shadow `reach` deep, and return their window and its base coverage."""
+        """Paints shapes with light and a soft shadow `reach` deep, and returns their window and its base coverage."""
         radius = max(1, round(0.5 * reach * self.size))
         if clip is None:
             found = self._cover(shapes, moves, pad=2 * radius + 2)
@@ -166,7 +166,7 @@ class Canvas:
         return rows, columns, np.minimum(inks[0] + inks[1], 1.0)
 
     def finish(self) -> UInt8[np.ndarray, "size size 3"]:
-        """Light the whole picture and round it to bytes."""
+        """Lights the whole image and rounds it to bytes."""
         light = self.light
         t = np.linspace(-1, 1, self.size, dtype=np.float32)
         dim = 0.5 * light.vignette * t**2

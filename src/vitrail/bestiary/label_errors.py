@@ -50,7 +50,7 @@ def planted_errors(
     count: int = 100,
     seed: int = SEED,
 ) -> list[PlantedErrors]:
-    """Ask for the true class against the class that took its pictures, on `count` singles that show the part.
+    """Asks for the true class against the class that took its pictures, on `count` singles that show the part.
 
     `errors` are those that the shipped model was trained with unless given.
 

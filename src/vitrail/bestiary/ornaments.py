@@ -14,7 +14,7 @@ ORNAMENTS: dict[tuple[str, str], Ornament] = {}
 
 
 def ornament(slot: str, variant: str) -> Callable[[Ornament], Ornament]:
-    """Register the drawing of one variant of a slot."""
+    """Registers the drawing of one variant of a slot."""
 
     def register(draw: Ornament) -> Ornament:
         ORNAMENTS[slot, variant] = draw
@@ -25,7 +25,7 @@ def ornament(slot: str, variant: str) -> Callable[[Ornament], Ornament]:
 
 @ornament("crown", "antlers")
 def antlers(bend: float) -> list[Shape]:
-    """Two branching antlers, side by side."""
+    """Returns two branching antlers, side by side."""
 
     def branch(side: float) -> tuple[np.ndarray, ...]:
         tilt = side * (0.36 + 0.06 * bend)
@@ -39,7 +39,7 @@ def antlers(bend: float) -> list[Shape]:
 
 @ornament("crown", "curls")
 def curls(bend: float) -> list[Shape]:
-    """Two ram's horns, each rolled up to its side."""
+    """Returns two ram's horns, each rolled up to its side."""
     turn = np.linspace(0.0, 1.0, 9)
     angle = -0.42 * np.pi + (1.72 + 0.12 * bend) * np.pi * turn
     radius = 0.40 - 0.26 * turn
@@ -56,7 +56,7 @@ def curls(bend: float) -> list[Shape]:
 
 @ornament("crown", "spike")
 def spike(bend: float) -> list[Shape]:
-    """One tall banded horn."""
+    """Returns one tall banded horn."""
     lean = 0.16 + 0.12 * bend
     cone = closed(
         [(-0.2, -0.05), (-0.1 + lean * 0.4, 0.55), (lean * 1.2, 1.28), (0.12 + lean * 0.4, 0.55), (0.2, -0.05)]
@@ -70,7 +70,7 @@ def spike(bend: float) -> list[Shape]:
 
 @ornament("crown", "crest")
 def crest(bend: float) -> list[Shape]:
-    """A fan of five rounded feathers."""
+    """Returns a fan of five rounded feathers."""
     feather = closed([(0, 0), (-0.15, 0.45), (-0.17, 0.75), (0, 0.95), (0.17, 0.75), (0.15, 0.45)])
     tip = disc(0, 0.74, 0.09, 0.12, count=14)
     angles = np.array([1.15, 0.68, 0.22, -0.24, -0.7]) + 0.12 * bend
@@ -83,7 +83,7 @@ def crest(bend: float) -> list[Shape]:
 
 @ornament("crown", "stalks")
 def stalks(bend: float) -> list[Shape]:
-    """Two stalks that end in balls."""
+    """Returns two stalks that end in balls."""
     shapes = []
     for side in (-1.0, 1.0):
         top = side * (0.42 + 0.08 * bend), 0.86 + side * 0.05
@@ -96,7 +96,7 @@ def stalks(bend: float) -> list[Shape]:
 
 @ornament("tail", "plume")
 def plume(bend: float) -> list[Shape]:
-    """A bushy brush with a light tip."""
+    """Returns a bushy brush with a light tip."""
     c = 0.22 * bend
     brush = closed(
         [
@@ -129,7 +129,7 @@ def plume(bend: float) -> list[Shape]:
 
 @ornament("tail", "tuft")
 def tuft(bend: float) -> list[Shape]:
-    """A thin whip that ends in a star."""
+    """Returns a thin whip that ends in a star."""
     c = 0.3 * bend
     whip = limb([(0, 0), (0.16 + c * 0.3, 0.35), (-0.1 + c * 0.8, 0.72), (c, 0.96)], [0.14, 0.11, 0.09, 0.09])
     angle, radius = np.arange(10) * np.pi / 5, np.where(np.arange(10) % 2, 0.15, 0.29)
@@ -140,7 +140,7 @@ def tuft(bend: float) -> list[Shape]:
 
 @ornament("tail", "fan")
 def fan(bend: float) -> list[Shape]:
-    """A peacock's fan of five blades with eyes."""
+    """Returns a peacock's fan of five blades with eyes."""
     blade = closed([(0, 0), (-0.13, 0.5), (-0.2, 0.86), (0, 1.06), (0.2, 0.86), (0.13, 0.5)])
     shapes = []
     for k, angle in enumerate(np.linspace(-0.95, 0.95, 5) * (1 + 0.1 * bend)):
@@ -152,7 +152,7 @@ def fan(bend: float) -> list[Shape]:
 
 @ornament("tail", "fork")
 def fork(bend: float) -> list[Shape]:
-    """Two long pointed blades, as of a swallow."""
+    """Returns two long pointed blades, as of a swallow."""
     c = 0.12 * bend
     shapes = []
     for side in (-1.0, 1.0):
@@ -172,7 +172,7 @@ def fork(bend: float) -> list[Shape]:
 
 @ornament("wings", "feather")
 def feather(bend: float) -> list[Shape]:
-    """A wing of five rows of feathers."""
+    """Returns a wing of five rows of feathers."""
     quill = closed([(0, 0), (-0.11, 0.45), (-0.12, 0.86), (0, 1.0), (0.12, 0.86), (0.13, 0.45)])
     shapes = []
     for k, angle in enumerate((1.45, 1.1, 0.76, 0.44, 0.14)):
@@ -186,7 +186,7 @@ def feather(bend: float) -> list[Shape]:
 
 @ornament("wings", "bat")
 def bat(bend: float) -> list[Shape]:
-    """A membrane between four fingers."""
+    """Returns a membrane between four fingers."""
     angles = np.array([1.5, 1.02, 0.52, 0.02]) * (1 + 0.1 * bend)
     tips = np.stack([-np.sin(angles), np.cos(angles)], axis=1) * np.array([0.86, 1.02, 1.14, 1.2])[:, None]
     webs = (tips[1:] + tips[:-1]) / 2 * 0.7
@@ -202,7 +202,7 @@ def bat(bend: float) -> list[Shape]:
 
 @ornament("wings", "petal")
 def petal(bend: float) -> list[Shape]:
-    """A butterfly's two lobes, each with an eye."""
+    """Returns a butterfly's two lobes, each with an eye."""
     lobe = closed([(0, 0), (-0.26, 0.42), (-0.24, 0.86), (0.06, 1.06), (0.34, 0.88), (0.28, 0.42)])
     eye = disc(0.04, 0.7, 0.16, 0.18)
     pupil = disc(0.04, 0.7, 0.07, 0.08, count=12)
@@ -216,7 +216,7 @@ def petal(bend: float) -> list[Shape]:
 
 @ornament("shell", "spiral")
 def spiral(bend: float) -> list[Shape]:
-    """A round shell with a spiral groove."""
+    """Returns a round shell with a spiral groove."""
     turn = np.linspace(0, 1, 12)
     angle = 0.35 + 0.2 * bend - 3.6 * np.pi * turn
     radius = 0.46 * (1 - turn) + 0.03
@@ -229,7 +229,7 @@ def spiral(bend: float) -> list[Shape]:
 
 @ornament("shell", "cone")
 def cone(bend: float) -> list[Shape]:
-    """A tall leaning turret with bands."""
+    """Returns a tall leaning turret with bands."""
     lean = -0.3 - 0.12 * bend
     turret = closed(
         [
@@ -252,7 +252,7 @@ def cone(bend: float) -> list[Shape]:
 
 @ornament("shell", "spines")
 def spines(bend: float) -> list[Shape]:
-    """A low dome with five thorns."""
+    """Returns a low dome with five thorns."""
     thorn = np.array([(-0.17, 0.3), (0.0, 1.02), (0.17, 0.3)])
     thorns = [
         Shape((moved(thorn, 0.16 * np.sin(-angle), 0, float(angle)),), "accent")

@@ -60,12 +60,12 @@ class Creature:
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """The variant of each part that is drawn."""
+        """Returns the variant of each part that is drawn."""
         return MappingProxyType(dict(self.drawn))
 
     @property
     def species(self) -> str | None:
-        """The class whose every required part this creature has, if there is one."""
+        """Returns the class whose every required part this creature has, if there is one."""
         for name, candidate in SPECIES.items():
             if all(self.parts.get(slot) == variant for slot, variant in candidate.parts.items()):
                 return name
@@ -115,7 +115,7 @@ class Scene:
     occluders: tuple[Occluder, ...] = ()
 
     def without(self, creature: int, part: str | None = None) -> "Scene":
-        """The very same scene with one part of one creature not drawn (the whole creature if `part` is None).
+        """Returns the very same scene with one part of one creature not drawn (the whole creature if `part` is None).
 
         Raises `UnknownNameError` for a creature or part that is not in the scene.
 
@@ -130,7 +130,7 @@ class Scene:
         return self._with(creature, tuple(pair for pair in subject.drawn if pair[0] != part))
 
     def exchange(self, creature: int, part: str, variant: str) -> "Scene":
-        """The very same scene with one part of one creature in another variant.
+        """Returns the very same scene with one part of one creature in another variant.
 
         Raises `UnknownNameError` for unknown names, `ImpossibleCreatureError` for a part that the family cannot have.
 
@@ -144,7 +144,7 @@ class Scene:
         return self._with(creature, tuple((slot, variant if slot == part else old) for slot, old in subject.drawn))
 
     def evidence(self) -> Float[np.ndarray, " classes"]:
-        """Soft label: the mean over creatures of what their drawn parts say (`posterior`); uniform when empty."""
+        """Returns the soft label: the mean over creatures of their `posterior`; uniform when empty."""
         if not self.creatures:
             return np.full(len(CLASS_NAMES), 1 / len(CLASS_NAMES))
         return np.mean([posterior(creature.parts) for creature in self.creatures], axis=0)
@@ -170,7 +170,8 @@ Cell = tuple[float, float, float, float]  # left, bottom, right, top in units of
 
 
 def sample_scene(kind: str, seed: Seed, *, species: str | tuple[str, ...] | None = None) -> Scene:
-    """A random scene: "single", "pair", "chimera" or "intervention" (a single with one part removed or exchanged).
+    """Returns a random scene: "single", "pair", "chimera" or "intervention" (a single with one part removed or
+    exchanged).
 
     `species` fixes the class or, for pairs and chimeras, both classes; otherwise they are drawn at random. A chimera of
     (A, B) has A's first diagnostic part and B's second. The same seed gives the same scene. Raises `UnknownNameError`,
@@ -270,7 +271,9 @@ def _creature(rng: np.random.Generator, kind: Species, swapped: dict[str, str] |
 
 
 def extent(creature: Creature, part: str | None = None) -> Cell:
-    """The box (left, bottom, right, top) of a creature, or of one part, hidden or not, in units of the image side."""
+    """Returns the box (left, bottom, right, top) of a creature, or of one part, hidden or not, in units of the
+    image side.
+    """
     place = creature.placement
     points = np.concatenate(
         [

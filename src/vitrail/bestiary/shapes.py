@@ -27,12 +27,12 @@ class Shape:
 
     @cached_property
     def path(self) -> Path:
-        """The polygons as one path for the rasteriser."""
+        """Returns the polygons as one path for the rasteriser."""
         points = np.concatenate([piece for polygon in self.polygons for piece in (polygon, polygon[:1])])
         return Path(points, _codes(tuple(len(polygon) for polygon in self.polygons)))
 
     def moved(self, x: Real, y: Real, angle: Real = 0.0, size: Real = 1.0, flip: Real = 1.0) -> "Shape":
-        """The same shape elsewhere, as `moved` moves one polygon."""
+        """Returns the same shape elsewhere, as `moved` moves one polygon."""
         matrix, origin = motion(x, y, angle, size, flip)
         return Shape(tuple(polygon @ matrix + origin for polygon in self.polygons), self.ink, self.outlined)
 
@@ -63,20 +63,22 @@ def _circle(count: int) -> np.ndarray:
 
 
 def closed(points: ArrayLike, steps: int = STEPS) -> Polygon:
-    """A smooth closed outline through the given (count, 2) points."""
+    """Returns a smooth closed outline through the given (count, 2) points."""
     control = np.asarray(points, dtype=float)
     return (_catmull_rom(steps) @ control[_windows(len(control), True)]).reshape(-1, 2)
 
 
 def opened(points: ArrayLike, steps: int = STEPS) -> Polygon:
-    """A smooth open line through the given (count, 2) points."""
+    """Returns a smooth open line through the given (count, 2) points."""
     control = np.asarray(points, dtype=float)
     line = (_catmull_rom(steps) @ control[_windows(len(control), False)]).reshape(-1, 2)
     return np.concatenate([line, control[-1:]])
 
 
 def limb(spine: ArrayLike, widths: ArrayLike, steps: int = STEPS) -> Polygon:
-    """The outline of a limb: a smooth (count, 2) spine with a (count,) full width at each of its points, round ends."""
+    """Returns the outline of a limb: a smooth (count, 2) spine with a (count,) full width at each of its
+    points, round ends.
+    """
     path = np.array(spine, dtype=float)
     control = np.empty((len(path), 3))
     control[:, :2], control[:, 2] = path, widths
@@ -95,19 +97,19 @@ def limb(spine: ArrayLike, widths: ArrayLike, steps: int = STEPS) -> Polygon:
 
 
 def disc(x: Real, y: Real, width: Real, height: Real | None = None, angle: Real = 0.0, count: int = 24) -> Polygon:
-    """An ellipse around (x, y) with two radii, turned by `angle` radians."""
+    """Returns an ellipse around (x, y) with two radii, turned by `angle` radians."""
     ellipse = _circle(count) * (width, width if height is None else height)
     return moved(ellipse, x, y, angle)
 
 
 def motion(x: Real, y: Real, angle: Real, size: Real, flip: Real) -> tuple[np.ndarray, np.ndarray]:
-    """The (2, 2) matrix, for points as rows, and the origin that scale, mirror, turn and shift a plane."""
+    """Returns the (2, 2) matrix, for points as rows, and the origin that scale, mirror, turn and shift a plane."""
     c, s = np.cos(angle) * size, np.sin(angle) * size
     return np.array(((c * flip, s * flip), (-s, c))), np.array((x, y))
 
 
 def moved(polygon: Polygon, x: Real, y: Real, angle: Real = 0.0, size: Real = 1.0, flip: Real = 1.0) -> Polygon:
-    """The polygon scaled, mirrored in x when `flip` is -1, turned by `angle` radians, and put at (x, y)."""
+    """Returns the polygon scaled, mirrored in x when `flip` is -1, turned by `angle` radians, and put at (x, y)."""
     matrix, origin = motion(x, y, angle, size, flip)
     return polygon @ matrix + origin
 
@@ -147,7 +149,7 @@ def _encode(value: float) -> float:
 
 
 def sample_palette(rng: np.random.Generator) -> Palette:
-    """A palette of three hues with fixed relations and random lightness; it never looks at the species."""
+    """Returns a palette of three hues with fixed relations and random lightness; it never looks at the species."""
     hue, light, chroma = rng.uniform(), rng.uniform(0.56, 0.80), rng.uniform(0.07, 0.15)
     second = hue + rng.choice([-0.33, -0.12, 0.12, 0.33, 0.5]) + rng.uniform(-0.04, 0.04)
     other = light + rng.choice([-0.16, 0.14])

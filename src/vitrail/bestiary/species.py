@@ -62,7 +62,7 @@ class Species:
 
     @cached_property
     def parts(self) -> Mapping[str, str]:
-        """The body and the diagnostic slots with the variant that this species must have."""
+        """Returns the body and the diagnostic slots with the variant that this species must have."""
         return MappingProxyType(
             {"body": self.family.name, **dict(zip(self.family.diagnostic, self.traits, strict=True))}
         )
@@ -112,7 +112,7 @@ PARTS: tuple[str, ...] = tuple(sorted(VARIANTS))
 
 
 def species(name: str) -> Species:
-    """Look up a species by name; `UnknownNameError` lists the known names.
+    """Looks up a species by name; `UnknownNameError` lists the known names.
 
     >>> species("tavel").parts["crown"]
     'antlers'
@@ -121,7 +121,7 @@ def species(name: str) -> Species:
 
 
 def check_parts(family: str, parts: Mapping[str, str]) -> None:
-    """Refuse parts that a creature of `family` cannot have (`UnknownNameError`, `ImpossibleCreatureError`)."""
+    """Refuses parts that a creature of `family` cannot have (`UnknownNameError`, `ImpossibleCreatureError`)."""
     if family not in FAMILIES:
         refuse_name("family", family, tuple(FAMILIES))
     for slot, variant in parts.items():
@@ -138,7 +138,7 @@ def check_parts(family: str, parts: Mapping[str, str]) -> None:
 
 
 def difference(first: str, second: str) -> tuple[str, ...]:
-    """The diagnostic slots in which two siblings differ (one or two of them).
+    """Returns the diagnostic slots in which two siblings differ (one or two of them).
 
     >>> difference("tavel", "borrin")
     ('crown',)
@@ -150,13 +150,15 @@ def difference(first: str, second: str) -> tuple[str, ...]:
 
 
 def siblings(name: str) -> tuple[str, ...]:
-    """The other species of the same family, nearest first."""
+    """Returns the other species of the same family, nearest first."""
     others = [other for other in CLASS_NAMES if other != name and SPECIES[other].family is species(name).family]
     return tuple(sorted(others, key=lambda other: len(difference(name, other))))
 
 
 def crossings() -> tuple[tuple[str, str], ...]:
-    """All ordered sibling pairs (A, B) that differ in both slots: a chimera has A's first slot and B's second."""
+    """Returns all ordered sibling pairs (A, B) that differ in both slots: a chimera has A's first slot and B's
+    second.
+    """
     return tuple(
         pair
         for family in FAMILIES.values()
@@ -166,7 +168,7 @@ def crossings() -> tuple[tuple[str, str], ...]:
 
 
 def posterior(parts: Mapping[str, str]) -> Float[np.ndarray, " classes"]:
-    """How far the drawn parts of a creature speak for each class: probabilities that sum to one.
+    """Returns each class's probability given the drawn parts of a creature; they sum to one.
 
     Each required part of a class multiplies its likelihood by 1 when it is there, by `MISMATCH` when another variant is
     in its place, and by the square root of `MISMATCH` when it is not drawn, so that evidence adds up in the logit.
@@ -196,7 +198,7 @@ class ImpossibleCreatureError(BestiaryError, ValueError):
 
 
 def refuse_name(what: str, name: object, known: tuple[str, ...]) -> NoReturn:
-    """Raise `UnknownNameError` for `name`, with the known names and the nearest one."""
+    """Raises `UnknownNameError` for `name`, with the known names and the nearest one."""
     near = get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UnknownNameError(f"unknown {what} {name!r}; known: {', '.join(known)}.{hint}")

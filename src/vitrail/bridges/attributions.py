@@ -24,7 +24,7 @@ def attributions(
     upsample: bool = True,
     **question: Any,
 ) -> Float[Tensor, "images 1 high wide"]:
-    """The raw maps, one channel each, bilinearly enlarged to the images' size unless `upsample` is False.
+    """Returns the raw maps, one channel each, bilinearly enlarged to the images' size unless `upsample` is False.
 
     `question` is what `vitrail.explain` takes beside: method, against, gradient, batch_size and so on; its errors are
     raised.
@@ -44,7 +44,7 @@ def attributions(
 
 
 def model_for(bound: VisionModel | None, module: Any) -> VisionModel:
-    """The model to explain: the module that is handed over, with what the bound model knows of its tokens.
+    """Returns the model to explain: the module that is handed over, with what the bound model knows of its tokens.
 
     Packages hand over the module itself, or a copy that they have changed (with weights drawn anew, say); it is the one
     that counts.

@@ -44,16 +44,16 @@ class CaptumAttribution:
 
     @property
     def forward_func(self) -> nn.Module:
-        """The module whose answer is explained."""
+        """Returns the module whose answer is explained."""
         return self.model.module
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """Captum asks whether scores are of inputs (True) or of changes of them; these are of patches."""
+        """Returns False: scores are of patches, neither of inputs nor of changes of them."""
         return False
 
     def has_convergence_delta(self) -> bool:
-        """That no sum is promised: scores do not add up to the logit."""
+        """Returns False: scores do not sum to the logit."""
         return False
 
     @_wrapped
@@ -67,7 +67,7 @@ class CaptumAttribution:
         upsample: bool = True,
         **options: Any,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Raw, signed scores of a batch of normalised images.
+        """Returns raw, signed scores of a batch of normalised images.
 
         Args:
             inputs: (images, channels, height, width), or a tuple of that one tensor, as Captum's metrics give it.

@@ -17,7 +17,7 @@ __all__ = ["quantus_explainer"]
 def quantus_explainer(
     model: VisionModel | nn.Module | None = None, method: str = "complete", *, upsample: bool = True, **options: Any
 ) -> Callable[..., np.ndarray]:
-    """An explainer for any metric of Quantus: its `explain_func`.
+    """Returns an explainer for any metric of Quantus: its `explain_func`.
 
     Args:
         model: what knows the tokens' layout, where the bare module does not tell it; by default the module that Quantus

@@ -116,7 +116,7 @@ CONSTRAINTS = {one.name: one for one in (Constraint(), Clamp(), Softmax())}
 
 
 def find_constraint(name: str | None) -> Constraint:
-    """The constraint of that name; None is "none".
+    """Returns the constraint of that name; None is "none".
 
     Raises:
         OptionError: for a name that is not one.
@@ -134,7 +134,7 @@ def find_constraint(name: str | None) -> Constraint:
 
 
 def sgd(parameters: Tensors, gradients: Tensors, moments: Moments, number: int, rate: float) -> tuple[Tensors, Moments]:
-    """Plain gradient descent; the new parameters, and nothing to remember."""
+    """Applies a step of plain gradient descent; returns the new parameters, without state."""
     del number
     return tuple(p - rate * g for p, g in zip(parameters, gradients, strict=True)), moments
 
@@ -142,7 +142,7 @@ def sgd(parameters: Tensors, gradients: Tensors, moments: Moments, number: int, 
 def adam(
     parameters: Tensors, gradients: Tensors, moments: Moments, number: int, rate: float
 ) -> tuple[Tensors, Moments]:
-    """Adam (Kingma and Ba 2015); the new parameters and moments. `number` counts the steps from 1."""
+    """Applies a step of Adam (Kingma and Ba 2015); returns parameters and moments. `number` counts the steps from 1."""
     zeros = tuple(torch.zeros_like(p) for p in parameters)
     old_first, old_second = moments.get("first", zeros), moments.get("second", zeros)
     first = tuple(torch.lerp(m, g, 1 - BETA_1) for m, g in zip(old_first, gradients, strict=True))
@@ -158,7 +158,7 @@ OPTIMISERS: dict[str, Optimiser] = {"sgd": sgd, "adam": adam}
 
 
 def find_optimiser(name: str) -> Optimiser:
-    """The optimiser of that name.
+    """Returns the optimiser of that name.
 
     Raises:
         OptionError: for a name that is not one.
@@ -188,7 +188,7 @@ def answer(
 
 
 def complete_row(readout: Float[Tensor, "1 queries"], maps: Maps, gradients: Maps) -> Float[Tensor, "1 tokens"]:
-    """The readout's row of Ā^L … Ā^1 less its own, with Ā^l = I + E_h[∇A^l ⊙ A^l] (Cui, Fan, Chen, Eq. 5).
+    """Returns the readout's row of Ā^L … Ā^1 less its own, with Ā^l = I + E_h[∇A^l ⊙ A^l] (Cui, Fan, Chen, Eq. 5).
 
     Example:
         >>> attention = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
@@ -238,15 +238,15 @@ class Descent:
     drawn: frozenset[int]
 
     def begin(self, maps: Maps) -> Course:
-        """Before the first step: the parameters that stand for these maps."""
+        """Begins the descent with the parameters of these maps."""
         return Course(tuple(self.constraint.start(attention) for attention in maps))
 
     def attention(self, course: Course) -> Maps:
-        """The maps as they stand, one for each layer."""
+        """Returns the maps as they stand, one for each layer."""
         return [self.constraint.attention(parameter) for parameter in course.parameters]
 
     def step(self, course: Course) -> Course:
-        """Look, then go one step down the slope of the first class's logit.
+        """Records the state, then takes one step that lowers the first class's logit.
 
         Raises:
             NonFiniteError: when the logits are no longer numbers.
@@ -259,7 +259,7 @@ class Descent:
         return replace(seen, parameters=parameters, moments=moments, taken=course.taken + 1)
 
     def finish(self, course: Course) -> Course:
-        """Look once more, where the last step led.
+        """Records the state after the last step.
 
         Raises:
             NonFiniteError: when the logits are no longer numbers.

@@ -19,7 +19,8 @@ __all__ = ["LinearView", "linear_view", "resize_weights"]
 
 
 def resize_weights(length: int, new_length: int, interpolation: str) -> Float[Tensor, "new_length length"]:
-    """The weights with which Pillow makes `new_length` pixels out of `length`, in float64; each row sums to one.
+    """Returns the weights with which Pillow makes `new_length` pixels out of `length`, in float64; each row sums to
+    one.
 
     `interpolation` is "bilinear", "bicubic" (a = -1/2), "lanczos" (three lobes), all widened when shrinking, or
     "nearest".
@@ -86,14 +87,16 @@ class LinearView:
         return self.rows @ pixels @ self.cols.mT + self.ground
 
     def back(self, gradient: Float[Tensor, "3 view_height view_width"]) -> Float[Tensor, "3 height width"]:
-        """The gradient by the photograph's pixels, given that by the pixels of the view: `rows.T @ G @ cols`."""
+        """Returns the gradient by the photograph's pixels, given that by the pixels of the view: `rows.T @ G @
+        cols`.
+        """
         return self.rows.mT @ gradient @ self.cols
 
 
 def linear_view(
     preprocess: Preprocess, height: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> LinearView:
-    """The linear map that `preprocess.view` rounds, for photographs of that height and width in pixels.
+    """Returns the linear map that `preprocess.view` rounds, for photographs of that height and width in pixels.
 
     Example:
         >>> view = linear_view(Preprocess(size=(224, 224), resize=256), 480, 640)

@@ -1,4 +1,4 @@
-"""Class rewriting: change a photograph until the model names another class, and keep the file that proves it.
+"""Class rewriting: change a photograph until the model names another class, and keeps the file that proves it.
 
     x ← x − η ∇ₓ (l_source − l_target)        (Cui, Fan, Chen, "pixel rewriting")
 
@@ -75,7 +75,7 @@ def rewrite(
     gradient: str | None = None,
     progress: Callable[[Progress], Any] | None = None,
 ) -> Rewrite:
-    """Change a photograph, at its own resolution, until the model takes it for the target class.
+    """Changes a photograph, at its own resolution, until the model takes it for the target class.
 
     Args:
         model: from `vitrail.load` or `vitrail.wrap`, with its preprocessing; a bare module is wrapped.
@@ -195,7 +195,7 @@ def rewrite(
 
 
 def unresized(model: VisionModel) -> VisionModel:
-    """The same model for pictures of its own input size, which it takes as they are.
+    """Returns the same model for pictures of its own input size, which it takes as they are.
 
     Raises:
         ModelError: for a model without preprocessing.
@@ -206,7 +206,7 @@ def unresized(model: VisionModel) -> VisionModel:
 
 
 def classify(model: VisionModel, image: PictureLike) -> Float[Tensor, " classes"]:
-    """The logits of one picture (path, bytes, PIL image, uint8 array) through the model's own preprocessing.
+    """Returns the logits of one picture (path, bytes, PIL image, uint8 array) through the model's own preprocessing.
 
     Raises:
         ModelError: for a model without preprocessing.
@@ -220,7 +220,8 @@ def classify(model: VisionModel, image: PictureLike) -> Float[Tensor, " classes"
 
 
 def takes_for(model: VisionModel, image: Any, index: int, until: float | int) -> tuple[bool, float]:
-    """Whether the model takes a picture for a class with a probability of at least `until`, and that probability.
+    """Returns whether the model takes a picture for a class with a probability of at least `until`, and that
+    probability.
 
     Raises:
         OutputKindError: for a model whose numbers are no classes.

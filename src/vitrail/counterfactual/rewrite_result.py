@@ -50,7 +50,7 @@ class Similarity(NamedTuple):
 
 
 def similarity(one: UInt8[np.ndarray, "height width 3"], other: UInt8[np.ndarray, "height width 3"]) -> Similarity:
-    """Compare two 8-bit pictures of one size, over all pixels and channels.
+    """Compares two 8-bit pictures of one size, over all pixels and channels.
 
     Example:
         >>> black = np.zeros((16, 16, 3), dtype=np.uint8)
@@ -69,7 +69,7 @@ def similarity(one: UInt8[np.ndarray, "height width 3"], other: UInt8[np.ndarray
 
 
 def ssim(one: Float[Tensor, "channels height width"], other: Float[Tensor, "channels height width"]) -> float:
-    """Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004, Eq. 13), for pixels from 0 to 1.
+    """Returns the structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004, Eq. 13), for pixels from 0 to 1.
 
     The mean over channels and over all places where the Gaussian window of σ = 1.5 and 11 x 11 pixels lies inside, of
 
@@ -117,11 +117,11 @@ class Rewrite:
 
     @property
     def probability(self) -> float:
-        """Of the target, in the picture."""
+        """Returns the target's probability in the image."""
         return float(self.curves[self.step, 1])
 
     def summary(self) -> str:
-        """What happened, in one line.
+        """Returns the outcome in one line.
 
         "zebra 98.0 % → bull mastiff 94.3 % after 43 steps, …" or "bull mastiff not reached: 21.3 % of 93.8 % …".
         """
@@ -136,7 +136,7 @@ class Rewrite:
         )
 
     def record(self) -> dict[str, Any]:
-        """All but the pictures and maps, as plain JSON values."""
+        """Returns all but the pictures and maps, as plain JSON values."""
         finite = {name: value if math.isfinite(value) else None for name, value in self.similarity._asdict().items()}
         return {
             "source": self.names[0],
@@ -155,7 +155,7 @@ class Rewrite:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the picture as PNG or lossless WebP, by the suffix, and read it back to see that every level is there.
+        """Writes the picture as PNG or lossless WebP, by the suffix, and reads it back to see that every level is there.
 
         Raises:
             OptionError: for another suffix; JPEG and its like change the levels on which the answer rests.
@@ -170,7 +170,7 @@ class Rewrite:
         return path
 
     def plot(self) -> "matplotlib.figure.Figure":
-        """Draw both pictures, their difference amplified, the probabilities, and the signed maps before and after."""
+        """Draws both pictures, their difference amplified, the probabilities, and the signed maps before and after."""
         from ..plotting.rewriting import draw_rewrite
 
         return draw_rewrite(self)
@@ -180,7 +180,7 @@ class Rewrite:
 
 
 def lossless_format(path: str | os.PathLike[str]) -> str:
-    """The format that a suffix names: "png" or "webp".
+    """Returns the format that a suffix names: "png" or "webp".
 
     Raises:
         OptionError: for any other.
@@ -195,7 +195,7 @@ def lossless_format(path: str | os.PathLike[str]) -> str:
 
 
 def encode(picture: UInt8[np.ndarray, "height width 3"], kind: str = "png") -> bytes:
-    """The bytes of a lossless file.
+    """Returns the bytes of a lossless file.
 
     Raises:
         OutputFileError: when the format cannot hold the picture (WebP ends at 16383 pixels a side).

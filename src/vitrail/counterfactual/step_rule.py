@@ -43,7 +43,7 @@ class StepRule:
 def step_rule(
     objective: str | None, variant: str | None, step: float | int | None, budget: float | int | None, norm: str
 ) -> StepRule:
-    """What was asked for, and for each None the default.
+    """Returns the step rule as given, with the default for each None.
 
     Without a budget the published form: the raw gradient of the difference, scaled to a largest change of 0.01. Within
     one the question is whether the class can be reached at all, and the defaults are those that reached it most often:
@@ -80,7 +80,7 @@ def step_rule(
 
 
 def check_budget(budget: float | int | None, norm: str) -> None:
-    """Refuse a budget that no 8-bit file can keep, or a norm other than "linf" and "l2".
+    """Refuses a budget that no 8-bit file can keep, or a norm other than "linf" and "l2".
 
     Both count pixels from 0 to 1: the largest change of any one channel of a pixel, or the root of the sum of squares
     over all of them. The smallest change that a file of 8 bits can hold is 1/255 in either norm.
@@ -109,7 +109,7 @@ def project(
     budget: float | int | None,
     norm: str,
 ) -> Float[Tensor, "3 height width"]:
-    """The nearest pixels within the budget and from 0 to 1.
+    """Returns the nearest pixels within the budget and from 0 to 1.
 
     L∞: `clamp(x, x₀ − ε, x₀ + ε)`, with ε rounded down to whole levels, so that rounding x later cannot leave it.
     L2: `x₀ + δ·min(1, ε/‖δ‖)`; clamping to 0…1 afterwards only brings x nearer to x₀, which lies there.
@@ -133,7 +133,7 @@ def to_levels(
     budget: float | int | None = None,
     norm: str = "linf",
 ) -> UInt8[Tensor, "3 height width"]:
-    """Round pixels from 0 to 1 to levels from 0 to 255, still within the budget.
+    """Rounds pixels from 0 to 1 to levels from 0 to 255, still within the budget.
 
     In L2 rounding can lengthen a change. Where that passes the budget, the roundings away from the original that were
     the narrowest are turned towards it, as many as it takes; turning all of them would leave no change longer than

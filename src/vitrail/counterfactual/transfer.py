@@ -44,7 +44,7 @@ def transfer(
     progress: Callable[[int, int], object] | None = None,
     state: str | os.PathLike[str] | None = None,
 ) -> Transfer:
-    """Take the target's logit down by gradient descent on all attention maps of the image, and nothing else.
+    """Takes the target's logit down by gradient descent on all attention maps of the image, and nothing else.
 
     The maps (every layer, every head) start as the model's own softmax outputs and are the only parameters; queries
     and keys lose their say, values and all else follow from the running hidden states (Cui, Fan, Chen, the experiment

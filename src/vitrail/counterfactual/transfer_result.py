@@ -97,40 +97,40 @@ class Transfer:
 
     @property
     def steps(self) -> int:
-        """How many steps were taken."""
+        """Returns the number of steps taken."""
         return len(self.logits) - 1
 
     @property
     def target(self) -> int:
-        """The class whose logit was lowered."""
+        """Returns the class whose logit was lowered."""
         return self.classes[0]
 
     @property
     def opposing(self) -> int:
-        """The class that attention was expected to go to."""
+        """Returns the class that attention was expected to go to."""
         return self.classes[1]
 
     def curve(self, index: int) -> Float[Tensor, " states"]:
-        """The logit of any class of the model after 0, 1, …, `steps` steps."""
+        """Returns the logit of any class of the model after 0, 1, …, `steps` steps."""
         return self.logits[:, index]
 
     @property
     def output(self) -> Output:
-        """The kind of the model's output."""
+        """Returns the kind of the model's output."""
         return self.after(self.snapshots[0]).output
 
     def probability(self, index: int, step: int) -> float | None:
-        """The probability of a class after a step; None for a model that gives none."""
+        """Returns the probability of a class after a step; None for a model that gives none."""
         if self.output.link is None:
             return None
         return self.output.probabilities(self.logits[step].double())[index].item()
 
     def class_name(self, index: int) -> str:
-        """A short name for a class, as in `Explanation.class_name`."""
+        """Returns a short name for a class, as in `Explanation.class_name`."""
         return self.after(self.snapshots[0]).class_name(index)
 
     def after(self, step: int) -> Explanation:
-        """The maps of all classes after a step that was drawn, as an explanation that can be drawn and saved.
+        """Returns the maps of all classes after a step that was drawn, as an explanation that can be drawn and saved.
 
         Raises:
             OptionError: when no maps were drawn at that step.
@@ -157,19 +157,19 @@ class Transfer:
         )
 
     def plot(self, **look: Any) -> "Figure":
-        """Draw classes by steps, with the curves below; the options are those of `vitrail.plotting.draw_transfer`."""
+        """Draws classes by steps, with the curves below; the options are those of `vitrail.plotting.draw_transfer`."""
         from ..plotting.transfer import draw_transfer
 
         return draw_transfer(self, **look)
 
     def animate(self, path: str | os.PathLike[str], **look: Any) -> Path:
-        """Write a film of the maps and the curves: .gif, .webp or .mp4; see `vitrail.plotting.save_film`."""
+        """Writes a film of the maps and the curves: .gif, .webp or .mp4; see `vitrail.plotting.save_film`."""
         from ..plotting.film import save_film
 
         return save_film(self, path, **look)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write everything to one .safetensors file, whole or not at all. Returns the path.
+        """Writes everything to one .safetensors file, whole or not at all. Returns the path.
 
         Raises `OutputFileError` when the file cannot be written.
         """
@@ -189,7 +189,7 @@ class Transfer:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Transfer":
-        """Read what `save` wrote; the tensors come back on the CPU, bit for bit.
+        """Reads what `save` wrote; the tensors come back on the CPU, bit for bit.
 
         Raises `TransferFileError` when the file is missing, damaged, not a transfer, or of a later version.
         """
@@ -217,7 +217,7 @@ class Transfer:
 
 
 def usual_snapshots(steps: int) -> tuple[int, ...]:
-    """Where maps are drawn unless other steps are asked for: 0, 5, 10, 20, 50 as far as the steps go, and the last.
+    """Returns the default steps of the maps: 0, 5, 10, 20, 50 as far as the steps go, and the last.
 
     >>> usual_snapshots(12), usual_snapshots(50)
     ((0, 5, 10, 12), (0, 5, 10, 20, 50))
@@ -240,13 +240,13 @@ class Belonging:
 
 
 def fingerprint(image: Float[Tensor, "1 channels height width"]) -> str:
-    """The SHA-256 of an image as the model takes it."""
+    """Returns the SHA-256 of an image as the model takes it."""
     pixels = image.detach().cpu().to(torch.float64).contiguous().numpy()
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
 def write_course(path: str | os.PathLike[str], course: Course, belonging: Belonging) -> None:
-    """Write a course down, whole or not at all.
+    """Writes a course down, whole or not at all.
 
     Raises:
         OutputFileError: when the file cannot be written.
@@ -267,7 +267,7 @@ def write_course(path: str | os.PathLike[str], course: Course, belonging: Belong
 
 
 def read_course(path: str | os.PathLike[str], belonging: Belonging, steps: int, like: Tensor) -> Course:
-    """Read a course that belongs to this question; its parameters get the type and device of `like`.
+    """Reads a course that belongs to this question; its parameters get the type and device of `like`.
 
     Raises:
         TransferFileError: when the file is damaged, or holds a course of another question, image or model.
@@ -312,7 +312,7 @@ def _passed(belonging: Belonging, taken: int) -> list[int]:
 def write_tensors(
     path: str | os.PathLike[str], kind: str, version: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> Path:
-    """Write whole or not at all; `kind` is the one key of the header, under which the values stand as JSON.
+    """Writes whole or not at all; `kind` is the one key of the header, under which the values stand as JSON.
 
     Raises:
         OutputFileError: for another suffix than .safetensors, values that are not plain JSON, or a full disk.
@@ -331,7 +331,7 @@ def write_tensors(
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `write_tensors` wrote, on the CPU and bit for bit.
+    """Reads what `write_tensors` wrote, on the CPU and bit for bit.
 
     Raises:
         TransferFileError: when the file is missing, damaged, of another kind or of a later version.

@@ -38,7 +38,7 @@ def _merged(entry: Entry, rows: Sequence[Row], classes: Classes, folder: Path, n
 
 
 def add_labels(entries: Sequence[Entry], table: Path, classes: Classes, notes: list[str]) -> list[Entry]:
-    """The classes that a table names; the pictures that it does not name are left out.
+    """Returns the classes that a table names; the pictures that it does not name are left out.
 
     Raises:
         DataError: when the table cannot be read, has no column of classes, or names none of the pictures.
@@ -94,7 +94,7 @@ def _refuse_useless(path: Path, rows: Sequence[Row], entries: Sequence[Entry]) -
 
 
 def add_masks(entries: Sequence[Entry], folder: Path, notes: list[str]) -> list[Entry]:
-    """The mask of each picture: the file of a folder with its place and stem, or with its stem alone.
+    """Returns the mask of each picture: the file of a folder with its place and stem, or with its stem alone.
 
     Raises:
         DataError: when the folder is missing or has a mask for none of the pictures.
@@ -122,7 +122,7 @@ def add_masks(entries: Sequence[Entry], folder: Path, notes: list[str]) -> list[
 
 
 def find_list(path: Path, classes: Classes) -> Found:
-    """The pictures of a CSV, TSV or Parquet table, whose paths are relative to the table's own folder.
+    """Returns the pictures of a CSV, TSV or Parquet table, whose paths are relative to the table's own folder.
 
     Raises:
         DataError: when the table cannot be read, or none of its files exists.

@@ -53,11 +53,11 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def source(self, index: int) -> str:
-        """A name of that picture, each its own, that stays the same from run to run."""
+        """Returns a name of that picture, each its own, that stays the same from run to run."""
         ...
 
     def sample(self, index: int) -> Sample:
-        """The picture and what is known of it. Raises `ImageError` where it cannot be read."""
+        """Returns the picture and what is known of it. Raises `ImageError` where it cannot be read."""
         ...
 
     def describe(self) -> dict[str, Any]: ...
@@ -125,9 +125,11 @@ class Opened:
         return self.inner.sample(self.places[index])
 
     def describe(self) -> dict[str, Any]:
-        """The arguments, the number of pictures, the notes, and digests of the names, labels, pictures and annotations.
+        """Returns the arguments, the number of pictures, the notes, and digests of the names, labels, pictures and
+        annotations.
 
-        Every picture is read for them, once; open the data again to see whether they have changed."""
+        Every picture is read for them, once; open the data again to see whether they have changed.
+        """
         return {
             **self.arguments,
             **self.inner.provenance(),
@@ -163,7 +165,7 @@ class Given:
         return self.data.source(index)
 
     def label(self, index: int) -> int | None:
-        """The label, for which the picture must be read; one that cannot be read has none."""
+        """Returns the label, for which the picture must be read; one that cannot be read has none."""
         return self._told(index)[0]
 
     def raw_label(self, index: int) -> str | None:

@@ -45,7 +45,8 @@ class Canvas:
     patch: tuple[int, int]
 
     def compose(self, pictures: Sequence[Image.Image], boxes: Sequence[Box], *, squash: bool) -> Image.Image:
-        """One picture of the input's size: each in its box, whole and out of shape, or cropped as the model does it.
+        """Returns one picture of the input's size: each in its box, whole and out of shape, or cropped as the model
+        does it.
 
         What no box covers shows the model's mean colour.
         """
@@ -59,14 +60,14 @@ class Canvas:
         return whole
 
     def region(self, box: Box) -> Bool[np.ndarray, "height width"]:
-        """The pixels of a box."""
+        """Returns the pixels of a box."""
         region = np.zeros(self.preprocess.size, dtype=bool)
         region[box.slices(self.patch)] = True
         return region
 
 
 def canvas_of(model: VisionModel, what: str) -> Canvas:
-    """The canvas of a model's own input.
+    """Returns the canvas of a model's own input.
 
     Raises:
         DataError: for a model without preprocessing; `what` are the pictures that cannot be made for it.
@@ -121,7 +122,9 @@ class Mosaics:
         return len(self.places)
 
     def members(self, index: int) -> tuple[list[int], list[Box]]:
-        """The places of a mosaic's pictures in the data beneath, the first one first, and the cells they lie in."""
+        """Returns the places of a mosaic's pictures in the data beneath, the first one first, and the cells
+        they lie in.
+        """
         rng = np.random.default_rng((self.seed, index))
         own = self.inner.label(self.places[index])
         others = rng.choice(self.classes[self.classes != own], len(self.cells) - 1, replace=False)

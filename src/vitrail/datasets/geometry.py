@@ -29,7 +29,7 @@ class ModelView:
 
 
 def seen(sample: Sample, preprocess: Preprocess) -> ModelView:
-    """The sample's picture, boxes, mask and regions, all resized and cropped alike.
+    """Returns the sample's picture, boxes, mask and regions, all resized and cropped alike.
 
     A picture that is `fitted` already is taken as it is.
 
@@ -67,7 +67,7 @@ def seen(sample: Sample, preprocess: Preprocess) -> ModelView:
 
 
 def as_seen(mask: Bool[np.ndarray, "h w"], preprocess: Preprocess) -> Bool[Tensor, "height width"]:
-    """A mask of the picture on the pixels that the model sees, as `Preprocess.seen_mask` places it.
+    """Returns a mask of the picture on the pixels that the model sees, as `Preprocess.seen_mask` places it.
 
     Example:
         >>> mask = np.array([[True, False, False, False], [True, False, False, False]])
@@ -80,7 +80,7 @@ def as_seen(mask: Bool[np.ndarray, "h w"], preprocess: Preprocess) -> Bool[Tenso
 def boxes_as_mask(
     boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int]
 ) -> Bool[np.ndarray, "height width"]:
-    """Where any of the boxes is, on a picture of (height, width): the pixels whose middle lies inside.
+    """Returns the mask of all boxes on an image of (height, width): the pixels whose centre lies inside.
 
     Example:
         >>> boxes_as_mask([(1.0, 0.0, 3.0, 1.0)], (2, 4)).astype(int).tolist()

@@ -21,7 +21,7 @@ SPLITS = ("validation", "val", "test", "train")
 
 
 def parse_name(text: str) -> tuple[str, str | None]:
-    """Name and split of "NAME[:split]".
+    """Returns name and split of "NAME[:split]".
 
     Example:
         >>> parse_name("beans:validation[:10%]"), parse_name("/data/my:photos/x")

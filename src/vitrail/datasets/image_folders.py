@@ -89,7 +89,7 @@ class Pictures:
 def read_mask(
     path: Path, size: tuple[int, int], foreground: tuple[int, ...] | None
 ) -> Bool[np.ndarray, "height width"]:
-    """Where a mask's file holds one of the values of `foreground`, or, for None, anything but 0.
+    """Reads a mask: true where the file holds one of the values of `foreground`, or, for None, anything but 0.
 
     Raises:
         ImageError: for a file that cannot be read, and for another size than the picture's (width, height).
@@ -108,7 +108,9 @@ def read_mask(
 
 
 def check_mask(values: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
-    """One value per pixel: the mask itself, or the strongest of its colours. Raises `ImageError` for another size."""
+    """Returns one value per pixel: the mask itself, or the strongest of its colours. Raises `ImageError` for
+    another size.
+    """
     if values.ndim == 3:
         # Of colours the strongest, and never the last channel of two or four, which is how opaque a pixel is.
         values = values[..., : 3 if values.shape[-1] > 2 else 1].max(axis=-1)
@@ -122,7 +124,7 @@ def check_mask(values: np.ndarray, size: tuple[int, int], name: str) -> np.ndarr
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's content; "" for one that cannot be read, which is told when it is asked for."""
+    """Returns the SHA-256 of a file's content; "" for one that cannot be read, which is told when it is asked for."""
     try:
         with open_regular(path, 2**40) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -134,7 +136,7 @@ Found = tuple[list[Entry], list[str]]
 
 
 def find_folder(folder: Path, classes: Classes) -> Found:
-    """Every picture below a folder; its class is that of the first folder on its way, or of its own name.
+    """Returns every picture below a folder; its class is that of the first folder on its way, or of its own name.
 
     A folder is called by a WordNet id, a name or an index; a file by a WordNet id or a name, numbered or not. What is
     in a folder of no class keeps the folder's name as its `word`.
@@ -165,7 +167,7 @@ def find_folder(folder: Path, classes: Classes) -> Found:
 
 
 def called(stem: str, classes: Classes) -> int | None:
-    """The class that a file's own name tells: "n02391049_zebra", "bald_eagle", "zebra-12".
+    """Returns the class that a file's own name tells: "n02391049_zebra", "bald_eagle", "zebra-12".
 
     Example:
         >>> classes = Classes(("horse", "bald eagle"))

@@ -34,17 +34,17 @@ class Classes:
 
     @classmethod
     def of(cls, model: VisionModel) -> "Classes":
-        """The classes of that model."""
+        """Returns the classes of that model."""
         head = getattr(model.module, "num_classes", None)
         return cls(model.class_names, head if isinstance(head, int) and head > 0 else None)
 
     def find(self, word: str) -> int | None:
-        """The index of the class that goes by that word, or None where there is none, or more than one."""
+        """Returns the index of the class that goes by that word, or None where there is none, or more than one."""
         found = self.all(word)
         return found[0] if len(found) == 1 else None
 
     def all(self, word: str) -> list[int]:
-        """Every class that goes by that word."""
+        """Returns every class that goes by that word."""
         word = word.strip()
         if word.isdecimal():
             return [int(word)] if self.count is None or int(word) < self.count else []
@@ -58,11 +58,11 @@ class Classes:
         return self._named.get(wordnet) or self._of_synset(wordnet)
 
     def name(self, index: int) -> str:
-        """What that class is called."""
+        """Returns the name of that class."""
         return short_name(index, self.names)
 
     def match(self, names: Sequence[str]) -> list[int | None]:
-        """The class of each of a data set's own names: place by place where both list the same, else by name.
+        """Returns the class of each of a data set's own names: place by place where both list the same, else by name.
 
         Lists of ImageNet's classes differ in spelling and hold two cranes, but their order is one.
 
@@ -110,7 +110,7 @@ def _lemmas(wordnet: str) -> list[str]:
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:
-    """A number of things.
+    """Returns a number of things.
 
     Example:
         >>> counted(1, "picture"), counted(3, "class folder")
@@ -120,7 +120,7 @@ def counted(count: int, one: str, several: str | None = None) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are.
+    """Returns the first few names, and how many more there are.
 
     Example:
         >>> listed(["a", "b", "c"], most=2)

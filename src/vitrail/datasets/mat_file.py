@@ -59,7 +59,7 @@ class MatFile:
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of the file."""
+        """Returns the SHA-256 of the file."""
         return file_digest(self.path)
 
     def provenance(self) -> dict[str, Any]:

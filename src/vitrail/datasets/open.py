@@ -253,7 +253,7 @@ def evenly(labels: Sequence[int | None]) -> list[int]:
 
 
 def select(labels: Sequence[int | None], limit: int | None, seed: int) -> list[int]:
-    """At most `limit` places, drawn evenly over the classes, in their own order.
+    """Returns at most `limit` places, drawn evenly over the classes, in their own order.
 
     What a smaller limit takes a larger one takes too, with the same seed.
 

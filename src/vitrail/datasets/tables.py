@@ -29,7 +29,7 @@ class Row:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows of a table; one that lists several boxes in a "PredictionString" becomes several.
+    """Returns the rows of a table; one that lists several boxes in a "PredictionString" becomes several.
 
     Raises:
         DataError: when it cannot be read, has no column that names files, holds no row, or a box that is no numbers.

@@ -34,7 +34,7 @@ class FewerTokens(Protocol):
     def logits_of(
         self, images: Float[Tensor, "rows channels height width"], patches: Int[Tensor, "rows kept"]
     ) -> Float[Tensor, "rows classes"]:
-        """The logits when only these patches are there, row by row."""
+        """Returns the logits when only these patches are there, row by row."""
         ...
 
 
@@ -52,7 +52,7 @@ class QueryBatcher:
     _dropper: FewerTokens | None = field(default=None, init=False)
 
     def run(self, evaluations: Sequence[Evaluation], explain: Explain) -> list[list[Measured] | VitrailError]:
-        """What each evaluation returns, in order; or the error that it met, which does not touch the others."""
+        """Returns each evaluation's result, in order; or its error, which does not affect the others."""
         results: dict[int, list[Measured] | VitrailError] = {}
         asked: dict[int, Query] = {}
         for number, evaluation in enumerate(evaluations):
@@ -147,7 +147,7 @@ class QueryBatcher:
         yield from zip(asked, parts, strict=True)
 
     def logits(self, images: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows classes"]:
-        """The model's logits; where memory runs out, in halves, and so from then on."""
+        """Returns the model's logits; where memory runs out, in halves, and so from then on."""
         return self._in_halves(lambda some: self.model.logits(some), images)
 
     def _rows_of(self, kept: int, image: Tensor) -> int:

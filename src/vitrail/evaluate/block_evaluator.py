@@ -60,20 +60,20 @@ class BlockEvaluator:
         self._batcher = QueryBatcher(self.model, self.plan.batch, self.smaller or (lambda _: None))
 
     def blocks(self) -> int:
-        """How many blocks the data are cut into."""
+        """Returns the number of blocks of the data."""
         return -(-len(self.data) // self.plan.block)
 
     def read(self, block: int, pool: Executor) -> list[Read]:
-        """The images of a block, read side by side; none of them is fatal."""
+        """Returns the images of a block, read side by side; none of them is fatal."""
         start = block * self.plan.block
         return self.read_some(range(start, min(len(self.data), start + self.plan.block)), pool)
 
     def read_some(self, places: Sequence[int], pool: Executor) -> list[Read]:
-        """The images at these places of the data."""
+        """Returns the images at these places of the data."""
         return list(pool.map(self._read, places))
 
     def measure(self, block: int, images: Sequence[Read]) -> Done:
-        """Explain and measure the images of a block."""
+        """Explains and measures the images of a block."""
         part, kept = Part(), {}
         cases = self._cases(images, part)
         for number, case in enumerate(cases):
@@ -224,7 +224,7 @@ class BlockEvaluator:
 
 
 def fitted(model: VisionModel, plan: EvaluationPlan) -> Preprocess:
-    """The model's preprocessing as the plan wants it.
+    """Returns the model's preprocessing as the plan wants it.
 
     Raises:
         ModelError: for a model that comes without any.

@@ -24,7 +24,7 @@ class Cost(NamedTuple):
 def passes(
     plan: EvaluationPlan, size: tuple[int, int] = (224, 224), grid: tuple[int, int] = (14, 14)
 ) -> dict[str, Cost]:
-    """What one image costs in each protocol of a plan, for each of its methods, without the map that all share.
+    """Returns the cost of an image in each protocol of a plan, for each method, without the map that all share.
 
     The whole run makes, for every image, one row for its logits and, for each method, one map and these. `size` is the
     model's input (height, width), `grid` its rows and columns of patches.
@@ -45,7 +45,7 @@ def cost_of(
     output: Output = LOGITS,
     classes: int = 2,
 ) -> Cost:
-    """What one map costs in a protocol: it is run on an image of two classes, side by side, and its questions counted.
+    """Returns the cost of a map in a protocol, by counting its queries on an image of two classes.
 
     Raises:
         UnknownProtocolError, OptionError: as `find_protocol`, and as the protocol itself.

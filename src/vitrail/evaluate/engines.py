@@ -24,7 +24,7 @@ PATIENCE = timedelta(days=7)  # for the slowest process to end
 
 
 def run_local(worker: BlockEvaluator, blocks: Sequence[int]) -> Iterator[Done]:
-    """Measure the blocks in their order; decoding is done in threads, ahead of the model."""
+    """Measures the blocks in their order; decoding is done in threads, ahead of the model."""
     ahead, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(READERS)
     try:
         coming = None
@@ -43,7 +43,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({"local": run_local, "ray": run
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of that name.
+    """Returns the engine of that name.
 
     Raises:
         OptionError: for an unknown engine.
@@ -56,18 +56,18 @@ def find_engine(name: str) -> Engine:
 
 
 def processes() -> int:
-    """How many processes torchrun has started for this run; 1 where it has not started this one."""
+    """Returns the number of torchrun's processes for this run; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def local_rank() -> int | None:
-    """The number of this process on its machine; None where torchrun has not started it."""
+    """Returns the number of this process on its machine; None where torchrun has not started it."""
     return int(os.environ["LOCAL_RANK"]) if processes() > 1 and "LOCAL_RANK" in os.environ else None
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let the processes of torchrun speak to each other in the block; nothing where there is one."""
+    """Lets the processes of torchrun speak to each other in the block; nothing where there is one."""
     import torch.distributed as dist
 
     if processes() == 1 or dist.is_initialized():
@@ -81,7 +81,7 @@ def together() -> Iterator[None]:
 
 
 def agreed(value: Value) -> Value:
-    """What the first process has for a value; to be asked by all, within `together`."""
+    """Returns the first process's value; all processes must call it, within `together`."""
     if processes() == 1:
         return value
     import torch.distributed as dist
@@ -93,7 +93,7 @@ def agreed(value: Value) -> Value:
 
 @contextmanager
 def holding(folder: RunFolder, manifest: Mapping[str, Any], blocks: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Hold the folder for this run; give the blocks that are wanting, and those of them that are this process's.
+    """Holds the folder for this run; gives the blocks that are wanting, and those of them that are this process's.
 
     Under torchrun, within `together`, the first process holds it for all, and leaves it when the last one is done.
 

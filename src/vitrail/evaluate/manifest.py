@@ -21,7 +21,9 @@ __all__ = ["digest_of", "manifest_of"]
 
 
 def manifest_of(model: VisionModel, data: Dataset, plan: EvaluationPlan) -> dict[str, Any]:
-    """All that decides a run's numbers, as plain JSON values; runs that differ in the date alone are the same run."""
+    """Returns all that decides a run's numbers, as plain JSON values; runs that differ in the date alone are
+    the same run.
+    """
     return {
         "format": FORMAT,
         "data": data.describe(),
@@ -49,7 +51,7 @@ def manifest_of(model: VisionModel, data: Dataset, plan: EvaluationPlan) -> dict
 
 
 def digest_of(module: nn.Module) -> str:
-    """The SHA-256 of all parameters and buffers with their names, in hexadecimal.
+    """Returns the SHA-256 of all parameters and buffers with their names, in hexadecimal.
 
     Raises:
         ModelError: for weights without numbers, and for a state that is no tensor and has no fixed bytes.

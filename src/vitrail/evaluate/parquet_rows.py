@@ -46,7 +46,7 @@ class Part:
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, known: Mapping[str, Any], measured: Iterable[Measured]) -> None:
-        """One row for each number; `known` has the columns that they share."""
+        """Adds a row for each number; `known` has the columns that they share."""
         for one in measured:
             for name, value in (*known.items(), *one._asdict().items()):
                 self.columns[name].append(value)
@@ -83,7 +83,7 @@ class Done:
 
 
 def block_name(block: int) -> str:
-    """What the files of a block are called, without their kind.
+    """Returns the name of a block's files, without the ending.
 
     Example:
         >>> block_name(12)
@@ -93,7 +93,7 @@ def block_name(block: int) -> str:
 
 
 def encoded(part: Part) -> bytes:
-    """The rows of a block, and what failed in it, as a Parquet file; equal rows give equal bytes."""
+    """Returns the rows of a block, and what failed in it, as a Parquet file; equal rows give equal bytes."""
     pa, parquet = _arrow()
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS])
     failures = json.dumps([failure._asdict() for failure in part.failures]).encode()

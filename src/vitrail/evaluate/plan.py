@@ -44,7 +44,7 @@ class EvaluationPlan:
     notes: tuple[str, ...] = field(default=())
 
     def describe(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
+        """Returns the plan as plain JSON values."""
         return asdict(self)
 
 
@@ -60,7 +60,8 @@ def make_plan(
     interpolation: str | None = None,
     **rest: Any,
 ) -> EvaluationPlan:
-    """A plan from names; what is not said is as the preset has it, and "bi" is the preset where no protocol is named.
+    """Returns a plan from names; what is not said is as the preset has it, and "bi" is the preset where no protocol is
+    named.
 
     `methods` as `vitrail.compare` takes them. `method_options` go by the method's name and count in all its gradient
     modes; `protocol_options` by the protocol's. `rest`: `seed`, `block`, `batch`, `threads`, `keep`.
@@ -214,7 +215,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name.
+    """Returns the preset of that name.
 
     Raises:
         OptionError: for an unknown preset.

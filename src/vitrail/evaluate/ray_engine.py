@@ -32,7 +32,7 @@ def run_ray(
     workers: int | None = None,
     gpus: float | int | None = None,
 ) -> Iterator[Done]:
-    """Measure the blocks in no particular order; their rows are those that the local engine gives.
+    """Measures the blocks in no particular order; their rows are those that the local engine gives.
 
     `address` is that of a running cluster, as `ray.init` takes it ("local" starts one on this machine whatever else
     runs; by default RAY_ADDRESS, then a Ray that runs on this machine, then one of its own). `workers` actors at most,
@@ -165,7 +165,7 @@ class _Attempts:
 
 
 def copy_on_cpu(module: nn.Module) -> nn.Module:
-    """A copy with its weights on the CPU; the module itself is not moved.
+    """Returns a copy with its weights on the CPU; the module itself is not moved.
 
     It is copied tensor by tensor, since a GPU that the model nearly fills has no room for a second one.
     """

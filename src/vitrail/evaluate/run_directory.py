@@ -53,19 +53,21 @@ class RunFolder:
         self.damaged: list[str] = []
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of the run in this folder, None where there is none yet. Raises as `read_manifest` does."""
+        """Returns the manifest of the run in this folder, None where there is none yet. Raises as
+        `read_manifest` does.
+        """
         return read_manifest(self.path) if os.path.lexists(self.path / MANIFEST) else None
 
     def done(self) -> set[int]:
-        """The numbers of the blocks that were written whole."""
+        """Returns the numbers of the blocks that were written whole."""
         return _numbers(self.path / DIGESTS, ".sha256")
 
     def loose(self) -> set[int]:
-        """The numbers of all blocks of which rows are there, with digests or without."""
+        """Returns the numbers of all blocks of which rows are there, with digests or without."""
         return _numbers(self.path / ROWS, ".parquet")
 
     def digests(self, block: int) -> dict[str, str]:
-        """The SHA-256 of each file of a block, by its place in the folder.
+        """Returns the SHA-256 of each file of a block, by its place in the folder.
 
         Raises:
             RunFolderError: when the file that holds them is damaged.
@@ -83,7 +85,7 @@ class RunFolder:
         return found
 
     def damage(self, block: int) -> str | None:
-        """What is wrong with a block's files, None where they are as they were written."""
+        """Returns the damage of a block's files, None where they are as they were written."""
         try:
             for name, digest in self.digests(block).items():
                 check_digest(self.path / name, digest)
@@ -92,7 +94,7 @@ class RunFolder:
         return None
 
     def write(self, done: Done) -> None:
-        """Write a block: its maps, its rows, and last their digests, which say that it is done.
+        """Writes a block: its maps, its rows, and last their digests, which say that it is done.
 
         Raises:
             OutputFileError: when a file cannot be written.
@@ -111,7 +113,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self, manifest: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder for this process alone while the run that `manifest` describes is begun or resumed.
+        """Holds the folder for this process alone while the run that `manifest` describes is begun or resumed.
 
         Blocks that are damaged are no longer done, and `damaged` says what was wrong with each.
 
@@ -166,7 +168,7 @@ class RunFolder:
 
 
 def check_digest(path: Path, digest: str) -> None:
-    """Compare a file with the SHA-256 that it had when it was written.
+    """Compares a file with the SHA-256 that it had when it was written.
 
     Raises:
         RunFolderError: when the file is missing, cannot be read, or has another content.
@@ -181,7 +183,7 @@ def check_digest(path: Path, digest: str) -> None:
 
 
 def compare_runs(there: Mapping[str, Any], here: Mapping[str, Any], saying: str, *, remedy: str = "") -> None:
-    """Refuse a manifest that differs from another in more than the date.
+    """Refuses a manifest that differs from another in more than the date.
 
     Raises:
         RunFolderError: naming what differs.
@@ -202,7 +204,8 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], within: str 
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the run in a folder, whoever wrote it, with everything in it that is used of the kind it must be.
+    """Returns the manifest of the run in a folder, whoever wrote it, with everything in it that is used of the kind it
+    must be.
 
     Raises:
         RunFolderError: for another folder than a run's, a newer format, a damaged manifest or one beyond the limits.

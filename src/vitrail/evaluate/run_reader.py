@@ -59,38 +59,38 @@ class EvaluationRun:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Returns the folder's own name."""
         return self.folder.resolve().name
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The labels of the methods, in the order in which they were asked for."""
+        """Returns the labels of the methods, in the order in which they were asked for."""
         return tuple(self.manifest["methods"])
 
     @property
     def protocols(self) -> Mapping[str, Mapping[str, Any]]:
-        """The options of each protocol."""
+        """Returns the options of each protocol."""
         return self.manifest["protocols"]
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The model's classes, where the manifest names them."""
+        """Returns the model's classes, where the manifest names them."""
         model = self.manifest.get("model")
         return tuple(model.get("class_names") or ()) if isinstance(model, Mapping) else ()
 
     @property
     def expected_blocks(self) -> int | None:
-        """The number of blocks of the whole run, where the manifest tells it."""
+        """Returns the number of blocks of the whole run, where the manifest tells it."""
         block = self.manifest.get("block")
         return -(-self.manifest["images"] // block) if block else None
 
     @property
     def finished(self) -> bool:
-        """Whether every block of images is there."""
+        """Returns whether every block of images is there."""
         return self.expected_blocks is None or self.blocks >= self.expected_blocks
 
     def curves(self, method: str, protocol: str) -> Curves:
-        """What a protocol measured of a method: images ascending; NaN at a step that an image lacks.
+        """Returns a protocol's measurements of a method: images ascending; NaN at a step that an image lacks.
 
         Raises:
             OptionError: for a method or protocol that the run does not have.
@@ -129,16 +129,16 @@ class EvaluationRun:
         return Curves(images, steps, values)
 
     def measures(self, protocol: str) -> tuple[str, ...]:
-        """The measures of a protocol in the order in which they were taken."""
+        """Returns the measures of a protocol in the order in which they were taken."""
         found = [name for method in self.methods for name in self._measures(method, protocol)]
         return tuple(dict.fromkeys(found))
 
     def sources(self) -> Mapping[int, str]:
-        """The name of each image of which something was measured."""
+        """Returns the name of each image of which something was measured."""
         return {image: one.source for image, one in self.about.items()}
 
     def unmeasured(self) -> Mapping[str, str]:
-        """Why, for each protocol that gave no number of any image: the most frequent reasons, and how often each."""
+        """Returns, for each protocol without any number, the most frequent reasons, and how often each occurred."""
         known = self._columns["protocol"][~np.isnan(self._columns["value"])]
         measured = {self._names["protocol"][code] for code in _first_seen(known)}
         found = {}
@@ -150,7 +150,7 @@ class EvaluationRun:
 
     @cached_property
     def about(self) -> Mapping[int, About]:
-        """What is known of each image of which something was measured, images ascending."""
+        """Returns the annotations of each image of which something was measured, images ascending."""
         images, first, _ = _unique(self._columns["image"])
         known = self.rows.select(["source", "label", "predicted", "target"]).take(first).to_pylist()
         return {
@@ -160,7 +160,7 @@ class EvaluationRun:
 
     @cached_property
     def pictures(self) -> Mapping[int, Path]:
-        """The images of which the pictures and maps were kept, each with its file.
+        """Returns the images of which the pictures and maps were kept, each with its file.
 
         Raises:
             RunFolderError: for a file that is damaged.
@@ -173,14 +173,14 @@ class EvaluationRun:
         return dict(sorted(found.items()))
 
     def seen(self, image: int) -> UInt8[np.ndarray, "height width 3"]:
-        """What the model saw, small; for images of `pictures`. Raises `RunFolderError` for a damaged file."""
+        """Returns the model's input as a small image, for images of `pictures`; `RunFolderError` for a damaged file."""
         found = self._tensor(image, f"image/{image}")
         if found is None or found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
             raise RunFolderError(f"{self._picture(image)} is damaged: its picture {image} is none")
         return found
 
     def map(self, image: int, method: str) -> Float[np.ndarray, "rows cols"] | None:
-        """A method's raw map of an image of `pictures`, None where it failed. Raises as `seen` does."""
+        """Returns a method's raw map of an image of `pictures`, None where it failed. Raises as `seen` does."""
         found = self._tensor(image, f"map/{image}/{method}")
         if found is None:
             return None
@@ -248,7 +248,7 @@ class EvaluationRun:
 
 
 def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
-    """Read the folder that `vitrail evaluate` wrote, whether or not it was finished.
+    """Reads the folder that `vitrail evaluate` wrote, whether or not it was finished.
 
     Raises:
         RunFolderError: for another folder than a run's, one of a newer format, and a damaged file, which it names.

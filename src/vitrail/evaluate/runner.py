@@ -76,7 +76,7 @@ def evaluate(
     engine_options: Mapping[str, Any] | None = None,
     progress: Report | None = None,
 ) -> Outcome:
-    """Measure methods by protocols on a data set, into a folder from which an interrupted run resumes.
+    """Measures methods by protocols on a data set, into a folder from which an interrupted run resumes.
 
     Args:
         model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped.
@@ -183,7 +183,7 @@ def estimate(
     data_options: Mapping[str, Any] | None = None,
     **question: Any,
 ) -> Estimate:
-    """Measure up to four images and tell what the whole run takes in one process; takes what `evaluate` does.
+    """Measures up to four images and tell what the whole run takes in one process; takes what `evaluate` does.
 
     Nothing is written. Raises what `evaluate` raises for a question that cannot be asked.
     """

@@ -65,7 +65,7 @@ def gradients(question: Question) -> list[dict[str, Any]]:
 
 
 def correlations(ex: Explanation) -> list[float]:
-    """Pearson's correlation between the maps of every two rows of an explanation."""
+    """Returns Pearson's correlation between the maps of every two rows of an explanation."""
     return [
         float(torch.corrcoef(torch.stack([ex.map(i).flatten(), ex.map(j).flatten()]).double())[0, 1])
         for i, j in combinations(range(len(ex)), 2)

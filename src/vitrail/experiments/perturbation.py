@@ -152,7 +152,7 @@ def _labelled(question: Question) -> tuple[list[tuple[Any, int]], str]:
 
 
 def labels_in_table(model: VisionModel, table: Path) -> dict[str, int]:
-    """File names and class indices of a CSV table, whose header names a file column and a class column.
+    """Returns file names and class indices of a CSV table, whose header names a file column and a class column.
 
     Classes are indices or names; of several rows of one file the first counts.
 
@@ -181,7 +181,7 @@ def labels_in_table(model: VisionModel, table: Path) -> dict[str, int]:
 
 
 def labels_by_name(model: VisionModel, paths: Sequence[Path]) -> dict[Path, int]:
-    """The class of each file whose folder, or whose own name, is that of one of the model's classes.
+    """Returns the class of each file whose folder, or whose own name, is that of one of the model's classes.
 
     A leading WordNet number is ignored, as in n02391049_zebra.JPEG.
 
@@ -246,7 +246,7 @@ class Drawn:
 def draw_perturbation(
     curves: Sequence[CurveSet], example: Drawn, differences: Mapping[str, Interval], words: str
 ) -> "Figure":
-    """Draw the example on the left and a panel for each way and region, with areas and intervals beside the curves.
+    """Draws the example on the left and a panel for each way and region, with areas and intervals beside the curves.
 
     Bands are 95 % bootstrap intervals of the mean over photographs. `differences` are paired, in words below.
     """

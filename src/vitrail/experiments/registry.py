@@ -36,11 +36,11 @@ class Question:
 
     @property
     def target(self) -> int | None:
-        """The first target, or None for the predicted class."""
+        """Returns the first target, or None for the predicted class."""
         return self.targets[0] if self.targets else None
 
     def one_per_image(self) -> list[int] | None:
-        """A target for each image: those named, or the one named for all; None for the predicted classes.
+        """Returns a target for each image: those named, or the one named for all; None for the predicted classes.
 
         Raises:
             ExperimentError: when there are neither one target nor as many as images.
@@ -54,17 +54,17 @@ class Question:
         return list(self.targets) if len(self.targets) > 1 else list(self.targets) * len(self.images)
 
     def path(self, name: str) -> Path:
-        """Where the picture called `name` goes."""
+        """Returns the path of the figure called `name`."""
         return self.output / f"{name}.{self.format}"
 
     def draw(self, explanations: Explanation | Sequence[Explanation], name: str, notes: Sequence[str] = ()) -> Path:
-        """Draw explanations as one picture called `name`, `notes` below it."""
+        """Draws explanations as one picture called `name`, `notes` below it."""
         columns = [explanations] if isinstance(explanations, Explanation) else list(explanations)
         columns[0] = replace(columns[0], metadata={**columns[0].metadata, "notes": list(notes)})
         return save_picture(columns, self.path(name))
 
     def save(self, figure: Any, name: str) -> Path:
-        """Write a figure as the picture called `name`."""
+        """Writes a figure as the picture called `name`."""
         return save_figure(figure, self.path(name))
 
 
@@ -86,7 +86,7 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """The figure's name on the command line, or nothing."""
+        """Returns the figure's name on the command line, or nothing."""
         return "" if self.figure is None else f"fig{self.figure}"
 
 
@@ -96,7 +96,7 @@ EXPERIMENTS: dict[str, Experiment] = {}
 def register_experiment(
     name: str, *, wants: str, figure: int | None = None, takes: tuple[str, ...] = ()
 ) -> Callable[[Callable], Callable]:
-    """Register a function from a `Question` to a list of results under `name`; its docstring says what it shows."""
+    """Registers a function from a `Question` to a list of results under `name`; its docstring says what it shows."""
 
     def register(function: Callable) -> Callable:
         summary = (function.__doc__ or "").strip().splitlines()[0]
@@ -107,7 +107,7 @@ def register_experiment(
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment called `name`, or that of the paper's figure where `name` is fig9 or the like.
+    """Returns the experiment called `name`, or that of the paper's figure where `name` is fig9 or the like.
 
     Raises:
         UnknownExperimentError: for any other name, saying which there are.
@@ -129,7 +129,7 @@ def find_experiment(name: str) -> Experiment:
 
 
 def needs(condition: bool, message: str) -> None:
-    """Refuse a question that lacks what the experiment shows.
+    """Refuses a question that lacks what the experiment shows.
 
     Raises:
         ExperimentError: with the message, unless the condition holds.

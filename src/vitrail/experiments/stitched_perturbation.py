@@ -65,21 +65,21 @@ class Stitched:
 
     @property
     def own(self) -> Bool[Tensor, "rows cols"]:
-        """The patches of the photograph's own half."""
+        """Returns the patches of the photograph's own half."""
         half = torch.zeros(self.plan.grid, dtype=torch.bool)
         half[self.plan.original.slices()] = True
         return half
 
     @property
     def far(self) -> Bool[Tensor, "rows cols"]:
-        """The patches of the guide's half."""
+        """Returns the patches of the guide's half."""
         half = torch.zeros(self.plan.grid, dtype=torch.bool)
         half[self.plan.guide.slices()] = True
         return half
 
 
 def stitch_pictures(model: VisionModel, photograph: Image.Image, guide: Image.Image) -> Stitched:
-    """Both pictures squashed whole into half of the model's input each, the photograph on the left.
+    """Returns both pictures squashed whole into half of the model's input each, the photograph on the left.
 
     Raises:
         ModelError: for a model without preprocessing.
@@ -103,7 +103,7 @@ def stitch_pictures(model: VisionModel, photograph: Image.Image, guide: Image.Im
 def stitched_maps(
     model: VisionModel, stitched: Stitched, label: int, guide_class: int, options: Mapping[str, Any]
 ) -> dict[str, Float[Tensor, "rows cols"]]:
-    """The maps that are compared; `options` are those of `explain`, such as the gradient mode."""
+    """Returns the maps that are compared; `options` are those of `explain`, such as the gradient mode."""
     batch = stitched.normalised[None]
     options = {"gradient": "full", **options}
     gae = explain(model, batch, [[label, guide_class]], method="gae", **options).scores[0].float()
@@ -121,7 +121,9 @@ def curves_of(
     batch_size: int = 32,
     logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[Curve, Float[Tensor, " steps"]]:
-    """Whether the label wins at 0 %, 10 % … 90 %, for every map and region, both ways, and for a random order."""
+    """Returns whether the label wins at 0 %, 10 % … 90 %, for every map and region, both ways, and for a random
+    order.
+    """
     preprocess = model.preprocess
     assert preprocess is not None
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
@@ -155,5 +157,5 @@ def curves_of(
 
 
 def areas(curves: Sequence[Float[Tensor, " steps"]], convention: str = "bi") -> list[float]:
-    """The area under each photograph's curve."""
+    """Returns the area under each photograph's curve."""
     return area(torch.stack(list(curves)), convention).tolist()

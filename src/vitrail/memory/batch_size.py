@@ -33,7 +33,7 @@ def in_passes(
     size: Callable[[int], int] | None = None,
     halved: Callable[[int], object] | None = None,
 ) -> Iterator[Result]:
-    """`ask(rows)` for slices that cover `count` rows in order; of those left, `size` says how many go together.
+    """Returns `ask(rows)` for slices that cover `count` rows in order; of those left, `size` says how many go together.
 
     By default it is all. When memory runs out, `halved` is told how many may go together from then on, and the same
     rows are asked again; what had been answered stays. Rows that the model would join in one sequence go one by one.
@@ -92,7 +92,7 @@ class Known:
     most: int | None = None
 
     def peak(self, images: int) -> int:
-        """The bytes of that number of images, on the line through the two largest passes that were seen."""
+        """Returns the bytes of that number of images, on the line through the two largest passes that were seen."""
         if images in self.peaks:
             return self.peaks[images]
         *_, (count, peak) = points = sorted(self.peaks.items())
@@ -121,7 +121,7 @@ def fitting(first: int, each: int, room: int) -> int:
 
 
 def most_images(device: str) -> int:
-    """The most images of a pass on a device of this type, however much memory there is."""
+    """Returns the most images of a pass on a device of this type, however much memory there is."""
     return MOST.get(device, MOST_ELSEWHERE)
 
 
@@ -160,7 +160,7 @@ class Sizing:
         self._learning = False
 
     def size(self, left: int) -> int:
-        """How many of the images that are left go together now."""
+        """Returns how many of the remaining images form the next batch."""
         most = most_images(self.device.type) if self.given is None else self.given
         wanted = min(left, most if self.known.most is None else min(most, self.known.most))
         self._learning = False
@@ -181,7 +181,7 @@ class Sizing:
 
     @contextmanager
     def watching(self, images: int) -> Iterator[None]:
-        """Note what a pass of that number of images takes in this block, if it is one to learn from."""
+        """Notes what a pass of that number of images takes in this block, if it is one to learn from."""
         if not self._learning:
             yield
             return
@@ -190,6 +190,6 @@ class Sizing:
         self.known.peaks[images] = allocations.peak
 
     def halved(self, most: int) -> None:
-        """Memory ran out: no more than `most` images go together from now on."""
+        """Limits batches to `most` images from now on, since memory ran out."""
         self.known.most = most
         _log.warning("memory ran out: %d image%s at a time from here on", most, "s" * (most != 1))

@@ -28,7 +28,7 @@ class Statistic(NamedTuple):
 
     @classmethod
     def mean(cls, values: Sequence[float] | np.ndarray, better: int = 1) -> "Statistic":
-        """The mean of one value per image; NaN where an image does not count.
+        """Returns the mean of one value per image; NaN where an image does not count.
 
         Example:
             >>> Statistic.mean([1.0, float("nan"), 0.0]).value()
@@ -39,7 +39,9 @@ class Statistic(NamedTuple):
         return cls(np.where(counts, column, 0.0), counts.astype(np.float64), better)
 
     def value(self, images: np.ndarray | None = None) -> float:
-        """The number for these images (indices, as often as they are named; default: each once); NaN without any."""
+        """Returns the number for these images (indices, as often as they are named; default: each once); NaN
+        without any.
+        """
         rows = slice(None) if images is None else images
         above, below = self.numerator[rows].sum(axis=0), self.denominator[rows].sum(axis=0)
         counts = below > 0
@@ -55,7 +57,7 @@ class Curves:
     values: Mapping[str, np.ndarray]
 
     def single(self, measure: str) -> np.ndarray:
-        """The values of a measure without steps, one per image."""
+        """Returns the values of a measure without steps, one per image."""
         return self.values[measure][:, 0]
 
 
@@ -74,7 +76,8 @@ class Interval(NamedTuple):
 
 
 def draws(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Int[np.ndarray, "some size"]]:
-    """`resamples` times `size` of `size` things with replacement, as many rows at a time as fit into little memory.
+    """Returns `resamples` times `size` of `size` things with replacement, as many rows at a time as fit into little
+    memory.
 
     The same rows from the same seed, however many come at a time.
 
@@ -87,7 +90,7 @@ def draws(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[I
 
 
 def weightings(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Int[np.ndarray, "some size"]]:
-    """The same resamples as `draws`, each as how often every thing is in it.
+    """Returns the same resamples as `draws`, each as how often every thing is in it.
 
     >>> next(weightings(3, resamples=2)).sum(axis=1).tolist()
     [3, 3]
@@ -98,7 +101,7 @@ def weightings(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Itera
 
 
 def bootstrap(values: Iterable[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of the values that are not NaN, with its 95 % percentile bootstrap interval (Efron 1979).
+    """Returns the mean of the values that are not NaN, with its 95 % percentile bootstrap interval (Efron 1979).
 
     Deterministic from `seed`. Without any value, all is NaN and `size` is 0.
 

@@ -9,7 +9,7 @@ __all__ = ["bilinear", "correlation", "enlarged", "rank_correlation", "spread"]
 
 
 def bilinear(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -> Float[Tensor, "*batch high wide"]:
-    """The raw map enlarged bilinearly, corners not aligned, so that each patch keeps its place; signs stay.
+    """Returns the raw map enlarged bilinearly, corners not aligned, so that each patch keeps its place; signs stay.
 
     Example:
         >>> import torch
@@ -22,7 +22,8 @@ def bilinear(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -
 
 
 def enlarged(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -> Float[Tensor, "*batch high wide"]:
-    """The map as the released script stores it: bilinear, corners not aligned, then from 0 to 1 by minimum and maximum.
+    """Returns the map as the released script stores it: bilinear, corners not aligned, then from 0 to 1 by minimum and
+    maximum.
 
     A map without differences becomes zero.
 
@@ -36,7 +37,7 @@ def enlarged(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -
 
 
 def spread(scores: Float[Tensor, "rows cols"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
-    """Each patch's score over its pixels, which must divide `size` evenly: the sum stays what it was.
+    """Returns each patch's score over its pixels, which must divide `size` evenly: the sum stays what it was.
 
     >>> spread(torch.tensor([[4.0, 8.0]]), (2, 4)).tolist()
     [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
@@ -49,14 +50,14 @@ def spread(scores: Float[Tensor, "rows cols"], size: tuple[int, int]) -> Float[T
 
 
 def correlation(first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]) -> float:
-    """Pearson's correlation of two maps (or lists of numbers), in [-1, 1]; NaN where either is constant."""
+    """Returns Pearson's correlation of two maps (or lists of numbers), in [-1, 1]; NaN where either is constant."""
     a, b = (x.double().flatten() - x.double().mean() for x in (first, second))
     norm = a.norm() * b.norm()
     return round(float(a @ b / norm), 12) if norm > 0 else torch.nan
 
 
 def rank_correlation(scores: Float[Tensor, " parts"], importance: Float[Tensor, " parts"]) -> float:
-    """Spearman's correlation of part scores with causal importance, signs and all, in [-1, 1].
+    """Returns Spearman's correlation of part scores with causal importance, signs included, in [-1, 1].
 
     Ties share their mean rank. NaN for fewer than three parts or where either is the same for all.
 

@@ -80,20 +80,20 @@ class Case:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of `image` in pixels."""
+        """Returns height and width of `image` in pixels."""
         return self.image.shape[-2], self.image.shape[-1]
 
     @property
     def predicted(self) -> int:
-        """The class with the highest logit."""
+        """Returns the class with the highest logit."""
         return int(self.logits.argmax())
 
     def generator(self) -> torch.Generator:
-        """A generator on the CPU that gives the same numbers for this image in every run of the same seed."""
+        """Returns a generator on the CPU that gives the same numbers for this image in every run of the same seed."""
         return torch.Generator().manual_seed(self.seed)
 
     def has_annotation(self, what: str) -> bool:
-        """Whether there is a `what`: "label", "boxes", "mask" or "regions"."""
+        """Returns whether there is a `what`: "label", "boxes", "mask" or "regions"."""
         found = getattr(self, what)
         return found is not None and (what != "regions" or bool(found))
 
@@ -163,7 +163,7 @@ class ProtocolInfo:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The protocol's own keyword options and their defaults."""
+        """Returns the protocol's own keyword options and their defaults."""
         parameters = list(inspect.signature(self.function).parameters.values())[2:]
         return {parameter.name: parameter.default for parameter in parameters}
 
@@ -174,7 +174,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = {}
 def register_protocol(
     name: str, *, summarise: Summary, reference: str, needs: tuple[str, ...] = (), signed: bool = False
 ) -> Callable[[Callable[..., Evaluation]], Callable[..., Evaluation]]:
-    """Enter a protocol under its name; the first sentence of its docstring says what it measures.
+    """Enters a protocol under its name; the first sentence of its docstring says what it measures.
 
     Raises:
         OptionError: for a name that is taken.
@@ -192,7 +192,7 @@ def register_protocol(
 
 
 def find_protocol(name: str, options: Mapping[str, Any] | None = None) -> ProtocolInfo:
-    """The protocol of that name, which must know the options.
+    """Returns the protocol of that name, which must know the options.
 
     Raises:
         UnknownProtocolError: for a name that is not registered.
@@ -208,12 +208,12 @@ def find_protocol(name: str, options: Mapping[str, Any] | None = None) -> Protoc
 
 
 def list_protocols() -> list[ProtocolInfo]:
-    """All protocols in the order in which they were registered."""
+    """Returns all protocols in the order in which they were registered."""
     return list(PROTOCOLS.values())
 
 
 def check_map(scores: Float[Tensor, "*batch rows cols"], size: tuple[int, int]) -> None:
-    """Refuse a map that does not divide an image of (height, width). Raises `OptionError`, naming both sizes."""
+    """Refuses a map that does not divide an image of (height, width). Raises `OptionError`, naming both sizes."""
     (height, width), (rows, cols) = size, scores.shape[-2:]
     if height % rows or width % cols:
         raise OptionError(f"a map of {rows}×{cols} places does not divide an image of {height}×{width} pixels")
@@ -225,19 +225,19 @@ ORDERS = ("morf", "lerf")  # the most relevant first, or the least
 
 
 def check_one_of(option: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a word that is not among those known. Raises `OptionError`."""
+    """Refuses a word that is not among those known. Raises `OptionError`."""
     if value not in known:
         raise OptionError(f"{option}={value!r} is unknown; choose one of {', '.join(known)}")
 
 
 def check_count(option: str, value: int, least: int = 1) -> None:
-    """Refuse a whole number below the least that makes sense. Raises `OptionError`."""
+    """Refuses a whole number below the least that makes sense. Raises `OptionError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise OptionError(f"{option}={value!r} must be a whole number, {least} or more")
 
 
 def check_shares(shares: Sequence[float]) -> None:
-    """Refuse shares of an image that are not ascending, each above 0 and below 1. Raises `OptionError`."""
+    """Refuses shares of an image that are not ascending, each above 0 and below 1. Raises `OptionError`."""
     told = f"shares={tuple(shares)}"
     if not shares:
         raise OptionError(f"{told} takes nothing out; give at least one share of the image")
@@ -248,7 +248,7 @@ def check_shares(shares: Sequence[float]) -> None:
 
 
 def class_asked(case: Case, target: str) -> int:
-    """The class whose answer is watched: the one explained, the predicted or the true one.
+    """Returns the class whose answer is watched: the one explained, the predicted or the true one.
 
     Raises:
         OptionError: for another word, or the label of an image that has none.
@@ -265,7 +265,7 @@ def class_asked(case: Case, target: str) -> int:
 
 
 def answers(case: Case, logits: Float[Tensor, "rows classes"], asked: int, score: str) -> Float[Tensor, " rows"]:
-    """What is watched of a class, in float64: its probability, 1 where it wins, or the model's own number ("output").
+    """Returns a class's score in float64: its probability, 1 where it is predicted, or the model's number ("output").
 
     Raises:
         OptionError: for another word.

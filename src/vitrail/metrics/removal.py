@@ -46,7 +46,7 @@ UNITS = ("pixel", "patch", "token")
 
 
 def filling(case: Case, fill: str) -> Float[Tensor, "channels height width"]:
-    """The ground of that name, as large as the image and normalised as it is.
+    """Returns the ground of that name, as large as the image and normalised as it is.
 
     black: 0 before normalisation. zero: 0 after it, the grey of the training data's mean. mean: the image's own mean
     colour. blur: the image under the Gaussian of RISE (`blurred`). noise: standard normal, from the image's seed.
@@ -71,7 +71,8 @@ def filling(case: Case, fill: str) -> Float[Tensor, "channels height width"]:
 
 
 def folded_gaussian(length: int = 11, sigma: float = 5.0) -> Float[Tensor, " length"]:
-    """A Gaussian in a window too narrow for it, with what lies beyond mirrored back in at the edges, in float64.
+    """Returns a Gaussian in a window too narrow for it, with what lies beyond mirrored back in at the edges, in
+    float64.
 
     This is what `scipy.ndimage.gaussian_filter` makes of a single one amid zeros, out to four σ: for 11 and 5 the
     window of RISE (Petsiuk, Das, Saenko 2018), which is much flatter than a Gaussian cut off.
@@ -91,7 +92,7 @@ def folded_gaussian(length: int = 11, sigma: float = 5.0) -> Float[Tensor, " len
 
 
 def blurred(image: Float[Tensor, "channels height width"]) -> Float[Tensor, "channels height width"]:
-    """The image under RISE's window of 11 × 11 pixels, zero beyond its edges."""
+    """Returns the image under RISE's window of 11 × 11 pixels, zero beyond its edges."""
     wide = image if image.dtype == torch.float64 else image.float()
     window = folded_gaussian().to(wide)
     half = len(window) // 2
@@ -103,7 +104,9 @@ def blurred(image: Float[Tensor, "channels height width"]) -> Float[Tensor, "cha
 
 
 def places_of(case: Case, scores: Float[Tensor, "rows cols"], unit: str) -> Float[Tensor, "high wide"]:
-    """The map on what is taken out: on "pixel", bilinearly enlarged and from 0 to 1; else on the model's patches."""
+    """Returns the map on what is taken out: on "pixel", bilinearly enlarged and from 0 to 1; else on the
+    model's patches.
+    """
     if unit == "pixel":
         return enlarged(scores, case.size)
     if tuple(scores.shape) == case.grid:
@@ -117,7 +120,7 @@ def ranking(
     highest: bool = True,
     allowed: Bool[Tensor, " places"] | None = None,
 ) -> Int[Tensor, "*batch ranked"]:
-    """The places in the order in which they go: the highest score first, or the lowest; ties by position.
+    """Returns the places in the order in which they go: the highest score first, or the lowest; ties by position.
 
     `allowed` says which places may go at all (default: every one); the others are not in the order.
 
@@ -134,7 +137,7 @@ def ranking(
 
 
 def taken_out(order: Int[Tensor, "*batch ranked"], share: float | int, places: int) -> Bool[Tensor, "*batch places"]:
-    """Which of `places` are gone when a share of those in the order, int(share · ranked), has been taken out.
+    """Returns which of `places` are removed at a share of those in the order, int(share · ranked).
 
     Raises:
         OptionError: for a share that is not between 0 and 1.
@@ -152,7 +155,8 @@ def taken_out(order: Int[Tensor, "*batch ranked"], share: float | int, places: i
 def kept_tokens(
     order: Int[Tensor, "*batch ranked"], share: float | int, *, prefix: int, places: int | None = None
 ) -> Int[Tensor, "*batch kept"]:
-    """The tokens that stay, in their own order, when a share of the patches is dropped: the prefix, then patches.
+    """Returns the tokens that stay, in their own order, when a share of the patches is dropped: the prefix, then
+    patches.
 
     `places` is the number of patches, by default as many as are in the order.
 
@@ -176,7 +180,7 @@ def pixel_ranks(
     highest: bool = True,
     allowed: Bool[Tensor, "rows cols"] | None = None,
 ) -> Int[Tensor, "height width"]:
-    """The rank at which each pixel of an image goes: the highest scores first, or the lowest; ties by position.
+    """Returns the rank at which each pixel of an image goes: the highest scores first, or the lowest; ties by position.
 
     All pixels of a place go together. Places that are not `allowed` have the number of those that are: they never go.
 
@@ -222,7 +226,7 @@ class Removal:
         return len(self.until)
 
     def images(self, steps: range) -> Float[Tensor, "steps channels height width"]:
-        """The images of a range of steps."""
+        """Returns the images of a range of steps."""
         ranks = self.ranks.to(self.image.device)
         gone = ranks < self._column(self.until, steps)
         if self.since is not None:
@@ -235,7 +239,7 @@ class Removal:
 
 
 def perturbation_batch(*removals: Removal) -> LogitQuery:
-    """One query for the images of all of them, one removal after the other."""
+    """Returns one query for the images of all of them, one removal after the other."""
     starts = [0]
     for removal in removals:
         starts.append(starts[-1] + len(removal))
@@ -254,7 +258,8 @@ def perturbation_batch(*removals: Removal) -> LogitQuery:
 def morf_lerf(
     case: Case, scores: Float[Tensor, "rows cols"], unit: str, fill: str, shares: Sequence[float]
 ) -> Generator[Query, Tensor, Tensor]:
-    """What the model says at each share, the highest scores first and the lowest first: "ways shares classes".
+    """Yields queries for each share and returns the logits, highest scores first and lowest first: "ways shares
+    classes".
 
     Of the places int(share · places) go: pixels of the bilinearly enlarged map, or patches, show what `fill` says;
     tokens leave the sequence. The answer has the originals' dtype and device.

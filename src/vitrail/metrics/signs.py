@@ -34,8 +34,8 @@ def sign_accuracy(
     target: Bool[Tensor, "height width"],
     other: Bool[Tensor, "height width"],
 ) -> float:
-    """Of the relevance on the target's region, the share that is positive; of that on the other, the share that is
-    negative; the mean of the two, in [0, 1].
+    """Returns the mean of the positive share of the relevance on the target's region and the negative share on the
+    other's, in [0, 1].
 
     A map without negative scores gets 0.5 whatever it shows, and so does chance.
     """
@@ -43,7 +43,7 @@ def sign_accuracy(
 
 
 def positive_share(pixels: Float[Tensor, "height width"], region: Bool[Tensor, "height width"]) -> float:
-    """Of the absolute relevance in a region, the share that is positive, in [0, 1]; NaN where there is none."""
+    """Returns the positive share of the absolute relevance in a region, in [0, 1]; NaN where there is none."""
     on = pixels[region].double()
     total = on.abs().sum()
     return float(on.clamp(min=0).sum() / total) if total > 0 else torch.nan
@@ -63,7 +63,7 @@ def sign_shares(
     target: Bool[Tensor, "height width"],
     others: Bool[Tensor, "height width"],
 ) -> Signs:
-    """How much of a map has the right sign, on the target's region and on those of the other classes.
+    """Returns the share of a map with the right sign, on the target's region and on those of the other classes.
 
     Example:
         >>> pixels = torch.tensor([[3.0, -1.0, -3.0, 1.0]])
@@ -85,7 +85,7 @@ def sign_shares(
 def sides(
     regions: Mapping[int, Bool[Tensor, "height width"]], target: int
 ) -> tuple[Bool[Tensor, "height width"], Bool[Tensor, "height width"]]:
-    """The target's region and that of all other classes together; what both claim belongs to neither.
+    """Returns the target's region and that of all other classes together; what both claim belongs to neither.
 
     Raises:
         OptionError: when the target has no region, or no other class has one.
@@ -104,7 +104,7 @@ def sides(
 
 
 def summarise_signs(curves: Curves, *, classes: str = "all", **_: object) -> dict[str, Statistic]:
-    """The means over images; the likeness of the classes' maps is better low."""
+    """Returns the means over images; the likeness of the classes' maps is better low."""
     found = {name.replace("_", " "): Statistic.mean(curves.single(name), 1) for name in Signs._fields}
     if classes == "all":
         found["likeness of classes"] = Statistic.mean(curves.single("likeness"), -1)

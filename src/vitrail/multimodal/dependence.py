@@ -9,7 +9,7 @@ __all__ = ["depends_on"]
 
 
 def depends_on(maps: Sequence[Tensor]) -> list[frozenset[int]]:
-    """For every tensor, the indices of the earlier ones that its value was computed from, directly or not.
+    """Returns, for every tensor, the indices of the earlier ones from which it was computed, directly or not.
 
     The tensors stand in the order in which they were computed, all of them in one graph.
 

@@ -51,7 +51,7 @@ def explain_pair(
     class_names: Sequence[str] | None = None,
     output: str | None = None,
 ) -> PairExplanation:
-    """Ask which tokens of two streams argue for a class, and which against it (Chefer, Gur, Wolf, ICCV 2021).
+    """Asks which tokens of two streams argue for a class, and which against it (Chefer, Gur, Wolf, ICCV 2021).
 
     Serves co-attention (LXMERT), encoder and decoder (DETR), and one stream that holds both kinds (VisualBERT). The
     streams are told apart by their numbers of tokens. Attentions computed side by side read the maps from before both,

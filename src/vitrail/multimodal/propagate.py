@@ -30,7 +30,7 @@ class Maps:
 
 
 def propagate(attentions: Sequence[Asked], sizes: Mapping[str, int]) -> dict[str, Maps]:
-    """The maps of every stream after all attentions; `sizes` counts the tokens of one stream or two.
+    """Returns the maps of every stream after all attentions; `sizes` counts the tokens of one stream or two.
 
     Every attention reads both streams' maps as they stood after the last attention of each that it was computed from,
     and adds to those of the stream that asks. So the two directions of a co-attention layer, computed side by side,

@@ -20,7 +20,7 @@ def averaged_heads(
     gradient: Float[Tensor, "batch heads queries keys"],
     rule: str = "positive",
 ) -> Float[Tensor, "batch queries keys"]:
-    """Ā = E_h[(∇A ⊙ A)⁺] (Eq. 5); signed, without the ⁺, for `rule="complete"`; of |∇A| ⊙ A for "absolute".
+    """Returns Ā = E_h[(∇A ⊙ A)⁺] (Eq. 5); signed, without the ⁺, for `rule="complete"`; of |∇A| ⊙ A for "absolute".
 
     Example:
         >>> attention, gradient = torch.full((1, 1, 1, 2), 0.5), torch.tensor([[[[2.0, -4.0]]]])
@@ -31,7 +31,7 @@ def averaged_heads(
 
 
 def rescaled(added: Float[Tensor, "batch tokens tokens"]) -> Float[Tensor, "batch tokens tokens"]:
-    """R̃ = R̂ / Σ|R̂| + I, row by row (Eq. 8 and 9): what the layers added weighs as much as the identity.
+    """Returns R̃ = R̂ / Σ|R̂| + I, row by row (Eq. 8 and 9): the layers' additions weigh as much as the identity.
 
     The paper divides by ΣR̂, which is the same where nothing is negative. For signed maps ΣR̂ may be zero or turn the
     sign of a whole row, and the paper defines nothing; Σ|R̂| keeps every sign, and is this package's own choice.
@@ -54,7 +54,9 @@ def self_attention(
     added: Float[Tensor, "batch own own"],
     cross: Float[Tensor, "batch own other"],
 ) -> tuple[Float[Tensor, "batch own own"], Float[Tensor, "batch own other"]]:
-    """What self-attention with the averaged heads Ā adds to R̂^ss and R^sq: Ā R^ss and Ā R^sq (Eq. 6 and 7)."""
+    """Returns the additions of self-attention with averaged heads Ā to R̂^ss and R^sq: Ā R^ss and Ā R^sq (Eq. 6
+    and 7).
+    """
     return weights + weights @ added, weights @ cross
 
 
@@ -65,7 +67,7 @@ def cross_attention(
     cross_other: Float[Tensor, "batch other own"],
     normalise: bool = True,
 ) -> tuple[Float[Tensor, "batch own own"], Float[Tensor, "batch own other"]]:
-    """What attention of s to q with averaged heads Ā adds to R̂^ss and R^sq: Ā R^qs and (R̃^ss)ᵀ Ā R̃^qq (Eq. 11 and 10).
+    """Returns the additions of attention of s to q to R̂^ss and R^sq: Ā R^qs and (R̃^ss)ᵀ Ā R̃^qq (Eq. 11 and 10).
 
     `normalise=False` puts R in the place of R̃, as the authors' ablation does.
     """

@@ -80,7 +80,7 @@ def _figure_class() -> type["Figure"]:
 
 
 def number(value: float, *, sign: bool = False) -> str:
-    """Three significant digits with a real minus sign.
+    """Returns three significant digits with a real minus sign.
 
     >>> number(-0.04494), number(0.25, sign=True), number(1.5e-7), number(0.0, sign=True)
     ('−0.0449', '+0.25', '1.5×10⁻⁷', '0')
@@ -95,7 +95,7 @@ def number(value: float, *, sign: bool = False) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with a box for every character that no font here can draw, line breaks in file names included.
+    """Returns the text with a box for every character that no font here can draw, line breaks in file names included.
 
     >>> printable("zebra\\n☃")
     'zebra□☃'
@@ -133,7 +133,7 @@ def write(
     ending: str = "",
     **style: Any,
 ) -> "Text":
-    """Put one line at (x, y), in inches from the lower left, no wider than `width`: smaller first, then shorter.
+    """Puts one line at (x, y), in inches from the lower left, no wider than `width`: smaller first, then shorter.
 
     What is cut is the end of `text`; `ending`, which follows it, is always there whole.
     """
@@ -155,12 +155,12 @@ def write(
 
 
 def width_of(label: "Text", figure: "Figure") -> float:
-    """How wide a text is in its figure, in inches."""
+    """Returns a text's width in its figure, in inches."""
     return label.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi  # type: ignore[attr-defined]
 
 
 def lines(text: str, width: float, size: float) -> list[str]:
-    """Break a sentence into lines of about `width` inches, by the usual width of a letter."""
+    """Breaks a sentence into lines of about `width` inches, by the usual width of a letter."""
     return wrap(text, max(int(width / (size / 72 * 0.56)), 10))
 
 
@@ -177,7 +177,7 @@ def signed_map(
     colormap: ColormapLike | None = None,
     threshold: float | int = 0.0,
 ) -> None:
-    """A map over its image, scaled by `limit` (its own largest absolute score unless given), and its bar below it."""
+    """Draws a map over its image, scaled by `limit` (by default its largest absolute score), and its bar below it."""
     x, y, wide, high = box
     look = {"opacity": opacity, "smooth": smooth, "colormap": colormap, "signed": signed, "threshold": threshold}
     show(axes_at(figure, box), overlay(scores, image, limit=limit, size=pixels(box), **look))
@@ -201,7 +201,7 @@ def bar(
     colormap: ColormapLike | None = None,
     threshold: float | int = 0.0,
 ) -> None:
-    """The colours that the map uses, from its lowest score to its highest, and what they are in numbers."""
+    """Draws the colours that the map uses, from its lowest score to its highest, with their values."""
     x, y, wide, _ = box
     scores, both = sides(scores, signed)
     low, high = float(scores.min()), float(scores.max())
@@ -228,12 +228,12 @@ def bar(
 
 
 def pixels(box: Box) -> tuple[int, int]:
-    """Height and width of a box in pixels."""
+    """Returns height and width of a box in pixels."""
     return max(round(box[3] * DPI), 1), max(round(box[2] * DPI), 1)
 
 
 def axes_at(figure: "Figure", box: Box) -> "Axes":
-    """Empty axes that fill the box, in a thin frame."""
+    """Returns empty axes that fill the box, in a thin frame."""
     wide, high = figure.get_size_inches()
     axes = figure.add_axes((box[0] / wide, box[1] / high, box[2] / wide, box[3] / high), xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -242,5 +242,5 @@ def axes_at(figure: "Figure", box: Box) -> "Axes":
 
 
 def show(axes: "Axes", rgb: np.ndarray) -> None:
-    """Put RGB pixels into axes, one for one."""
+    """Puts RGB pixels into axes, one for one."""
     axes.imshow(rgb, aspect="auto", interpolation="none", origin="upper")

@@ -51,7 +51,7 @@ def draw_pair(
     typical: "dict[int, TypicalPictures] | None" = None,
     smooth: bool = True,
 ) -> "Figure":
-    """Draw the maps of `target` against `against` above those of the reverse question, one column per loss.
+    """Draws the maps of `target` against `against` above those of the reverse question, one column per loss.
 
     Red argues for the first class of a row's question, blue against it; each map is scaled by its own largest absolute
     score, and the bar below it has the true range. `typical` holds pictures by class, from `typical_pictures`; each row

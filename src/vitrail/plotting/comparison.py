@@ -37,7 +37,7 @@ def draw_comparison(
     opacity: float | int = 1.0,
     columns: int | None = None,
 ) -> "Figure":
-    """Draw a comparison, or several of the same methods below one another, one row for each image and target.
+    """Draws a comparison, or several of the same methods below one another, one row for each image and target.
 
     Each map is scaled by its own largest absolute score; those of unsigned methods use the red half only. `columns` is
     how many panels stand in a line, the photograph among them; default: what looks well.
@@ -204,7 +204,9 @@ def _seconds(seconds: float) -> str:
 
 
 def two_ended(found: Sequence[Comparison]) -> str:
-    """What the key says of unsigned maps whose sides of zero are two ends of an axis; empty where there are none."""
+    """Returns the key's text on unsigned maps whose sides of zero are two ends of an axis; empty where there
+    are none.
+    """
     names = [
         one.label
         for each in found

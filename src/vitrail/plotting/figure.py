@@ -134,7 +134,7 @@ def _check(columns: list[Explanation], opacity: float | int, max_images: int | N
 
 
 def panel_size(ex: Explanation, side: float | int = SIDE) -> tuple[float, float]:
-    """Width and height of a panel, in inches; `side` is the height of one that is not very wide."""
+    """Returns width and height of a panel, in inches; `side` is the height of one that is not very wide."""
     rows, cols = ex.grid if ex.images is None else ex.images.shape[1:3]
     wide, widest = side * cols / rows, WIDEST * side / SIDE
     if wide > widest:
@@ -148,7 +148,7 @@ def _shared(ex: Explanation) -> float:
 
 
 def seen_picture(figure: "Figure", ex: Explanation, i: int, box: Box) -> None:
-    """The image itself, with its file's name above it and the model's below."""
+    """Draws the image itself, with its file's name above it and the model's below."""
     x, y, wide, high = box
     assert ex.images is not None
     show(axes_at(figure, box), resize(ex.images[i].numpy(force=True), pixels(box)))
@@ -173,7 +173,7 @@ def explained(
     limit: float | None = None,
     **look: Any,
 ) -> None:
-    """One map: the question above it, the bar of its colours and a line below, by default on how the map was made."""
+    """Draws a map with the question above it, the colour bar and a line below, by default on how the map was made."""
     x, y, wide, _ = box
     scores = ex.map(i, target).numpy(force=True).astype(np.float64)
     image = None if ex.images is None else ex.images[i].numpy(force=True)
@@ -199,7 +199,7 @@ def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box, *, 
 
 
 def method_words(ex: Explanation) -> str:
-    """How the map was made, in one line: "complete · logit · libra gradient, class competition"."""
+    """Returns how the map was made, in one line: "complete · logit · libra gradient, class competition"."""
     specific = ex.metadata.get("class_specific", True)
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
     parts += [", ".join(filter(None, (ex.gradient_words(), "class competition" * ex.competes)))]
@@ -210,7 +210,7 @@ def method_words(ex: Explanation) -> str:
 def draw_guided(
     guided: Explanation, unguided: Explanation | None = None, *, smooth: bool = True, opacity: float | int = 1.0
 ) -> "Figure":
-    """Draw one photograph: the guided map of its own patches, the unguided one, and below them each stitched input.
+    """Draws one photograph: the guided map of its own patches, the unguided one, and below them each stitched input.
 
     Each map is scaled by its own largest absolute score. Of more than `STITCHES` stitched inputs the first are shown.
 

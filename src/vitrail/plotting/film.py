@@ -31,7 +31,7 @@ HOLD = (1.0, 2.0)  # seconds for which the first and the last frame stand
 def save_film(
     result: "Transfer", path: str | os.PathLike[str], *, fps: float | int = 8, width: int = 800, **look: Any
 ) -> Path:
-    """Draw a frame for each of the result's snapshots, and write them whole or not at all. Returns the path.
+    """Draws a frame for each of the result's snapshots, and writes them whole or not at all. Returns the path.
 
     The suffix decides: .gif (256 colours, shown everywhere), .webp (true colour, a tenth of the size) or .mp4 (needs
     ffmpeg). `fps` are frames per second, `width` is in pixels; other options are those of `draw_frame`.
@@ -54,7 +54,7 @@ def save_film(
 
 
 def check_film(path: str | os.PathLike[str]) -> str:
-    """The kind of film that a file name asks for, before the work of drawing one.
+    """Returns the kind of film that a file name asks for, before the work of drawing one.
 
     Raises `OptionError` for another suffix, `OutputFileError` when this machine cannot write that kind.
     """

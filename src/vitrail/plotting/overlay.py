@@ -64,7 +64,7 @@ LUMA = np.array([0.2126, 0.7152, 0.0722])
 
 
 def colour(scores: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
-    """The sRGB colour, from 0 to 1, of scores from -1 to 1; scores beyond are shown as the end they passed.
+    """Returns the sRGB colour, from 0 to 1, of scores from -1 to 1; scores beyond are shown as the end they passed.
 
     >>> colour(np.array([0.0])).tolist()
     [[1.0, 1.0, 1.0]]
@@ -82,7 +82,7 @@ def colour(scores: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]
 def mapped(
     scores: Float[np.ndarray, "*shape"], colormap: ColormapLike | None, *, signed: bool = True
 ) -> Float[np.ndarray, "*shape 3"]:
-    """The sRGB colour, from 0 to 1, of scores from -1 to 1 in a Matplotlib colormap; without one, `colour`.
+    """Returns the sRGB colour, from 0 to 1, of scores from -1 to 1 in a Matplotlib colormap; without one, `colour`.
 
     The middle of the colormap is zero. For a map without signs a colormap that is not brightest in its middle runs from
     0 to 1 instead.
@@ -112,7 +112,7 @@ def mapped(
 
 
 def grey(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width"]:
-    """The luminance of an RGB image, from 0 to 1, in sRGB's own coding."""
+    """Returns the luminance of an RGB image, from 0 to 1, in sRGB's own coding."""
     red, green, blue = (np.take(share, image[..., channel]) for channel, share in enumerate(_SHARES))
     return red + green + blue
 
@@ -128,13 +128,15 @@ ROUNDING = 0.02  # of an unsigned map's largest score: what lies below zero by n
 
 
 def strength(scores: Float[np.ndarray, "*shape"]) -> float:
-    """The largest absolute score, by which a map is scaled; 0 for a map without signal, NaN and infinity included."""
+    """Returns the largest absolute score, by which a map is scaled; 0 for a map without signal, NaN and
+    infinity included.
+    """
     largest = float(np.abs(scores).max(initial=0.0))
     return largest if np.isfinite(largest) else 0.0
 
 
 def sides(scores: Float[np.ndarray, "rows cols"], signed: bool) -> tuple[Float[np.ndarray, "rows cols"], bool]:
-    """The scores as every picture draws them, and whether both sides of zero have a colour in it.
+    """Returns the scores as every picture draws them, and whether both sides of zero have a colour in it.
 
     In a signed map both have. Below zero an unsigned one has rounding only, which is drawn as zero: blue would claim
     more. But where it goes well below zero, its sides are the two ends of an axis (eigencam), and both are drawn.
@@ -158,7 +160,7 @@ def overlay(
     signed: bool = True,
     threshold: float | int = 0.0,
 ) -> UInt8[np.ndarray, "tall wide 3"]:
-    """Colour an image by a signed map: RGB of `size`, by default that of the image (without one, 16 pixels a patch).
+    """Colours an image by a signed map: RGB of `size`, by default that of the image (without one, 16 pixels a patch).
 
     A score of +`limit` is full red, one of -`limit` full blue, zero is clear; `limit` is the map's own largest absolute
     score unless given, so no map is stretched to look stronger than it is on either side. `smooth` interpolates between
@@ -191,7 +193,7 @@ def overlay(
 
 
 def resize(image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "tall wide 3"]:
-    """The photograph at another size, (height, width), without jagged edges."""
+    """Returns the photograph at another size, (height, width), without jagged edges."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
@@ -200,7 +202,7 @@ def resize(image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]) ->
 def enlarge(
     scores: Float[np.ndarray, "rows cols"], size: tuple[int, int], *, smooth: bool = True
 ) -> Float[np.ndarray, "height width"]:
-    """A map on a finer grid, bilinear (corners not aligned, as `Explanation.upsample` does) or in panes."""
+    """Returns a map on a finer grid, bilinear (corners not aligned, as `Explanation.upsample` does) or in panes."""
     return _stretch(_stretch(scores.astype(np.float64), size[0], smooth).T, size[1], smooth).T
 
 
@@ -247,7 +249,7 @@ QUALITY = 95  # with full colour resolution; JPEG, because PNG takes ten times a
 
 
 def draw_light(ex: Explanation, image: int = 0) -> UInt8[np.ndarray, "height width 3"]:
-    """The maps of one image over it, RGB at the model's input size, its targets side by side.
+    """Returns the maps of one image over it, RGB at the model's input size, its targets side by side.
 
     Example:
         >>> import torch
@@ -274,7 +276,7 @@ def draw_light(ex: Explanation, image: int = 0) -> UInt8[np.ndarray, "height wid
 
 
 def save_light(ex: Explanation, path: str | os.PathLike[str], image: int = 0) -> Path:
-    """Write `draw_light` as a JPEG, whole or not at all. Returns the path.
+    """Writes `draw_light` as a JPEG, whole or not at all. Returns the path.
 
     Raises `OutputFileError` when the file cannot be written.
     """

@@ -23,7 +23,7 @@ CLIPPED = 0.002  # the share of levels that the amplified difference may clip, s
 
 
 def draw_rewrite(result: "Rewrite") -> "Figure":
-    """Draw a rewriting: above the two pictures, their difference and the curves, below the signed maps.
+    """Draws a rewriting: above the two pictures, their difference and the curves, below the signed maps.
 
     The maps of source and target before come first, then those after; without maps the lower row is left out.
     """
@@ -61,7 +61,7 @@ def draw_rewrite(result: "Rewrite") -> "Figure":
 def amplified(
     one: UInt8[np.ndarray, "height width 3"], other: UInt8[np.ndarray, "height width 3"]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
-    """The difference of two pictures, times a round factor, around middle grey; and that factor.
+    """Returns the difference of two pictures, times a round factor, around middle grey; and that factor.
 
     Example:
         >>> grey = np.full((2, 2, 3), 100, dtype=np.uint8)

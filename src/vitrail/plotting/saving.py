@@ -95,7 +95,7 @@ def web_page(package: str, template: str = "page.html", /, **values: Any) -> str
 
 
 def picture_address(picture: bytes, kind: str = "png") -> str:
-    """A picture as an address that holds it whole.
+    """Returns a picture as an address that holds it whole.
 
     >>> picture_address(b"abc")
     'data:image/png;base64,YWJj'
@@ -104,7 +104,7 @@ def picture_address(picture: bytes, kind: str = "png") -> str:
 
 
 def inline_svg(svg: str, name: str, description: str) -> str:
-    """An SVG document as a part of a page: without preamble and metadata, its names made its own by `name`.
+    """Returns an SVG document as a part of a page: without preamble and metadata, its names made its own by `name`.
 
     >>> inline_svg('<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><g id="a"/></svg>', "one", "A & B")
     '<svg role="img" aria-label="A &amp; B"><g id="one-a"/></svg>'

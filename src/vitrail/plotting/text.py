@@ -33,7 +33,7 @@ FAINT = 0.04  # of the largest score: below it a token keeps the terminal's own 
 
 
 def draw_text(ex: "TextExplanation", *, special: bool = False) -> "Figure":
-    """Draw every text, for each of its targets, as a Matplotlib figure; `special` shows [CLS] and its like too.
+    """Draws every text, for each of its targets, as a Matplotlib figure; `special` shows [CLS] and its like too.
 
     Each is scaled by the largest |score| of what is shown of it.
 
@@ -213,7 +213,8 @@ class _Ruler:
 
 
 def text_page(ex: "TextExplanation", *, special: bool = False) -> str:
-    """The page. Each text is scaled by the largest |score| of what is shown of it; `special` shows [CLS] and its like.
+    """Returns the page. Each text is scaled by the largest |score| of what is shown of it; `special` shows [CLS] and
+    its like.
 
     A token's number appears where the pointer rests on it.
     """
@@ -223,7 +224,7 @@ def text_page(ex: "TextExplanation", *, special: bool = False) -> str:
 
 
 def hex_colour(score: float) -> str:
-    """The colour of a score from -1 to 1, as style sheets write it.
+    """Returns the colour of a score from -1 to 1, as style sheets write it.
 
     >>> hex_colour(0.0)
     '#ffffff'
@@ -272,7 +273,7 @@ def _part(ex: "TextExplanation", text: int, target: int, special: bool) -> dict[
 
 
 def text_lines(ex: "TextExplanation", text: int = 0, target: int = 0, *, special: bool = False) -> Text:
-    """One text with one target: the question, the coloured text, the range of its scores and the method."""
+    """Returns one text with one target: the question, the coloured text, the range of its scores and the method."""
     first, *other = (escaped(" ".join(side), keep="") for side in ex.answer.sides(text, target))
     shown = Text()
     shown.append(first, style="bold red")

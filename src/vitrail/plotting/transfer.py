@@ -52,7 +52,7 @@ def draw_transfer(
     smooth: bool = True,
     shared_scale: bool = False,
 ) -> "Figure":
-    """Draw a row of maps for each class, a column for each step, and the logits over all steps below.
+    """Draws a row of maps for each class, a column for each step, and the logits over all steps below.
 
     `steps` are some of those at which maps were drawn; default: 0, 5, 10, 20, 50 and the last, where these are there.
     Each map is scaled by its own largest absolute score, unless `shared_scale` asks for one scale per class.
@@ -89,7 +89,7 @@ def draw_transfer(
 def draw_frame(
     result: "Transfer", step: int, *, opacity: float | int = 1.0, smooth: bool = True, shared_scale: bool = False
 ) -> "Figure":
-    """Draw one step as a frame of a film: the photograph, each class's map, and the curves as far as they have come.
+    """Draws one step as a frame of a film: the photograph, each class's map, and the curves as far as they have come.
 
     Raises `OptionError` for a step without maps.
     """
@@ -209,7 +209,7 @@ def _name_ends(
 
 
 def standing(result: "Transfer", index: int, step: int) -> str:
-    """What the model says of a class after a step, in words: "logit 3.41 · 82.1 %", or "score 3.41"."""
+    """Returns a class's score after a step: "logit 3.41 · 82.1 %", or "score 3.41"."""
     share, value = result.probability(index, step), number(result.logits[step, index].item())
     return f"score {value}" if share is None else f"logit {value} · {percent(share)}"
 

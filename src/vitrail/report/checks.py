@@ -12,7 +12,7 @@ FEW = 30  # images below which a percentile interval is too short (Efron and Tib
 
 
 def warnings(runs: Sequence[EvaluationRun], board: Board) -> list[str]:
-    """One sentence each, the gravest first."""
+    """Returns one sentence each, the gravest first."""
     names = run_names(runs)
     found = []
     for name, run in zip(names, runs, strict=True):

@@ -35,12 +35,14 @@ class Chart:
 
     @property
     def share(self) -> bool:
-        """Whether the steps are shares of an image."""
+        """Returns whether the steps are shares of an image."""
         return min(self.steps) >= 0 and max(self.steps) <= 1
 
 
 def charts(board: Board, protocol: str) -> list[Chart]:
-    """The charts of a protocol; the ways of one measure stand together, in the order in which they were measured."""
+    """Returns the charts of a protocol; the ways of one measure stand together, in the order in which they were
+    measured.
+    """
     own = {label: curves for (label, name), curves in board.curves.items() if name == protocol}
     steps: dict[str, tuple[float, ...]] = {}
     for curves in own.values():
@@ -74,7 +76,7 @@ def _at(values: np.ndarray, steps: Sequence[float | None], kept: Sequence[float]
 
 
 def draw_chart(chart: Chart, style: Mapping[str, Look]) -> "Figure":
-    """One panel by itself, for a page that has its own legend; the lines carry their method's number as id."""
+    """Returns one panel by itself, for a page that has its own legend; the lines carry their method's number as id."""
     figure = blank(LEFT + WIDE + RIGHT, HEAD + HIGH + BELOW)
     _panel(figure, chart, style, (LEFT, BELOW, WIDE, HIGH))
     return figure

@@ -20,7 +20,9 @@ MOST = 24  # methods; more would be a figure nobody prints
 
 
 def draw_gallery(found: Mapping[str, Mapping[str, list[Extreme]]], column: Column) -> "Figure":
-    """A row for each method: the images where it is best on the left, worst on the right, each beside its map."""
+    """Returns a row for each method: the images where it is best on the left, worst on the right, each beside
+    its map.
+    """
     shown = [(label, sides) for label, sides in found.items() if any(sides.values())]
     rows = shown[:MOST]
     pair = 2 * SIDE + GAP

@@ -18,7 +18,7 @@ ACROSS = 4  # panels in a line
 
 
 def draw_forest(board: Board, labels: Sequence[str], style: Mapping[str, Look]) -> "Figure":
-    """Draw the columns of a board, four in a line, the methods in the order of `labels`."""
+    """Draws the columns of a board, four in a line, the methods in the order of `labels`."""
     across = min(len(board.columns), ACROSS)
     down = -(-len(board.columns) // across)
     band = HEAD + ROW * len(labels) + FOOT

@@ -48,11 +48,11 @@ class Column:
 
     @property
     def title(self) -> str:
-        """The protocol and the number."""
+        """Returns the protocol and the number."""
         return f"{self.protocol}: {self.name}"
 
     def text(self, value: float, *, sign: bool = False) -> str:
-        """A value with the digits that its uncertainty leaves it, and a real minus."""
+        """Returns a value with the digits that its uncertainty leaves it, and a real minus."""
         if not math.isfinite(value):
             return "–"
         digits = f"{abs(value):.{self.decimals}f}"
@@ -78,16 +78,16 @@ class Board:
 
     @property
     def protocols(self) -> list[str]:
-        """The protocols of all runs, each once."""
+        """Returns the protocols of all runs, each once."""
         return list(dict.fromkeys(protocol for _, protocol in self.curves))
 
     def column(self, title: str) -> Column | None:
-        """The column of that title."""
+        """Returns the column of that title."""
         return next((one for one in self.columns if one.title == title), None)
 
 
 def build_board(runs: Sequence[EvaluationRun], *, resamples: int = RESAMPLES, seed: int = 0) -> Board:
-    """Put the numbers of all runs side by side; images of several runs are the same where their names are.
+    """Puts the numbers of all runs side by side; images of several runs are the same where their names are.
 
     A protocol that they measured with different options is shown apart for each, since such numbers do not compare.
 
@@ -115,7 +115,7 @@ def build_board(runs: Sequence[EvaluationRun], *, resamples: int = RESAMPLES, se
 
 
 def run_names(runs: Sequence[EvaluationRun]) -> list[str]:
-    """The runs' folders by name, numbered where two are called alike."""
+    """Returns the runs' folders by name, numbered where two are called alike."""
     names = [run.name for run in runs]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
@@ -124,7 +124,7 @@ def run_names(runs: Sequence[EvaluationRun]) -> list[str]:
 
 
 def protocol_info(name: str) -> ProtocolInfo | None:
-    """What the registry knows of a protocol; one run twice with other options goes by "name:something"."""
+    """Returns a protocol's registry entry; one run twice with other options is called "name:something"."""
     return PROTOCOLS.get(name) or PROTOCOLS.get(name.partition(":")[0])
 
 

@@ -56,7 +56,7 @@ def render_page(
     column: Column | None,
     warnings: Sequence[str],
 ) -> str:
-    """The page as HTML."""
+    """Returns the page as HTML."""
     labels, style = ordered(board), looks(board.entries)
     first = runs[0].manifest
     groups = [(name, [one for one in board.columns if one.protocol == name]) for name in board.protocols]

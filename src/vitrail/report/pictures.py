@@ -57,7 +57,7 @@ class Shown:
 def extremes(
     runs: Sequence[EvaluationRun], board: Board, column: Column, count: int = 3
 ) -> Mapping[str, Mapping[str, list[Extreme]]]:
-    """For each entry the images, among those whose pictures were kept, on which it is "best" and "worst".
+    """Returns for each entry the images, among those with stored maps, on which it is "best" and "worst".
 
     With several methods an image is good for one where it leads the mean of the others by most: that an image is easy,
     or the model wrong about it, is the same for all. A method alone is measured by its values.
@@ -123,7 +123,7 @@ def _extreme(run: EvaluationRun, entry: Entry, image: int, value: float, lead: f
 
 
 def picture_of(extreme: Extreme, column: Column) -> Shown:
-    """Encode an image and its map for a page; the bar has the colours that the map uses, and its true range."""
+    """Encodes an image and its map for a page; the bar has the colours that the map uses, and its true range."""
     scores, limit = extreme.scores, strength(extreme.scores)
     size = _size(extreme.seen)
     low, high = float(scores.min()), float(scores.max())

@@ -32,7 +32,7 @@ class RunFacts(NamedTuple):
 
 
 def asked(runs: Sequence[EvaluationRun]) -> list[Asked]:
-    """Each protocol of the runs."""
+    """Returns each protocol of the runs."""
     names = run_names(runs)
     found = []
     for name in dict.fromkeys(protocol for run in runs for protocol in run.protocols):
@@ -58,7 +58,7 @@ def asked(runs: Sequence[EvaluationRun]) -> list[Asked]:
 
 
 def run_facts(runs: Sequence[EvaluationRun]) -> list[RunFacts]:
-    """The manifest of each run, mappings opened up."""
+    """Returns the manifest of each run, mappings opened up."""
     return [
         RunFacts(name, [("folder", str(run.folder)), ("methods", ", ".join(run.methods)), *_facts(run.manifest)])
         for name, run in zip(run_names(runs), runs, strict=True)

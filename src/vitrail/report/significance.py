@@ -56,12 +56,12 @@ class Paired(NamedTuple):
 
 
 def counted(statistic: Statistic) -> Bool[np.ndarray, " images"]:
-    """Which images say anything at all."""
+    """Returns which images have a value."""
     return np.asarray((statistic.denominator > 0).any(axis=1))
 
 
 def per_image(statistic: Statistic) -> Float[np.ndarray, " images"]:
-    """The statistic of each image alone; NaN where an image does not count.
+    """Returns the statistic of each image alone; NaN where an image does not count.
 
     >>> per_image(Statistic.mean([1.0, float("nan")])).tolist()
     [1.0, nan]
@@ -72,7 +72,7 @@ def per_image(statistic: Statistic) -> Float[np.ndarray, " images"]:
 def resampled(
     statistics: Sequence[Statistic], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[np.ndarray, "resamples statistics"]:
-    """What the statistics are of each resample; all must be of the same images. NaN where nothing drawn counts.
+    """Returns the statistics of each resample; all must be of the same images. NaN where nothing drawn counts.
 
     Raises:
         OptionError: when they are not of the same number of images.
@@ -96,7 +96,7 @@ def resampled(
 
 
 def intervals(statistics: Sequence[Statistic], *, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
-    """Each statistic with its 95 % percentile interval, over the images that count for it.
+    """Returns each statistic with its 95 % percentile interval, over the images that count for it.
 
     >>> intervals([Statistic.mean([1.0, 1.0, float("nan")])])
     [Interval(mean=1.0, low=1.0, high=1.0, size=2)]
@@ -114,7 +114,7 @@ def intervals(statistics: Sequence[Statistic], *, resamples: int = RESAMPLES, se
 def paired(
     families: Sequence[Mapping[str, Statistic]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[dict[tuple[str, str], Paired]]:
-    """Every two methods of each family (one measure of several methods) on the images that both have.
+    """Returns every two methods of each family (one measure of several methods) on the images that both have.
 
     A pair (a, b) is there in both orders. The p-value is Student's t of the difference over its bootstrap standard
     error; it is never below 2^(1−images), the least that exchanging the two methods image by image can give, so that a
@@ -147,7 +147,7 @@ def paired(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for their number by Holm's step-down (1979); NaN stays and does not count.
+    """Corrects p-values for their number by Holm's step-down (1979); NaN stays and does not count.
 
     >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -161,7 +161,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def ranks(values: Sequence[float], better: int) -> list[float]:
-    """The place of each value, 1 for the best; equal ones share the mean of their places, NaN has none.
+    """Returns the place of each value, 1 for the best; equal ones share the mean of their places, NaN has none.
 
     >>> ranks([0.2, 0.5, float("nan"), 0.2], better=-1)
     [1.5, 3.0, nan, 1.5]
@@ -173,7 +173,7 @@ def ranks(values: Sequence[float], better: int) -> list[float]:
 
 
 def band(values: Float[np.ndarray, "images steps"], *, resamples: int = RESAMPLES // 4, seed: int = 0) -> Band:
-    """The mean curve over images and its pointwise 95 % interval; what is not finite does not count.
+    """Returns the mean curve over images and its pointwise 95 % interval; what is not finite does not count.
 
     >>> band(np.array([[1.0, 0.5], [1.0, np.nan]])).mean.tolist()
     [1.0, 0.5]

@@ -23,7 +23,7 @@ class Look(NamedTuple):
 
 
 def looks(entries: Sequence[Entry]) -> Mapping[str, Look]:
-    """A look for each entry: methods of a kind share the colour, their modes and runs differ in dash."""
+    """Returns a look for each entry: methods of a kind share the colour, their modes and runs differ in dash."""
     names = list(dict.fromkeys(entry.method.partition(":")[0] for entry in entries))
     free = [number for number in range(len(COLOURS)) if number not in [OWN[name] for name in names if name in OWN]]
     others = [name for name in names if name not in OWN]

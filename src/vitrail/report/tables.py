@@ -26,13 +26,13 @@ ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 
 def ordered(board: Board) -> list[str]:
-    """The labels, the best mean rank first; those without one last."""
+    """Returns the labels, the best mean rank first; those without one last."""
     place = {entry.label: number for number, entry in enumerate(board.entries)}
     return sorted(place, key=lambda label: (_last(board.mean_rank[label]), place[label]))
 
 
 def leaderboard_csv(board: Board) -> str:
-    """One row for each number of each method."""
+    """Returns one row for each number of each method."""
     rows = [
         (column.protocol, column.name, column.better, label, cell.size, *cell[:3], column.ranks.get(label))
         for column in board.columns
@@ -42,7 +42,7 @@ def leaderboard_csv(board: Board) -> str:
 
 
 def differences_csv(board: Board) -> str:
-    """One row for each ordered pair of methods and number."""
+    """Returns one row for each ordered pair of methods and number."""
     rows = [
         (column.protocol, column.name, column.better, a, b, one.difference.size, *one.difference[:3], *one[1:])
         for column in board.columns
@@ -53,7 +53,7 @@ def differences_csv(board: Board) -> str:
 
 
 def curves_csv(charts: Iterable[Chart]) -> str:
-    """One row for each step of each curve."""
+    """Returns one row for each step of each curve."""
     rows = [
         (chart.protocol, chart.measure, label, step, *(float(part[k]) for part in one[:3]), int(one.images[k]))
         for chart in charts
@@ -64,13 +64,13 @@ def curves_csv(charts: Iterable[Chart]) -> str:
 
 
 def failures_csv(runs: Mapping[str, EvaluationRun]) -> str:
-    """One row for each failure."""
+    """Returns one row for each failure."""
     rows = [(name, *failure) for name, run in runs.items() for failure in run.failures]
     return _csv(("run", "image", "source", "method", "protocol", "reason"), rows)
 
 
 def markdown(board: Board, protocols: Sequence[str] = ()) -> str:
-    """A table: a row for each method, the best bold, what cannot be told from the best with a †."""
+    """Returns a table: a row for each method, the best bold, what cannot be told from the best with a †."""
     columns = board.columns
     head = ["method", *(_cell_text(f"{one.title} {ARROWS[one.better]}".strip()) for one in columns)]
     lines = [_row(head), _row(["---", *["---:"] * len(columns)])]
@@ -83,7 +83,7 @@ def markdown(board: Board, protocols: Sequence[str] = ()) -> str:
 
 
 def latex(board: Board) -> str:
-    """A booktabs table: a row for each method, the half width of the interval beside the mean."""
+    """Returns a booktabs table: a row for each method, the half width of the interval beside the mean."""
     columns = board.columns
     arrows = {1: r"$\uparrow$", -1: r"$\downarrow$", 0: ""}
     head = " & ".join(["method", *(f"{_tex(one.title)} {arrows[one.better]}".strip() for one in columns)])
@@ -107,7 +107,7 @@ def latex(board: Board) -> str:
 
 
 def summary(board: Board) -> list[dict[str, Any]]:
-    """The leaderboard as plain values, for JSON; what is not known is None."""
+    """Returns the leaderboard as plain values, for JSON; what is not known is None."""
     return [
         {
             "method": label,

@@ -46,7 +46,7 @@ def write_report(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Written:
-    """Report on the runs in these folders, side by side.
+    """Reports on the runs in these folders, side by side.
 
     `output` gets index.html (nothing fetched from elsewhere), leaderboard.csv, .md and .tex, curves.csv,
     differences.csv, failures.csv, manifests.json, and figures/. `pictures` images on either side show where a method is

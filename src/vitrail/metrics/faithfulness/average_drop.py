@@ -38,7 +38,7 @@ def veiled(
     weights: Float[Tensor, "height width"],
     ground: Float[Tensor, "channels height width"],
 ) -> Float[Tensor, "channels height width"]:
-    """x ⊙ m + ground ⊙ (1 − m): with a ground of zeros the image times its map.
+    """Returns x ⊙ m + ground ⊙ (1 − m): with a ground of zeros the image times its map.
 
     Example:
         >>> veiled(torch.ones(1, 1, 2), torch.tensor([[0.25, 1.0]]), torch.zeros(1, 1, 2)).tolist()
@@ -60,7 +60,7 @@ class ConfidenceChange(NamedTuple):
 
 
 def confidence_change(before: Float[Tensor, "*batch"], after: Float[Tensor, "*batch"]) -> ConfidenceChange:
-    """How much lower, whether higher, and how much higher a probability is.
+    """Returns how much lower, whether higher, and how much higher a probability is.
 
     Example:
         >>> [float(x) for x in confidence_change(torch.tensor(0.5), torch.tensor(0.75))]
@@ -78,7 +78,7 @@ def confidence_change(before: Float[Tensor, "*batch"], after: Float[Tensor, "*ba
 
 
 def summarise_drop(curves: Curves, **_: object) -> dict[str, Statistic]:
-    """The mean drop (better low), share of increases and mean gain (both better high)."""
+    """Returns the mean drop (better low), share of increases and mean gain (both better high)."""
     return {
         "average drop": Statistic.mean(curves.single("drop"), -1),
         "average increase": Statistic.mean(curves.single("increase")),

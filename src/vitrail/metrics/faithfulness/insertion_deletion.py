@@ -32,7 +32,8 @@ __all__ = ["deletion", "insertion", "mean_height", "pixel_flipping", "step_ends"
 
 
 def step_ends(places: int, *, step: int, skip: int = 0) -> list[int]:
-    """How many places have changed at each score: none, `step`, twice that, … all; the first `skip` are left out.
+    """Returns the number of changed places at each score: none, `step`, twice that, … all; the first `skip` are left
+    out.
 
     Raises:
         OptionError: when fewer than two scores are left, which have no area.
@@ -50,7 +51,7 @@ def step_ends(places: int, *, step: int, skip: int = 0) -> list[int]:
 
 
 def mean_height(curve: Float[Tensor, "*batch scores"]) -> Float[Tensor, "*batch"]:
-    """(Σ − first/2 − last/2) / (n − 1), the trapezoid over equal steps from 0 to 1.
+    """Returns (Σ − first/2 − last/2) / (n − 1), the trapezoid over equal steps from 0 to 1.
 
     The last step counts as much as the others, also where it changes fewer places.
 
@@ -62,7 +63,7 @@ def mean_height(curve: Float[Tensor, "*batch scores"]) -> Float[Tensor, "*batch"
 
 
 def summarise_insertion(curves: Curves, *, score: str = "probability", **_: object) -> dict[str, Statistic]:
-    """The area under insertion: better high."""
+    """Returns the area under insertion: better high."""
     return {"insertion AUC": _area(curves, f"insertion.{score}", 1)}
 
 
@@ -93,7 +94,7 @@ def insertion(
 
 
 def summarise_deletion(curves: Curves, *, score: str = "probability", **_: object) -> dict[str, Statistic]:
-    """The area under deletion: better low."""
+    """Returns the area under deletion: better low."""
     return {"deletion AUC": _area(curves, f"deletion.{score}", -1)}
 
 
@@ -123,7 +124,7 @@ def deletion(
 def summarise_flipping(
     curves: Curves, *, order: str = "morf", score: str = "probability", **_: object
 ) -> dict[str, Statistic]:
-    """The area under pixel flipping: better low where the most relevant go first, else better high."""
+    """Returns the area under pixel flipping: better low where the most relevant go first, else better high."""
     return {f"pixel flipping AUC, {order}": _area(curves, f"{order}.{score}", -1 if order == "morf" else 1)}
 
 

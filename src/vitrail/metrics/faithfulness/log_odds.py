@@ -26,7 +26,7 @@ __all__ = ["log_odds", "log_odds_of_removal"]
 def log_odds(
     before: Float[Tensor, " classes"], after: Float[Tensor, "steps classes"], asked: int, output: Output = LOGITS
 ) -> Float[Tensor, " steps"]:
-    """log( p(x_k) / p(x) ), natural, below zero where the class has lost (Shrikumar et al. 2017; Chen et al. 2019).
+    """Returns ln(p(x_k) / p(x)), below zero where the class has lost (Shrikumar et al. 2017; Chen et al. 2019).
 
     Raises:
         OutputKindError: for a model that gives no probabilities.
@@ -40,7 +40,7 @@ def log_odds(
 
 
 def summarise_odds(curves: Curves, *, order: str = "morf", **_: object) -> dict[str, Statistic]:
-    """The mean over the shares: better low where the most relevant go first, else better high."""
+    """Returns the mean over the shares: better low where the most relevant go first, else better high."""
     odds = curves.values[f"{order}.log_odds"].mean(axis=1)
     return {f"log-odds, {order}": Statistic.mean(odds, -1 if order == "morf" else 1)}
 

@@ -16,7 +16,7 @@ FIRST = ("mif", "lif")
 
 
 def summarise_mif_lif(curves: Curves, *, score: str = "hit", **_: object) -> dict[str, Statistic]:
-    """The mean over the shares of each, and the gap: better low, high and high."""
+    """Returns the mean over the shares of each, and the gap: better low, high and high."""
     mif, lif = (curves.values[f"{first}.{score}"].mean(axis=1) for first in FIRST)
     return {
         f"MIF {score}": Statistic.mean(mif, -1),

@@ -89,7 +89,7 @@ def outcome(
     original: Float[Tensor, "*batch classes"],
     output: Output = LOGITS,
 ) -> PerturbationOutcome:
-    """What became of the answers, from the logits of the perturbed images and of the originals.
+    """Returns the perturbation's outcome, from the logits of the perturbed images and of the originals.
 
     Where labels do not exclude each other, a hit is a probability of the label above one half.
 
@@ -115,7 +115,8 @@ def outcome(
 def area(
     curve: Float[Tensor, "*batch steps"], convention: str = "bi", *, shares: Sequence[float] = SHARES
 ) -> Float[Tensor, "*batch"]:
-    """The area under accuracy over share; `curve` begins with the unperturbed image and has one value per share after.
+    """Returns the area under accuracy over share; `curve` begins with the unperturbed image and has one value per share
+    after.
 
     The conventions are not comparable with one another:
 
@@ -151,7 +152,7 @@ def area(
 def summarise_perturbation(
     curves: Curves, *, auc: str = "bi", shares: Sequence[float] = SHARES, **_: object
 ) -> dict[str, Statistic]:
-    """The area under the accuracy, for each way: positive better low, negative better high."""
+    """Returns the area under the accuracy, for each way: positive better low, negative better high."""
     found = {}
     for way, better in zip(WAYS, (-1, 1), strict=True):
         hits = torch.from_numpy(curves.values[f"{way}.hit"])

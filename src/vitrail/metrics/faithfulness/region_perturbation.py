@@ -26,7 +26,7 @@ __all__ = ["area_over_curve", "region_perturbation"]
 
 
 def area_over_curve(drops: Float[Tensor, "*batch steps"]) -> Float[Tensor, "*batch"]:
-    """AOPC, 1/(K+1) Σ_{k=0}^{K} [p(x) − p(x_k)], for the drops of k = 1 … K (Samek et al. 2017, Eq. 12).
+    """Returns AOPC, 1/(K+1) Σ_{k=0}^{K} [p(x) − p(x_k)], for the drops of k = 1 … K (Samek et al. 2017, Eq. 12).
 
     Example:
         >>> float(area_over_curve(torch.tensor([0.2, 0.4, 0.6])))
@@ -36,7 +36,7 @@ def area_over_curve(drops: Float[Tensor, "*batch steps"]) -> Float[Tensor, "*bat
 
 
 def summarise_regions(curves: Curves, *, order: str = "morf", **_: object) -> dict[str, Statistic]:
-    """AOPC: better high where the most relevant go first, else better low."""
+    """Returns AOPC: better high where the most relevant go first, else better low."""
     drops = torch.from_numpy(curves.values[f"{order}.drop"])
     return {f"AOPC, {order}": Statistic.mean(area_over_curve(drops).numpy(), 1 if order == "morf" else -1)}
 

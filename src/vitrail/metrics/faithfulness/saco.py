@@ -16,7 +16,7 @@ __all__ = ["group_ends", "saco", "salience_consistency"]
 
 
 def group_ends(places: int, groups: int) -> list[int]:
-    """Where each of `groups` equal groups ends; sizes differ by one at most.
+    """Returns the end of each of `groups` equal groups; sizes differ by one at most.
 
     Raises:
         OptionError: for fewer than two groups, or more than there are places.
@@ -31,7 +31,7 @@ def group_ends(places: int, groups: int) -> list[int]:
 
 
 def salience_consistency(salience: Float[Tensor, " groups"], effect: Float[Tensor, " groups"]) -> Float[Tensor, ""]:
-    """From −1 to 1: Σ_{i<j} ±(s_i − s_j) / Σ_{i<j} |s_i − s_j|, with plus where the effect of i is not below that of j.
+    """Returns Σ_{i<j} ±(s_i − s_j) / Σ_{i<j} |s_i − s_j| in [−1, 1], plus where the effect of i is not below that of j.
 
     `salience` is that of each group, descending; `effect` by how much the prediction falls without the group. Groups
     of one and the same salience tell nothing: 0.
@@ -48,7 +48,7 @@ def salience_consistency(salience: Float[Tensor, " groups"], effect: Float[Tenso
 
 
 def summarise_saco(curves: Curves, **_: object) -> dict[str, Statistic]:
-    """The mean over images: better high."""
+    """Returns the mean over images: better high."""
     return {"SaCo": Statistic.mean(curves.single("saco"))}
 
 

@@ -42,7 +42,7 @@ def without(
     region: Bool[Tensor, "rows cols"],
     ground: Float[Tensor, "channels height width"],
 ) -> Float[Tensor, "channels height width"]:
-    """The image with all patches of a region filled.
+    """Returns the image with all patches of a region filled.
 
     Example:
         >>> without(torch.ones(1, 1, 4), torch.tensor([[False, True]]), torch.zeros(1, 1, 4)).tolist()
@@ -65,7 +65,7 @@ def stitched_removal(
     ground: Float[Tensor, "channels height width"],
     shares: Sequence[float] = SHARES,
 ) -> Removal:
-    """The highest patches first ("positive") or the lowest ("negative"), from a region, at each share of it.
+    """Returns the highest patches first ("positive") or the lowest ("negative"), from a region, at each share of it.
 
     `own` and `far` are the patches of the picture and of the guide; a patch in the middle may belong to neither.
 
@@ -85,7 +85,7 @@ def stitched_removal(
 def summarise_stitched(
     curves: Curves, *, auc: str = "bi", shares: Sequence[float] = SHARES, **_: object
 ) -> dict[str, Statistic]:
-    """The area under the accuracy for each map, way and region: positive better low, negative better high."""
+    """Returns the area under the accuracy for each map, way and region: positive better low, negative better high."""
     found = {}
     for name, way, region in product(MAPS, WAYS, REGIONS):
         hits = torch.from_numpy(curves.values[f"{name}.{way}.{region}.hit"])

@@ -22,7 +22,7 @@ SIGNS = ("absolute", "positive")
 def energy_share(
     pixels: Float[Tensor, "height width"], region: Bool[Tensor, "height width"], sign: str = "absolute"
 ) -> float:
-    """The share of the map's mass that lies in the region, in [0, 1]; NaN for a map without mass.
+    """Returns the share of the map's mass that lies in the region, in [0, 1]; NaN for a map without mass.
 
     `sign` says what mass is: the scores without their signs, or the positive ones alone.
 
@@ -52,7 +52,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(found: Bool[Tensor, "*shape"], wanted: Bool[Tensor, "*shape"]) -> Agreement:
-    """Of what was found the share that was wanted, of what was wanted the share that was found, and 2TP / (2TP+FP+FN).
+    """Returns precision, recall and F1 = 2TP / (2TP+FP+FN).
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ def agreement(found: Bool[Tensor, "*shape"], wanted: Bool[Tensor, "*shape"]) -> 
 def box_agreement(
     pixels: Float[Tensor, "height width"], boxes: Bool[Tensor, "height width"], share: float | int = 0.3
 ) -> Agreement:
-    """How well the pixels with at least a share of the highest score agree with the boxes.
+    """Returns how well the pixels with at least a share of the highest score agree with the boxes.
 
     A map without positive scores finds nothing.
 
@@ -89,7 +89,9 @@ def _share(part: int, whole: int) -> float:
 
 
 def summarise_energy(curves: Curves, **_: object) -> dict[str, Statistic]:
-    """The mean share inside, what an even map would get, and how well the binarised map agrees with the boxes."""
+    """Returns the mean share inside, what an even map would get, and how well the binarised map agrees with the
+    boxes.
+    """
     found = {"energy": Statistic.mean(curves.single("energy"), 1)}
     found["energy of an even map"] = Statistic.mean(curves.single("area"), 0)
     for measure in ("precision", "recall", "f1"):

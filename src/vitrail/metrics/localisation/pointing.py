@@ -19,7 +19,9 @@ __all__ = ["grown", "highest_inside", "pointing", "pointing_hit"]
 
 
 def highest_inside(pixels: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"]) -> float:
-    """The share of the highest pixels that lie inside the mask: 1 when the map points at it, 0 when elsewhere."""
+    """Returns the share of the highest pixels that lie inside the mask: 1 when the map points at it, 0 when
+    elsewhere.
+    """
     return float(mask[pixels == pixels.max()].double().mean())
 
 
@@ -30,7 +32,8 @@ def pointing_hit(
     tolerance: float | int = 0,
     largest: float | int = 0.5,
 ) -> float:
-    """1 where the highest pixel lies inside the boxes, 0 where beside; NaN where they cover nothing or too much.
+    """Returns 1 where the highest pixel lies inside the boxes, 0 where beside; NaN where they cover nothing or too
+    much.
 
     Where several pixels are equally high, the share of them that lies inside: what picking one blindly would get.
 
@@ -59,7 +62,7 @@ def pointing_hit(
 
 
 def grown(mask: Bool[Tensor, "height width"], by: float | int) -> Bool[Tensor, "height width"]:
-    """The mask and all pixels at most so far from it, straight from centre to centre.
+    """Returns the mask and all pixels at most so far from it, straight from centre to centre.
 
     Raises:
         OptionError: for a distance below 0.
@@ -79,7 +82,9 @@ def grown(mask: Bool[Tensor, "height width"], by: float | int) -> Bool[Tensor, "
 
 
 def summarise_pointing(curves: Curves, **_: object) -> dict[str, Statistic]:
-    """The share of images whose map points at the object, and what a pixel picked blindly would get on the same."""
+    """Returns the share of images whose map points at the object, and what a pixel picked blindly would get on
+    the same.
+    """
     hits, chance = curves.single("hit"), curves.single("chance")
     return {"pointing": Statistic.mean(hits, 1), "pointing by chance": Statistic.mean(chance, 0)}
 

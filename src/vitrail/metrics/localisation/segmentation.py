@@ -29,7 +29,7 @@ THRESHOLDS = ("mean", "zero")
 
 
 def foreground(pixels: Float[Tensor, "height width"], threshold: str = "mean") -> Bool[Tensor, "height width"]:
-    """The pixels above the map's own mean, or above 0.
+    """Returns the pixels above the map's own mean, or above 0.
 
     Raises:
         OptionError: for another threshold.
@@ -55,7 +55,7 @@ class Counts(NamedTuple):
 
 
 def counts(found: Bool[Tensor, "height width"], mask: Bool[Tensor, "height width"]) -> Counts:
-    """What is added up over the images.
+    """Returns the counts that are summed over the images.
 
     Example:
         >>> counts(torch.tensor([[True, True, False]]), torch.tensor([[True, False, False]]))
@@ -67,7 +67,7 @@ def counts(found: Bool[Tensor, "height width"], mask: Bool[Tensor, "height width
 
 
 def f1(found: Bool[Tensor, "height width"], mask: Bool[Tensor, "height width"], *, rowwise: bool = False) -> float:
-    """F1 of the object's pixels; `rowwise` the mean of that of each row, as released. 0 where there is none of either.
+    """Returns F1 of the object's pixels; `rowwise` averages over rows, as released. 0 where neither has any.
 
     Example:
         >>> found, mask = torch.tensor([[True, True], [False, False]]), torch.tensor([[True, False], [False, False]])
@@ -80,7 +80,8 @@ def f1(found: Bool[Tensor, "height width"], mask: Bool[Tensor, "height width"], 
 
 
 def average_precision(pixels: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"]) -> float:
-    """The average precision of [1 − map, map] against [ground, object], both taken as one list, as scikit-learn has it.
+    """Returns the average precision of [1 − map, map] against [ground, object], both taken as one list, as scikit-learn
+    has it.
 
     `pixels` lie between 0 and 1.
 
@@ -103,7 +104,7 @@ def average_precision(pixels: Float[Tensor, "height width"], mask: Bool[Tensor, 
 def summarise_segmentation(
     curves: Curves, *, thresholds: Sequence[str] = THRESHOLDS, **_: object
 ) -> dict[str, Statistic]:
-    """Pixel accuracy and mIoU over all pixels of all images; mAP and both F1s as means over images."""
+    """Returns pixel accuracy and mIoU over all pixels of all images; mAP and both F1s as means over images."""
     found = {}
     for threshold in thresholds:
         at = "" if threshold == "mean" else " at 0"

@@ -60,7 +60,7 @@ class Likeness(NamedTuple):
 
 
 def likeness(first: Float[Tensor, "rows cols"], second: Float[Tensor, "rows cols"]) -> Likeness:
-    """How alike two maps are, by three measures.
+    """Returns the similarity of two maps, by three measures.
 
     Example:
         >>> scores = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, 0.0], [1.5, 2.5, -1.0]])
@@ -78,7 +78,7 @@ def likeness(first: Float[Tensor, "rows cols"], second: Float[Tensor, "rows cols
 def structural_similarity(
     first: Float[Tensor, "rows cols"], second: Float[Tensor, "rows cols"], *, span: float | int, window: int = 7
 ) -> float:
-    """Structural similarity (Wang et al. 2004) in square windows that lie wholly inside; small maps have smaller ones.
+    """Returns structural similarity (Wang et al. 2004) in square windows inside the map; small maps have smaller ones.
 
     `span` is the range that the values could have. Constants K₁ = 0.01, K₂ = 0.03; unbiased (co)variances, as
     scikit-image has them. In [−1, 1].
@@ -109,7 +109,9 @@ def _scaled(scores: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
 
 
 def summarise_randomisation(curves: Curves, **_: object) -> dict[str, Statistic]:
-    """The mean likeness over the stages, and that of the last stage alone, by rank and structure; all better low."""
+    """Returns the mean likeness over the stages, and that of the last stage alone, by rank and structure; all
+    better low.
+    """
     found = {}
     for measure, name in (("rank", "rank correlation"), ("absolute_rank", "absolute rank"), ("structure", "SSIM")):
         values = curves.values[measure]
@@ -145,7 +147,8 @@ def randomisation(case: Case, scores: Float[Tensor, "rows cols"], *, stages: Seq
 def randomised(
     model: Model, layers: int, seed: int = 0, *, image: Float[Tensor, "1 channels height width"] | None = None
 ) -> Model:
-    """A deep copy of a model with all parameters of its last layers drawn anew; the model itself stays as it is.
+    """Returns a deep copy of a model with all parameters of its last layers drawn anew; the model itself stays as it
+    is.
 
     Each parameter is drawn from the normal distribution that has its own mean and standard deviation, so that neither
     signals nor gradients vanish on the way. The numbers depend on the seed and the parameter's name alone: with one
@@ -190,7 +193,8 @@ def randomised(
 
 
 def layers_of(model: VisionModel, image: Float[Tensor, "1 channels height width"] | None = None) -> Layers:
-    """The model's layers, first to last, by name, with the names of the parameters of each; worked out in one pass.
+    """Returns the model's layers, first to last, by name, with the names of the parameters of each; worked out in one
+    pass.
 
     Raises:
         ModelError: without an image, when the model does not say what size it takes.

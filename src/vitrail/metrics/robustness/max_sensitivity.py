@@ -23,7 +23,8 @@ TOGETHER = 10  # changed images at a time: those of many cases wait side by side
 def sensitivities(
     original: Float[Tensor, "rows cols"], perturbed: Float[Tensor, "samples rows cols"]
 ) -> Float[Tensor, " samples"]:
-    """The relative distance of each perturbed map from the original; for an original of zeros the plain distance.
+    """Returns the relative distance of each perturbed map from the original; for an original of zeros the plain
+    distance.
 
     The largest is the max-sensitivity of Yeh et al., as `captum.metrics.sensitivity_max` has it.
 
@@ -42,7 +43,7 @@ def boxed_noise(
     radius: float | int | Float[Tensor, " channels"],
     generator: torch.Generator,
 ) -> Float[Tensor, "samples channels height width"]:
-    """That many δ, uniform in ±radius (one number, or one for each channel), the same for the same generator.
+    """Returns δ, uniform in ±radius (one number, or one per channel), the same for the same generator.
 
     Raises:
         OptionError: for fewer than one sample, or a radius that is not above 0.
@@ -61,7 +62,7 @@ def boxed_noise(
 
 
 def summarise_sensitivity(curves: Curves, **_: object) -> dict[str, Statistic]:
-    """The means over images of the largest and of the mean sensitivity; both better low."""
+    """Returns the means over images of the largest and of the mean sensitivity; both better low."""
     return {
         "max-sensitivity": Statistic.mean(curves.single("largest"), -1),
         "mean sensitivity": Statistic.mean(curves.single("mean"), -1),
