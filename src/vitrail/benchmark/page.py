@@ -54,7 +54,7 @@ def markdown(results: Results, picture: str | None = None) -> str:
 
 
 def write_page(results: Results, path: str | os.PathLike[str]) -> Path:
-    """Puts the tables between the two marks of the page, or makes a page of them; the plot lies in `pictures` beside it.
+    """Puts the tables between the two marks of the page, or makes a page of them; the plot is saved in `pictures`.
 
     A page may have a measured part for each kind of device; the others, and the prose around them, stay as they are.
     Returns the picture's path.

@@ -1,4 +1,4 @@
-"""Class rewriting: change a photograph until the model names another class, and keeps the file that proves it.
+"""Class rewriting: change a photograph until the model names another class, and keep the file that proves it.
 
     x ← x − η ∇ₓ (l_source − l_target)        (Cui, Fan, Chen, "pixel rewriting")
 

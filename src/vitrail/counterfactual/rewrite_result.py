@@ -155,7 +155,7 @@ class Rewrite:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the picture as PNG or lossless WebP, by the suffix, and reads it back to see that every level is there.
+        """Writes the image as PNG or lossless WebP, by the suffix, and reads it back to check every level.
 
         Raises:
             OptionError: for another suffix; JPEG and its like change the levels on which the answer rests.
