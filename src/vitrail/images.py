@@ -129,7 +129,7 @@ def walk_images(
 
 
 def skipped(others: Counter[str]) -> str | None:
-    """One sentence on the files beside pictures that could be pictures too, and what reads them; None without any.
+    """One sentence on the other files that could be images too, and what reads them; None without any.
 
     Example:
         >>> skipped(Counter({".psd": 2, ".txt": 3}))

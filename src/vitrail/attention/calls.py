@@ -82,7 +82,7 @@ def from_scaled_dot_product(
 ) -> AttentionCall:
     """Reads the arguments of `scaled_dot_product_attention`, three-dimensional and grouped-query ones included.
 
-    A call on (images · heads, tokens, width) is told apart from one on (images, tokens, width) by the number of
+    A call on (images · heads, tokens, width) is distinguished from one on (images, tokens, width) by the number of
     `images` that the model was given.
     """
     q, k, v = (_with_heads(tensor, images) for tensor in (query, key, value))
@@ -94,7 +94,7 @@ def from_scaled_dot_product(
         leading = torch.broadcast_shapes(q.shape[:2], k.shape[:2], v.shape[:2])
         q, k, v = (tensor.expand(*leading, *tensor.shape[2:]) for tensor in (q, k, v))
     if attn_mask is not None and attn_mask.dim() == 3:
-        # Beside three-dimensional queries a mask merges images and heads as they do; beside four it is one per head.
+        # With three-dimensional queries a mask merges images and heads as they do; with four it is one per head.
         merged = query.dim() == 3 and attn_mask.shape[0] > 1
         attn_mask = attn_mask.reshape(q.shape[0], -1, *attn_mask.shape[1:]) if merged else attn_mask[None]
     return AttentionCall(q, k, v, attn_mask, is_causal, query.shape[-1] ** -0.5 if scale is None else scale)

@@ -268,7 +268,7 @@ class _LocalGraph(Function):
 
 
 class _TiledAttention(_LocalGraph):
-    """Backward: the fused kernel's, and beside it the listener's sum over the queries, tile by tile."""
+    """Backward: the fused kernel's, and next to it the listener's sum over the queries, tile by tile."""
 
     @staticmethod
     @once_differentiable
@@ -290,7 +290,7 @@ class _TiledAttention(_LocalGraph):
 
 
 class _FusedAttention(_LocalGraph):
-    """Backward: the fused kernel's; Aᵀ (r ⊙ dO) beside it gives the row."""
+    """Backward: the fused kernel's; Aᵀ (r ⊙ dO) next to it gives the row."""
 
     @staticmethod
     @once_differentiable
@@ -322,7 +322,7 @@ def _through_value(call: AttentionCall, output: Tensor, upstream: Tensor) -> Flo
 
 
 class _WrittenOutAttention(Function):
-    """A softmax over scores that the model multiplies with V by itself: A and ∇A are at hand, whole."""
+    """A softmax over scores that the model multiplies with V by itself: A and ∇A are available in full."""
 
     @staticmethod
     def forward(

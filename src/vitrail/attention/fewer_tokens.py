@@ -1,7 +1,7 @@
 """Fewer tokens in an unmodified model: the sequence really cut, or the dropped tokens' keys masked.
 
 Both give the logits of the model that had never seen the dropped patches, positions kept: outside attention every
-token goes its own way, so a token that nobody attends to, and that the head leaves out of its mean, is not there.
+token goes its own way, so a token that no token attends to, and that the head leaves out of its mean, is not there.
 Cutting is what makes it cheap; masking is slower but asks nothing of the model but its attention.
 """
 
@@ -31,7 +31,8 @@ _ELEMENTWISE = {"add", "sub", "mul", "multiply", "__add__", "__radd__", "__sub__
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which tokens are kept, row by row of a batch: every token beside the patches, and as many patches in each row.
+    """Which tokens are kept, row by row of a batch: every other token than the patches, and as many patches in each
+    row.
 
     `patches` counts from the first patch, ascending; `first` and `total` say where the grid lies among all tokens.
     """
@@ -77,7 +78,8 @@ def shortened(selection: Selection, entry: Place, ending: Place | None) -> Itera
 def masked_keys(
     selection: Selection, attentions: int, reads_patches: bool, erased_at: Place | None = None
 ) -> Iterator[None]:
-    """Within the block nobody attends to the dropped tokens, and means over tokens after the last attention skip them.
+    """Within the block no token attends to the dropped tokens, and means over tokens after the last attention skip
+    them.
 
     With `erased_at` they are also set to zero there, as a check: where only attention mixes tokens, nothing changes.
 

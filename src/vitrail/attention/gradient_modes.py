@@ -294,7 +294,7 @@ class _LinearOfReached(Function):
         if rows == slice(0, gradient.shape[-2]):
             return gradient @ weight, None, None
         flow = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1])
-        # Image by image, so that the last digits of a map do not hang on the batch it came in: a product of one row and
-        # one of eight are different sums.
+        # Image by image, so that the last digits of a map do not depend on the batch it came in: a product of one row
+        # and one of eight are different sums.
         flow[:, rows] = torch.stack([of_image[rows] @ weight for of_image in gradient])
         return flow, None, None

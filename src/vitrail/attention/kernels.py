@@ -92,7 +92,7 @@ def attention_transposed(
     logsumexp = kept_logsumexp(call, output)
     if logsumexp is None:
         return None
-    # The kernel keeps the heads beside each other in memory; as a bias it reads them twice as fast one after another.
+    # The kernel keeps the heads side by side in memory; as a bias it reads them twice as fast one after another.
     lowered = -logsumexp[:, :, None, :].contiguous()
     mean, of_columns = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         call.key, call.query, rows.contiguous(), 0.0, False, attn_mask=lowered, scale=call.scale
@@ -102,10 +102,10 @@ def attention_transposed(
 
 # Which calls of attention a Triton kernel can sum over the queries, and what it is given of the forward pass.
 #
-# Beside the fused backward, which gives the gradients of q, k and v, the kernel forms A and ∇A a second time, in
-# registers: two products a tile beside the fused backward's five. To form the gradients in the same sweep would save
-# nothing: written so that no two programs add to one number, dK and dV need four products and dQ three, seven as well,
-# and the library's kernels are the faster ones.
+# Next to the fused backward, which gives the gradients of q, k and v, the kernel forms A and ∇A a second time, in
+# registers: two products a tile compared with the fused backward's five. To form the gradients in the same sweep would
+# save nothing: written so that no two programs add to one number, dK and dV need four products and dQ three, seven as
+# well, and the library's kernels are the faster ones.
 #
 # The kernel gives the same bytes every time. The fused backward does where PyTorch is asked for it, by
 # `torch.use_deterministic_algorithms(True)`; else parts of dQ may be added up in any order.

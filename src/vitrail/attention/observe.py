@@ -1,4 +1,4 @@
-"""One look at a model: which attention it calls, on which grid of patches, and which tokens its head reads."""
+"""Analysis of a model: which attention it calls, on which grid of patches, and which tokens its head reads."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Observation:
     `reads` is the size of the logits' gradient at each query of that last attention: zero where the head does not look.
     `classes` is the number of logits. `places` says where the tokens of the first attention lie in the image, where
     that is known. `beside` says for each attention how much of the gradient at one of its tokens comes from other
-    tokens as the attention before left them: there something mixes tokens that is no attention. `after` says for each
+    tokens as the attention before left them: there something other than attention mixes tokens. `after` says for each
     which attentions it follows from with none between, and `calls` how many there were, with those that do not matter.
     """
 

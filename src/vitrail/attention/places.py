@@ -1,6 +1,6 @@
 """Which pixels each token of the first attention takes, read from the gradient between the two.
 
-Tokens are told apart by their code: every token belongs to half of n groups, no two tokens to the same ones. One
+Tokens are distinguished by their code: every token belongs to half of n groups, no two tokens to the same ones. One
 backward pass through the stem per group says which pixels that group reaches; a pixel that is reached by exactly half
 of the groups belongs to one token, and the groups name it. Log₂-many backward passes of the stem serve all tokens.
 """
@@ -251,7 +251,7 @@ def _by_ramp(
 def _first_by_gradient(
     tokens: int, patches: int, gradient: PixelGradient, everything: Float[Tensor, "channels height width"]
 ) -> int | None:
-    """How many tokens stand before a grid such that none beside it carries the image."""
+    """How many tokens stand before a grid such that no other token carries the image."""
     others = tokens - patches
     if not others:
         return 0

@@ -307,7 +307,7 @@ def attention_backward(
 
 
 def _multiply(left: Tensor, right: Tensor, into: Tensor, *, scale: float = 1.0, add: bool = False) -> None:
-    """into ← scale · left @ right, or that added to it, with no product beside it to be copied over."""
+    """into ← scale · left @ right, or that added to it, with no second product to be copied over."""
     # A block's images and heads follow each other in memory (`blocks`), so this is a view.
     product = into.view(-1, *into.shape[-2:])
     product.baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=1.0 if add else 0.0, alpha=scale)

@@ -73,7 +73,7 @@ def run_multi_head_attention(attend: Callable[..., Tensor], args: tuple, kwargs:
 
     PyTorch hands this function to a `TorchFunctionMode` as one call and does not reveal the attention in it, so its own
     code object is run with globals in which nothing is overridden but the attention. Where the caller wants the
-    attention weights too, they are computed by the original code beside it, without gradients.
+    attention weights too, they are computed by the original code next to it, without gradients.
     """
     namespace = dict(F.multi_head_attention_forward.__globals__)
     namespace["has_torch_function"] = lambda *_: False
@@ -186,7 +186,8 @@ class Tap(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__" or name == "__set__":
             return _constant_view(func(*args, **(kwargs or {})), args)
-        # Weights are told apart in place, and only they and lists cost a call: every function of a model passes here.
+        # Weights are distinguished in place, and only they and lists cost a call: every function of a model passes
+        # here.
         args = tuple(
             [
                 _without_gradient(item)

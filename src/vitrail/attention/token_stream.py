@@ -66,7 +66,7 @@ class StreamWatcher(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
-        # Which call gave a tensor that hangs on the image; −1 is the image itself.
+        # Which call gave a tensor that depends on the image; −1 is the image itself.
         self._giver = WeakTensorKeyDictionary()
         self._giver[self.image] = -1
 
@@ -88,7 +88,7 @@ class StreamWatcher(TorchFunctionMode):
         if not sources:
             return result
         axis = self._axis(outputs[0]) if len(outputs) == 1 else None
-        # An operation that hands its input back (dropout at rest) makes nothing new; one in place (`x += y`) does.
+        # An operation that returns its input (dropout at rest) makes nothing new; one in place (`x += y`) does.
         same = any(outputs[0] is tensor for tensor in given)
         if axis is not None and (not same or _in_place(func)):
             call.axis = axis

@@ -2,7 +2,8 @@
 
 Two products a tile, q kᵀ and dO vᵀ, give A and ∇A in registers; their function is summed over the queries there and
 then. A program owns some keys of one head and walks all queries, so it alone writes its part of the sum: nothing is
-added atomically, and the same inputs give the same bytes. Only `tiled.py` imports this module, where Triton is at hand.
+added atomically, and the same inputs give the same bytes. Only `tiled.py` imports this module, where Triton is
+available.
 
 Under Triton's interpreter (TRITON_INTERPRET=1 before the import) the same kernels run on a CPU.
 """

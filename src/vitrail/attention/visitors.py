@@ -23,8 +23,8 @@ class LeafAttention:
     """The visitor under methods that need the gradient at few places: nothing before the first leaf is differentiated.
 
     At the layers of `at`, the output o = A V (for attention that a model writes out: A itself) becomes a leaf, kept in
-    `leaves` beside the call in `layers`. The gradient flows through all other layers by the gradient mode. `reached` is
-    told the number of each layer before its attention runs.
+    `leaves` next to the call in `layers`. The gradient flows through all other layers by the gradient mode. `reached`
+    is told the number of each layer before its attention runs.
     """
 
     def __init__(

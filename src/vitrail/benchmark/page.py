@@ -229,7 +229,7 @@ def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
         else:
             colour = colours.get(label) or free.pop(0)
             look = {"color": colour, "linestyle": DASHES[3 if label.startswith("stored") else 0]}
-        # What is no explanation lies below, broad enough to be seen beside what lies on it.
+        # What is no explanation lies below, broad enough to be seen next to what lies on it.
         found[label] = look | {"linewidth": 4.0 if label == LIMIT else 1.7}
     return found
 

@@ -67,7 +67,7 @@ def rows_of(subject: Subject, methods: Sequence[str] | None = None, *, peers: bo
     """Returns the plain passes, our methods (default: `one_backward`), the stored-maps form, and the peers.
 
     Raises:
-        OptionError: for a name that is no method.
+        OptionError: for a name that is not a method.
     """
     infos = one_backward() if methods is None else [one.info for one in choose_methods(methods)]
     ours = [_ours(subject, info) for info in infos]

@@ -17,7 +17,7 @@ from vitrail.bestiary.species import CLASS_NAMES, PARTS, BestiaryError, differen
 class LabelErrors:
     """Planted label errors: of the images labelled `label`, the given share really shows its sibling `shows`.
 
-    `hidden` is the share of the images truly labelled `shows` in which the part that tells the two apart is not drawn
+    `hidden` is the share of the images truly labelled `shows` in which the part that distinguishes the two is not drawn
     (as young bald eagles have no white head). Only when `share + hidden > 1` does that part, by the labels, argue *for*
     the wrong class: otherwise it is still seen more often under its own name. Raises `UnknownNameError`,
     `ImpossibleCreatureError` (no siblings) or `BestiaryError` (a share outside [0, 1], siblings two parts apart).
@@ -40,7 +40,7 @@ class LabelErrors:
 
     @property
     def part(self) -> str:
-        """Returns the one part that tells the two species apart."""
+        """Returns the one part that distinguishes the two species."""
         return difference(self.label, self.shows)[0]
 
     def shown(self, name: str, rng: np.random.Generator) -> tuple[str, str | None]:

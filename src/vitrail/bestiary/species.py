@@ -1,12 +1,12 @@
 """Which creatures exist: the one table from which classes, siblings, chimeras and soft labels follow.
 
-A family gives the body; two *diagnostic* slots tell its four species apart. With the slots X and Y the species are
+A family gives the body; two *diagnostic* slots distinguish its four species. With the slots X and Y the species are
 
     (x1, y1)   (x2, y1)   (x3, y2)   (x3, y3)
 
 so the first two differ in X only, the last two in Y only, and any other two in both. Such a pair crosses into a chimera
-(x1, y2) that is no species. Families share variants, and an exchange can give any family any variant of its slots, so
-a part without its body says nothing certain.
+(x1, y2) that is not a species. Families share variants, and an exchange can give any family any variant of its slots,
+so a part without its body says nothing certain.
 """
 
 from collections.abc import Mapping

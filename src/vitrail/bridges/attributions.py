@@ -26,7 +26,7 @@ def attributions(
 ) -> Float[Tensor, "images 1 high wide"]:
     """Returns the raw maps, one channel each, bilinearly enlarged to the images' size unless `upsample` is False.
 
-    `question` is what `vitrail.explain` takes beside: method, against, gradient, batch_size and so on; its errors are
+    `question` is what else `vitrail.explain` takes: method, against, gradient, batch_size and so on; its errors are
     raised.
 
     Example:

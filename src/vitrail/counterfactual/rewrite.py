@@ -14,8 +14,8 @@ unrounded pixels, where a step of less than half a level is seen too, through th
 map that they are but for rounding. The last picture is encoded, decoded and classified once more before success is
 reported.
 
-**Beside FGSM and PGD.** Targeted FGSM takes one step of the whole budget along the sign of ∇ log p_target, PGD many
-small ones within it and to the last of them, on pixels that are rounded only at the end. The default within an L∞
+**Compared with FGSM and PGD.** Targeted FGSM takes one step of the whole budget along the sign of ∇ log p_target, PGD
+many small ones within it and to the last of them, on pixels that are rounded only at the end. The default within an L∞
 budget steps as PGD does, but through the photograph's own resizing, and only until a file reaches the class, which
 leaves it nearer to the photograph. `benchmarks/equal_budget.py` compares them.
 """

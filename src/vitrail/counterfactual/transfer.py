@@ -55,7 +55,7 @@ def transfer(
         model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped. It is left exactly as it was.
         image: one image, in any form that `vitrail.explain` takes.
         target: class name or index whose logit is lowered; None for the predicted class.
-        opposing: the class that is watched beside it; None for the strongest other class.
+        opposing: the second class that is recorded; None for the strongest other class.
         also: more classes to watch and to draw.
         steps: how many steps, 1 or more.
         lr: the length of a step, above 0.

@@ -25,7 +25,7 @@ READERS = 4
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """A picture in RGB, and what is known of it; what is not known is None or empty.
+    """A picture in RGB, and what is known of it; unknown values are None or empty.
 
     `boxes` are (left, top, right, bottom) in pixels, right and bottom excluded; `mask` is the object's silhouette;
     `regions` has one region for each class that the picture is known to hold. A picture that is `fitted` was put

@@ -5,7 +5,7 @@ Mosaics: pictures of different classes side by side, so that it is known which p
 (Arias-Duart et al. 2022, "Focus! Rating XAI methods and finding biases", with two pictures of the target class; here
 every picture is of another class, so that each has a region of its own.)
 
-Photographs beside a guide picture: both squashed whole into half of the model's input, the photograph on the left.
+Photographs stitched to a guide: both squashed whole into half of the model's input, the photograph on the left.
 
 The pixels are those of the perturbation experiment on stitched pictures (Cui, Fan, Chen), rounded to 8 bits where
 neither picture lies.
@@ -174,7 +174,7 @@ def _cells(split: tuple[int, int], grid: tuple[int, int]) -> list[Box]:
 
 
 class Stitched:
-    """Each labelled picture of another data set beside the same guide; one region for either class.
+    """Each labelled picture of another data set stitched to the same guide; one region for either class.
 
     `guide_class` is the class that the guide shows, by default the one that the model sees in it. Pictures of that
     class, and those whose class is not known, are left out.

@@ -19,7 +19,7 @@ __all__ = ["ModelView", "as_seen", "boxes_as_mask", "seen"]
 class ModelView:
     """A sample as the model sees it: the normalised image, and boxes, mask and regions on its pixels.
 
-    What is not known is None, or missing; so is what lies wholly outside the view.
+    Unknown values are None, or missing; so is what lies wholly outside the view.
     """
 
     image: Float[Tensor, "3 height width"]

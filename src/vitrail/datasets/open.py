@@ -66,7 +66,7 @@ def open_data(
         gtsegs_ijcv.mat                 ImageNet-Segmentation
         hf:NAME[:SPLIT]                 a Hugging Face data set, or a folder or file that its library reads
         mosaic:SPEC[?grid=2|2x1|1x2]    pictures of different classes of any of these, side by side
-        stitched:SPEC                   each picture beside the `guide`
+        stitched:SPEC                   each image stitched to the `guide`
         bestiary[:KIND[:COUNT]]         scenes of the built-in world: single, pair or chimera
 
     or a data set of your own. Classes are called by index, by whole name, or by WordNet id.

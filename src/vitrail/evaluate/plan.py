@@ -22,7 +22,7 @@ FITS = ("model", "squash")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """All that decides the numbers of a run, beside the model and the data; plain values that JSON can hold.
+    """All that decides the numbers of a run, apart from the model and the data; plain values that JSON can hold.
 
     `methods` and `protocols` go by name and hold the options of each (methods as "complete:libra" where a gradient mode
     is named). `target` is the class that is explained, "label" or "predicted"; `fit` how pictures come to the model's

@@ -203,7 +203,7 @@ def estimate(
             worker.measure(0, some)
             taken.append(time.perf_counter() - begun)
     _, one, all_ = taken
-    # What a block costs beside its images, randomised copies of the model say, is paid once by each.
+    # What a block costs in addition to its images, randomised copies of the model say, is paid once by each.
     each = max((all_ - one) / (len(images) - 1), 0.0) if len(images) > 1 else one
     beside = max(one - each, 0.0)
     aside = (os.cpu_count() or 1) > plan.threads  # pictures are read while others are measured

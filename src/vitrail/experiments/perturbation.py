@@ -1,6 +1,6 @@
 """The paper's perturbation curves on stitched photographs, with the controls that tell what they show (Fig. 12).
 
-The figure has one panel for each direction and region: accuracy over the share of patches taken out.
+The figure has one panel for each direction and region: accuracy over the share of patches removed.
 """
 
 import csv
@@ -46,7 +46,7 @@ __all__ = ["CurveSet", "Drawn", "draw_perturbation", "perturbation"]
 
 MARGIN, GAP = 0.24, 0.3  # inches
 SIDE, STEP = 1.55, 0.62  # the example's pictures, and the room below each
-WIDE, HIGH, LEGEND = 2.9, 1.75, 2.0  # a panel, and the words beside it
+WIDE, HIGH, LEGEND = 2.9, 1.75, 2.0  # a panel, and the words next to it
 AXIS, BELOW = 0.5, 0.52  # left of a panel and below it, for numbers
 TITLE, HEAD = 0.34, 0.3
 NOTE, NOTE_SIZE = 0.14, 7.0
@@ -236,7 +236,7 @@ class CurveSet:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """An example beside the curves: pixels from 0 to 1, maps by name, and the two classes."""
+    """An example next to the curves: pixels from 0 to 1, maps by name, and the two classes."""
 
     pixels: Float[Tensor, "3 height width"]
     maps: Mapping[str, Float[Tensor, "rows cols"]]
@@ -246,7 +246,7 @@ class Drawn:
 def draw_perturbation(
     curves: Sequence[CurveSet], example: Drawn, differences: Mapping[str, Interval], words: str
 ) -> "Figure":
-    """Draws the example on the left and a panel for each way and region, with areas and intervals beside the curves.
+    """Draws the example on the left and a panel for each way and region, with areas and intervals next to the curves.
 
     Bands are 95 % bootstrap intervals of the mean over photographs. `differences` are paired, in words below.
     """

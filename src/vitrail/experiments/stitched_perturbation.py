@@ -1,4 +1,4 @@
-"""The paper's perturbation experiment: photographs beside a guide, and patches taken out by two rankings.
+"""The paper's perturbation experiment: photographs stitched to a guide, and patches removed by two rankings.
 
 Each photograph is squashed into one half of the model's input, the guide into the other, and the photograph's class is
 explained. Patches of the model's own size go to black before normalisation, and it is counted how often the class still
@@ -57,7 +57,7 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """One photograph beside the guide: pixels from 0 to 1, normalised input, and where each of them lies."""
+    """One photograph stitched to the guide: pixels from 0 to 1, normalised input, and where each of them lies."""
 
     pixels: Float[Tensor, "3 height width"]
     normalised: Float[Tensor, "3 height width"]

@@ -1,4 +1,4 @@
-"""Attention under relevance rules: R_A of every layer, shown block by block beside the gradient G = ∇A."""
+"""Attention under relevance rules: R_A of every layer, shown block by block next to the gradient G = ∇A."""
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 

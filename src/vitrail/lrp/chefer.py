@@ -149,7 +149,7 @@ def _where_it_flows(flow: Tensor, back: Any, like: Tensor) -> Tensor:
 
 
 class _Add(Operation):
-    """a + factor · b; `rescales` says whether the shares are rescaled, and which dimension tells the images apart."""
+    """a + factor · b; `rescales` says whether the shares are rescaled, and which dimension distinguishes the images."""
 
     def __init__(self, factor: float, operands: tuple[Any, Any], rescales: int | None) -> None:
         self.factor, self.operands, self.rescales = factor, operands, rescales

@@ -244,7 +244,7 @@ def rescale(
     """Returns the two shares of a sum, each times a number per image, so that their totals share out ΣR by |Σr_a| :
     |Σr_b|.
 
-    The sums run over one image; `images` is the dimension that tells the images apart. The authors' code sums over
+    The sums run over one image; `images` is the dimension that distinguishes the images. The authors' code sums over
     the whole batch, which is right for one image only.
     """
 

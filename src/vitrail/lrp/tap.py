@@ -225,7 +225,7 @@ class RelevanceTap(Tap):
             if name not in RESHAPE_OPS and any(tensor.requires_grad for tensor in _tensors(result)):
                 raise self.refusal(name)
         if name in _IN_PLACE or call.kwargs.get("inplace"):
-            # The model goes on with the new tensor; should it read the old one by another name, it is refused.
+            # The model continues with the new tensor; should it read the old one by another name, it is refused.
             self._overwritten.append(call.args[0])
         return result
 

@@ -80,7 +80,7 @@ def grad_eclip(
 
 
 def side_by_side(heads: Float[Tensor, "images heads tokens width"]) -> Float[Tensor, "images tokens channels"]:
-    """Returns the heads' channels beside each other, as the output projection takes them."""
+    """Returns the heads' channels side by side, as the output projection takes them."""
     return heads.transpose(1, 2).flatten(2)
 
 

@@ -104,7 +104,7 @@ def blurred(image: Float[Tensor, "channels height width"]) -> Float[Tensor, "cha
 
 
 def places_of(case: Case, scores: Float[Tensor, "rows cols"], unit: str) -> Float[Tensor, "high wide"]:
-    """Returns the map on what is taken out: on "pixel", bilinearly enlarged and from 0 to 1; else on the
+    """Returns the map on what is removed: on "pixel", bilinearly enlarged and from 0 to 1; else on the
     model's patches.
     """
     if unit == "pixel":

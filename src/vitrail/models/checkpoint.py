@@ -134,7 +134,7 @@ def _inside(folder: Path) -> Path:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that the index of a sharded checkpoint names, which lie beside it."""
+    """The files that the index of a sharded checkpoint names, which lie next to it."""
     try:
         if index.stat().st_size > 64_000_000:
             raise ValueError("it is too large")
@@ -225,7 +225,7 @@ def _search(held: Any, deep: int, seen: set[int]) -> dict[str, StoredTensor]:
         for name, one in held.items()
         if isinstance(name, str) and not _NO_WEIGHTS.search(name) and (found := _search(one, deep - 1, seen))
     }
-    if len(here) >= sum(map(len, inner.values())):  # a tensor or two beside a set of weights are none
+    if len(here) >= sum(map(len, inner.values())):  # a tensor or two next to a set of weights are none
         return here
     if len(inner) == 1:
         return next(iter(inner.values()))

@@ -55,7 +55,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], label: str, *, repair
     """Loads the tensors into the module, all of them and nothing left over, or leave it as it was.
 
     A prefix that all names carry is taken off, or one that the backbone's carry; what stands outside of it (a loss, a
-    student beside its teacher), and what only training needs, is left out. `repairs` translate the tensors to the
+    student next to its teacher), and what only training needs, is left out. `repairs` translate the tensors to the
     module's names and shapes (other resolutions, other libraries' names); the first whose result fits is used. `label`
     names the file in messages.
 

@@ -186,7 +186,7 @@ def work_out_layout(
 
 
 def _mixing(seen: Observation, name: str) -> tuple[str, ...]:
-    """What to say of a model in which tokens are mixed beside the attentions.
+    """What to say of a model in which tokens are mixed by more than the attentions.
 
     Raises:
         UnsupportedAttentionError: where the attentions stand in a pyramid of convolutions, or have no tokens in common.

@@ -65,7 +65,8 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
 
     def look(tokens: int, gradient: PixelGradient) -> None:
         grids = grid_candidates(model, tokens, stem_tap.patch_grids, size)
-        # A convolution beside the stem may have a grid that fits by chance; the pixels refute it, and others are tried.
+        # A convolution other than the stem may have a grid that fits by chance; the pixels refute it, and others are
+        # tried.
         grids += _possible_grids(tokens, size) if model.grid is None else []
         places.append(find_places(tokens, gradient, grids))
 

@@ -111,7 +111,7 @@ class Preprocess:
     def normalise(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
         """Returns the pixels as the model takes them: float32, channels first, `(pixel / 255 - mean) / std`."""
         # A pixel has 256 values: each is worked out once, and no tensor is calculated with where threads decode images
-        # beside the model, whose threads it would draw on.
+        # next to the model, whose threads it would draw on.
         pixels = np.atleast_3d(np.asarray(image.convert("L" if self.channels == 1 else "RGB")))
         normalised = np.empty((self.channels, *pixels.shape[:2]), np.float32)
         for channel, values in enumerate(_normalised(self.mean, self.std)):

@@ -41,7 +41,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC
 
 
 def ran_out(error: BaseException) -> bool:
-    """Returns whether the error says that memory has run out, on whatever device.
+    """Returns whether the error says that memory has run out, on any device.
 
     Example:
         >>> ran_out(torch.OutOfMemoryError()), ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory"))

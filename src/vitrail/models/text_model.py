@@ -130,7 +130,7 @@ class TextModel:
         return TokenBatch(inputs, real.to(self.device), self.dtype)
 
     def logits(self, batch: TokenBatch) -> Float[Tensor, "texts classes"]:
-        """Runs the model on a batch and find its numbers, of whatever kind, in its output. Gradients flow.
+        """Runs the model on a batch and finds its numbers, of any kind, in its output. Gradients flow.
 
         Raises:
             OutputError: when the output holds no tensor of texts x classes.

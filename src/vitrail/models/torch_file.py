@@ -1,7 +1,7 @@
 """PyTorch's files read without running a line of them: `torch.save`'s zip archives and its older stream of pickles.
 
 `torch.load(weights_only=True)` builds the objects that a file names, wants their classes importable, and lets a storage
-grow to the size that a tensor claims. Training scripts put much beside the weights (arguments, paths, NumPy scalars,
+grow to the size that a tensor claims. Training scripts store much besides the weights (arguments, paths, NumPy scalars,
 configurations), so here every name on an explicit list becomes an inert stand-in, any other name is refused, and
 tensors stay descriptions until they are asked for. Time and memory are bounded by the size of the file.
 """
@@ -45,7 +45,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "UntypedStorage": torch.uint8,
 }
 
-# What training scripts save beside the weights: data, or settings that are nothing but data. None of it is built.
+# What training scripts save besides the weights: data, or settings that are nothing but data. None of it is built.
 _INERT = {
     "__builtin__": "bool bytearray bytes complex dict float frozenset int list object set slice str tuple unicode",
     "_codecs": "encode",

@@ -304,7 +304,7 @@ def logits_of(
 
 
 def find_logits(output: Any, logits_from: Callable[[Any], Tensor] | None = None) -> Tensor:
-    """Returns the tensor of logits in a module's output, of whatever shape.
+    """Returns the tensor of logits in a module's output, of any shape.
 
     Raises:
         OutputError: when there is none.

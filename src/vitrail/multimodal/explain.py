@@ -54,9 +54,10 @@ def explain_pair(
     """Asks which tokens of two streams argue for a class, and which against it (Chefer, Gur, Wolf, ICCV 2021).
 
     Serves co-attention (LXMERT), encoder and decoder (DETR), and one stream that holds both kinds (VisualBERT). The
-    streams are told apart by their numbers of tokens. Attentions computed side by side read the maps from before both,
-    and an attention that the logits do not depend on adds nothing. Read are the tokens at which the logits' gradient
-    enters the last attention: the class token, or the decoder's query. Where both streams are read, scores are summed.
+    streams are distinguished by their numbers of tokens. Attentions computed side by side read the maps from before
+    both, and an attention that the logits do not depend on adds nothing. Read are the tokens at which the logits'
+    gradient enters the last attention: the class token, or the decoder's query. Where both streams are read, scores are
+    summed.
 
     Args:
         module: any model whose attention PyTorch shows; it is left exactly as it was.

@@ -16,7 +16,7 @@ def stream_of_each(
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """Returns the streams (queries, keys) of attentions of these shapes (batch, heads, queries, keys), and their sizes.
 
-    Streams are told apart by their numbers of tokens, and named in the order in which they first ask. Streams of the
+    Streams are distinguished by their numbers of tokens, and named in the order in which they first ask. Streams of the
     same size betray themselves where an attention was not computed from the one before it (`after`); they need `order`.
 
     Raises:

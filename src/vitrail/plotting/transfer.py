@@ -193,7 +193,7 @@ def _curves(figure: "Figure", result: "Transfer", box: Box, marked: Sequence[int
 def _name_ends(
     figure: "Figure", result: "Transfer", ends: Sequence[float], box: Box, limits: tuple[float, float]
 ) -> None:
-    """The name and the logit of each curve beside its end, moved apart where two would overlap."""
+    """The name and the logit of each curve next to its end, moved apart where two would overlap."""
     x, y, wide, tall = box
     line = 0.15
     places = sorted(range(len(ends)), key=lambda place: ends[place])

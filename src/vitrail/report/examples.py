@@ -20,7 +20,7 @@ MOST = 24  # methods; more would be a figure nobody prints
 
 
 def draw_gallery(found: Mapping[str, Mapping[str, list[Extreme]]], column: Column) -> "Figure":
-    """Returns a row for each method: the images where it is best on the left, worst on the right, each beside
+    """Returns a row for each method: the images where it is best on the left, worst on the right, each next to
     its map.
     """
     shown = [(label, sides) for label, sides in found.items() if any(sides.values())]

@@ -83,7 +83,7 @@ def markdown(board: Board, protocols: Sequence[str] = ()) -> str:
 
 
 def latex(board: Board) -> str:
-    """Returns a booktabs table: a row for each method, the half width of the interval beside the mean."""
+    """Returns a booktabs table: a row for each method, the half width of the interval next to the mean."""
     columns = board.columns
     arrows = {1: r"$\uparrow$", -1: r"$\downarrow$", 0: ""}
     head = " & ".join(["method", *(f"{_tex(one.title)} {arrows[one.better]}".strip() for one in columns)])
@@ -107,7 +107,7 @@ def latex(board: Board) -> str:
 
 
 def summary(board: Board) -> list[dict[str, Any]]:
-    """Returns the leaderboard as plain values, for JSON; what is not known is None."""
+    """Returns the leaderboard as plain values, for JSON; unknown values are None."""
     return [
         {
             "method": label,

@@ -1,4 +1,4 @@
-"""Everything that `vitrail report` writes: a page that stands alone, and figures and tables beside it."""
+"""Everything that `vitrail report` writes: a page that stands alone, and figures and tables next to it."""
 
 import json
 import os

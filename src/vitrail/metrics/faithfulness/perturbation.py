@@ -1,6 +1,6 @@
 """Positive and negative perturbation (Chefer, Gur, Wolf 2021): what is left of an answer when parts of the image go.
 
-The places of a map (its patches, or pixels) are ranked by their scores and taken out of the image, 10 % … 90 % of them:
+The places of a map (its patches, or pixels) are ranked by their scores and removed from the image, 10 % … 90 % of them:
 the highest first (positive: the answer should fall soon), or the lowest first (negative: it should hold).
 
     order   = ranking(scores)                                 the highest first, ties by position

@@ -1,4 +1,4 @@
-"""The seed paper's perturbation of pictures beside a guide, with the controls that tell what it shows (Fig. 12).
+"""The seed paper's perturbation of images stitched to a guide, with the controls that tell what it shows (Fig. 12).
 
 Where patches may go from, and from which picture:
 

@@ -32,7 +32,7 @@ def pointing_hit(
     tolerance: float | int = 0,
     largest: float | int = 0.5,
 ) -> float:
-    """Returns 1 where the highest pixel lies inside the boxes, 0 where beside; NaN where they cover nothing or too
+    """Returns 1 where the highest pixel lies inside the boxes, 0 outside; NaN where they cover nothing or too
     much.
 
     Where several pixels are equally high, the share of them that lies inside: what picking one blindly would get.
@@ -40,7 +40,7 @@ def pointing_hit(
     Args:
         pixels: the map on the image's pixels, raw.
         boxes: the union of the object's boxes.
-        tolerance: how far beside the boxes still counts, in pixels (Zhang et al. allow 15).
+        tolerance: how far outside the boxes still counts, in pixels (Zhang et al. allow 15).
         largest: boxes of this share of the area or more do not count.
 
     Raises:
