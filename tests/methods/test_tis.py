@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from vitrail.errors import OptionError, UnsupportedOperationError
-from vitrail.methods.tis import ITERATIONS, centroids, coverage_mean, highest_patches
+from vitrail.methods.masking import ITERATIONS, centroids, coverage_mean, highest_patches
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from families import FAMILIES
 
 import vitrail
 from vitrail.errors import NoSignalError, OptionError
-from vitrail.methods.vit_cx import causal_map, feature_masks, merge_masks, similar_masks
+from vitrail.methods.masking import causal_map, feature_masks, merge_masks, similar_masks
 
 IMAGES = ["catdog", "snail"]
 
@@ -56,7 +56,7 @@ def partition(labels: list[int]) -> set[frozenset[int]]:
 @pytest.mark.parametrize("image", IMAGES)
 def test_the_authors_clusters_and_masks(vit_tiny, shared, image: str):
     from vitrail.methods.context import AttributionContext
-    from vitrail.methods.vit_cx import _features
+    from vitrail.methods.masking import _features
     from vitrail.models.layout import layout_of
 
     with np.load(shared / "oracles" / "inputs.npz") as file:
@@ -75,7 +75,7 @@ def test_the_authors_clusters_and_masks(vit_tiny, shared, image: str):
 @pytest.mark.parametrize(("image", "targets"), [("catdog", (243, 282)), ("snail", (113, 112))])
 def test_the_authors_aggregation(vit_tiny, shared, image: str, targets: tuple[int, int]):
     from vitrail.methods.context import AttributionContext
-    from vitrail.methods.vit_cx import _features
+    from vitrail.methods.masking import _features
     from vitrail.models.layout import layout_of
 
     with np.load(shared / "oracles" / "inputs.npz") as file:
