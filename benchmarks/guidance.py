@@ -1,4 +1,4 @@
-"""Guided and unguided maps by one protocol: which map finds the object, and which tells what the answer hangs on.
+"""Guided and unguided maps by one protocol: which map finds the object, and which shows what the prediction depends on.
 
 The protocol is that of `localisation.py`; figures come with 95 % bootstrap intervals over photographs. Guided maps are
 of the photograph's own patches. Photographs of the guide's own class are left out of the rows with that guide. The last

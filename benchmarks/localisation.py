@@ -1,4 +1,4 @@
-"""Photographs with boxes, and how well a map finds what the boxes hold and what the model's answer hangs on.
+"""Photographs with boxes, and how well a map finds what the boxes hold and what the model's prediction depends on.
 
 Each photograph is squashed to the model's input and its label's class explained. Localisation is measured on
 photographs whose boxes cover less than half: pointing (the highest score lies in a box) and energy (the share of all

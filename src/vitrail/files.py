@@ -21,7 +21,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at `path` only when the block has ended well.
+    """Opens a binary file that appears at `path` only when the block has ended well.
 
     The bytes go to a temporary file in the same folder, which takes the place of `path` in one step. Whatever goes
     wrong before, an interrupt included, `path` is as it was and the temporary file is gone. Missing folders are
@@ -79,7 +79,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def open_regular(path: str | os.PathLike[str], most: int) -> BufferedReader:
-    """Open a file for reading that may be anybody's: never a pipe, which would wait for ever, nor a device.
+    """Opens a file for reading that may be anybody's: never a pipe, which would wait for ever, nor a device.
 
     Raises `OSError` for a path that cannot be opened or is none, for anything but a regular file, and for one of more
     than `most` bytes.
@@ -105,7 +105,7 @@ def open_regular(path: str | os.PathLike[str], most: int) -> BufferedReader:
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
-    """Create `folder` where it is missing, check that files can be made in it, and return it.
+    """Creates `folder` where it is missing, checks that files can be made in it, and returns it.
 
     Making a file is the only honest test: permission bits say nothing of read-only disks, quotas or the superuser.
 

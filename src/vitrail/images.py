@@ -60,7 +60,7 @@ _TOPS = (255, 4095, 65535)  # white in pictures of 8, 12 and 16 bits
 
 
 def read_image(source: PictureLike, *, max_pixels: int = MAX_PIXELS, notes: list[str] | None = None) -> Image.Image:
-    """Open a picture as upright RGB with 8 bits per channel.
+    """Opens a picture as upright RGB with 8 bits per channel.
 
     `source` is a path, the bytes of a file, an open binary file, a PIL image, or an array of height x width (grey, also
     with an axis of 1), height x width x 3 (RGB) or x 4 (RGBA). Transparent pixels are laid over white, the camera's
@@ -104,7 +104,8 @@ def read_image(source: PictureLike, *, max_pixels: int = MAX_PIXELS, notes: list
 def walk_images(
     folder: Path, *, refuse: Callable[[OSError], None], leave_out: Path | None = None
 ) -> tuple[list[Path], Counter[str]]:
-    """The pictures below a folder in the order of their names, and how many other files there are of each suffix.
+    """Returns the pictures below a folder in the order of their names, and how many other files there are of each
+    suffix.
 
     The suffix decides what is a picture. Links are followed, each folder once; hidden files and the folder `leave_out`
     are skipped. `refuse` is called with the error of a folder that cannot be read.
@@ -129,7 +130,7 @@ def walk_images(
 
 
 def skipped(others: Counter[str]) -> str | None:
-    """One sentence on the other files that could be images too, and what reads them; None without any.
+    """Returns one sentence on the other files that could be images too, and what reads them; None without any.
 
     Example:
         >>> skipped(Counter({".psd": 2, ".txt": 3}))

@@ -58,7 +58,7 @@ ImagesLike: TypeAlias = ImageLike | Iterable[ImageLike]
 
 
 def prepare(model: VisionModel, images: ImagesLike, *, noted: bool = False) -> Inputs:
-    """Read one image or several of them: paths, bytes, open files, PIL images, arrays of pixels, or tensors.
+    """Reads one image or several of them: paths, bytes, open files, PIL images, arrays of pixels, or tensors.
 
     Several are a list, a generator or anything else that can be gone through, or an array or tensor with a first axis
     for the images. A float tensor is the model's own input, already normalised: (channels, height, width), or a batch
@@ -92,7 +92,7 @@ def prepare(model: VisionModel, images: ImagesLike, *, noted: bool = False) -> I
 
 
 def as_items(images: ImagesLike) -> list[ImageLike]:
-    """What was given for a batch as a list with one entry an image, unread.
+    """Returns the items of a batch as a list with one entry per image, unread.
 
     Raises:
         ImageError: for an empty list or batch.
@@ -107,12 +107,12 @@ def as_items(images: ImagesLike) -> list[ImageLike]:
 
 
 def source_of(item: ImageLike) -> str | None:
-    """The file's name where an image is given by its path."""
+    """Returns the file's name where an image is given by its path."""
     return Path(os.fsdecode(item)).name if isinstance(item, str | os.PathLike) else None
 
 
 def prepare_one(model: VisionModel, item: ImageLike) -> Prepared:
-    """Read one image, as `prepare` does; on the CPU, and without the model itself, so that threads may do it.
+    """Reads one image, as `prepare` does; on the CPU, and without the model itself, so that threads may do it.
 
     Raises:
         ImageError, ModelError: as `prepare`.

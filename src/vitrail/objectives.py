@@ -73,7 +73,7 @@ SMALLEST_DIVISOR = 1e-3
 def register_objective(
     *, compares: bool, positive_only: bool = False, probabilistic: bool = False
 ) -> Callable[[Callable], Callable]:
-    """Register a function of the logits under its own name.
+    """Registers a function of the logits under its own name.
 
     Functions that compare take (logits, target's logit, other's logit), others (logits, target's logit); all return one
     number per image. `positive_only` marks those that mean what they say only while both logits are positive, and
@@ -128,7 +128,7 @@ def log_probability(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
 
 
 def list_objectives() -> list[str]:
-    """The names that `objective=` takes.
+    """Returns the names that `objective=` takes.
 
     Example:
         >>> "normalized_difference" in list_objectives()
@@ -138,7 +138,7 @@ def list_objectives() -> list[str]:
 
 
 def objective_name(objective: Objective | None, against: object) -> str:
-    """The name of an objective as a result records it; None is `logit`, or `difference` of two classes.
+    """Returns the name of an objective as a result records it; None is `logit`, or `difference` of two classes.
 
     Raises:
         UnknownObjectiveError: for a name that is not registered.
@@ -163,7 +163,8 @@ def objective_name(objective: Objective | None, against: object) -> str:
 
 
 def default_objective(compares: bool, output: Output, own: str | None = None) -> str:
-    """The objective where none is named: a method's `own`, else the logit, or the difference of two that are compared.
+    """Returns the objective where none is named: a method's `own`, else the logit, or the difference of two that are
+    compared.
 
     Scores and embeddings have neither probabilities nor quotients: for them no method's own is taken.
 
@@ -176,7 +177,7 @@ def default_objective(compares: bool, output: Output, own: str | None = None) ->
 
 
 def check_objective(info: ObjectiveInfo, output: Output) -> None:
-    """Refuse an objective that means nothing to the kind of output. Raises `OutputKindError`."""
+    """Refuses an objective that means nothing to the kind of output. Raises `OutputKindError`."""
     if output.link is None and info.probabilistic:
         raise output.refusal("a probability")
     if output.link is None and info.positive_only:
@@ -191,7 +192,7 @@ def evaluate_objective(
     by_difference: Bool[Tensor, " batch"] | None = None,
     output: Output = LOGITS,
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """The scalar of every image, and for which images the plain difference stood in.
+    """Returns the scalar of every image, and for which images the plain difference stood in.
 
     Eq. 8 and the ratio turn their sign where a logit is negative and blow up near zero. Where one of the two logits is
     not above `SMALLEST_DIVISOR` times the image's largest |logit|, the `difference` l_1 − l_2 is taken instead, which
@@ -278,7 +279,8 @@ def joined(parts: Sequence[Rivals], *, nested: bool) -> Rivals | None:
 
 
 def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width"] | None:
-    """The classifier's rows without what all share, each of length 1; None where no linear classifier can be read.
+    """Returns the classifier's rows without what all share, each of length 1; None where no linear classifier can be
+    read.
 
     They stay on a GPU where the model does: on the CPU, a thousand classes take as long as a GPU takes for ten images.
     """

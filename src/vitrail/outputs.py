@@ -56,7 +56,8 @@ class Output:
     link: Link | None = "softmax"
 
     def logits(self, numbers: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch classes"]:
-        """The logits that the model's numbers stand for, float32 at least; the numbers themselves where they are such.
+        """Returns the logits that the model's numbers stand for, float32 at least; the numbers themselves where they
+        are such.
 
         A probability of 0 or 1 counts as the nearest one that the precision can tell from it.
         """
@@ -71,7 +72,7 @@ class Output:
         return logs - torch.log1p(-(wide.exp() if self.encoding == "log_probabilities" else wide).clamp(max=below_one))
 
     def probabilities(self, logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch classes"]:
-        """The probability of every class or label, from the logits.
+        """Returns the probability of every class or label, from the logits.
 
         Raises:
             OutputKindError: for scores and embeddings, which have none.
@@ -79,7 +80,7 @@ class Output:
         return logits.softmax(dim=-1) if self._link("a probability") == "softmax" else logits.sigmoid()
 
     def log_probabilities(self, logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch classes"]:
-        """Their natural logarithms, exact also where a probability rounds to 0.
+        """Returns their natural logarithms, exact also where a probability rounds to 0.
 
         Raises:
             OutputKindError: for scores and embeddings, which have none.
@@ -88,13 +89,14 @@ class Output:
         return logits.log_softmax(dim=-1) if link == "softmax" else torch.nn.functional.logsigmoid(logits)
 
     def numbers(self, logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch classes"]:
-        """The model's own numbers again, from its logits."""
+        """Returns the model's own numbers again, from its logits."""
         if self.encoding == "logits":
             return logits
         return self.probabilities(logits) if self.encoding == "probabilities" else self.log_probabilities(logits)
 
     def wins(self, logits: Float[Tensor, "*batch classes"], asked: Any) -> Bool[Tensor, "*batch"]:
-        """Whether class `asked` (an index, or one for each row) has the highest logit, or the label more than one half.
+        """Returns whether class `asked` (an index, or one for each row) has the highest logit, or the label more than
+        one half.
 
         Raises:
             OutputKindError: for scores and embeddings, of which none wins.
@@ -105,7 +107,7 @@ class Output:
         return logits.gather(-1, index[..., None])[..., 0] > 0
 
     def record(self) -> dict[str, Any]:
-        """What a result's metadata say of it: the kind, and what turns `logits` into probabilities."""
+        """Returns the entry of a result's metadata: the kind, and what turns `logits` into probabilities."""
         return {"output": self.kind, "probability": self.link}
 
     def _link(self, wanted: str) -> Link:
@@ -114,7 +116,7 @@ class Output:
         return self.link
 
     def refusal(self, wanted: str) -> OutputKindError:
-        """The error for a question that means nothing to scores and embeddings."""
+        """Returns the error for a question that means nothing to scores and embeddings."""
         return OutputKindError(
             f"the model's output is of the kind {self.kind}, for which {wanted} means nothing: ask about the number "
             'itself (objective="logit", or "difference" of two); if the numbers are logits after all, declare '
@@ -130,7 +132,7 @@ SCORES = Output("scores", link=None)
 
 
 def check_kind(kind: str | None) -> str | None:
-    """The kind, once it is sure that it is one; None, which stands for what is recognised, as it is.
+    """Returns the kind, once it is sure that it is one; None, which stands for what is recognised, as it is.
 
     Raises:
         OptionError: listing the kinds.
@@ -146,7 +148,7 @@ def recognise(
     name: str,
     more: Float[Tensor, "others classes"] | None = None,
 ) -> Output:
-    """The output of a model that gave `numbers` to some images, its graph attached, and `more` to others.
+    """Returns the output of a model that gave `numbers` to some images, its graph attached, and `more` to others.
 
     The last operation tells a softmax or sigmoid; else rows that sum to 1 are probabilities, rows whose exponentials do
     log-probabilities, and a single number is a score. All others are logits unless `declared` says otherwise.
@@ -183,7 +185,9 @@ def recognise(
 
 
 def may_be_probabilities(numbers: Float[Tensor, "images classes"]) -> bool:
-    """Whether these numbers alone could be probabilities or their logarithms, so that more of them have to tell."""
+    """Returns whether these numbers alone could be probabilities or their logarithms, so that more of them have
+    to tell.
+    """
     return _by_values(numbers, near=max(TOLERANCE.values())) is not None
 
 

@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the free memory holds such a pass, gaps between its tensors included."""
+        """Returns whether the free memory holds such a pass, gaps between its tensors included."""
         return self.peak <= usable(self.free, torch.device(self.device).type)
 
     def peak_of(self, images: int) -> int:
@@ -88,7 +88,7 @@ def plan(
     most: int | None = None,
     **options: Any,
 ) -> Plan:
-    """Find out what `explain` would take, in memory and time, and how many images should go together.
+    """Finds out what `explain` would take, in memory and time, and how many images should go together.
 
     The question is really asked, of one image, two and four, while the bytes of all tensors that live at once are
     counted, which tells what every further image adds. Then a pass is timed. So the plan knows this model, this method

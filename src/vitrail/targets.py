@@ -42,11 +42,11 @@ class HasClasses(Protocol):
     """Whatever knows its classes by name: a model of pictures, of text, of both."""
 
     def class_index(self, name_or_index: Any, count: int | None = None) -> int:
-        """The index of a class given by name or by index; raises the errors of `vitrail.models.class_names`."""
+        """Returns the index of a class given by name or by index; raises the errors of `vitrail.models.class_names`."""
         ...
 
     def class_name(self, index: int) -> str:
-        """What that class is called."""
+        """Returns the name of that class."""
         ...
 
 
@@ -65,13 +65,13 @@ class Targets:
         return replace(self, index=self.index[images], functions=self.functions and self.functions[images])
 
     def rows(self, images: Int[Tensor, " rows"] | Sequence[int]) -> "Targets":
-        """The targets of these images, one row for each."""
+        """Returns the targets of these images, one row for each."""
         numbers = [int(number) for number in images]
         functions = None if self.functions is None else tuple(self.functions[number] for number in numbers)
         return replace(self, index=self.index[numbers], functions=functions)
 
     def function(self, image: int, target: int) -> TargetFunction | None:
-        """The function that is asked about in place of a class, if any."""
+        """Returns the function that is asked about in place of a class, if any."""
         return None if self.functions is None else self.functions[image][target]
 
 
@@ -84,7 +84,7 @@ def parse_targets(
     *,
     functions: bool = False,
 ) -> Targets | None:
-    """Read a target as users give it: one for all images, a list (one per image), a nested list (several per image).
+    """Reads a target as users give it: one for all images, a list (one per image), a nested list (several per image).
 
     Lists may be of any kind: tuples, arrays, tensors, pandas' Series, generators. A tensor or array (images, classes)
     of zeros with a single one in each row is one-hot. Where `functions` are allowed, a callable (or a list with
@@ -146,7 +146,8 @@ def parse_targets(
 
 
 def pair_up(target: Targets | None, against: Targets | None) -> tuple[Targets | None, Targets | None]:
-    """Give every target a class it is held against: one for all of an image's targets, or as many as there are targets.
+    """Gives every target a class it is held against: one for all of an image's targets, or as many as there are
+    targets.
 
     Raises:
         TargetCountError: when the two lists differ in length.
@@ -171,7 +172,7 @@ def pair_up(target: Targets | None, against: Targets | None) -> tuple[Targets | 
 
 
 def refuse_same(model: HasClasses, target: Targets | None, against: Targets | None, *, chosen: bool = False) -> None:
-    """Refuse a class that is held against itself; `chosen` says that the targets are the model's predictions.
+    """Refuses a class that is held against itself; `chosen` says that the targets are the model's predictions.
 
     Raises:
         SameClassError: naming the class, and the first image for which it is so.
@@ -191,7 +192,7 @@ def refuse_same(model: HasClasses, target: Targets | None, against: Targets | No
 
 
 def predicted(logits: Float[Tensor, "images classes"], output: Output = LOGITS) -> Targets:
-    """The class with the largest logit.
+    """Returns the class with the largest logit.
 
     Raises:
         TargetError: as `refuse_unpredicted`.
@@ -201,7 +202,7 @@ def predicted(logits: Float[Tensor, "images classes"], output: Output = LOGITS) 
 
 
 def refuse_unpredicted(output: Output, classes: int) -> None:
-    """Refuse to name a predicted class among several free numbers, of which the largest is not the model's answer.
+    """Refuses to name a predicted class among several free numbers, of which the largest is not the model's answer.
 
     Raises:
         TargetError: for scores and embeddings of more than one number.
@@ -214,7 +215,7 @@ def refuse_unpredicted(output: Output, classes: int) -> None:
 
 
 def function_name(function: TargetFunction) -> str:
-    """What a caption calls a function that is asked about: its name, or its class with what it was made of.
+    """Returns a target function's name for captions: its own, or its class with its arguments.
 
     Example:
         >>> function_name(torch.amax), function_name(lambda output: output[3])
@@ -229,7 +230,7 @@ def function_name(function: TargetFunction) -> str:
 
 
 def ask_function(function: TargetFunction, numbers: Float[Tensor, " classes"]) -> Float[Tensor, ""]:
-    """The scalar that a function makes of one image's output.
+    """Returns the scalar that a function makes of one image's output.
 
     Raises:
         ObjectiveError: when it fails, or returns anything but one number.
@@ -253,7 +254,7 @@ def ask_function(function: TargetFunction, numbers: Float[Tensor, " classes"]) -
 
 
 def repeatable(wanted: Any, name: str = "target") -> Any:
-    """A generator's items as a list, for a target is read more than once; everything else as it is.
+    """Returns a generator's items as a list, for a target is read more than once; everything else as it is.
 
     Raises:
         TargetError: when the generator fails.
@@ -328,7 +329,7 @@ def _picked(function: TargetFunction, classes: int) -> int | None:
 
 
 def as_lists(wanted: Any, name: str, classes: int | None, depth: int = 0) -> Any:
-    """Lists of whatever kind as lists, at most two deep, and what is no list as it is."""
+    """Turns lists of any kind into lists, at most two deep; returns anything else unchanged."""
     if isinstance(wanted, str | bytes | bytearray) or (callable(wanted) and not hasattr(wanted, "tolist")):
         return wanted
     if isinstance(wanted, Mapping | Set):
@@ -354,7 +355,7 @@ def _array(wanted: Any, name: str, classes: int | None, depth: int) -> Any:
     try:
         array = np.asarray(0.0 if floats else wanted.cpu() if isinstance(wanted, Tensor) else wanted)
         kind, listed = array.dtype.kind, array.tolist()
-    except Exception as error:  # of whatever has a tolist
+    except Exception as error:  # of anything with a tolist
         raise TargetError(f"{name} ({type(wanted).__name__}) cannot be read: {error}") from error
     if kind in "fc":
         raise TargetError(

@@ -10,8 +10,10 @@ PHRASES = (
     "so many",
     "gone on with",
     "that is none",
+    "that are none",
     "how-manieth",
     "beside the map",
+    "beside each other",
     "told block by block",
     "is told of every",
     "one door to every",
@@ -19,9 +21,13 @@ PHRASES = (
     "costs a line on stderr",
     "at the door",
     "passed over",
+    "taken out of the image",
     "black from the start",
     "asked against each other",
     "of each actor",
+    "which is what",
+    "what was heard",
+    "no opinion",
 )
 
 

@@ -205,7 +205,7 @@ _ALL = (
         target="label",
         fit="squash",
         interpolation=None,
-        summary="Accuracy on the true class of a picture beside a guide while patches go black, with the controls "
+        summary="Accuracy on the true class of an image next to a guide while patches go black, with the controls "
         "that tell how much of it is knowing where the guide is; wants images of two classes, such as mosaics.",
         source="Cui, Fan, Chen, Transformer Interpretability from Perspective of Attention and Gradient, Fig. 12",
     ),

@@ -137,7 +137,7 @@ def _mean(rows: list[dict[str, float]], key: str) -> float:
 
 @register_experiment("guide", wants="images; --target; --guide PICTURE, or auto", takes=("guide",))
 def guide(question: Question) -> list[dict[str, Any]]:
-    """A photograph of one object, explained beside a guide and without one: blue leaves the object."""
+    """A photograph of one object, explained with and without a guide: blue leaves the object."""
     results = []
     given = Guide(question.guide or "auto")
     for path, target in zip(question.images, question.one_per_image() or [None] * len(question.images), strict=True):

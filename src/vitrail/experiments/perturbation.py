@@ -302,7 +302,7 @@ def _panel(figure: "Figure", curves: Sequence[CurveSet], box: Box, title: str, t
         axes.spines[spine].set_visible(False)
     write(figure, x, y + high + 0.07, title, width=wide, size=8.5, color=INK)
     write(figure, x - 0.06, y + high + 0.07, "top-1", width=AXIS, size=7.5, ha="right", color=PALE)
-    write(figure, x + wide / 2, y - 0.36, "patches taken out", width=wide, size=7.5, ha="center", color=PALE)
+    write(figure, x + wide / 2, y - 0.36, "patches removed", width=wide, size=7.5, ha="center", color=PALE)
     place = y + high - 0.14
     write(figure, x + wide + 0.12, place, "area under the curve", width=LEGEND - 0.2, size=7.5, color=PALE)
     for one in sorted(curves, key=lambda each: -each.area.mean):

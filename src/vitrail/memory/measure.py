@@ -155,7 +155,7 @@ def saved_bytes(forward: Callable[[], Any], constant: Iterable[Tensor]) -> int:
 
     Example:
         >>> x = torch.ones(1000, requires_grad=True)
-        >>> saved_bytes(lambda: (x * 2).exp().sin(), [])  # exp keeps its result, which is what sin keeps of its input
+        >>> saved_bytes(lambda: (x * 2).exp().sin(), [])  # exp keeps its result, and sin the same as its input
         4000
     """
     held = {tensor.untyped_storage()._cdata for tensor in constant}

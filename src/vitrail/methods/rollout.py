@@ -51,7 +51,7 @@ def raw(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
 def rollout(
     context: AttributionContext, *, row_normalise: bool = True, heads: str = "mean"
 ) -> Float[Tensor, "images targets tokens"]:
-    """Attention followed through the layers with the residual beside it: Ā = (I + E_h[A]) / 2.
+    """Attention multiplied through the layers with the residual: Ā = (I + E_h[A]) / 2.
 
     Rows of I + E_h[A] sum to 2, so `row_normalise=False` (Eq. 1–3 of Cui, Fan, Chen) is the same map times 2 per layer.
     `heads="each"` follows every head by itself, A_h through A_h, and takes the mean of their maps at the end (the
@@ -164,7 +164,7 @@ def complete(context: AttributionContext, *, identity: bool = False) -> Float[Te
     text=True,
 )
 def absolute(context: AttributionContext, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
-    """Absolute gradient: Ā = I + E_h[|∇A| ⊙ A]; how much the logit hangs on a patch, either way."""
+    """Absolute gradient: Ā = I + E_h[|∇A| ⊙ A]; how much the logit depends on a patch, either way."""
     return _relevance(context, "absolute", identity)
 
 

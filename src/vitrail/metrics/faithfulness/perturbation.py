@@ -175,7 +175,7 @@ def perturbation(
     auc: str = "bi",
     shares: Sequence[float] = SHARES,
 ) -> Evaluation:
-    """How often the true class still wins when the highest (positive) or lowest (negative) scores are taken out.
+    """How often the true class still wins when the highest (positive) or lowest (negative) scores are removed.
 
     `unit`: single pixels of the bilinearly enlarged map, whole patches, or tokens left out of the sequence. `fill`:
     what a place shows instead (see `filling`; tokens have none). `auc`: the convention of the area. `shares`: of the

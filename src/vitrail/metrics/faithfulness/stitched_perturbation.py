@@ -110,7 +110,7 @@ def stitched_perturbation(
     auc: str = "bi",
     shares: Sequence[float] = SHARES,
 ) -> Evaluation:
-    """How often the true class wins beside a guide when patches go, with controls for knowing where the guide is.
+    """How often the true class wins next to a guide when patches go, with controls for knowing where the guide is.
 
     The image holds two classes, the label's own region and the guide's. "map" is the method's map, "less guide" the
     same less its map of the guide's class: signs for a method that has none. Patches go anywhere, from the own half
