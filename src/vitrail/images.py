@@ -219,7 +219,7 @@ class _Reader:
         pillow_heif.register_heif_opener()
 
     def _unread(self, file: Any, start: int, head: bytes) -> ImageError:
-        """Why Pillow could not open the file: what it begins with, and what its decoder says of it."""
+        """Returns why Pillow could not open the file: its first bytes, and its decoder's message."""
         kind = next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), None)
         if kind is None:
             return NotAnImageError(f"{self.label} is no image that Pillow can read; it begins with {head!r}")
@@ -350,7 +350,7 @@ def _brightest(image: Image.Image) -> int:
 
 
 def _samples(file: Any, start: int) -> str:
-    """What a TIFF's pixels are, in words; nothing where it cannot be told, or for other files."""
+    """Returns a description of a TIFF's pixels; nothing where it is unknown, or for other files."""
     try:
         file.seek(start)
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
@@ -364,7 +364,7 @@ def _samples(file: Any, start: int) -> str:
 
 
 def _is_preview(image: Image.Image) -> bool:
-    """Whether the first page of a TIFF says that it is a smaller copy of another."""
+    """Returns whether the first page of a TIFF says that it is a smaller copy of another."""
     try:
         return bool(int(getattr(image, "tag_v2", {}).get(254, 0)) & 1)
     except Exception:  # a damaged tag
@@ -372,7 +372,7 @@ def _is_preview(image: Image.Image) -> bool:
 
 
 def _frames(image: Image.Image) -> int:
-    """The frames of an animation or pages of a document; the extras in the MPO files of phones do not count."""
+    """Returns the frames of an animation or pages of a document; the extras in the MPO files of phones do not count."""
     try:
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception:  # a file that is cut short later than its first frame, which is all that is wanted

@@ -146,7 +146,7 @@ def prepare_one(model: VisionModel, item: ImageLike) -> Prepared:
 
 
 def _is_one(images: ImagesLike) -> bool:
-    """Whether this is one image, and not several."""
+    """Returns whether this is one image, and not several."""
     if isinstance(images, Tensor):
         return images.dim() != 4
     if isinstance(images, np.ndarray):
@@ -156,7 +156,9 @@ def _is_one(images: ImagesLike) -> bool:
 
 
 def _in_patches(model: VisionModel, inputs: Inputs) -> Inputs:
-    """The same with what the model pads or cuts to get whole patches, so that the map lies over what is shown."""
+    """Returns the same with what the model pads or cuts to get whole patches, so that the map lies over what is
+    shown.
+    """
     batch = model.tiled(inputs.batch)
     old, new = inputs.batch.shape[-2:], batch.shape[-2:]
     if old == new:
@@ -181,7 +183,7 @@ def _said(inputs: Inputs, noted: bool) -> Inputs:
 
 
 def _of_channels(model: VisionModel) -> str:
-    """What a model without preprocessing needs where it takes other pictures than RGB."""
+    """Returns what a model without preprocessing needs if it takes images other than RGB."""
     channels = model.takes()[0]
     if channels == 1:
         return "; it takes one channel: Preprocess(…, mean=(0.5,), std=(0.5,)) with its own numbers"

@@ -192,7 +192,7 @@ def may_be_probabilities(numbers: Float[Tensor, "images classes"]) -> bool:
 
 
 def _contradiction(declared: str, numbers: Tensor, seen: Output | None) -> str | None:
-    """Why the numbers cannot be of the declared kind; `seen` is what the model's last operation says of them."""
+    """Returns why the numbers cannot be of the declared kind; `seen` is the kind that the last operation suggests."""
     if declared == "probabilities" and not bool(((numbers >= -1e-6) & (numbers <= 1 + 1e-2)).all()):
         return "probabilities lie between 0 and 1"
     if declared == "log_probabilities" and not bool((numbers <= 1e-6).all()):
@@ -207,7 +207,7 @@ def _contradiction(declared: str, numbers: Tensor, seen: Output | None) -> str |
 
 
 def _by_operation(last: str | None, numbers: Tensor) -> Output | None:
-    """What the last operation makes of the numbers, where these bear it out."""
+    """Returns the kind that the last operation suggests, if the numbers agree."""
     if last == "sigmoid":
         return SIGMOID
     if last == "log_sigmoid":
@@ -227,7 +227,7 @@ def _by_values(numbers: Tensor, near: float | None = None) -> Output | None:
 
 
 def _last_operation(numbers: Tensor) -> str | None:
-    """The softmax or sigmoid that the numbers come out of, if the last operation that made them is one."""
+    """Returns the softmax or sigmoid that the numbers come out of, if the last operation that made them is one."""
     node = numbers.grad_fn
     while node is not None and node.name().removesuffix("0").removesuffix("Backward").rstrip("0123456789") in LAYOUT:
         node = node.next_functions[0][0] if node.next_functions else None

@@ -181,19 +181,19 @@ class _Asked:
     competes: bool = False
 
     def watch(self, images: Float[Tensor, "images channels height width"]) -> tuple[int, float]:
-        """The bytes of the tensors that lived at once, and how long it took while they were counted."""
+        """Returns the bytes of the tensors that lived at once, and how long it took while they were counted."""
         with Allocations(self.model.device) as allocations:
             seconds = self.seconds(images)
         return allocations.peak, seconds
 
     def seconds(self, images: Float[Tensor, "images channels height width"]) -> float:
-        """How long it took, or would have taken at the pace of the first seconds."""
+        """Returns the seconds it took, or would have taken at the pace of the first seconds."""
         start = time.perf_counter()
         share = self._ask(images)
         return (time.perf_counter() - start) / share
 
     def _ask(self, images: Float[Tensor, "images channels height width"]) -> float:
-        """The share of the work that was done: 1 unless it became too long."""
+        """Returns the share of the work that was done: 1 unless it became too long."""
         start, share = time.monotonic(), 1.0
 
         def report(doing: str, done: int, total: int) -> None:
@@ -237,7 +237,7 @@ def _refuse_too_large(
     info: MethodInfo,
     mode: GradientMode,
 ) -> None:
-    """Count what the backward pass would need before anything is kept for it."""
+    """Counts what the backward pass would need before anything is kept for it."""
     visitor = DifferentiatedAttention(RelevanceRow("complete"), mode)
 
     def forward() -> None:

@@ -272,7 +272,7 @@ def _listed(wanted: Iterable[Any], name: str) -> list[Any]:
 
 
 def _settled(model: HasClasses, wanted: Any, classes: int | None, name: str, functions: bool) -> int | TargetFunction:
-    """The index of a class, or the function of the output where it picks no single class."""
+    """Returns the index of a class, or the function of the output where it picks no single class."""
     if _is_function(wanted):
         if not functions or classes is None:
             raise TargetError(
@@ -305,7 +305,8 @@ def _integer(wanted: Any) -> int | None:
 
 
 def _picked(function: TargetFunction, classes: int) -> int | None:
-    """The class that a function picks, where it does nothing else: its value and its gradient say so at six outputs.
+    """Returns the class that a function picks, where it does nothing else: its value and its gradient say so at six
+    outputs.
 
     The outputs are small, common and large, and their negatives, so that neither a largest class nor one that is
     clamped is taken for a fixed one.
@@ -350,7 +351,7 @@ def as_lists(wanted: Any, name: str, classes: int | None, depth: int = 0) -> Any
 
 
 def _array(wanted: Any, name: str, classes: int | None, depth: int) -> Any:
-    """An array as a list of whole numbers; one-hot rows as the index of their one."""
+    """Returns an array as a list of whole numbers; one-hot rows as the index of their one."""
     floats = isinstance(wanted, Tensor) and (wanted.is_floating_point() or wanted.is_complex())
     try:
         array = np.asarray(0.0 if floats else wanted.cpu() if isinstance(wanted, Tensor) else wanted)

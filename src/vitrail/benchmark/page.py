@@ -217,7 +217,7 @@ def _target_panel(results: Results) -> Panel | None:
 
 
 def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Grey for what is no explanation; the methods' own colours as in reports; the stored-maps form in long dashes."""
+    """Returns the styles: grey for plain passes, the methods' colours as in reports, long dashes for stored maps."""
     found: dict[str, dict[str, Any]] = {}
     colours = {"vitrail gae": COLOURS[0], "vitrail complete": COLOURS[1], "stored maps: gae": COLOURS[4]}
     free = [colour for colour in COLOURS if colour not in colours.values()]

@@ -69,7 +69,7 @@ def _grad_cam(kind: str) -> Callable[[Subject], Callable[[], Tensor]]:
 
 
 def _as_grad_cam_shows_it(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """No negative scores, from 0 to 1, as large as the image, as pytorch-grad-cam gives its maps out."""
+    """Returns scores from 0 to 1 at the size of the image, as pytorch-grad-cam returns its maps."""
     import numpy as np
     from pytorch_grad_cam.utils.image import scale_cam_image
 
@@ -152,7 +152,7 @@ class StoredMaps:
     def __call__(
         self, images: Float[Tensor, "images channels height width"], targets: Int[Tensor, " images"], method: str
     ) -> Float[Tensor, "images patches"]:
-        """The map by one of `STORED`."""
+        """Returns the map by one of `STORED`."""
         if method == "rollout":
             with torch.no_grad():
                 self.module(images)

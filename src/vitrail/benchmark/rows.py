@@ -112,12 +112,12 @@ def _plain(subject: Subject) -> list[Row]:
 
 
 def _ours(subject: Subject, info: MethodInfo) -> Row:
-    """One method under the full gradient."""
+    """Returns one method under the full gradient."""
     return Row(f"vitrail {info.name}", info.passes, _asking(subject.model, subject, info, **as_published(info.name)))
 
 
 def _competing(subject: Subject, info: MethodInfo, *, rivals: bool) -> Row:
-    """A method as it is by default where classes compete: with rivals in every image, or with none in any."""
+    """Returns a method as it is by default where classes compete: with rivals in every image, or with none in any."""
     if rivals:  # random weights leave all logits near each other
         return Row(f"vitrail {info.name}, rivals in every image", "1F 2B", _asking(subject.model, subject, info))
     ahead = sharing_weights(subject.module, frozen=False)

@@ -272,7 +272,7 @@ def _memory_table(plan: Plan, progress: Progress) -> MemoryTable:
 
 
 def _tokens(case: Case) -> int:
-    """The number of tokens, from a model without weights."""
+    """Returns the number of tokens, from a model without weights."""
     with torch.device("meta"):
         import timm
 

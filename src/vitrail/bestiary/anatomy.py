@@ -106,7 +106,7 @@ def _coat(variant: str, body: np.ndarray, shift: float) -> list[Shape]:
 
 
 def _face(x: float, y: float, size: float, variant: str) -> list[Shape]:
-    """One large eye with a pupil and a glint; a sleepy one is half closed."""
+    """Returns one large eye with a pupil and a glint; a sleepy one is half closed."""
     white = Shape((disc(x, y, size, size * 1.1),))
     pupil = Shape((disc(x + 0.22 * size, y, 0.6 * size, 0.7 * size, count=16),), "dark", outlined=False)
     glint = Shape((disc(x + 0.4 * size, y + 0.28 * size, 0.2 * size, count=10),), "base", outlined=False)

@@ -213,7 +213,7 @@ def _sprout(slot: str, variant: str, bend: int) -> list[Shape]:
 
 
 def _stray(rng: np.random.Generator, fill: Fill) -> None:
-    """A blob or limb in the colours of a creature's skin, belonging to no creature."""
+    """Draws a blob or limb in the colours of a creature's skin, belonging to no creature."""
     x, y = rng.uniform(0, 1, 2)
     size = rng.uniform(0.04, 0.1)
     skin = oklch(rng.uniform(0.5, 0.82), rng.uniform(0.03, 0.12), rng.uniform())

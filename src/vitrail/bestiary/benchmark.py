@@ -153,7 +153,7 @@ def draw_truths(model: VisionModel, kind: str, count: int, seed: int, report: Pr
 
 
 def _asking(model: VisionModel, info: MethodInfo, gradient: str | None) -> Ask:
-    """Ask the method; one that is the same for every class gives the same map to every question."""
+    """Asks the method; one that is the same for every class gives the same map to every question."""
     options: dict[str, Any] = {"method": info.name}
     if gradient is not None:
         options["gradient"] = "libra" if gradient == COMPETE else gradient
@@ -227,7 +227,7 @@ def _intervals(found: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
 
 
 def _of_truth(worlds: Worlds) -> dict[str, Interval]:
-    """The truth held against itself, where a measure is about parts: what the best method could get."""
+    """Returns the truth held against itself, where a measure is about parts: what the best method could get."""
     found: dict[str, list[float]] = defaultdict(list)
     for kind, truths in worlds.items():
         for truth in truths:
@@ -239,7 +239,7 @@ def _of_truth(worlds: Worlds) -> dict[str, Interval]:
 
 
 def _duel(truth: CausalTruth) -> tuple[str, str]:
-    """The class of a single against its nearest sibling; the first of a pair or chimera against the second."""
+    """Returns the class of a single against its nearest sibling; the first of a pair or chimera against the second."""
     labels = truth.scene.labels
     return (labels[0], siblings(labels[0])[0]) if len(labels) == 1 else (labels[0], labels[1])
 
@@ -275,7 +275,7 @@ def _of_duel(truth: CausalTruth, pixels: Float[Tensor, "height width"], found: d
 
 
 def _of_parts(truth: CausalTruth, scores: Float[Tensor, " parts"], found: dict[str, list[float]]) -> None:
-    """One class against the other, part by part."""
+    """Scores one class against the other, part by part."""
     target, against = _duel(truth)
     if truth.scene.kind == "chimera":
         first, second = species(target).family.diagnostic

@@ -191,7 +191,9 @@ class Canvas:
         pad: int = 0,
         window: tuple[slice, slice] | None = None,
     ) -> tuple[slice, slice, Float32[np.ndarray, "3 height width"]] | None:
-        """Rasterise shapes moved into image units and return the window they touch and its coverage in three inks."""
+        """Rasterises shapes moved into image units; returns the window that they touch and its coverage in
+        three inks.
+        """
         size = self.size
         onto = self._pixels(*moves)
         if window is None:
@@ -222,7 +224,7 @@ def _blurred(cover: Float32[np.ndarray, "height width"], radius: int) -> Float32
 
 
 def _inks(slot: str, palette: Palette) -> Float[np.ndarray, "3 3"]:
-    """The colours of the inks base, accent and dark of a part."""
+    """Returns the colours of the inks base, accent and dark of a part."""
     skin, ornament, mark, outline = palette
     first, second = {
         "tail": (skin, ornament),

@@ -14,7 +14,9 @@ __all__ = ["CaptumAttribution"]
 
 
 def _wrapped(attribute: Callable[..., Any]) -> Callable[..., Any]:
-    """The method with the `__wrapped__` that Captum's logging gives its own, and by which `NoiseTunnel` calls it."""
+    """Returns the method with the `__wrapped__` that Captum's logging gives its own, and by which `NoiseTunnel`
+    calls it.
+    """
 
     @wraps(attribute)
     def logged(self: "CaptumAttribution", *args: Any, **options: Any) -> Any:
@@ -101,7 +103,7 @@ class CaptumAttribution:
 
 
 def _classes(target: Any) -> Any:
-    """The target as `vitrail.explain` takes it: one number for all images, or a list of one for each."""
+    """Returns the target as `vitrail.explain` takes it: one number for all images, or a list of one for each."""
     if isinstance(target, Tensor):
         if target.dim() > 1:
             raise TargetError(f"target is a tensor of shape {tuple(target.shape)}; give one class, or one per image")

@@ -267,7 +267,9 @@ class Descent:
         return self._look(course, self.attention(course), ())[0]
 
     def _look(self, course: Course, attention: Maps, needed: Sequence[int]) -> tuple[Course, Maps]:
-        """The course with one more answer, and maps where they are drawn; the first class's gradients, if asked for."""
+        """Returns the course with one more answer, and maps where they are drawn; the first class's gradients,
+        if asked for.
+        """
         drawn = course.taken in self.drawn
         logits, gradients = answer(self.model, self.image, attention, self.classes if drawn else needed)
         if not bool(logits.isfinite().all()):

@@ -83,7 +83,7 @@ class LinearView:
     ground: Float[Tensor, "3 view_height view_width"]
 
     def __call__(self, pixels: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 view_height view_width"]:
-        """What the model sees, before normalisation and without any rounding: pixels from 0 to 1 (a little beyond)."""
+        """Returns the model's view before normalisation and without rounding: pixels from 0 to 1 (a little beyond)."""
         return self.rows @ pixels @ self.cols.mT + self.ground
 
     def back(self, gradient: Float[Tensor, "3 view_height view_width"]) -> Float[Tensor, "3 height width"]:
@@ -112,7 +112,7 @@ def linear_view(
 
 
 def _cropped(weights: Float[Tensor, "resized length"], size: int) -> Float[Tensor, "size length"]:
-    """The lines in the middle, `size` of them; zeros around them where there are too few."""
+    """Returns the lines in the middle, `size` of them; zeros around them where there are too few."""
     missing = size - len(weights)
     if missing > 0:
         above = missing // 2

@@ -264,7 +264,7 @@ class _Search:
         self.gradient = torch.zeros_like(self.pixels)
 
     def see(self) -> tuple[float, float]:
-        """Show the rounded picture to the model, take the gradient at the unrounded one; the two probabilities."""
+        """Classifies the rounded image, takes the gradient at the unrounded one; returns the two probabilities."""
         source, target = self.classes
         rounded = to_levels(self.pixels, self.levels, self.budget, self.norm)
         self.picture = rounded.permute(1, 2, 0).contiguous().numpy()
@@ -283,7 +283,7 @@ class _Search:
         return probabilities[source].item(), probabilities[target].item()
 
     def advance(self) -> bool:
-        """One step, back into the budget; False where no gradient is left."""
+        """Takes one step, back into the budget; returns False where no gradient is left."""
         largest = self.gradient.abs().max()
         if not bool(largest.isfinite()):
             raise NonFiniteError("the gradient holds NaN or infinity: run the model in float32")

@@ -147,7 +147,7 @@ def _descend(
     progress: Callable[[int, int], object] | None,
     write: Callable[[Course], None] | None,
 ) -> Course:
-    """Go all the way; what stops it on the way leaves the last whole course behind."""
+    """Goes all the way; what stops it on the way leaves the last whole course behind."""
     written = time.monotonic()
     try:
         while course.taken < steps:
@@ -191,7 +191,7 @@ def _classes(
     opposing: str | int | None,
     also: Sequence[str | int],
 ) -> tuple[int, ...]:
-    """The target, the opposing class, and the others, each once."""
+    """Returns the target, the opposing class, and the others, each once."""
 
     def index(wanted: str | int, name: str) -> int:
         found = parse_targets(model, wanted, 1, len(logits), name)
@@ -222,7 +222,7 @@ def _check_finite(logits: Tensor) -> None:
 
 
 def _check_state(state: str | os.PathLike[str]) -> None:
-    """Refuse before the work what could not be written after it."""
+    """Refuses before the work what could not be written after it."""
     path = Path(state)
     if path.suffix != ".safetensors" or path.is_dir():
         raise OutputFileError(f"state={path} is no place for the state of a run: name a .safetensors file")
@@ -230,7 +230,7 @@ def _check_state(state: str | os.PathLike[str]) -> None:
 
 
 def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> dict[str, float]:
-    """How far attention is from where it was, and from being attention at all."""
+    """Returns how far attention has moved, and how far it is from being a distribution."""
     sums = [attention.sum(dim=-1) for attention in after]
     count = sum(attention.numel() for attention in after)
     return {

@@ -99,7 +99,7 @@ class QueryBatcher:
     # -- logits --------------------------------------------------------------------------------------------------------
 
     def _of_images(self, asked: dict[int, LogitQuery]) -> Iterator[tuple[int, Tensor]]:
-        """Whole batches filled with the rows of one question after the other."""
+        """Fills whole batches with the rows of one query after the other."""
         waiting: list[tuple[int, range]] = []
         answers: dict[int, list[Tensor]] = defaultdict(list)
         rows = 0
@@ -181,7 +181,7 @@ class QueryBatcher:
     def _of_maps(
         self, asked: dict[int, AttributionQuery], stage: int, explain: Explain
     ) -> Iterator[tuple[int, Tensor | VitrailError]]:
-        """The maps of one stage in one call; where one of them fails, each by itself."""
+        """Returns the maps of one stage in one call; where one of them fails, each by itself."""
         counts = [len(question.targets) for question in asked.values()]
         images = torch.cat([question.images for question in asked.values()])
         targets = [target for question in asked.values() for target in question.targets]

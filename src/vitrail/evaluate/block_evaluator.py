@@ -153,7 +153,7 @@ class BlockEvaluator:
     # -- maps ----------------------------------------------------------------------------------------------------------
 
     def _maps(self, chosen: Chosen, cases: Sequence[Case], part: Part) -> list[Float[Tensor, "rows cols"] | None]:
-        """A map for each case; None where the method fails on it, which is noted."""
+        """Returns a map for each case; None where the method fails on it, which is noted."""
         if not cases:
             return []
         images, targets = torch.stack([case.image for case in cases]), [case.target for case in cases]
@@ -188,7 +188,7 @@ class BlockEvaluator:
         ).scores
 
     def _drawn_anew(self, stage: int) -> VisionModel:
-        """The model with its last layers drawn anew; one copy at a time, which serves all images of a block."""
+        """Returns the model with its last layers drawn anew; one copy at a time, which serves all images of a block."""
         if self._randomised is None or self._randomised[0] != stage:
             self._randomised = None  # before the next one is made
             self._randomised = (stage, randomised(self.model, stage, self.plan.seed))
@@ -253,13 +253,13 @@ def _known(case: Case, method: str, protocol: str) -> Mapping[str, Any]:
 
 
 def _finite(result: list[Measured], protocol: str) -> list[Measured] | NonFiniteError:
-    """Infinity is no measurement; NaN is a value that is not defined here, and is left out of means."""
+    """Returns an error where a value is infinite; NaN is an undefined value, left out of means."""
     wrong = [one.measure for one in result if np.isinf(one.value)]
     return NonFiniteError(f"{protocol}: {wrong[0]} is infinite") if wrong else result
 
 
 def _small(scores: Float[Tensor, "rows cols"], grid: tuple[int, int]) -> Float[Tensor, "rows cols"]:
-    """A map to be looked at: that of pixels averaged over the patches."""
+    """Returns a map to be looked at: that of pixels averaged over the patches."""
     scores = scores.float()
     if scores.shape[0] <= 2 * grid[0]:
         return scores.contiguous()

@@ -84,7 +84,7 @@ def _any_map(grid: tuple[int, int]) -> torch.Tensor:
 
 
 def _any_case(size: tuple[int, int], grid: tuple[int, int], output: Output, classes: int) -> Case:
-    """An image of which everything is known."""
+    """Returns an image of which everything is known."""
     left = torch.zeros(size, dtype=torch.bool)
     left[:, : size[1] // 2] = True
     return Case(

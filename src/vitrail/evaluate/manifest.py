@@ -73,7 +73,7 @@ def digest_of(module: nn.Module) -> str:
 
 
 def _add(found: "hashlib._Hash", held: Any) -> None:
-    """Add what a state holds under one name: a tensor of any layout, or the plain values of quantized layers."""
+    """Adds what a state holds under one name: a tensor of any layout, or the plain values of quantized layers."""
     match held:
         case torch.Tensor() if held.is_meta:
             raise ValueError("on the meta device it holds no numbers")
@@ -106,7 +106,7 @@ def _plain(tensor: torch.Tensor) -> bool:
 
 
 def _parts(tensor: Any) -> list[Any]:
-    """The tensors and values that a tensor consists of which is not a plain one."""
+    """Returns the tensors and values that a tensor consists of which is not a plain one."""
     if hasattr(tensor, "full_tensor"):  # distributed
         if tensor.device_mesh.size() > 1:
             raise ValueError("it is shared among several processes")

@@ -102,7 +102,7 @@ def run_ray(
 
 @contextmanager
 def _quiet(data: Any) -> Iterator[None]:
-    """Ray Data without its bar and its lines on the screen, which would run through ours; its files have them."""
+    """Silences Ray Data's progress bar and log lines, which would mix with ours; its log files have them."""
     context = data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     handlers = logging.getLogger("ray.data").handlers
@@ -177,7 +177,7 @@ def copy_on_cpu(module: nn.Module) -> nn.Module:
 
 
 def _room(nodes: Sequence[Mapping[str, float | int]], threads: int, gpus: float | int) -> tuple[int, int]:
-    """The processors that an actor takes, and how many actors the nodes have room for.
+    """Returns the processors that an actor takes, and how many actors the nodes have room for.
 
     Example:
         >>> _room([{"CPU": 8}, {"CPU": 3}], threads=4, gpus=0)

@@ -243,7 +243,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _expected(manifest: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
-    """Each entry of a manifest that is used, whether it is what it must be, and what that is."""
+    """Returns each entry of a manifest that is used, whether it is what it must be, and what that is."""
     methods, protocols, plan = manifest["methods"], manifest["protocols"], manifest.get("plan", {})
     model, block = manifest.get("model"), manifest.get("block")
     yield "images", _whole(manifest["images"], 0, IMAGES), f"a number of images up to {IMAGES}"

@@ -208,7 +208,7 @@ class EvaluationRun:
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        """The columns as arrays; words as their places in `_names`, a missing step as NaN."""
+        """Returns the columns as arrays; words as their places in `_names`, a missing step as NaN."""
         found = {}
         for name in ("image", "step", "value", *WORDS):
             column = self.rows.column(name).combine_chunks()
@@ -226,7 +226,7 @@ class EvaluationRun:
 
     @cached_property
     def _sorted(self) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " groups"]]:
-        """The rows ordered by method and protocol, and where each pair of the two begins."""
+        """Returns the rows ordered by method and protocol, and where each pair of the two begins."""
         methods, protocols = len(self._names["method"]), len(self._names["protocol"])
         pair = self._columns["method"].astype(np.int32) * protocols + self._columns["protocol"]
         small = pair.astype(np.int16) if methods * protocols < 2**15 else pair  # sorted by radix, in one pass
@@ -234,7 +234,7 @@ class EvaluationRun:
         return order, np.searchsorted(small[order], np.arange(methods * protocols + 1))
 
     def _where(self, method: str, protocol: str) -> np.ndarray:
-        """The rows of a method and a protocol, in the order of the file."""
+        """Returns the rows of a method and a protocol, in the order of the file."""
         if method not in self._names["method"] or protocol not in self._names["protocol"]:
             return np.empty(0, dtype=np.int64)
         order, starts = self._sorted
@@ -298,7 +298,7 @@ def read_run(folder: str | os.PathLike[str]) -> EvaluationRun:
 
 
 def _images(manifest: Mapping[str, Any], block: int, path: Path) -> range:
-    """The images of a block, as the manifest has it."""
+    """Returns the images of a block, as the manifest has it."""
     size = manifest.get("block") or manifest["images"] or 1
     images = range(min(block * size, manifest["images"]), min((block + 1) * size, manifest["images"]))
     if not images:
@@ -310,7 +310,7 @@ def _images(manifest: Mapping[str, Any], block: int, path: Path) -> range:
 
 
 def _joined(tables: "list[pa.Table]") -> "pa.Table":
-    """One table, its words coded alike from block to block."""
+    """Returns one table, its words coded alike from block to block."""
     import pyarrow as pa
 
     if not tables:
@@ -334,7 +334,7 @@ def _opened(path: Path) -> Any:
 
 
 def _unique(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images, ascending, the first row of each, and the place of each row's image among them."""
+    """Returns the images, ascending, the first row of each, and the place of each row's image among them."""
     highest = int(images.max(initial=-1)) + 1
     if highest > 64 * len(images) + 2**20:  # few of very many
         return np.unique(images, return_index=True, return_inverse=True)
@@ -345,6 +345,6 @@ def _unique(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _first_seen(codes: np.ndarray) -> list[int]:
-    """The different codes in the order in which they first come."""
+    """Returns the different codes in the order in which they first come."""
     found, place = np.unique(codes, return_index=True)
     return found[place.argsort()].tolist()

@@ -222,7 +222,7 @@ def _asked(
     seed: int = 0,
     **question: Any,
 ) -> tuple[VisionModel, Opened, EvaluationPlan]:
-    """The model, the data and the plan of a run, checked before anything is measured."""
+    """Returns the model, the data and the plan of a run, checked before anything is measured."""
     if not isinstance(model, VisionModel):
         model = wrap(model)
     refuse_training(model.module)
@@ -239,7 +239,7 @@ def _asked(
 
 
 def _check(model: VisionModel, data: Dataset, plan: EvaluationPlan) -> None:
-    """What would fail for every image is said before the first."""
+    """Refuses, before the first image, what would fail for every one."""
     if not len(data):
         raise DataError("the data hold no image, so there is nothing to measure")
     for name in plan.protocols:
@@ -291,12 +291,14 @@ def _refuse_nothing(run: EvaluationRun) -> None:
 
 
 def _images(data: Dataset, plan: EvaluationPlan, blocks: Collection[int]) -> int:
-    """How many images the blocks hold."""
+    """Returns the number of images in the blocks."""
     return sum(min(plan.block, len(data) - block * plan.block) for block in blocks)
 
 
 def _batch_for(model: VisionModel) -> int:
-    """Rows in one pass: on a CPU more than 32 gain nothing; on a GPU as many as half of its free memory holds."""
+    """Returns the rows of a pass: on a CPU more than 32 gain nothing; on a GPU those that half of its free
+    memory holds.
+    """
     if model.device.type != "cuda" or model.preprocess is None:
         return 32
     torch.cuda.reset_peak_memory_stats(model.device)

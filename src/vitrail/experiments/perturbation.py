@@ -138,7 +138,7 @@ def _predicted(question: Question, picture: Any) -> int:
 
 
 def _labelled(question: Question) -> tuple[list[tuple[Any, int]], str]:
-    """Every image with its class, and in words how that is known."""
+    """Returns every image with its class, and in words how that is known."""
     model, paths = question.model, question.images
     if question.labels is not None:
         table = labels_in_table(model, question.labels)
@@ -205,7 +205,7 @@ def labels_by_name(model: VisionModel, paths: Sequence[Path]) -> dict[Path, int]
 
 
 def _differences(found: dict[Curve, list[float]]) -> dict[str, Any]:
-    """Complete less each of the others, photograph by photograph: what chance cannot have made."""
+    """Returns complete minus each of the others, paired by photograph, with intervals."""
     best, *others = MAPS
     differences = {}
     for other in others:
@@ -274,7 +274,7 @@ def draw_perturbation(
 
 
 def _top(curves: Sequence[CurveSet]) -> float:
-    """Where the axis of all panels ends: one scale, so that they can be compared."""
+    """Returns the end of the axis of all panels: one scale, so that they can be compared."""
     return min(1.0, max(0.1, *(_band(one.hits.double().numpy(force=True))[1].max() for one in curves)) * 1.05)
 
 

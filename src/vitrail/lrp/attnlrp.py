@@ -113,7 +113,7 @@ def _stabilised(total: Tensor) -> Tensor:
 
 
 def _back(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
-    """What a gradient `share` at the output is at the input."""
+    """Returns the gradient at the input of a gradient `share` at the output."""
     if product is F.linear:
         return share @ weight
     with torch.enable_grad():

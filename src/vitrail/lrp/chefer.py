@@ -135,7 +135,7 @@ class _Linear(Operation):
 
 
 def _where_it_flows(flow: Tensor, back: Any, like: Tensor) -> Tensor:
-    """`back` of the rows that carry anything; in the last block only the tokens that the head reads do."""
+    """Returns `back` of the rows that carry anything; in the last block only the tokens that the head reads do."""
     rows = flow.flatten(0, -2)
     if bool(rows[-1].any()):
         # Most often all rows do, and a look at the last one tells.
@@ -167,7 +167,7 @@ class _Add(Operation):
         return self._carried(*(shares if self.rescales is None else rescale(*shares, flow, divide, self.rescales)))
 
     def _both(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Both terms: an activation is an input, a constant is kept here."""
+        """Returns both terms: an activation is an input, a constant is kept here."""
         rest = iter(inputs)
         left, right = (next(rest) if operand is None else operand for operand in self.operands)
         return left, right
@@ -337,7 +337,7 @@ def _carries(value: Any) -> bool:
 
 
 def _is_bias(activation: Tensor, constant: Any, images: int) -> bool:
-    """Whether a constant is a number, the same for all tokens, or added to attention scores.
+    """Returns whether a constant is a number, the same for all tokens, or added to attention scores.
 
     A query that pools the tokens is one token by itself: added to what it has read, it is the other part of a residual
     sum, in a batch of one image as in any other.

@@ -292,7 +292,7 @@ def convolution_separate(
 
 
 def _back(convolve: Convolution, x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
-    """The transposed convolution of `share`: what a gradient at the output would be at the input."""
+    """Returns the transposed convolution of `share`: what a gradient at the output would be at the input."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         (flow,) = torch.autograd.grad(convolve(leaf, weight), leaf, share)

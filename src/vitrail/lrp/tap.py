@@ -245,7 +245,7 @@ class RelevanceTap(Tap):
         return output
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
-        """Its projections are linear layers like others, so its code runs under this tap too."""
+        """Runs its code under this tap too: its projections are linear layers like others."""
         arguments = bound_arguments(args, kwargs)
 
         def attend(*args: Any, **kwargs: Any) -> Tensor:
@@ -264,7 +264,7 @@ class RelevanceTap(Tap):
             return output, F.multi_head_attention_forward(**arguments)[1]
 
     def _cast(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Floating point types are the rules' own; only a change of device goes through."""
+        """Follows a change of device only; floating point types are the rules' own."""
         tensor, *rest = args
         if tensor.dtype != self.dtype:
             return func(*args, **kwargs)
@@ -290,7 +290,7 @@ class RelevanceTap(Tap):
         return tuple(prepare(value) for value in args), {key: prepare(value) for key, value in kwargs.items()}
 
     def _watch_order(self, name: str, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Whether the model ever puts its tokens before its images."""
+        """Notes whether the model ever puts its tokens before its images."""
         if name in ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis") and args[0].dim() == 3:
             order = tuple(args[1]) if isinstance(args[1:2], tuple) and type(args[1]) in (list, tuple) else args[1:]
             self.swaps_images |= bool(kwargs) or set(order[:2]) <= {0, 1, -3, -2}
@@ -309,7 +309,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _constant(result: Any, args: tuple) -> Any:
-    """A transposed weight (`weight.T`) is as constant as the weight."""
+    """Treats a transposed weight (`weight.T`) as constant, like the weight."""
     if not isinstance(result, Tensor) or not result.requires_grad or not args or result is args[0]:
         return result
     return result.detach() if isinstance(args[0], Tensor) and args[0].is_leaf else result

@@ -38,7 +38,7 @@ def free_memory(device: torch.device | str, root: Path = ROOT) -> int:
 
 
 def _available(root: Path) -> int:
-    """MemAvailable of Linux: free pages, and those of the file cache that can be had back."""
+    """Returns Linux's MemAvailable: free pages, and those of the file cache that can be reclaimed."""
     try:
         text = (root / "proc/meminfo").read_text()
     except OSError:
@@ -53,7 +53,7 @@ def _available(root: Path) -> int:
 
 
 def _left_in_groups(root: Path) -> list[int]:
-    """What each control group that this process is in, and each above it, still allows."""
+    """Returns what each control group of this process, and each above it, still allows."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -126,7 +126,9 @@ class Allocations(TorchDispatchMode):
         return result
 
     def _storages(self, values: Iterable[Any]) -> Iterator[tuple[int, torch.UntypedStorage]]:
-        """The storages on the device, of tensors and of lists of tensors, which is all that an operation takes."""
+        """Returns the storages on the device, of tensors and of lists of tensors, which is all that an
+        operation takes.
+        """
         for value in values:
             if isinstance(value, Tensor):
                 if value.device.type == self.device and value.layout == torch.strided:

@@ -69,7 +69,7 @@ def attention_flow(
 
 
 def attention_capacities(attention: Float[Tensor, "images queries keys"]) -> Float[Tensor, "images queries keys"]:
-    """Returns a + I with rows normalised to one; A alone where a few queries pool the tokens."""
+    """Returns A + I with rows normalised to one; A alone where a few queries pool the tokens."""
     attention = attention.double()
     if attention.shape[-1] != attention.shape[-2]:
         return attention

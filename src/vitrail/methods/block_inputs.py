@@ -73,7 +73,9 @@ def fullgrad_plus(context: AttributionContext) -> Float[Tensor, "images targets 
 def _input_times_gradient(
     context: AttributionContext, chosen: range, visitor: Visitor
 ) -> list[Float[Tensor, "blocks images tokens"]]:
-    """Σ_c (x_l ⊙ ∂s/∂x_l) at the input of each chosen block, per target; the graph begins at the first of them."""
+    """Returns Σ_c (x_l ⊙ ∂s/∂x_l) at the input of each chosen block, per target; the graph begins at the first
+    of them.
+    """
     found = blocks_of(context.model, context.images, context.layout)
     inputs: list[Tensor] = []
 
@@ -112,7 +114,7 @@ def _product(tokens: Tensor, gradient: Tensor, images: int) -> Float[Tensor, "im
 
 
 def _attention_received(layer: RecordedLayer) -> Float[Tensor, "images keys"]:
-    """A averaged over heads and query rows."""
+    """Returns A averaged over heads and query rows."""
     like = layer.call.query if layer.call is not None else layer.probabilities()
     row = torch.full((layer.images, layer.queries), 1 / layer.queries, dtype=compute_dtype(like.dtype))
     return row_times_attention(row.to(like.device), layer)

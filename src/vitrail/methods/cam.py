@@ -82,7 +82,9 @@ def features_of(context: AttributionContext, layer: str | None) -> Float[Tensor,
 def _reaching(
     context: AttributionContext, layer: str | None, seen: list[Tensor]
 ) -> tuple[LeafAttention, list[AbstractContextManager], Tensor]:
-    """The visitor and watchers that put the layer's output into `seen`, inside a graph that begins shortly before."""
+    """Returns the visitor and watchers that put the layer's output into `seen`, inside a graph that begins
+    shortly before.
+    """
     if layer is not None:
         module = find_module(context.model.module, layer)
 

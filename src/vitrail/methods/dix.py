@@ -140,7 +140,7 @@ def _check(samples: int, variant: str) -> None:
 def _integrate(
     context: AttributionContext, blocks: Sequence[tuple[int, int]], scales: Sequence[float], factors: Sequence[float]
 ) -> list[list[Maps]]:
-    """M^l for each (block, source of its attention), each target and each layer from the context's first on.
+    """Returns M^l for each (block, source of its attention), each target and each layer from the context's first on.
 
     The mean goes over β x for β in `scales`, and over α A for α in `factors`.
     """
@@ -173,7 +173,7 @@ def _add(
     images: int,
     count: int,
 ) -> None:
-    """Add E_h[(A ⊙ ∇A)⁺] / count of one pass to the images' totals."""
+    """Adds E_h[(A ⊙ ∇A)⁺] / count of one pass to the images' totals."""
     maps = end.maps[context.first_layer :]
     for number, total in enumerate(totals):
         scalar = context.scalar(end.logits, number)
@@ -202,7 +202,7 @@ def _logits_along(
 def _rollout(
     context: AttributionContext, by_target: list[Maps], identity: bool
 ) -> Float[Tensor, "images targets tokens"]:
-    """The readout's row of ∏ Ā^l, less the identity's own share of it unless that is asked for."""
+    """Returns the readout's row of ∏ Ā^l, less the identity's own share of it unless that is asked for."""
     rows = []
     for maps in by_target:
         own, added = context.readout_row(), torch.zeros_like(context.readout_row())
@@ -220,7 +220,7 @@ def _rollout(
 
 
 def _rows_per_pass(context: AttributionContext) -> int:
-    """How many images go through at once: as runs_along has it, and no more than fit `BYTES_PER_PASS`."""
+    """Returns the number of images per pass: that of `runs_along`, and no more than fit `BYTES_PER_PASS`."""
     layout = context.layout
     device = "cuda" if context.images.is_cuda else "cpu"
     # Of each layer about five maps live at a time, and twenty activations of the model's width, guessed at 64 a head.

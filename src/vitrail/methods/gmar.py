@@ -145,7 +145,7 @@ def all_head_weights(norms: dict[int, Float[Tensor, "images heads"]]) -> dict[in
 def _rollout_residual(
     row: Float[Tensor, "images queries"], layers: Layers, alpha: float, order: str, discard_ratio: float
 ) -> Float[Tensor, "images tokens"]:
-    """The row of ∏ Ā with Ā = (A_w + α I), each row divided by its sum."""
+    """Returns the row of ∏ Ā with Ā = (A_w + α I), each row divided by its sum."""
     for layer, weights in reversed(layers) if order == "left" else layers:
         if layer.queries != layer.keys:
             row = row_times_attention(row, layer, weights)
@@ -163,7 +163,7 @@ def _rollout_residual(
 def _paper_residual(
     row: Float[Tensor, "images queries"], layers: Layers, alpha: float, order: str, discard_ratio: float
 ) -> Float[Tensor, "images tokens"]:
-    """The row of R after R ← A_w R + α I (left) or R ← R A_w + α I (right), from R = I."""
+    """Returns the row of R after R ← A_w R + α I (left) or R ← R A_w + α I (right), from R = I."""
 
     def times(row: Tensor, layer: RecordedLayer, weights: Tensor) -> Tensor:
         if not discard_ratio:
@@ -186,7 +186,7 @@ def _paper_residual(
 def _fused(
     layer: RecordedLayer, weights: Float[Tensor, "images heads"], discard_ratio: float
 ) -> Float[Tensor, "images queries keys"]:
-    """A_w = Σ_h w_h A_h with the lowest entries zeroed; whole, because the lowest are sought among all."""
+    """Returns A_w = Σ_h w_h A_h with the lowest entries zeroed; whole, because the lowest are sought among all."""
     attention = layer.probabilities()
     fused = torch.einsum("bh,bhqk->bqk", weights.to(attention.dtype), attention)
     flat = fused.flatten(1)
@@ -199,7 +199,9 @@ def _fused(
 def _norms_of_channel_groups(
     gradient: Float[Tensor, "images patches width"], context: AttributionContext, norm: int
 ) -> Float[Tensor, "images heads"]:
-    """The norm, over the patches, of each of as many groups of channels as there are heads (the authors' script)."""
+    """Returns the norm, over the patches, of each of as many groups of channels as there are heads (the
+    authors' script).
+    """
     groups = gradient.to(compute_dtype(gradient.dtype)).unflatten(2, (context.layout.heads, -1))
     return groups.norm(p=norm, dim=(1, 3))
 

@@ -135,7 +135,7 @@ class _LastAttention(LeafAttention):
         return super().normalise(scores)
 
     def _one_head(self, call: AttentionCall) -> AttentionCall:
-        """The call with one head of the whole width, at the true heads' scale as the authors have it."""
+        """Returns the call with one head of the whole width, at the true heads' scale as the authors have it."""
         mask = call.mask
         if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
             raise UnsupportedOperationError(
@@ -147,7 +147,7 @@ class _LastAttention(LeafAttention):
 
 
 def _merged_forward(context: AttributionContext) -> tuple[_LastAttention, Tensor]:
-    """The authors' forward; the logits stay the true model's."""
+    """Returns the authors' forward; the logits stay the true model's."""
     last = context.layout.layers - 1
     block = None if context.layout.pools else blocks_of(context.model, context.images, context.layout)[last]
     norm = _NormalisedResidual()

@@ -297,12 +297,12 @@ def bi_token(
 def _grow(
     row: Float[Tensor, "images rows queries"], update: Float[Tensor, "images rows keys"]
 ) -> Float[Tensor, "images rows keys"]:
-    """r (I + Ā); where a few queries pool the tokens, r Ā, because no identity joins them to the tokens."""
+    """Returns r (I + Ā); where a few queries pool the tokens, r Ā, because no identity joins them to the tokens."""
     return row + update if row.shape == update.shape else update
 
 
 def _shares(importance: Float[Tensor, "images heads"], layer: int) -> Float[Tensor, "images heads"]:
-    """θ_h = I_h / Σ_h I_h."""
+    """Returns θ_h = I_h / Σ_h I_h."""
     total = importance.sum(dim=1, keepdim=True)
     if bool((total == 0).any()):
         raise NoSignalError(f"the objective has no gradient at attention {layer}, so its heads cannot be weighed")

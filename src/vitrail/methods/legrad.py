@@ -105,7 +105,7 @@ def _blocks(context: AttributionContext) -> list[nn.Module]:
 def _logits_of_blocks(
     context: AttributionContext, visitor: LeafAttention, chosen: list[nn.Module]
 ) -> Float[Tensor, "rows classes"]:
-    """The images' logits, and behind them those of each chosen block's mean token, from one forward pass.
+    """Returns the images' logits, and behind them those of each chosen block's mean token, from one forward pass.
 
     The last block's output is made longer by images all of whose tokens are a block's mean token, so that whatever the
     head reads of them, it reads that.
@@ -146,7 +146,7 @@ def _mean_token(output: Tensor, images: int) -> Float[Tensor, "images 1 width"]:
 def _of_length_one(
     logits: Float[Tensor, "blocks images classes"], context: AttributionContext
 ) -> Float[Tensor, "blocks images classes"]:
-    """The logits without the classifier's bias, brought to length 1; similarities to texts are so already."""
+    """Returns the logits without the classifier's bias, brought to length 1; similarities to texts are so already."""
     from ..models.similarity import ImageTextSimilarity
 
     if isinstance(context.model.module, ImageTextSimilarity):

@@ -170,9 +170,9 @@ def _propagate(
     *,
     with_gradient: bool,
 ) -> list[Tensor]:
-    """One forward pass; then per target the gradient's walk, where it is wanted, and the relevance's.
+    """Runs one forward pass; then per target the gradient's walk, where it is wanted, and the relevance's.
 
-    What the listener heard of each target; or, without a listener, the relevance of the pixels.
+    Returns the listener's result for each target; or, without a listener, the relevance of the pixels.
     """
     walk = Walk(find_precision(precision, context.model.device))
     to_pixels = listener is None

@@ -161,7 +161,9 @@ def _answers(
     masks: Float[Tensor, "masks height width"],
     noise: Float[Tensor, "masks channels height width"],
 ) -> tuple[Float[Tensor, "masks targets"], Float[Tensor, "masks targets"]]:
-    """The objective where a mask hides all else behind noise, and where the noise is laid over the whole image."""
+    """Returns the objective where a mask hides all else behind noise, and where the noise is laid over the
+    whole image.
+    """
     original, mask = context.images[image], masks[:, None].to(context.images)
     unseen = noise * (1 - mask)
     with eager(), torch.no_grad():

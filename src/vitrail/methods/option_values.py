@@ -77,7 +77,7 @@ _NO = object()
 
 
 def _kinds(default: Any, annotation: Any) -> list[type]:
-    """What the option may be, in the order in which a word is tried."""
+    """Returns the types that the option may have, in the order in which a word is tried."""
     if default is inspect.Parameter.empty:
         default = None
     said = {_kind(one) for one in (get_args(annotation) if _is_union(annotation) else (annotation,))} - {None}

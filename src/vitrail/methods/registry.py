@@ -277,7 +277,7 @@ def choose_methods(names: str | Sequence[str] = "all") -> list[Chosen]:
 
 
 def _named(name: str) -> list[MethodInfo]:
-    """The methods of a group, or the one of that name."""
+    """Returns the methods of a group, or the one of that name."""
     if name in GROUPS and name not in METHODS:
         return [info for info in list_methods() if GROUPS[name](info)]
     return [find_method(name, {})]

@@ -73,7 +73,7 @@ def rollout(
 def _each_head(
     row: Float[Tensor, "images queries"], layers: list[RecordedLayer], row_normalise: bool
 ) -> Float[Tensor, "images tokens"]:
-    """E_h[ row · ∏ (I + A_h) / 2 ]."""
+    """Returns E_h[ row · ∏ (I + A_h) / 2 ]."""
     counts = sorted({layer.heads for layer in layers})
     if len(counts) > 1:
         raise UnsupportedOperationError(

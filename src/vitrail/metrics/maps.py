@@ -68,6 +68,6 @@ def rank_correlation(scores: Float[Tensor, " parts"], importance: Float[Tensor, 
 
 
 def _ranks(values: Float[Tensor, " parts"]) -> Float[Tensor, " parts"]:
-    """Each value's place from 0; equal ones share the mean of theirs."""
+    """Returns each value's place from 0; equal ones share the mean of theirs."""
     _, place, equal = values.unique(return_inverse=True, return_counts=True)
     return (equal.cumsum(0) - (equal + 1) / 2)[place]

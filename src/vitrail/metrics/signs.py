@@ -146,6 +146,6 @@ def signs(case: Case, scores: Float[Tensor, "rows cols"], *, classes: str = "all
 
 
 def _mean(values: "tuple[float, ...] | list[float]") -> float:
-    """The mean of what is not NaN, and NaN without any."""
+    """Returns the mean of what is not NaN, and NaN without any."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")

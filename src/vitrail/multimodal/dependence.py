@@ -30,7 +30,7 @@ def depends_on(maps: Sequence[Tensor]) -> list[frozenset[int]]:
 
 
 def _nearest(start: Any, known: dict[Any, int]) -> Iterator[int]:
-    """The known nodes that are reached from `start` without passing through another known one."""
+    """Returns the known nodes that are reached from `start` without passing through another known one."""
     seen, todo = {start}, [start]
     while todo:
         for node, _ in todo.pop().next_functions:

@@ -201,7 +201,7 @@ def _scalar(
 def _readouts(
     gradients: Sequence[Tensor], asks: Sequence[tuple[str, str]], after: Sequence[frozenset[int]]
 ) -> dict[str, Float[Tensor, "batch tokens"]]:
-    """The tokens of each stream at which the logits are read, their weights summing to one.
+    """Returns the tokens of each stream at which the logits are read, their weights summing to one.
 
     They are read at the attentions that no other attention stands above: there only the tokens that the head looks at
     have a gradient.
@@ -221,7 +221,7 @@ def _refuse_apart(
     asks: Sequence[tuple[str, str]],
     readouts: Mapping[str, Tensor],
 ) -> None:
-    """Refuse a stream that matters, but that no attention leads to from those that are read."""
+    """Refuses a stream that matters, but that no attention leads to from those that are read."""
     reached = set(readouts)
     while more := {keys for queries, keys in asks if queries in reached} - reached:
         reached |= more

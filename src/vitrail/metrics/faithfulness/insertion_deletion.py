@@ -161,7 +161,7 @@ def _area(curves: Curves, measure: str, better: int) -> Statistic:
 def _steps(
     case: Case, scores: Float[Tensor, "rows cols"], step: int, skip: int, *, highest: bool = True
 ) -> tuple[Tensor, list[int]]:
-    """The rank of each pixel of the enlarged map, and how many pixels have changed at each score."""
+    """Returns the rank of each pixel of the enlarged map, and how many pixels have changed at each score."""
     check_map(scores, case.size)
     check_count("step", step)
     check_count("skip", skip, least=0)
@@ -170,7 +170,7 @@ def _steps(
 
 
 def _watched(case: Case, removal: Removal, name: str, score: str, target: str) -> Evaluation:
-    """One class's answers to the images of a removal, each at its share of the pixels."""
+    """Returns one class's answers to the images of a removal, each at its share of the pixels."""
     asked = class_asked(case, target)
     check_one_of("score", score, SCORES)
     values = answers(case, (yield perturbation_batch(removal)), asked, score).tolist()

@@ -149,7 +149,9 @@ def stitched_perturbation(
 
 
 def _halves(case: Case) -> tuple[int, Bool[Tensor, "rows cols"], Bool[Tensor, "rows cols"]]:
-    """The guide's class, the patches of the label's own region and those of the guide's: where most pixels are."""
+    """Returns the guide's class, the patches of the label's own region and those of the guide's: where most
+    pixels are.
+    """
     others = [known for known in case.regions if known != case.label]
     if case.label is None or case.label not in case.regions or len(others) != 1:
         raise DataError(

@@ -235,7 +235,7 @@ def _find(model: VisionModel, image: Float[Tensor, "1 channels height width"]) -
 
 
 def _order(model: VisionModel, image: Float[Tensor, "1 channels height width"]) -> dict[nn.Module, int]:
-    """The place of each module in the order in which the forward pass calls them for the first time."""
+    """Returns the place of each module in the order in which the forward pass calls them for the first time."""
     order: dict[nn.Module, int] = {}
 
     def note(part: nn.Module):
@@ -254,7 +254,7 @@ def _order(model: VisionModel, image: Float[Tensor, "1 channels height width"]) 
 
 
 def _drawn(parameter: Tensor, seed: int) -> Tensor:
-    """Normal numbers of the parameter's own mean and standard deviation; drawn on the CPU, alike for every device."""
+    """Draws normal numbers with the parameter's mean and standard deviation, on the CPU, so that all devices agree."""
     learned = parameter.detach().cpu().double()
     noise = torch.randn(learned.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (learned.mean() + learned.std(correction=0) * noise).to(parameter)
