@@ -109,7 +109,7 @@ class Admission:
 
     @property
     def closed(self) -> bool:
-        """Whether a token or a password is required."""
+        """Returns whether a token or a password is required."""
         return self.token is not None or self.auth is not None
 
     def invitation(self) -> str:

@@ -94,25 +94,25 @@ class ExportContext:
 
     @property
     def file(self) -> str:
-        """The picture's file, as a relative path that no program takes for an option."""
+        """Returns the picture's file, as a relative path that no program takes for an option."""
         name = self.picture.file or self.picture.name
         return f"./{name}" if name.startswith("-") else name
 
     @property
     def gradient(self) -> str | None:
-        """The mode that the visitor chose; None for the method's own."""
+        """Returns the mode that the visitor chose; None for the method's own."""
         mode = self.question.gradient
         return None if mode == Question.gradient else mode
 
     def uses_gradient(self) -> bool:
-        """Whether the method of the question uses a gradient."""
+        """Returns whether the method of the question uses a gradient."""
         try:
             return find_method(self.question.method, {}).uses_gradient
         except UnknownMethodError:
             return False
 
     def name(self, index: int) -> str | int:
-        """The class by its name where that is read as this class, else by its number."""
+        """Returns the class by its name where that is read as this class, else by its number."""
         name = self.model.class_name(index)
         try:
             return name if self.model.class_index(name) == index else index

@@ -47,7 +47,7 @@ class Picture:
 
     @cached_property
     def key(self) -> str:
-        """The image's key in a link: a hash of its file."""
+        """Returns the image's key in a link: a hash of its file."""
         return hashlib.sha256(self.content).hexdigest()[:16]
 
     def open(self) -> Image.Image:
@@ -79,7 +79,7 @@ class Example:
 
     @property
     def species(self) -> tuple[str, ...]:
-        """The creatures of a scene."""
+        """Returns the creatures of a scene."""
         return tuple(names[0] for names in self.objects)
 
     def known(self, names: Collection[str]) -> bool:

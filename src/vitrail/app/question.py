@@ -190,18 +190,19 @@ class ViewContext:
 
     @cached_property
     def logits(self) -> Float[Tensor, " classes"]:
-        """The model's logits for the image (classes)."""
+        """Returns the model's logits for the image (classes)."""
         with torch.no_grad():
             return self.model.logits(self.seen.tensor[None])[0].float().cpu()
 
     @cached_property
     def output(self) -> Output:
-        """The kind of the model's output."""
+        """Returns the kind of the model's output."""
         return self.model.kind_for(self.seen.tensor[None])
 
     @property
     def target(self) -> int:
-        """The target's index: the class asked for, else the predicted one; index 0 for scores, which predict none.
+        """Returns the target's index: the class asked for, else the predicted one; index 0 for scores, which predict
+        none.
 
         Raises `UnknownClassError` for one that the model does not have.
         """
@@ -212,13 +213,13 @@ class ViewContext:
 
     @property
     def against(self) -> int | None:
-        """The contrastive class, if any."""
+        """Returns the contrastive class, if any."""
         wanted = self.question.against
         return None if wanted is None else self.model.class_index(wanted, len(self.logits))
 
     @property
     def rival(self) -> int:
-        """The contrastive class, or else the strongest other one.
+        """Returns the contrastive class, or else the strongest other one.
 
         Raises `TargetError` for a model of one class, or of one number.
         """
@@ -231,17 +232,17 @@ class ViewContext:
 
     @property
     def method(self) -> MethodInfo:
-        """The method's traits. Raises `UnknownMethodError`."""
+        """Returns the method's traits. Raises `UnknownMethodError`."""
         return find_method(self.question.method, {})
 
     @cached_property
     def photo(self) -> str:
-        """The data address of the image as the model saw it."""
+        """Returns the data address of the image as the model saw it."""
         return data_address(self.seen.shown)
 
     @property
     def mode(self) -> str | None:
-        """The gradient mode that the visitor chose; None for the method's own."""
+        """Returns the gradient mode that the visitor chose; None for the method's own."""
         return None if self.question.gradient == Question.gradient else self.question.gradient
 
     def words(self, info: MethodInfo) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class ModelCache:
 
     @property
     def first(self) -> str:
-        """The name of the model that a new visitor gets."""
+        """Returns the name of the model that a new visitor gets."""
         return self.names[0]
 
     def model(self, name: str) -> VisionModel:

@@ -192,7 +192,7 @@ class ImageRun:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The kinds of file that are written: those asked for, else png."""
+        """Returns the kinds of file that are written: those asked for, else png."""
         return self.place.formats or ("png",)
 
     def failed(self, image: Found, error: Exception) -> None:

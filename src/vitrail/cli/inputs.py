@@ -82,7 +82,7 @@ class Destination:
 
     @property
     def leave_out(self) -> Path | None:
-        """The folder in which no images are searched: that of the results, unless a single file is written."""
+        """Returns the folder in which no images are searched: that of the results, unless a single file is written."""
         return self.folder if self.file is None else None
 
 

@@ -112,7 +112,7 @@ class Tile:
 
 
 def chapters(model: VisionModel, mistaught: VisionModel, folder: Path) -> Iterator[Chapter]:
-    """Draw the chapters one by one into `folder`; `mistaught` is the model with the planted label errors."""
+    """Draws the chapters one by one into `folder`; `mistaught` is the model with the planted label errors."""
     yield _pair(model, folder)
     yield _single(model, folder)
     yield _siblings(model, folder)
@@ -120,7 +120,7 @@ def chapters(model: VisionModel, mistaught: VisionModel, folder: Path) -> Iterat
 
 
 def tiles(model: VisionModel, folder: Path) -> Iterator[Tile]:
-    """Draw the first creature of the pair as every quick method sees it, one small picture each."""
+    """Draws the first creature of the pair as every quick method sees it, one small picture each."""
     target = PAIR.labels[0]
     picture = render(PAIR, LARGE).image
     for info in (one.info for one in choose_methods("fast")):

@@ -69,7 +69,7 @@ def draw_map(context: ViewContext) -> ViewResult:
 
 
 def patch_grid(ex: Explanation) -> tuple[int, int]:
-    """Rows and columns of the model's patches, also for methods that score pixels."""
+    """Returns rows and columns of the model's patches, also for methods that score pixels."""
     rows, cols = ex.metadata.get("grid") or ex.grid
     return int(rows), int(cols)
 
