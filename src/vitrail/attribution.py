@@ -147,6 +147,10 @@ def attribute(
         if objective is not None:
             raise OptionError("target= is a function, which says itself what is explained: leave objective= out")
         objective_label = "function"  # of the images that name a class, its logit
+    if layout.graph is not None and readout is not None:
+        raise OptionError(
+            f"readout={readout!r} names a token, and those of {model.name} do not stay in place: leave it out"
+        )
     weights = layout.readout if readout is None else _given_readout(readout, layout)
     first = info.first_layer(layout.layers) if start_layer is None else start_layer
     if compete and wanted is not None and wanted.functions is not None:
@@ -248,7 +252,7 @@ def _function_values(targets: Targets, output: Output, logits: Tensor) -> list[l
 def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]) -> TokenLayout:
     """How the model's tokens lie; for a method that looks at one named layer only, how that layer's output does."""
     try:
-        return layout_of(model, batch)
+        return layout_of(model, batch, follow=info.follows)
     except (LayoutError, NoAttentionError, UnsupportedAttentionError):
         layer = options.get("layer")
         if not (info.reads_layer and isinstance(layer, str)):

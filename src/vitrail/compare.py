@@ -88,7 +88,9 @@ def compare(
     inputs = prepare(model, images)
     if len(inputs.batch) != 1:
         raise ImageError(f"methods are compared on one image at a time, and {len(inputs.batch)} are given")
-    layout_of(model, inputs.batch)  # which refuses a model that no method can serve, and warms the machine up
+    layout_of(
+        model, inputs.batch, follow=True
+    )  # which refuses a model that no method can serve, and warms the machine up
     with torch.no_grad():
         logits = model.logits(inputs.batch).cpu()
     wanted, other = pair_up(_rows(model, target, logits, "target"), _rows(model, against, logits, "against"))

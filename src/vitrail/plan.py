@@ -129,7 +129,7 @@ def plan(
     free = free_memory(model.device)
     if info.uses_gradient:
         _refuse_too_large(model, some[:1], free, info, check_gradient_mode(gradient or info.gradient))
-    count = min(targets, layout_of(model, some).classes)
+    count = min(targets, layout_of(model, some, follow=info.follows).classes)
     question = {"method": method, "gradient": gradient, **options}
     asked = _Asked(model, list(range(count)), question, gradient or info.gradient)
     peaks: dict[int, int] = {}

@@ -26,6 +26,8 @@ R = TypeVar("R")
 
 # Elements of one block of probabilities: about a core's cache on a CPU, and large enough to keep a GPU busy.
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
+# Elements of the probabilities of one image up to which a CPU takes several at a time.
+SMALL = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +148,10 @@ def blocks(call: AttentionCall, of_rows: slice | None = None) -> Iterator[Block]
     budget = BLOCK_ELEMENTS[device]
     rows = min(of_rows.stop - of_rows.start, max(16, budget // call.keys))
     heads = min(call.heads, max(1, budget // (rows * call.keys)))
-    # On a CPU one image at a time: its heads are strided views, which a product over several images would copy.
-    images = 1 if device == "cpu" else min(call.images, max(1, budget // (heads * rows * call.keys)))
+    # On a CPU one image at a time: its heads are strided views, which a product over several images would copy. Windows
+    # are so small that they are copied for less than what walking them one by one costs.
+    small = heads == call.heads and rows * heads * call.keys <= SMALL and call.images > 1
+    images = 1 if device == "cpu" and not small else min(call.images, max(1, budget // (heads * rows * call.keys)))
     for image in range(0, call.images, images):
         for head in range(0, call.heads, heads):
             for row in range(of_rows.start, of_rows.stop, rows):

@@ -55,7 +55,7 @@ class LayerListener(Protocol[Result]):
         """Returns the result of the backward pass that has ended."""
         ...
 
-    def current_row(self) -> Float[Tensor, "images queries"]:
+    def current_row(self, layer: int) -> Float[Tensor, "images queries"]:
         """Returns the relevance row r as it enters the layer; asked for only where `only_complete`."""
         ...
 
@@ -114,7 +114,8 @@ class DifferentiatedAttention:
     """Fused attention forward; the backward pass yields A and ∇A block by block, for every gradient method.
 
     Layers before `start_layer` take no part: nothing is differentiated there. The first layer after it is where the
-    backward pass ends: `anchor`, a scalar that only makes autograd come that far, is what to differentiate by.
+    backward pass ends: an anchor, a scalar that only makes autograd come that far, is what to differentiate by. Where
+    layers do not follow from one another (`branches`), each has an anchor of its own.
 
     `kernel="blocks"` walks A in blocks of rows, which serves every rule and is the faster on a CPU of few tokens.
     Else gradients go through the fused backward wherever the listener needs no block: "triton" adds a kernel that sums
@@ -124,14 +125,20 @@ class DifferentiatedAttention:
     """
 
     def __init__(
-        self, listener: LayerListener[Any], gradient: GradientMode, start_layer: int = 0, kernel: Kernel = "auto"
+        self,
+        listener: LayerListener[Any],
+        gradient: GradientMode,
+        start_layer: int = 0,
+        kernel: Kernel = "auto",
+        branches: bool = False,
     ) -> None:
         self.listener = listener
         self.through_scores = gradient == "full"
         self.start_layer = start_layer
         self.kernel: Kernel = kernel
         self.layers = 0
-        self.anchor: Tensor | None = None
+        self.branches = branches
+        self.anchors: list[Tensor] = []
         self.keep = False
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
@@ -139,7 +146,7 @@ class DifferentiatedAttention:
         if layer < self.start_layer:
             return call.output()
         anchor = self._anchor_for(layer, call.query)
-        if layer == self.start_layer:
+        if layer == self.start_layer and not self.branches:
             call = call.detached()
         fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call))
         tiled = self.kernel in ("auto", "triton") and tiles_fit(call, forced=self.kernel == "triton")
@@ -158,26 +165,26 @@ class DifferentiatedAttention:
         if layer < self.start_layer:
             return torch.softmax(scores, dim=-1)
         anchor = self._anchor_for(layer, scores)
-        if layer == self.start_layer:
+        if layer == self.start_layer and not self.branches:
             scores = scores.detach()
         return _WrittenOutAttention.apply(scores, anchor, layer, self)  # pyright: ignore
 
     def backward(self, scalar: Float[Tensor, ""], keep: bool) -> None:
         """Sends the gradient of `scalar` through the layers; `keep` the graph for another target."""
-        if self.anchor is None:
+        if not self.anchors:
             raise RuntimeError("no attention has been differentiated in the forward pass")
         self.keep = keep
-        torch.autograd.grad(scalar, [self.anchor], retain_graph=keep, allow_unused=True)
+        torch.autograd.grad(scalar, self.anchors, retain_graph=keep, allow_unused=True)
 
     def _next_layer(self) -> int:
         self.layers += 1
         return self.layers - 1
 
     def _anchor_for(self, layer: int, like: Tensor) -> Tensor | None:
-        if layer != self.start_layer:
+        if layer != self.start_layer and not self.branches:
             return None
-        self.anchor = torch.zeros((), device=like.device, requires_grad=True)
-        return self.anchor
+        self.anchors.append(torch.zeros((), device=like.device, requires_grad=True))
+        return self.anchors[-1]
 
 
 class _BlockAttention(Function):
@@ -211,7 +218,7 @@ def _by_blocks(ctx: Any, call: AttentionCall, grad_output: Tensor) -> Gradients:
     visitor: DifferentiatedAttention = ctx.visitor
     to_query, to_key, to_value = ctx.needs_input_grad[:3]
     if visitor.listener.only_complete and not visitor.through_scores:
-        d_value, update = constant_attention_backward(call, grad_output, visitor.listener.current_row())
+        d_value, update = constant_attention_backward(call, grad_output, visitor.listener.current_row(ctx.layer))
         visitor.listener.take_update(ctx.layer, update)
         return Gradients(None, None, d_value if to_value else None)
     collector = visitor.listener.collector(ctx.layer)
@@ -305,7 +312,7 @@ class _FusedAttention(_LocalGraph):
                 del ctx.local
             return *_by_blocks(ctx, local.detached(), grad_output), None, None, None, None
         dtype = compute_dtype(grad_output.dtype)
-        upstream = visitor.listener.current_row()[:, None, :, None].to(dtype) * grad_output.to(dtype)
+        upstream = visitor.listener.current_row(ctx.layer)[:, None, :, None].to(dtype) * grad_output.to(dtype)
         d_value = attention_transposed(local.detached(), output, upstream) if swaps(local) else None
         update = _through_value(local, output, upstream) if d_value is None else fused_row(local.value, d_value)
         visitor.listener.take_update(ctx.layer, update.detach())

@@ -114,7 +114,7 @@ class RowGradientListener:
         elif isinstance(collector, _HeadImportance):
             self.importance[layer] = collector.result()
 
-    def current_row(self) -> Tensor:
+    def current_row(self, layer: int) -> Tensor:
         raise RuntimeError("gradients of single rows follow no relevance row")
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
@@ -185,7 +185,7 @@ class HeadNormListener:
         assert isinstance(collector, HeadNorms)
         self.norms[layer] = collector.result()
 
-    def current_row(self) -> Tensor:
+    def current_row(self, layer: int) -> Tensor:
         raise RuntimeError("head norms follow no row")
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
@@ -243,20 +243,20 @@ class HeadShareListener:
         """Returns by layer each head's addition to the row, and the norm of its gradient."""
         return self._shares
 
-    def current_row(self) -> Float[Tensor, "images tokens"]:
+    def current_row(self, layer: int) -> Float[Tensor, "images tokens"]:
+        del layer
         if self._row is None:
             raise RuntimeError("begin() sets the readout before a backward pass")
         return self._row
 
     def collector(self, layer: int) -> HeadUpdates:
-        del layer
-        return HeadUpdates(self.current_row())
+        return HeadUpdates(self.current_row(layer))
 
     def take(self, layer: int, collector: Collector) -> None:
         assert isinstance(collector, HeadUpdates)
         shares = collector.result()
         self._shares[layer] = shares, collector.norms.result()
-        update, row = shares.sum(dim=1), self.current_row()
+        update, row = shares.sum(dim=1), self.current_row(layer)
         # Where a few queries pool the tokens no residual leads on from them: the row is then the update alone.
         self._row = row + update if row.shape == update.shape else update
 
@@ -317,7 +317,7 @@ class MatrixListener:
         assert isinstance(collector, _MeanMatrix)
         self.matrices[layer] = collector.result()
 
-    def current_row(self) -> Tensor:
+    def current_row(self, layer: int) -> Tensor:
         raise RuntimeError("matrices follow no row")
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:

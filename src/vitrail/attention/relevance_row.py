@@ -203,25 +203,24 @@ class RelevanceRow:
             raise RuntimeError("no backward pass has reached an attention since begin()")
         return self._added
 
-    def current_row(self) -> Float[Tensor, "images tokens"]:
-        """Returns the whole row as it stands, the identity's part included."""
+    def current_row(self, layer: int) -> Float[Tensor, "images tokens"]:
+        """Returns the whole row as it stands, the identity's part included; `layer` is the one that the pass has come to."""
+        del layer
         if self._identity is None:
             raise RuntimeError("begin() sets the readout before a backward pass")
         return self._identity if self._added is None else self._identity + self._added
 
     def collector(self, layer: int) -> RowUpdate | ClampedMeanUpdate:
-        del layer
         if self.clamp_mean:
-            return ClampedMeanUpdate(self.current_row(), self.centred)
-        return RowUpdate(self.rule, self.current_row(), self.centred)
+            return ClampedMeanUpdate(self.current_row(layer), self.centred)
+        return RowUpdate(self.rule, self.current_row(layer), self.centred)
 
     def take(self, layer: int, collector: Collector) -> None:
         assert isinstance(collector, RowUpdate | ClampedMeanUpdate)
         self.take_update(layer, collector.result())
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        del layer
-        if update.shape != self.current_row().shape:
+        if update.shape != self.current_row(layer).shape:
             # A few queries pool the tokens: no residual leads from them to the tokens, so the identity ends here.
             self._identity, self._added = torch.zeros_like(update), update
         else:

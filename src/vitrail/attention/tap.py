@@ -221,7 +221,9 @@ class Tap(TorchFunctionMode):
                 f"queries, as in SAM); its gradient would be lost; {OTHER_WAY}"
             )
         if query.dim() not in (3, 4) and isinstance(self.visitor, AnyAttention):
-            return self.visitor.attend_any(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+            output = self.visitor.attend_any(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+            self.attention_calls += 1
+            return output
         if query.dim() not in (3, 4):
             raise UnsupportedAttentionError(
                 f"attention {self.attention_calls} works on tensors of {query.dim()} dimensions {tuple(query.shape)}: "

@@ -13,7 +13,9 @@ from torch import Tensor
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
 from ..attention.gradient_modes import GradientMode
 from ..attention.record import CallRecorder, RecordedLayer
+from ..attention.relevance_row import ElementwiseRule, RelevanceRow
 from ..attention.tap import Tap, Visitor, eager
+from ..attention.token_graph import GraphRow, GraphVisitor
 from ..attention.token_stream import StreamWatcher, TokenStream
 from ..attention.visitors import Replacement
 from ..attention.watchers import NormWatcher
@@ -129,7 +131,7 @@ class AttributionContext:
         """Runs a forward pass without gradients; `watchers` are entered inside the tap."""
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(eager())
-            tap = stack.enter_context(Tap(visitor, len(self.images), chain=self.layout.layers))
+            tap = stack.enter_context(Tap(self._arranged(visitor), len(self.images), chain=self.layout.layers))
             for watcher in watchers:
                 stack.enter_context(watcher)
             self.logits = self.answer().detach()
@@ -196,11 +198,12 @@ class AttributionContext:
         results = []
         first = self.first_layer if first_layer is None else first_layer
         with torch.enable_grad():
-            attention = DifferentiatedAttention(listener, self.gradient, first, self.kernel)
+            branches = self.layout.graph is not None
+            attention = DifferentiatedAttention(listener, self.gradient, first, self.kernel, branches)
             if recorder is not None:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
-            tap = Tap(visitor, len(self.images), self.gradient, self.layout.layers)
+            tap = Tap(self._arranged(visitor), len(self.images), self.gradient, self.layout.layers)
             with eager(), tap, watcher or nullcontext():
                 logits = self.answer()
             self.logits = logits.detach()
@@ -211,6 +214,20 @@ class AttributionContext:
                 attention.backward(self.scalar(logits, number), keep=number + 1 < count)
                 results.append(listener.result())
         return results
+
+    def relevance_row(
+        self, rule: str | ElementwiseRule, clamp_mean: bool = False
+    ) -> LayerListener[Float[Tensor, "images tokens"]]:
+        """Returns what keeps the readout's row up to date in `differentiate`, also where tokens do not stay in place.
+
+        `rule` is a function of A and ∇A, or "complete", "positive" or "absolute" (`attention.relevance_row`).
+        """
+        if self.layout.graph is None:
+            return RelevanceRow(rule, self.centred, clamp_mean)
+        return GraphRow(self.layout.graph, rule, self.centred, clamp_mean)
+
+    def _arranged(self, visitor: Visitor) -> Visitor:
+        return visitor if self.layout.graph is None else GraphVisitor(visitor, self.layout.graph)
 
     def graph(
         self,

@@ -32,6 +32,7 @@ class MethodInfo:
     `signed`: scores below zero mean evidence against. `class_specific`: the map depends on the target. `passes`:
     forward (F) and backward (B) passes. `level`: "patch" or "pixel". `uses_gradient`: whether `gradient=` means
     anything. `text`: whether it also serves models of text, which it does where it goes by attention alone.
+    `follows`: whether it follows tokens through windows and pyramids (`TokenLayout.graph`).
     `objectives` are what is asked without and with a class to compare with, where that is not the logit and
     the difference. With the options that `differentiates` lists (name -> values) the method uses the gradient of a
     target. `gradient` is its mode where none is named, and `competes` whether the map of a logit is then that of
@@ -51,6 +52,7 @@ class MethodInfo:
     accepts: frozenset[str] = frozenset()
     start_layer: int = 0
     text: bool = False
+    follows: bool = False
     objectives: tuple[str, str] | None = None
     differentiates: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     gradient: GradientMode = "full"
@@ -117,6 +119,7 @@ def register_method(
     accepts: tuple[str, ...] = (),
     start_layer: int = 0,
     text: bool = False,
+    follows: bool = False,
     objectives: tuple[str, str] | None = None,
     differentiates: Mapping[str, tuple[Any, ...]] | None = None,
     gradient: GradientMode = "full",
@@ -130,8 +133,9 @@ def register_method(
     those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred",
     "compete" (it asks about `AttributionContext.questions` scalars); `start_layer` is then its default for twelve
     blocks, counted from 0 (see `MethodInfo.first_layer`). `text` says that the method heeds padding
-    (`AttributionContext.real`) and asks nothing of pixels or patches. `objectives`, `differentiates`, `gradient` and
-    `competes` are as in `MethodInfo`.
+    (`AttributionContext.real`) and asks nothing of pixels or patches; `follows` that it goes by
+    `AttributionContext.relevance_row`, or by the layout's token graph where there is one. `objectives`,
+    `differentiates`, `gradient` and `competes` are as in `MethodInfo`.
     """
 
     def register(function: Callable) -> Callable:
@@ -150,6 +154,7 @@ def register_method(
             frozenset(accepts),
             start_layer,
             text,
+            follows,
             objectives,
             dict(differentiates or {}),
             gradient,

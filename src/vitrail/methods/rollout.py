@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.record import CallRecorder, RecordedLayer, each_head_times_attention, row_times_attention
-from ..attention.relevance_row import RelevanceRow, add_update
+from ..attention.relevance_row import add_update
+from ..attention.token_graph import rollout_row
 from ..attention.watchers import ValueProjection
 from ..errors import OptionError, UnsupportedOperationError
 from .context import AttributionContext
@@ -32,10 +33,14 @@ __all__ = ["absolute", "complete", "gae", "norm_rollout", "raw", "rollout"]
     passes="1F",
     reference="Abnar & Zuidema 2020",
     text=True,
+    follows=True,
 )
 def raw(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
     """The last layer's attention at the readout, averaged over heads: E_h[A^L]."""
-    return row_times_attention(context.readout_row(), context.record()[-1])[:, None]
+    layers, graph = context.record(), context.layout.graph
+    if graph is not None:
+        return rollout_row(graph, layers, context.readout_row(), only=graph.last)[:, None]
+    return row_times_attention(context.readout_row(), layers[-1])[:, None]
 
 
 @register_method(
@@ -47,6 +52,7 @@ def raw(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
     reference="Abnar & Zuidema 2020",
     accepts=("start_layer",),
     text=True,
+    follows=True,
 )
 def rollout(
     context: AttributionContext, *, row_normalise: bool = True, heads: str = "mean"
@@ -59,8 +65,12 @@ def rollout(
     """
     if heads not in ("mean", "each"):
         raise OptionError(f"heads={heads!r} is neither 'mean' nor 'each'")
-    layers = context.record()
+    layers, graph = context.record(), context.layout.graph
     row = context.readout_row()
+    if graph is not None:
+        if heads == "each":
+            raise UnsupportedOperationError("heads='each' follows a head from layer to layer, not through windows")
+        return rollout_row(graph, layers, row, halve=row_normalise, first=context.first_layer)[:, None]
     if heads == "each":
         return _each_head(row, layers[context.first_layer :], row_normalise)[:, None]
     for layer in reversed(layers[context.first_layer :]):
@@ -122,6 +132,7 @@ def norm_rollout(context: AttributionContext) -> Float[Tensor, "images targets t
     reference="Chefer, Gur, Wolf 2021 (Eq. 4 of Cui, Fan, Chen)",
     accepts=("start_layer", "centred", "compete"),
     text=True,
+    follows=True,
 )
 def gae(
     context: AttributionContext, *, identity: bool = False, clamp: str = "head"
@@ -145,6 +156,7 @@ def gae(
     reference="Cui, Fan, Chen, Eq. 5; class competition: Vitrail",
     accepts=("start_layer", "centred", "compete"),
     text=True,
+    follows=True,
     gradient="libra",
     competes=True,
 )
@@ -162,6 +174,7 @@ def complete(context: AttributionContext, *, identity: bool = False) -> Float[Te
     reference="Cui, Fan, Chen, Eq. 6",
     accepts=("start_layer", "centred", "compete"),
     text=True,
+    follows=True,
 )
 def absolute(context: AttributionContext, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """Absolute gradient: Ā = I + E_h[|∇A| ⊙ A]; how much the logit depends on a patch, either way."""
@@ -171,7 +184,9 @@ def absolute(context: AttributionContext, *, identity: bool = False) -> Float[Te
 def _relevance(
     context: AttributionContext, rule: str, identity: bool, clamp_mean: bool = False
 ) -> Float[Tensor, "images targets tokens"]:
-    rows = torch.stack(context.differentiate(RelevanceRow(rule, context.centred, clamp_mean)), dim=1)
+    rows = torch.stack(context.differentiate(context.relevance_row(rule, clamp_mean)), dim=1)
+    if context.layout.graph is not None:
+        return rows + context.layout.graph.remainder.to(rows) if identity else rows
     readout = context.readout_row()[:, None]
     # A head that pools by attention has queries of its own, and no identity joins them to the tokens.
     return rows + readout if identity and not context.layout.pools else rows

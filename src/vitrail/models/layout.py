@@ -13,7 +13,9 @@ from torch import Tensor
 from ..attention.modules import at_output, find_module
 from ..attention.observe import AttentionShape, Observation
 from ..attention.tap import OTHER_WAY, eager
-from ..errors import LayoutError, NoAttentionError, OptionError, UnsupportedAttentionError
+from ..attention.token_graph import TokenGraph
+from ..attention.trace_graph import trace_graph
+from ..errors import LayoutError, NoAttentionError, OptionError, UnsupportedAttentionError, VitrailError
 from .observation import (
     grid_candidates,
     map_in,
@@ -46,6 +48,7 @@ class TokenLayout:
     `classes` is the number of logits. `all_tokens` counts those that may follow the patches too. `order` says which of
     the patch tokens shows each cell of the grid, row after row; None where they stand in that order. `notes` are for
     every map of the model. `calls` is how often the model calls attention for one image in all, where that is known.
+    Where tokens do not stay in place, `graph` says how they move; the grid is then the finest, `readout` means nothing.
     """
 
     rows: int
@@ -61,6 +64,7 @@ class TokenLayout:
     order: Int[Tensor, " patches"] | None = None
     notes: tuple[str, ...] = ()
     calls: int | None = None
+    graph: TokenGraph | None = None
 
     @property
     def reads_patches(self) -> bool:
@@ -79,6 +83,12 @@ class TokenLayout:
 
     def describe(self) -> str:
         """Returns one line: tokens, layers, readout."""
+        if self.graph is not None:
+            return (
+                f"{self.rows} x {self.cols} patches at the finest; {self.layers} attention layers, "
+                f"{self.graph.describe()}; "
+                f"the head reads: {self.reads}"
+            )
         return (
             f"{self.prefix} token(s) before {self.rows} x {self.cols} patches; {self.layers} attention layers of "
             f"{self.heads} heads; the head reads: {self.reads}"
@@ -93,10 +103,15 @@ class TokenLayout:
 
 
 _LAYOUTS: WeakKeyDictionary[VisionModel, dict[tuple[int, ...], TokenLayout]] = WeakKeyDictionary()
+_GRAPHS: WeakKeyDictionary[VisionModel, dict[tuple[int, ...], TokenLayout]] = WeakKeyDictionary()
 
 
-def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height width"]) -> TokenLayout:
+def layout_of(
+    model: VisionModel, images: Float[Tensor, "batch channels height width"], follow: bool = False
+) -> TokenLayout:
     """Returns the layout for images of this size, looked up after the first time.
+
+    With `follow`, the tokens of a model in which they do not stay in place are followed instead of refused.
 
     Raises:
         NoAttentionError: when the model calls no attention that PyTorch can show.
@@ -107,6 +122,8 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
     refuse_replaced(model.module, lambda: model.answer(noise_like(images, 1, seed=0)))
     known = _LAYOUTS.setdefault(model, {})
     size = tuple(images.shape[1:])
+    if follow and size in _GRAPHS.get(model, {}):
+        return _GRAPHS[model][size]
     if size not in known:
         try:
             with model_errors(model.name, model.module):
@@ -115,12 +132,38 @@ def layout_of(model: VisionModel, images: Float[Tensor, "batch channels height w
                 model, seen, (images.shape[-2], images.shape[-1]), partial(reads_of_another, model, images)
             )
         except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
+            if follow:
+                return _followed(model, images, error)
             if OTHER_WAY in str(error):
                 error.args = (str(error).replace(OTHER_WAY, other_way(model, noise_like(images, 1, seed=0))),)
             raise
         refuse_an_order_of_its_own(model, images)
         known[size] = layout
     return known[size]
+
+
+def _followed(model: VisionModel, images: Tensor, refusal: VitrailError) -> TokenLayout:
+    """The layout of a model whose tokens do not stay in place, by its token graph.
+
+    Raises:
+        UnsupportedAttentionError: saying where they cannot be followed; a `refusal` of another kind stays as it is.
+    """
+    try:
+        with model_errors(model.name, model.module):
+            trace = trace_graph(model.logits, noise_like(images, 2, seed=0))
+    except UnsupportedAttentionError as error:
+        refusal.args = (f"{refusal}; nor can its tokens be followed: {error}",)
+        raise refusal from error
+    refuse_an_order_of_its_own(model, images)
+    graph, (rows, cols) = trace.graph, trace.graph.leaves.shape
+    layout = TokenLayout(
+        *(rows, cols, 0, torch.ones(1), graph.reads, graph.calls, 0, trace.heads, trace.classes, rows * cols),
+        notes=trace.notes,
+        calls=graph.calls,
+        graph=graph,
+    )
+    _GRAPHS.setdefault(model, {})[tuple(images.shape[1:])] = layout
+    return layout
 
 
 def layout_of_layer(

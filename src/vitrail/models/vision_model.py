@@ -258,7 +258,7 @@ class VisionModel:
         from .layout import layout_of  # which is worked out from a VisionModel
 
         try:
-            return layout_of(self, self.blank()).describe()
+            return layout_of(self, self.blank(), follow=True).describe()
         except ModelError as error:
             return f"not to be explained: {error}"
 

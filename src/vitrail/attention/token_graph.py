@@ -1,0 +1,292 @@
+"""The token graph: how relevance moves between the token sets of a model whose tokens do not stay in place.
+
+From the logits back to the image, a row of relevance r over all tokens passes
+
+    attention   r[keys] += r[written] · E_h[f(∇A_h) ⊙ A_h]     in every window by itself
+    merge       r[parents] += r[child] · weights               patch merging, pooling, sums with the residual
+
+in the opposite order of the forward pass. A token that attention writes and its residual are parents of their sum with
+weight 1 each, so that on a chain of plain blocks this is r ← r + r · B, the row of `relevance_row`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import UnsupportedAttentionError
+from .calls import AttentionCall
+from .record import RecordedLayer, row_times_attention
+from .relevance_row import ELEMENTWISE, ClampedMeanUpdate, Collector, ElementwiseRule, RowUpdate
+
+__all__ = [
+    "Attend",
+    "GraphRow",
+    "GraphVisitor",
+    "Merge",
+    "Step",
+    "TokenGraph",
+    "group_dimensions",
+    "in_four_dimensions",
+    "rollout_row",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Attend:
+    """One call of attention: the tokens that its queries write and those that its keys are, window by window."""
+
+    call: int
+    written: Int[Tensor, "windows queries"]
+    keys: Int[Tensor, "windows keys"]
+    image: Int[Tensor, " windows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Tokens made of others: edge e gives `weight[e]` of the relevance of `child[e]` to `parent[e]`.
+
+    `residual` marks sums of what attention wrote with what it read.
+    """
+
+    child: Int[Tensor, " edges"]
+    parent: Int[Tensor, " edges"]
+    weight: Float[Tensor, " edges"]
+    residual: bool = False
+
+
+Step: TypeAlias = Attend | Merge
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGraph:
+    """The steps of one image, in the order of the forward pass, over tokens 1 … `size` − 1 (0 stands for none).
+
+    `root` is the token that the logits read; `leaves` are the tokens of the finest grid that attention looks at, row
+    after row. `arrangement` says of calls in more than four dimensions which of them tell windows apart, and
+    `window_major` in which calls the images of a batch alternate from window to window.
+    """
+
+    size: int
+    root: int
+    steps: tuple[Step, ...]
+    leaves: Int[Tensor, "rows cols"]
+    calls: int
+    window_major: frozenset[int] = frozenset()
+    arrangement: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> str:
+        """What the logits are made of, in words."""
+        made = [step for step in self.steps if isinstance(step, Merge) and bool((step.child == self.root).any())]
+        parents = int((made[-1].child == self.root).sum()) if made and not made[-1].residual else 1
+        return "one token" if parents == 1 else f"the mean of {parents} tokens"
+
+    @property
+    def remainder(self) -> Float[Tensor, " patches"]:
+        """What would be left of the row at the leaves if no attention moved anything."""
+        return self.identity()[1][self.leaves.flatten()]
+
+    def describe(self) -> str:
+        """The sizes of the attentions in words: windows, queries and keys, in the order of the forward pass."""
+        sizes = [(*step.written.shape, step.keys.shape[1]) for step in self.steps if isinstance(step, Attend)]
+        runs = [(size, len(list(group))) for size, group in groupby(sizes)]
+        return ", ".join(f"{count} x {w} windows of {q} queries and {k} keys" for (w, q, k), count in runs)
+
+    @property
+    def last(self) -> int:
+        """The last call that the logits follow from."""
+        at, _ = self.identity()
+        return max(call for call, row in at.items() if bool(row.any()))
+
+    def windows_of(self, row: Float[Tensor, "images tokens"], step: Attend) -> Float[Tensor, "windows queries"]:
+        """Returns the row at the tokens that a call writes, one per window of every image."""
+        found = row[:, step.written.to(row.device)]
+        found = found.transpose(0, 1) if step.call in self.window_major else found
+        return found.reshape(-1, found.shape[-1])
+
+    def add_to_keys(self, row: Float[Tensor, "images tokens"], step: Attend, update: Float[Tensor, "windows keys"]) -> None:
+        """Adds to the row, in place, what a call moves to its keys."""
+        windows, keys = step.keys.shape
+        if step.call in self.window_major:
+            by_image = update.view(windows, len(row), keys).transpose(0, 1)
+        else:
+            by_image = update.view(len(row), windows, keys)
+        row.index_add_(1, step.keys.to(row.device).flatten(), by_image.flatten(1).to(row.dtype))
+
+    def identity(self) -> tuple[dict[int, Tensor], Tensor]:
+        """Returns the row at every call, and at all tokens, that merges alone carry."""
+        row = torch.zeros(1, self.size, dtype=torch.float64)
+        row[:, self.root] = 1
+        at = {}
+        for step in reversed(self.steps):
+            if isinstance(step, Attend):
+                at[step.call] = row[0, step.written]
+            else:
+                carry(row, step)
+        return at, row[0]
+
+
+def rollout_row(
+    graph: TokenGraph,
+    layers: Sequence[RecordedLayer],
+    like: Float[Tensor, "images queries"],
+    *,
+    halve: bool = False,
+    first: int = 0,
+    only: int | None = None,
+) -> Float[Tensor, "images patches"]:
+    """Returns the readout's row at the leaves where attention alone moves it: r[keys] += r[written] · E_h[A_h].
+
+    With `halve`, a residual and what is added to it get half of the row each. Calls before `first` move nothing; with
+    `only`, no call but that one does, and its residual counts for nothing.
+    """
+    row = like.new_zeros(len(like), graph.size)
+    row[:, graph.root] = 1
+    for step in reversed(graph.steps):
+        if isinstance(step, Merge):
+            carry(row, step, 0.5 if halve and step.residual else 1.0)
+        elif step.call >= first and only in (None, step.call):
+            update = row_times_attention(graph.windows_of(row, step), layers[step.call])
+            row = row if only is None else torch.zeros_like(row)
+            graph.add_to_keys(row, step, update)
+    return row[:, graph.leaves.to(row.device).flatten()]
+
+
+def carry(row: Float[Tensor, "images tokens"], merge: Merge, share: float = 1.0) -> None:
+    """Adds r[child] · weights · share to r[parents], in place."""
+    child, parent, weight = (one.to(row.device) for one in (merge.child, merge.parent, merge.weight))
+    row.index_add_(1, parent, row[:, child] * (share * weight.to(row.dtype)))
+
+
+class GraphRow:
+    """The relevance row over a token graph, kept up to date while the backward pass runs, as `RelevanceRow` on a chain.
+
+    What merges alone carry from the readout is kept apart and no part of the result.
+    """
+
+    def __init__(
+        self,
+        graph: TokenGraph,
+        rule: str | ElementwiseRule,
+        centred: bool = False,
+        clamp_mean: bool = False,
+    ) -> None:
+        self.graph = graph
+        self.rule = ELEMENTWISE[rule] if isinstance(rule, str) else rule
+        self.only_complete = rule == "complete" and not centred and not clamp_mean
+        self.sums_queries = self.rule in ELEMENTWISE.values() and not clamp_mean
+        self.centred, self.clamp_mean = centred, clamp_mean
+        _, self._identity = graph.identity()
+        self._at = {step.call: number for number, step in enumerate(graph.steps) if isinstance(step, Attend)}
+        self._next = 0
+        self._row: Tensor | None = None
+
+    def begin(self, readout: Float[Tensor, "images queries"]) -> None:
+        """Starts a backward pass; of the readout only the number of images, device and precision are taken."""
+        self._row = readout.new_zeros(len(readout), self.graph.size)
+        self._next = len(self.graph.steps)
+
+    def current_row(self, layer: int) -> Float[Tensor, "windows queries"]:
+        """Returns the row at the tokens that call `layer` writes, one per window of every image."""
+        row, step = self._reach(layer), self.graph.steps[self._at[layer]]
+        assert isinstance(step, Attend)
+        identity = self.graph.windows_of(self._identity.to(row).expand(len(row), -1), step)
+        return self.graph.windows_of(row, step) + identity
+
+    def collector(self, layer: int) -> RowUpdate | ClampedMeanUpdate:
+        if self.clamp_mean:
+            return ClampedMeanUpdate(self.current_row(layer), self.centred)
+        return RowUpdate(self.rule, self.current_row(layer), self.centred)
+
+    def take(self, layer: int, collector: Collector) -> None:
+        assert isinstance(collector, RowUpdate | ClampedMeanUpdate)
+        self.take_update(layer, collector.result())
+
+    def take_update(self, layer: int, update: Float[Tensor, "windows keys"]) -> None:
+        """Adds what a call moves to the tokens that are its keys."""
+        row, step = self._reach(layer), self.graph.steps[self._at[layer]]
+        assert isinstance(step, Attend)
+        self.graph.add_to_keys(row, step, update)
+        self._next = self._at[layer]
+
+    def result(self) -> Float[Tensor, "images patches"]:
+        """What all attentions have added at the leaves, row after row."""
+        if self._row is None:
+            raise RuntimeError("no backward pass has begun")
+        self._carry(0)
+        return self._row[:, self.graph.leaves.to(self._row.device).flatten()]
+
+    def _reach(self, layer: int) -> Tensor:
+        """The row once everything behind a call has been passed."""
+        if self._row is None:
+            raise RuntimeError("begin() comes before a backward pass")
+        self._carry(self._at[layer] + 1)
+        return self._row
+
+    def _carry(self, down_to: int) -> None:
+        assert self._row is not None
+        for step in reversed(self.graph.steps[down_to : self._next]):
+            if isinstance(step, Merge):
+                carry(self._row, step)
+        self._next = min(self._next, down_to)
+
+
+def group_dimensions(tokens: Float[Tensor, "*groups queries"]) -> tuple[int, ...]:
+    """Which leading dimensions tell windows and images apart; along the others, the heads, the tokens are the same."""
+    leading = range(tokens.dim() - 1)
+    return tuple(one for one in leading if tokens.shape[one] > 1 and bool((tokens != tokens.narrow(one, 0, 1)).any()))
+
+
+def in_four_dimensions(
+    attend: Callable[[AttentionCall], Tensor],
+    groups: Sequence[int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    grouped: bool,
+) -> Tensor:
+    """Runs attention of more dimensions as (groups, heads, tokens, width), and gives its output back as it was."""
+    if mask is not None or grouped:
+        raise UnsupportedAttentionError("attention in more than four dimensions with a mask or grouped queries")
+    leading = range(query.dim() - 2)
+    heads = [one for one in leading if one not in groups]
+    order = [*groups, *heads, query.dim() - 2, query.dim() - 1]
+    outer = [query.shape[one] for one in groups]
+    inner = [query.shape[one] for one in heads]
+
+    def arranged(tensor: Tensor) -> Tensor:
+        shape = (torch.Size(outer).numel(), torch.Size(inner).numel(), *tensor.shape[-2:])
+        return tensor.permute(order).reshape(shape)
+
+    q, k, v = arranged(query), arranged(key), arranged(value)
+    output = attend(AttentionCall(q, k, v, None, causal, query.shape[-1] ** -0.5 if scale is None else scale))
+    spread = output.reshape(*outer, *inner, *output.shape[-2:])
+    return spread.permute(torch.tensor(order).argsort().tolist())
+
+
+class GraphVisitor:
+    """Brings attention in more than four dimensions to `inner` in four; the graph says which of them are heads."""
+
+    def __init__(self, inner: Any, graph: TokenGraph) -> None:
+        self.inner, self.graph = inner, graph
+        self.calls = 0
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        self.calls += 1
+        return self.inner.attend(call)
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner.normalise(scores)
+
+    def attend_any(self, *given: Any) -> Tensor:
+        """Attention over the last two dimensions of any number."""
+        return in_four_dimensions(self.attend, self.graph.arrangement[self.calls], *given)

@@ -1,0 +1,280 @@
+"""Traces the token graph of a model: one forward pass of two images whose tokens are followed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import PackedBatchError, UnsupportedAttentionError
+from .calls import AttentionCall
+from .follow_tokens import NONE, TokenFollower, Tokens
+from .tap import Tap, eager
+from .token_graph import Attend, Merge, Step, TokenGraph, group_dimensions, in_four_dimensions
+
+__all__ = ["Trace", "trace_graph"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A model's token graph, the heads of its first attention, its logits and what is to be said of it."""
+
+    graph: TokenGraph
+    heads: int
+    classes: int
+    notes: tuple[str, ...]
+
+
+@torch.no_grad()
+def trace_graph(
+    logits_of: Callable[[Tensor], Float[Tensor, "images classes"]],
+    images: Float[Tensor, "images channels height width"],
+) -> Trace:
+    """Returns the token graph for two images of this size.
+
+    Raises:
+        UnsupportedAttentionError: naming the operation through which the tokens cannot be followed.
+        PackedBatchError: where the images are joined.
+    """
+    follower = TokenFollower(images)
+    visitor = FollowingVisitor(follower)
+    with eager(), Tap(visitor, len(images)), follower:
+        logits = logits_of(images)
+    found = follower.labels(logits)
+    root = int(follower.merge(found[0][:1])[0]) if found is not None else 0
+    if root <= 0:
+        raise UnsupportedAttentionError("the logits follow from no token")
+    graph = _graph(follower.tokens, root, visitor)
+    return Trace(graph, visitor.heads[0], logits.shape[1], tuple(follower.notes))
+
+
+def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph:
+    """The part of the steps that leads from one image's tokens to its logits."""
+    image = tokens.of("image")
+    needed = torch.zeros(tokens.count, dtype=torch.bool)
+    needed[root] = True
+    steps: list[Step] = []
+    window_major = set()
+    for step in reversed(tokens.steps):
+        if isinstance(step, Merge):
+            used = needed[step.child] & (image[step.child] == 0)
+            if bool(used.any()):
+                steps.append(Merge(step.child[used], step.parent[used], step.weight[used], step.residual))
+                needed[step.parent[used]] = True
+            continue
+        mine = step.image == 0
+        if _is_window_major(step):
+            window_major.add(step.call)
+        steps.append(Attend(step.call, step.written[mine], step.keys[mine], step.image[mine]))
+        if bool(needed[step.written[mine]].any()):
+            needed[step.keys[mine].flatten()] = True
+    steps.reverse()
+    if not any(isinstance(step, Attend) for step in steps):
+        raise UnsupportedAttentionError("the logits follow from no attention")
+    leaves, steps = _leaves(tokens, steps)
+    used = sorted({0, root, *(int(one) for step in steps for one in _mentioned(step)), *leaves.flatten().tolist()})
+    number = torch.zeros(tokens.count, dtype=torch.long)
+    number[torch.tensor(used)] = torch.arange(len(used))
+    renamed = tuple(
+        Merge(number[step.child], number[step.parent], step.weight, step.residual)
+        if isinstance(step, Merge)
+        else Attend(step.call, number[step.written], number[step.keys], step.image)
+        for step in steps
+    )
+    return TokenGraph(
+        len(used),
+        int(number[root]),
+        renamed,
+        number[leaves],
+        visitor.calls,
+        frozenset(window_major),
+        visitor.arrangement,
+    )
+
+
+def _mentioned(step: Step) -> Tensor:
+    if isinstance(step, Merge):
+        return torch.cat([step.child, step.parent]).unique()
+    return torch.cat([step.written.flatten(), step.keys.flatten()]).unique()
+
+
+def _is_window_major(step: Attend) -> bool:
+    """Whether the images of a batch alternate from window to window, and do not follow each other.
+
+    Raises:
+        UnsupportedAttentionError: where they do neither.
+    """
+    images = step.image.clamp(min=0)
+    windows = len(images) // 2
+    if torch.equal(images, torch.arange(2).repeat_interleave(windows)):
+        return False
+    if torch.equal(images, torch.arange(2).repeat(windows)):
+        return True
+    raise UnsupportedAttentionError(f"the windows of attention {step.call} are in no order of images")
+
+
+def _leaves(tokens: Tokens, steps: list[Step]) -> tuple[Tensor, list[Step]]:
+    """The finest grid of tokens in front of the first attention, and the steps that end there.
+
+    Relevance of other tokens in front of it goes to the pixels that they were made of, and with them to the grid.
+    """
+    start = next(at for at, step in enumerate(steps) if isinstance(step, Attend))
+    first = steps[start]
+    assert isinstance(first, Attend)
+    before = int(first.written.min())
+    read = torch.zeros(tokens.count, dtype=torch.bool)
+    for step in steps[start:]:
+        read[step.parent if isinstance(step, Merge) else step.keys.flatten()] = True
+    read[before:] = False
+    read[0] = False
+    origin = torch.zeros(before, dtype=torch.long)  # the merge that made a token; 0 for a pixel
+    for at, step in enumerate(steps[:start]):
+        if isinstance(step, Merge):
+            origin[step.child] = at + 1
+    y, x = tokens.of("y"), tokens.of("x")
+    grids = []
+    for made in origin[read[:before]].unique().tolist():
+        members = (read[:before] & (origin == made)).nonzero()[:, 0]
+        grid = _as_grid(members[~y[members].isnan()], y, x)
+        if grid is not None:
+            grids.append(grid)
+    if not grids:
+        raise UnsupportedAttentionError("the tokens in front of the first attention form no grid")
+    leaves = max(grids, key=lambda one: one.numel())
+    is_leaf = torch.zeros(tokens.count, dtype=torch.bool)
+    is_leaf[leaves.flatten()] = True
+    kept: list[Step] = []
+    for step in steps:
+        if isinstance(step, Merge):
+            on = ~is_leaf[step.child]
+            if bool(on.any()):
+                kept.append(Merge(step.child[on], step.parent[on], step.weight[on], step.residual))
+        else:
+            kept.append(step)
+    reached = torch.zeros(tokens.count, dtype=torch.bool)
+    for step in kept:
+        reached[step.parent if isinstance(step, Merge) else step.keys.flatten()] = True
+    pixels = (reached[:before] & (origin == 0) & ~is_leaf[:before] & ~y[:before].isnan()).nonzero()[:, 0]
+    if len(pixels):
+        rows, columns = y[leaves[:, 0]], x[leaves[0]]
+        row = (y[pixels][:, None] - rows).abs().argmin(dim=1)
+        column = (x[pixels][:, None] - columns).abs().argmin(dim=1)
+        kept.insert(0, Merge(pixels, leaves[row, column], torch.ones(len(pixels), dtype=torch.float64)))
+    return leaves, kept
+
+
+def _as_grid(members: Tensor, y: Tensor, x: Tensor) -> Tensor | None:
+    """Tokens as rows and columns by where they lie; None where they form no grid."""
+    rows, row = y[members].mul(1e6).round().unique(return_inverse=True)
+    columns, column = x[members].mul(1e6).round().unique(return_inverse=True)
+    if len(rows) * len(columns) != len(members) or len(members) < 2:
+        return None
+    grid = torch.zeros(len(rows), len(columns), dtype=torch.long)
+    grid[row, column] = members
+    return grid if bool((grid > 0).all()) else None
+
+
+class FollowingVisitor:
+    """Gives every attention its output, and notes which tokens it joins.
+
+    Raises:
+        UnsupportedAttentionError: where its heads look at other tokens, as where windows and heads are one dimension.
+    """
+
+    def __init__(self, follower: TokenFollower) -> None:
+        self.follower = follower
+        self.calls = 0
+        self.heads: list[int] = []
+        self.arrangement: dict[int, tuple[int, ...]] = {}
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        query, key, value = (self.follower.labels(one) for one in (call.query, call.key, call.value))
+        self.heads.append(call.heads)
+        with self.follower.rest():
+            output = call.output()
+        size = (call.images, call.heads)
+        keys = self._tokens(key, (*size, call.keys))
+        values = self._tokens(value, (*size, call.keys))
+        if bool(((values != keys) & (values != NONE) & (keys != NONE)).any()):
+            raise UnsupportedAttentionError(f"attention {self.calls} reads its values from other tokens than its keys")
+        written = self._note(self._tokens(query, (*size, call.queries)), torch.where(keys == NONE, values, keys))
+        self.follower.mark(output, written[:, None, :, None].expand(output.shape))
+        return output
+
+    def attend_any(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        scale: float | None,
+        grouped: bool,
+    ) -> Tensor:
+        """Attention in five or more dimensions; which of them are heads the labels tell."""
+        found = self.follower.labels(query)
+        if found is None:
+            raise UnsupportedAttentionError(f"the queries of attention {self.calls} carry no tokens")
+        groups = self.arrangement[self.calls] = group_dimensions(found[0][..., 0])
+        return in_four_dimensions(self.attend, groups, query, key, value, mask, causal, scale, grouped)
+
+    def normalise(
+        self, scores: Float[Tensor, "images heads queries keys"]
+    ) -> Float[Tensor, "images heads queries keys"]:
+        self.heads.append(scores.shape[1])
+        labels = self.follower.labels(scores)
+        with self.follower.rest():
+            attention = torch.softmax(scores, dim=-1)
+        if labels is None or len(labels) != 2:
+            self.calls += 1
+            return attention
+        query, key = labels[0][..., 0], labels[1][..., 0, :]
+        written = self._note(self._by_group(query.cpu()), self._by_group(key.cpu()))
+        written = written.to(labels[1].device)
+        self.follower.mark(
+            attention, written[:, None, :, None].expand(attention.shape), labels[1].expand(attention.shape)
+        )
+        return attention
+
+    def _tokens(self, labels: list[Tensor] | None, size: tuple[int, int, int]) -> Tensor:
+        """The tokens of queries or keys, (groups, tokens): the same for every head and channel."""
+        if labels is None:
+            return torch.zeros(size[0], size[2], dtype=torch.float64)
+        labels = [labels[0].cpu()]
+        low = torch.where(labels[0] == NONE, torch.inf, labels[0]).amin(dim=-1)
+        high = labels[0].amax(dim=-1)
+        if bool(((low != high) & ~low.isinf()).any()):
+            raise UnsupportedAttentionError(
+                f"the channels of one query or key of attention {self.calls} are of several tokens"
+            )
+        return self._by_group(high)
+
+    def _by_group(self, labels: Float[Tensor, "groups heads tokens"]) -> Float[Tensor, "groups tokens"]:
+        if bool((labels != labels[:, :1]).any()):
+            raise UnsupportedAttentionError(
+                f"the heads of attention {self.calls} look at different tokens: windows and heads share a dimension"
+            )
+        return labels[:, 0]
+
+    def _note(self, query: Tensor, key: Tensor) -> Float[Tensor, "groups queries"]:
+        tokens = self.follower.tokens
+        image = tokens.of("image")
+        groups, count = query.shape
+        asked = torch.cat([query, key], dim=1).long()
+        if bool((asked < 0).any()):
+            raise UnsupportedAttentionError(f"attention {self.calls} looks at mixtures of all tokens")
+        of_group = image[asked].amax(dim=1)
+        if bool(((image[asked] != of_group[:, None]) & (asked > 0)).any()):
+            raise PackedBatchError(
+                f"attention {self.calls} joins the images of a batch in one sequence; explain one image at a time"
+            )
+        # Queries that carry no token yet (a class token) are tokens of their own from here on.
+        nowhere = torch.full((groups * count,), torch.nan, dtype=torch.float64)
+        at = query.reshape(-1).long()
+        y, x = (torch.where(at > 0, tokens.of(name)[at], nowhere) for name in ("y", "x"))
+        written = tokens.add(y, x, of_group.repeat_interleave(count), True).view(groups, count)
+        tokens.steps.append(Attend(self.calls, written, key.long(), of_group))
+        tokens.attended = True
+        self.calls += 1
+        return written.double()
