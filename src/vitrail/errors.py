@@ -17,6 +17,7 @@ __all__ = [
     "LayoutError",
     "MethodError",
     "ModelError",
+    "MovingTokensError",
     "NoAttentionError",
     "NoSignalError",
     "NoTextTowerError",
@@ -212,6 +213,10 @@ class NoAttentionError(ModelError):
 
 class UnsupportedAttentionError(ModelError):
     """Attention was seen in a form from which no map of the whole image can be made."""
+
+
+class MovingTokensError(UnsupportedAttentionError):
+    """Tokens do not stay in place (windows, pyramids, branches), and the method follows them only where they do."""
 
 
 class PackedBatchError(UnsupportedAttentionError):

@@ -171,17 +171,17 @@ def test_tokens_behind_the_patches():
     torch.testing.assert_close(vitrail.explain(last, images, 1).scores, vitrail.explain(first, images, 1).scores)
 
 
-def test_blocks_side_by_side_are_refused():
+def test_blocks_side_by_side_are_refused_by_what_follows_no_branches():
     from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 
     module = VisionTransformer(
         img_size=64, embed_dim=48, depth=2, num_heads=3, num_classes=5, block_fn=ParallelThingsBlock
     ).eval()
     with pytest.raises(UnsupportedAttentionError, match="attention 1 of 4 does not follow from attention 0"):
-        vitrail.explain(module, torch.randn(1, 3, 64, 64))
+        vitrail.explain(module, torch.randn(1, 3, 64, 64), method="gmar_l1")
 
 
-def test_two_passes_in_one_forward_are_refused():
+def test_two_passes_in_one_forward():
     class Flipped(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -191,7 +191,13 @@ def test_two_passes_in_one_forward_are_refused():
             return self.inner(x) + self.inner(x.flip(-1))
 
     with pytest.raises(UnsupportedAttentionError, match="attention 3 of 6 does not follow from attention 2"):
-        vitrail.explain(Flipped(FAMILIES["timm_vit"].build()).eval(), FAMILIES["timm_vit"].images(1))
+        vitrail.explain(Flipped(FAMILIES["timm_vit"].build()).eval(), FAMILIES["timm_vit"].images(1), method="gmar_l1")
+    inner, images = FAMILIES["timm_vit"].build().eval(), FAMILIES["timm_vit"].images(2)
+    both, there, back = (
+        vitrail.explain(module, given, 3, compete=False).scores
+        for module, given in ((Flipped(inner).eval(), images), (inner, images), (inner, images.flip(-1)))
+    )
+    torch.testing.assert_close(both, there + back.flip(-1))
 
 
 def test_a_model_that_has_changed_since_it_was_wrapped():
@@ -221,14 +227,14 @@ def test_the_row_of_any_patch_can_be_read():
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mvitv2_tiny", "hiera_tiny_224"])
-def test_window_and_pyramid_models_are_refused_by_name_of_the_numbers(name):
+def test_window_and_pyramid_models_are_refused_by_what_follows_no_tokens(name):
     import timm
 
     module = timm.create_model(name, num_classes=3).eval()
     with pytest.raises(
         UnsupportedAttentionError, match=r"attention \d+.*(queries see \d+ keys|dimensions).*not supported"
     ):
-        vitrail.explain(module, torch.randn(1, 3, 224, 224))
+        vitrail.explain(module, torch.randn(1, 3, 224, 224), method="gmar_l1")
 
 
 def test_a_model_without_attention():

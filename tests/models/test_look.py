@@ -294,10 +294,12 @@ def test_mixing_of_neighbours_is_noted_and_a_pyramid_refused():
     assert any("mixes neighbouring tokens between its attentions" in note and "%" in note for note in notes)
     module = build(Pyramid)
     with pytest.raises(UnsupportedAttentionError, match=r"\d+% of the gradient at a token.*convolutions in 3 sizes"):
-        vitrail.explain(module, images())
+        vitrail.explain(module, images(), method="gmar_l1")
     # The remedy that it names.
     with pytest.raises(UnsupportedAttentionError, match=r'layer="local", the last layer that gives a grid \(4×6\)'):
-        vitrail.explain(module, images())
+        vitrail.explain(module, images(), method="gmar_l1")
+    (notes,) = vitrail.explain(module, images()).metadata["image_notes"]
+    assert any("mix neighbouring tokens" in note for note in notes)
     assert vitrail.explain(module, images(), method="gradcam", layer="local").scores.shape == (1, ROWS, COLS)
 
 
@@ -310,7 +312,7 @@ def test_mixing_is_noticed_however_small_a_layer_scale_begins(scale: float):
                 part.mul_(scale)
         if kind is Pyramid:
             with pytest.raises(UnsupportedAttentionError, match="at a token comes from other tokens.*in 3 sizes"):
-                vitrail.explain(module, images())
+                vitrail.explain(module, images(), method="gmar_l1")
         else:
             (notes,) = vitrail.explain(module, images()).metadata["image_notes"]
             assert any("mixes neighbouring tokens" in note for note in notes)
@@ -340,12 +342,14 @@ class Alternating(Plain):
         self.blocks[1] = Block(WIDTH, ChannelAttention(WIDTH, 1))
 
 
-def test_attention_among_as_many_channels_as_tokens_is_refused():
+def test_attention_among_as_many_channels_as_tokens_moves_nothing():
     assert ROWS * COLS == WIDTH
     with pytest.raises(LayoutError, match="24 tokens.*do not lie where they should"):
         vitrail.explain(build(Plain, attention=ChannelAttention), images())
     with pytest.raises(UnsupportedAttentionError, match="attention among channels"):
-        vitrail.explain(build(Alternating), images())
+        vitrail.explain(build(Alternating), images(), method="gmar_l1")
+    (notes,) = vitrail.explain(build(Alternating), images()).metadata["image_notes"]
+    assert any("among channels moves nothing" in note for note in notes)
 
 
 class OwnDiagonalMasked(WrittenOutAttention):
@@ -523,7 +527,7 @@ class PoolsPatches(Plain):
 def test_the_true_reason_and_a_remedy_that_works(kind, error, reason):
     module = build(kind)
     with pytest.raises(error, match=reason + r'.*method="gradcam" with layer='):
-        vitrail.explain(module, images())
+        vitrail.explain(module, images(), method="gmar_l1")
     found = vitrail.explain(module, images(2), 2, method="gradcam", layer="embed")
     assert found.scores.shape == (2, ROWS, COLS)
     with pytest.raises(OptionError, match=r"layer='head' gives a tensor of shape \(1, 7\)"):

@@ -258,9 +258,6 @@ class TokenFollower(TorchDispatchMode):
         labels = self.labels(given)
         if labels is None:
             return
-        if name in _SOFTMAX and bool((labels[0] == MIXED).any()):
-            self.notes["It has attention between channels, which moves nothing between tokens."] = None
-            labels = [torch.where(labels[0] == MIXED, NONE, labels[0])]
         if name == "glu":
             labels = [one.chunk(2, dim=-1)[0] for one in labels]
         self.mark(result, *labels)

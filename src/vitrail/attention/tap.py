@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import PackedBatchError, TrainingModeError, UnsupportedAttentionError
+from ..errors import MovingTokensError, PackedBatchError, TrainingModeError, UnsupportedAttentionError
 from .calls import AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, libra_rules, linear
 
@@ -225,7 +225,7 @@ class Tap(TorchFunctionMode):
             self.attention_calls += 1
             return output
         if query.dim() not in (3, 4):
-            raise UnsupportedAttentionError(
+            raise MovingTokensError(
                 f"attention {self.attention_calls} works on tensors of {query.dim()} dimensions {tuple(query.shape)}: "
                 f"attention within windows of a pyramid (Hiera) is not supported; {OTHER_WAY}"
             )

@@ -22,6 +22,7 @@ from ..errors import UnsupportedAttentionError
 from .calls import AttentionCall
 from .record import RecordedLayer, row_times_attention
 from .relevance_row import ELEMENTWISE, ClampedMeanUpdate, Collector, ElementwiseRule, RowUpdate
+from .tap import OTHER_WAY
 
 __all__ = [
     "Attend",
@@ -68,7 +69,8 @@ class TokenGraph:
 
     `root` is the token that the logits read; `leaves` are the tokens of the finest grid that attention looks at, row
     after row. `arrangement` says of calls in more than four dimensions which of them tell windows apart, and
-    `window_major` in which calls the images of a batch alternate from window to window.
+    `window_major` in which calls the images of a batch alternate from window to window; `among_channels` are the calls
+    that move nothing between tokens, with the number of their groups per image and of their queries.
     """
 
     size: int
@@ -78,6 +80,7 @@ class TokenGraph:
     calls: int
     window_major: frozenset[int] = frozenset()
     arrangement: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    among_channels: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def reads(self) -> str:
@@ -109,7 +112,9 @@ class TokenGraph:
         found = found.transpose(0, 1) if step.call in self.window_major else found
         return found.reshape(-1, found.shape[-1])
 
-    def add_to_keys(self, row: Float[Tensor, "images tokens"], step: Attend, update: Float[Tensor, "windows keys"]) -> None:
+    def add_to_keys(
+        self, row: Float[Tensor, "images tokens"], step: Attend, update: Float[Tensor, "windows keys"]
+    ) -> None:
         """Adds to the row, in place, what a call moves to its keys."""
         windows, keys = step.keys.shape
         if step.call in self.window_major:
@@ -193,10 +198,13 @@ class GraphRow:
 
     def current_row(self, layer: int) -> Float[Tensor, "windows queries"]:
         """Returns the row at the tokens that call `layer` writes, one per window of every image."""
-        row, step = self._reach(layer), self.graph.steps[self._at[layer]]
-        assert isinstance(step, Attend)
-        identity = self.graph.windows_of(self._identity.to(row).expand(len(row), -1), step)
-        return self.graph.windows_of(row, step) + identity
+        if layer in self.graph.among_channels and self._row is not None:
+            groups, queries = self.graph.among_channels[layer]
+            return self._row.new_zeros(len(self._row) * groups, queries)
+        row, step = self._reach(layer)
+        identity = self._identity[layer].to(row)
+        found = row[:, step.written.to(row.device)] + identity
+        return self._outward(found, layer).reshape(-1, found.shape[-1])
 
     def collector(self, layer: int) -> RowUpdate | ClampedMeanUpdate:
         if self.clamp_mean:
@@ -209,9 +217,15 @@ class GraphRow:
 
     def take_update(self, layer: int, update: Float[Tensor, "windows keys"]) -> None:
         """Adds what a call moves to the tokens that are its keys."""
-        row, step = self._reach(layer), self.graph.steps[self._at[layer]]
-        assert isinstance(step, Attend)
-        self.graph.add_to_keys(row, step, update)
+        if layer in self.graph.among_channels:
+            return
+        row, step = self._reach(layer)
+        windows, keys = step.keys.shape
+        if layer in self.graph.window_major:
+            by_image = update.view(windows, len(row), keys).transpose(0, 1)
+        else:
+            by_image = update.view(len(row), windows, keys)
+        row.index_add_(1, step.keys.to(row.device).flatten(), by_image.flatten(1).to(row.dtype))
         self._next = self._at[layer]
 
     def result(self) -> Float[Tensor, "images patches"]:
@@ -221,12 +235,22 @@ class GraphRow:
         self._carry(0)
         return self._row[:, self.graph.leaves.to(self._row.device).flatten()]
 
-    def _reach(self, layer: int) -> Tensor:
-        """The row once everything behind a call has been passed."""
+    def _outward(self, found: Float[Tensor, "images windows queries"], layer: int) -> Tensor:
+        return found.transpose(0, 1) if layer in self.graph.window_major else found
+
+    def _reach(self, layer: int) -> tuple[Tensor, Attend]:
+        """The row once everything behind a call has been passed, and the call."""
         if self._row is None:
             raise RuntimeError("begin() comes before a backward pass")
+        if layer not in self._at:
+            raise UnsupportedAttentionError(
+                f"the logits depend on attention {layer}, a softmax over scores that are not made of queries and keys "
+                f"of tokens (of positions alone, say), so the map would lack it; {OTHER_WAY}"
+            )
         self._carry(self._at[layer] + 1)
-        return self._row
+        step = self.graph.steps[self._at[layer]]
+        assert isinstance(step, Attend)
+        return self._row, step
 
     def _carry(self, down_to: int) -> None:
         assert self._row is not None

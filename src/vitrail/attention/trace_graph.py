@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import PackedBatchError, UnsupportedAttentionError
 from .calls import AttentionCall
-from .follow_tokens import NONE, TokenFollower, Tokens
+from .follow_tokens import MIXED, NONE, TokenFollower, Tokens
 from .tap import Tap, eager
 from .token_graph import Attend, Merge, Step, TokenGraph, group_dimensions, in_four_dimensions
 
@@ -90,6 +90,7 @@ def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph
         visitor.calls,
         frozenset(window_major),
         visitor.arrangement,
+        visitor.among_channels,
     )
 
 
@@ -175,6 +176,10 @@ def _as_grid(members: Tensor, y: Tensor, x: Tensor) -> Tensor | None:
     return grid if bool((grid > 0).all()) else None
 
 
+def _varies(labels: Tensor, dim: int) -> bool:
+    return bool((labels != labels.narrow(dim, 0, 1)).any())
+
+
 class FollowingVisitor:
     """Gives every attention its output, and notes which tokens it joins.
 
@@ -186,10 +191,18 @@ class FollowingVisitor:
         self.follower = follower
         self.calls = 0
         self.heads: list[int] = []
+        self.images = 2
         self.arrangement: dict[int, tuple[int, ...]] = {}
+        self.among_channels: dict[int, tuple[int, int]] = {}
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         query, key, value = (self.follower.labels(one) for one in (call.query, call.key, call.value))
+        if query is not None and value is not None and _varies(query[0], -1) and not _varies(value[0], -2):
+            with self.follower.rest():
+                output = call.output()
+            self._among_channels(call.images, call.queries)
+            self.follower.mark(output, value[0][:, :, :1].expand(output.shape))
+            return output
         self.heads.append(call.heads)
         with self.follower.rest():
             output = call.output()
@@ -226,6 +239,9 @@ class FollowingVisitor:
         labels = self.follower.labels(scores)
         with self.follower.rest():
             attention = torch.softmax(scores, dim=-1)
+        if labels is not None and bool((labels[0] == MIXED).any()):
+            self._among_channels(scores.shape[0], scores.shape[-2])
+            return attention
         if labels is None or len(labels) != 2:
             self.calls += 1
             return attention
@@ -236,6 +252,11 @@ class FollowingVisitor:
             attention, written[:, None, :, None].expand(attention.shape), labels[1].expand(attention.shape)
         )
         return attention
+
+    def _among_channels(self, groups: int, queries: int) -> None:
+        self.among_channels[self.calls] = groups // self.images, queries
+        self.follower.notes["Attention among channels moves nothing between tokens: the map follows the others."] = None
+        self.calls += 1
 
     def _tokens(self, labels: list[Tensor] | None, size: tuple[int, int, int]) -> Tensor:
         """The tokens of queries or keys, (groups, tokens): the same for every head and channel."""

@@ -1,6 +1,7 @@
 """How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -15,7 +16,14 @@ from ..attention.observe import AttentionShape, Observation
 from ..attention.tap import OTHER_WAY, eager
 from ..attention.token_graph import TokenGraph
 from ..attention.trace_graph import trace_graph
-from ..errors import LayoutError, NoAttentionError, OptionError, UnsupportedAttentionError, VitrailError
+from ..errors import (
+    LayoutError,
+    MovingTokensError,
+    NoAttentionError,
+    OptionError,
+    PackedBatchError,
+    UnsupportedAttentionError,
+)
 from .observation import (
     grid_candidates,
     map_in,
@@ -132,8 +140,9 @@ def layout_of(
                 model, seen, (images.shape[-2], images.shape[-1]), partial(reads_of_another, model, images)
             )
         except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
-            if follow:
-                return _followed(model, images, error)
+            if follow and isinstance(error, MovingTokensError):
+                with suppress(MovingTokensError):  # whose reason the refusal then tells
+                    return _followed(model, images, error)
             if OTHER_WAY in str(error):
                 error.args = (str(error).replace(OTHER_WAY, other_way(model, noise_like(images, 1, seed=0))),)
             raise
@@ -142,16 +151,16 @@ def layout_of(
     return known[size]
 
 
-def _followed(model: VisionModel, images: Tensor, refusal: VitrailError) -> TokenLayout:
+def _followed(model: VisionModel, images: Tensor, refusal: MovingTokensError) -> TokenLayout:
     """The layout of a model whose tokens do not stay in place, by its token graph.
 
     Raises:
-        UnsupportedAttentionError: saying where they cannot be followed; a `refusal` of another kind stays as it is.
+        UnsupportedAttentionError: saying where they cannot be followed.
     """
     try:
         with model_errors(model.name, model.module):
             trace = trace_graph(model.logits, noise_like(images, 2, seed=0))
-    except UnsupportedAttentionError as error:
+    except (UnsupportedAttentionError, PackedBatchError) as error:
         refusal.args = (f"{refusal}; nor can its tokens be followed: {error}",)
         raise refusal from error
     refuse_an_order_of_its_own(model, images)
@@ -204,7 +213,7 @@ def work_out_layout(
 ) -> TokenLayout:
     """Returns the layout that an observation shows, with the user's own `grid`, `prefix` and `readout` where given."""
     if seen.broken is not None and (reads_texts(model.module) or all(shape.images == 1 for shape in seen.shapes)):
-        raise UnsupportedAttentionError(no_chain(model, seen, seen.broken))
+        raise MovingTokensError(no_chain(model, seen, seen.broken))
     pools = _pools(seen.shapes)
     notes = _mixing(seen, model.name)
     tokens = seen.shapes[0].keys
@@ -248,7 +257,7 @@ def _mixing(seen: Observation, name: str) -> tuple[str, ...]:
             else f"convolutions in {stages} sizes stand in front of the attention and more of them between, as in "
             "FastViT, LowFormer and CPUBone"
         )
-        raise UnsupportedAttentionError(
+        raise MovingTokensError(
             f"{where} comes from other tokens by another way than attention ({what}), so attention alone does not say "
             f"where the logits of {name} come from; {OTHER_WAY}"
         )
@@ -268,7 +277,7 @@ def _pools(shapes: Sequence[AttentionShape]) -> int:
         whole = shape.keys == (first.keys if index <= len(shapes) - pools else shapes[index - 1].queries)
         square = shape.queries == shape.keys or index >= len(shapes) - pools
         if shape.images != 1 or not whole or not square or pools == len(shapes):
-            raise UnsupportedAttentionError(
+            raise MovingTokensError(
                 f"attention {index} of {len(shapes)} lets {shape.queries} queries see {shape.keys} keys in "
                 f"{shape.images} window(s) per image, where attention 0 has {first.queries} queries and {first.keys} "
                 f"keys: {why_not(shapes, index, pools)}; {OTHER_WAY}"

@@ -15,7 +15,7 @@ from ..attention.calls import AttentionCall
 from ..attention.observe import AttentionShape, Observation, ShapeObserver
 from ..attention.places import PixelGradient, Places, StemObserver, find_places
 from ..attention.tap import OTHER_WAY, Tap, eager
-from ..errors import ForwardError, ModelError, NoAttentionError, UnsupportedAttentionError
+from ..errors import ForwardError, ModelError, MovingTokensError, NoAttentionError, UnsupportedAttentionError
 from ..outputs import may_be_probabilities
 from .vision_model import VisionModel
 
@@ -99,7 +99,7 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
         if not observer.shapes:
             raise NoAttentionError(no_attention(model, stem_tap))
         if stem.windows:
-            raise UnsupportedAttentionError(
+            raise MovingTokensError(
                 f"the heads of attention 0 of {len(observer.shapes)} see different parts of the image: they are "
                 f"windows (ViTDet, SAM) that the model joins with its heads; {WINDOWS}; {OTHER_WAY}"
             )
