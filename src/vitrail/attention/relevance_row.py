@@ -204,7 +204,7 @@ class RelevanceRow:
         return self._added
 
     def current_row(self, layer: int) -> Float[Tensor, "images tokens"]:
-        """Returns the whole row as it stands, the identity's part included; `layer` is the one that the pass has come to."""
+        """Returns the whole row as it stands, the identity's part included; `layer` is where the pass has come to."""
         del layer
         if self._identity is None:
             raise RuntimeError("begin() sets the readout before a backward pass")

@@ -202,9 +202,8 @@ class GraphRow:
             groups, queries = self.graph.among_channels[layer]
             return self._row.new_zeros(len(self._row) * groups, queries)
         row, step = self._reach(layer)
-        identity = self._identity[layer].to(row)
-        found = row[:, step.written.to(row.device)] + identity
-        return self._outward(found, layer).reshape(-1, found.shape[-1])
+        identity = self.graph.windows_of(self._identity.to(row).expand(len(row), -1), step)
+        return self.graph.windows_of(row, step) + identity
 
     def collector(self, layer: int) -> RowUpdate | ClampedMeanUpdate:
         if self.clamp_mean:
@@ -220,12 +219,7 @@ class GraphRow:
         if layer in self.graph.among_channels:
             return
         row, step = self._reach(layer)
-        windows, keys = step.keys.shape
-        if layer in self.graph.window_major:
-            by_image = update.view(windows, len(row), keys).transpose(0, 1)
-        else:
-            by_image = update.view(len(row), windows, keys)
-        row.index_add_(1, step.keys.to(row.device).flatten(), by_image.flatten(1).to(row.dtype))
+        self.graph.add_to_keys(row, step, update)
         self._next = self._at[layer]
 
     def result(self) -> Float[Tensor, "images patches"]:
@@ -234,9 +228,6 @@ class GraphRow:
             raise RuntimeError("no backward pass has begun")
         self._carry(0)
         return self._row[:, self.graph.leaves.to(self._row.device).flatten()]
-
-    def _outward(self, found: Float[Tensor, "images windows queries"], layer: int) -> Tensor:
-        return found.transpose(0, 1) if layer in self.graph.window_major else found
 
     def _reach(self, layer: int) -> tuple[Tensor, Attend]:
         """The row once everything behind a call has been passed, and the call."""

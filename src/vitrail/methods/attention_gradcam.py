@@ -62,7 +62,7 @@ class LastAttention:
     def result(self) -> RowsOfHeads:
         return self._heard
 
-    def current_row(self) -> Tensor:
+    def current_row(self, layer: int) -> Tensor:
         raise RuntimeError("the rows of single heads do not come from the fused backward")
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
