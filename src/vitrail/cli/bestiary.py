@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitrail.cli.console import show, show_json, show_table, stages
+from vitrail.cli.console import show, show_result, stages
 from vitrail.cli.options import DEFAULT_OUTPUT, AsJson, FolderOutput, spelled
 
 if TYPE_CHECKING:
@@ -74,13 +74,9 @@ def accuracy_command(
 
     loaded = _load(model, checkpoint)
     found = measure_accuracy(loaded.module, count=count)
-    if as_json:
-        show_json({"model": model, **found._asdict()})
-        return
-    shares = PERCENT.format(100 * found.single), PERCENT.format(100 * found.pair)
-    show_table(
-        ("model", "singles: class on top", "pairs: both on top", "scenes of each"), [(model, *shares, found.scenes)]
-    )
+    header = ("model", "singles: class on top", "pairs: both on top", "scenes of each")
+    row = (model, PERCENT.format(100 * found.single), PERCENT.format(100 * found.pair), found.scenes)
+    show_result({"model": model, **found._asdict()}, header, [row], as_json=as_json)
 
 
 @group.command("score", cls=spelled(("--methods",)))
@@ -123,20 +119,19 @@ def score_command(
             progress=report,
             **asked,
         )
-    if as_json:
-        table = [
-            {
-                "method": line.method,
-                "gradient": line.gradient,
-                "signed": line.signed,
-                **{name: interval._asdict() for name, interval in line.measures.items() if interval.size},
-            }
-            for line in lines
-        ]
-        meanings = {name: measure._asdict() for name, measure in MEASURES.items()}
-        show_json({"model": model, "scenes": count, "measures": meanings, "table": table})
-        return
-    show_table(("method", *MEASURES), [(line.label, *map(str, line.measures.values())) for line in lines])
+    table = [
+        {
+            "method": line.method,
+            "gradient": line.gradient,
+            "signed": line.signed,
+            **{name: interval._asdict() for name, interval in line.measures.items() if interval.size},
+        }
+        for line in lines
+    ]
+    meanings = {name: measure._asdict() for name, measure in MEASURES.items()}
+    document = {"model": model, "scenes": count, "measures": meanings, "table": table}
+    rows = [(line.label, *map(str, line.measures.values())) for line in lines]
+    show_result(document, ("method", *MEASURES), rows, as_json=as_json)
 
 
 @group.command("label-errors", cls=spelled(("--methods",), method="--methods"))
@@ -158,23 +153,18 @@ def label_errors_command(
         for name in ("bestiary", "bestiary/label-errors")
         for line in planted_errors(_load(name, None), methods or ["complete"], gradient=gradient, count=count)
     ]
-    if as_json:
-        show_json(
-            [
-                {
-                    "model": line.model,
-                    "method": line.method,
-                    "wrong_side": line.wrong_side._asdict(),
-                    "truly_wrong": line.truly_wrong._asdict(),
-                }
-                for line in found
-            ]
-        )
-        return
-    show_table(
-        ("model", "method", "on the wrong side in the map", "and in truth"),
-        [(line.model, line.method, str(line.wrong_side), str(line.truly_wrong)) for line in found],
-    )
+    document = [
+        {
+            "model": line.model,
+            "method": line.method,
+            "wrong_side": line.wrong_side._asdict(),
+            "truly_wrong": line.truly_wrong._asdict(),
+        }
+        for line in found
+    ]
+    header = ("model", "method", "on the wrong side in the map", "and in truth")
+    rows = [(line.model, line.method, str(line.wrong_side), str(line.truly_wrong)) for line in found]
+    show_result(document, header, rows, as_json=as_json)
 
 
 def _load(name: str, checkpoint: Path | None) -> "VisionModel":

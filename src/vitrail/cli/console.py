@@ -46,6 +46,7 @@ __all__ = [
     "resumable",
     "show",
     "show_json",
+    "show_result",
     "show_table",
     "stages",
     "stop",
@@ -252,6 +253,16 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: bo
     for number, line in enumerate((header, *kept)):
         padded = (line[column] + " " * (widths[column] - cell_len(line[column])) for column in used)
         console.print("  ".join(padded).rstrip(), style="bold" if number == 0 else None, soft_wrap=True)
+
+
+def show_result(
+    document: Any, header: Sequence[str], rows: Iterable[Sequence[Any]], *, as_json: bool, fold: bool = False
+) -> None:
+    """Prints the result of a command: the document as JSON, or the rows as a table."""
+    if as_json:
+        show_json(document)
+    else:
+        show_table(header, rows, fold=fold)
 
 
 def _field(value: Any, watched: bool) -> str:

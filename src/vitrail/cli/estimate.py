@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vitrail.cli.console import STARTED, Reporter, show_json, show_table
+from vitrail.cli.console import STARTED, Reporter, show_result
 from vitrail.cli.image_run import (
     FILES,
     ImageRun,
@@ -63,16 +63,12 @@ def show_plan(request: Request, results: Results) -> bool:
         passes = passes_at_once(model, example[0].tensor, made.batch)
     each, most = _pace(request, model, (targets, against), found, made, results)
     seconds = before + sum(each[: len(found)]) + each[-1] * max(0, len(found) - len(each))
-    if request.as_json:
-        more = {"peak": made.peak, "fits": made.fits, "seconds_per_image": made.seconds_per_image}
-        document = {**asdict(made), **more, "images": len(found), "passes_at_once": passes}
-        document |= {"seconds_before": before, "seconds_in_all": seconds, "seconds_at_most": most}
-        show_json({**document, "failures": reporter.failures})
-    else:
-        show_table(
-            ("what", "how much"),
-            _lines(made, request, passes, _times(each[-1], before, seconds, len(found), most)),
-        )
+    more = {"peak": made.peak, "fits": made.fits, "seconds_per_image": made.seconds_per_image}
+    document = {**asdict(made), **more, "images": len(found), "passes_at_once": passes}
+    document |= {"seconds_before": before, "seconds_in_all": seconds, "seconds_at_most": most}
+    document["failures"] = reporter.failures
+    lines = _lines(made, request, passes, _times(each[-1], before, seconds, len(found), most))
+    show_result(document, ("what", "how much"), lines, as_json=request.as_json)
     return bool(missing)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Terminal, message_of, progress_of, resumable, show, show_json, show_table
+from vitrail.cli.console import Terminal, message_of, progress_of, resumable, show, show_json, show_result
 from vitrail.cli.image_run import load_named
 from vitrail.errors import OptionError
 
@@ -188,9 +188,6 @@ def _list(as_json: bool) -> None:
         }
         for info in list_protocols()
     ]
-    if as_json:
-        show_json(found)
-        return
     rows = [
         (
             one["protocol"],
@@ -201,7 +198,7 @@ def _list(as_json: bool) -> None:
         )
         for one in found
     ]
-    show_table(("protocol", "needs", "presets", "options", "measures"), rows, fold=True)
+    show_result(found, ("protocol", "needs", "presets", "options", "measures"), rows, as_json=as_json, fold=True)
 
 
 def run(
@@ -276,17 +273,14 @@ def run(
 def _show_plan(found: "Estimate", as_json: bool) -> None:
     from vitrail.cli.estimate import duration
 
-    if as_json:
-        show_json(asdict(found))
-        return
-    for note in found.notes:
+    for note in () if as_json else found.notes:
         show(f"note: {note}", err=True)
     there = f", {found.images - found.left} are there already" if found.left < found.images else ""
     rows = [
         ("images", f"{found.images}{there}"),
         ("time", f"{found.seconds_per_image:.3g} s an image, {duration(found.seconds)} in one process"),
     ]
-    show_table(("what", "how much"), rows)
+    show_result(asdict(found), ("what", "how much"), rows, as_json=as_json)
 
 
 def _unknown(failure: "Failure") -> bool:

@@ -5,41 +5,21 @@ from typing import Annotated
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import show, show_json, show_table
+from vitrail.cli.console import show, show_json, show_result
 
 __all__ = ["methods_command", "models_command"]
 
 
-def methods_command(
-    as_json: shared.AsJson = False,
-) -> None:
+def methods_command(as_json: shared.AsJson = False) -> None:
     """List the attribution methods: signed or not, class-specific or not, their cost and their reference."""
     from vitrail.methods import list_methods
 
-    infos = list_methods()
-    if as_json:
-        fields = ("name", "signed", "class_specific", "passes", "level", "summary", "reference")
-        document = [{field: getattr(info, field) for field in fields} | {"options": info.options} for info in infos]
-        show_json(document)
-        return
+    fields = ("name", "signed", "class_specific", "passes", "level", "summary", "reference")
+    found = [{field: getattr(info, field) for field in fields} | {"options": info.options} for info in list_methods()]
+    words = {True: "yes", False: "no"}
+    rows = [[words[value] if isinstance(value := one[field], bool) else value for field in fields] for one in found]
     header = ("method", "signed", "by class", "passes", "level", "what it is", "reference")
-    yes_no = {True: "yes", False: "no"}
-    show_table(
-        header,
-        [
-            (
-                info.name,
-                yes_no[info.signed],
-                yes_no[info.class_specific],
-                info.passes,
-                info.level,
-                info.summary,
-                info.reference,
-            )
-            for info in infos
-        ],
-        fold=True,
-    )
+    show_result(found, header, rows, as_json=as_json, fold=True)
 
 
 def models_command(

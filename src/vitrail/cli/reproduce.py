@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_json, show_table, stages
+from vitrail.cli.console import Reporter, show_result, stages
 from vitrail.cli.image_run import Request, load_model
 
 __all__ = ["reproduce_command"]
@@ -119,13 +119,10 @@ def _list(as_json: bool) -> None:
         {"name": one.name, "figure": one.figure, "needs": one.wants, "shows": one.summary}
         for one in EXPERIMENTS.values()
     ]
-    if as_json:
-        show_json(found)
-        return
     rows = [
         (one["name"], f"Fig. {one['figure']}" if one["figure"] else "", one["needs"], one["shows"]) for one in found
     ]
-    show_table(("name", "in the paper", "needs", "shows"), rows, fold=True)
+    show_result(found, ("name", "in the paper", "needs", "shows"), rows, as_json=as_json, fold=True)
 
 
 def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
@@ -166,10 +163,8 @@ def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
     document: dict[str, Any] = {**about, "metadata": dict(model.metadata), **request.question, "results": results}
     with atomic_write(output / f"{experiment.name}.json") as file:
         file.write(json.dumps(document, indent=2, default=str).encode())
-    if request.as_json:
-        show_json(document)
-    else:
-        show_table(("file",), [(Path(result["file"]),) for result in results])
+    rows = [(Path(result["file"]),) for result in results]
+    show_result(document, ("file",), rows, as_json=request.as_json)
     return bool(reporter.failures)
 
 

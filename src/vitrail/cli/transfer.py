@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_json, show_table
+from vitrail.cli.console import Reporter, show_result
 from vitrail.cli.image_run import load_named
 from vitrail.cli.inputs import Found, OutputNames, destination, slug
 from vitrail.errors import ImageError, OptionError, VitrailError
@@ -143,13 +143,11 @@ def transfer_command(
     kinds = ("safetensors", *figures, *(() if film_kind == "none" else (film_kind,)))
     paths = {kind: names.path(original, what, kind) for kind in kinds}
     files = _write(found, paths, columns, reporter)
-    if as_json:
-        about = {"image": str(image), "model": found.metadata["model"], "metadata": dict(found.metadata), **question}
-        show_json({**about, **_record(found), "files": [str(path) for path in files]})
-    else:
-        _show_steps(found, columns)
-        for path in files:
-            reporter.say(f"written: {path}")
+    about = {"image": str(image), "model": found.metadata["model"], "metadata": dict(found.metadata), **question}
+    document = {**about, **_record(found), "files": [str(path) for path in files]}
+    show_result(document, *_table(found, columns), as_json=as_json)
+    for path in () if as_json else files:
+        reporter.say(f"written: {path}")
     return bool(reporter.failures)
 
 
@@ -207,7 +205,7 @@ def _record(found: "Transfer") -> dict[str, Any]:
     return {"snapshots": list(found.snapshots), "classes": classes}
 
 
-def _show_steps(found: "Transfer", columns: Sequence[int]) -> None:
+def _table(found: "Transfer", columns: Sequence[int]) -> tuple[list[str], list[list[str]]]:
     from vitrail.explanation import percent
     from vitrail.plotting.canvas import number
 
@@ -221,4 +219,4 @@ def _show_steps(found: "Transfer", columns: Sequence[int]) -> None:
             share = found.probability(index, step)
             row += [number(float(found.logits[step, index])), "" if share is None else percent(share)]
         rows.append(row)
-    show_table(header, rows)
+    return header, rows
