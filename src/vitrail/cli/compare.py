@@ -87,11 +87,7 @@ def compare_command(
     Each image becomes a sheet, OUTPUT/<stem>.compare.<target>.png. A method that fails on this model leaves its place
     on the sheet empty, is reported on stderr, and sets exit code 1.
     """
-    words: dict[str, dict[str, Any]] = {}
-    for text in option or []:
-        name, value = shared.split_option(text, "METHOD.NAME=VALUE, as in tam.samples=10", dotted=True)
-        method, _, own = name.partition(".")
-        words.setdefault(method, {})[own] = value
+    words = shared.split_options(option, "METHOD.NAME=VALUE, as in tam.samples=10")
     request = Request(
         images=images,
         model=model,

@@ -134,11 +134,7 @@ def evaluate_command(
         return False
     if not data or not model:
         raise typer.BadParameter("give DATA and --model (or VITRAIL_MODEL), or --list", param_hint="DATA")
-    words: dict[str, dict[str, str]] = {}
-    for text in option or []:
-        name, value = shared.split_option(text, "NAME.OPTION=VALUE, as in tis.masks=256", dotted=True)
-        owner, _, own = name.partition(".")
-        words.setdefault(owner, {})[own] = value
+    words = shared.split_options(option, "NAME.OPTION=VALUE, as in tis.masks=256")
     asked = [name for text in protocols or [] for name in text.split(",") if name]
     known: dict[str, Any] = {"boxes": boxes, "labels": labels, "masks": masks, "guide": guide, "category": category}
     cluster = {"address": address, "workers": workers, "gpus": gpus}

@@ -14,6 +14,7 @@ from vitrail.cli.image_run import (
     Request,
     check_question,
     classes_of,
+    for_each,
     images_at_once,
     in_batches,
     in_threads,
@@ -178,8 +179,8 @@ def results(
         return explain(
             model,
             prepared,
-            _each(targets, against, len(members)),
-            against=_each(against, targets, len(members)),
+            for_each(targets, against, len(members)),
+            against=for_each(against, targets, len(members)),
             batch_size=request.batch_size or None,
             progress=reporter.report,
             **request.question,
@@ -207,13 +208,6 @@ def results(
                 reporter.note(str(image.path), note)
             yield from rows
             reporter.advance()
-
-
-def _each(classes: list[int], others: list[int], images: int) -> Any:
-    """Returns the same classes for every image: None, one each, or (where there are several) a list each."""
-    if not classes:
-        return None
-    return [classes] * images if max(len(classes), len(others)) > 1 else classes * images
 
 
 def _write(ex: "Explanation", image: Found, images: ImageRun, formats: Sequence[str]) -> list[Path]:

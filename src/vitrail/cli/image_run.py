@@ -28,8 +28,10 @@ __all__ = [
     "QUESTION_ERRORS",
     "ImageRun",
     "Request",
+    "check_pairs",
     "check_question",
     "classes_of",
+    "for_each",
     "images_at_once",
     "in_batches",
     "in_threads",
@@ -95,13 +97,24 @@ def check_question(request: Request) -> str:
     request.options.update(typed_options(info, request.options))
     if request.seed is not None and "seed" in info.options:
         request.options.setdefault("seed", request.seed)
-    if len(request.against) > 1 and len(request.targets) > 1 and len(request.against) != len(request.targets):
-        raise OptionError(
-            f"{len(request.targets)} targets against {len(request.against)} classes; "
-            "give one --against, or one for each target"
-        )
+    check_pairs(request.targets, request.against)
     objective = request.question["objective"] or info.default_objective(bool(request.against))
     return objective_name(objective, request.against or None)
+
+
+def check_pairs(targets: Sequence[str], against: Sequence[str]) -> None:
+    """Raises `OptionError` where several targets and several contrastive classes are not equal in number."""
+    if len(against) > 1 and len(targets) > 1 and len(against) != len(targets):
+        raise OptionError(
+            f"{len(targets)} targets against {len(against)} classes; give one --against, or one for each target"
+        )
+
+
+def for_each(classes: list[Any], others: list[Any], count: int) -> Any:
+    """Returns the same classes for each of `count` inputs: None, one each, or (where there are several) a list each."""
+    if not classes:
+        return None
+    return [classes] * count if max(len(classes), len(others)) > 1 else classes * count
 
 
 def load_model(request: Request) -> "VisionModel":
@@ -237,13 +250,6 @@ class ImageRun:
         return bool(self.reporter.failures)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Holds the reason why a member has no result."""
-
-    error: Exception
-
-
 def in_batches(
     keys: Iterable[Key],
     load: Callable[[Key], Loaded],
@@ -302,7 +308,7 @@ def _full_batches(
         yield waiting
 
 
-def _run(run: Run[Key, Loaded, Result], members: list[tuple[Key, Loaded]]) -> list[tuple[Key, Result | Failure]]:
+def _run(run: Run[Key, Loaded, Result], members: list[tuple[Key, Loaded]]) -> list[tuple[Key, Result | Exception]]:
     """Returns each member with its result, or with the reason why it has none."""
     keys = [key for key, _ in members]
     try:
@@ -312,17 +318,17 @@ def _run(run: Run[Key, Loaded, Result], members: list[tuple[Key, Loaded]]) -> li
         if isinstance(error, QUESTION_ERRORS) and not isinstance(error, SameClassError):
             raise
         if len(members) == 1:
-            return [(keys[0], Failure(error))]
-        return [told for member in members for told in _run(run, [member])]
+            return [(keys[0], error)]
+        return [result for member in members for result in _run(run, [member])]
     return list(zip(keys, results, strict=True))
 
 
 def _successes(
-    told: Iterable[tuple[Key, Result | Failure]], failed: Callable[[Key, Exception], None]
+    results: Iterable[tuple[Key, Result | Exception]], failed: Callable[[Key, Exception], None]
 ) -> Iterator[tuple[Key, Result]]:
-    for key, result in told:
-        if isinstance(result, Failure):
-            failed(key, result.error)
+    for key, result in results:
+        if isinstance(result, Exception):
+            failed(key, result)
         else:
             yield key, result
 

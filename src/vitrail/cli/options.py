@@ -356,6 +356,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
+def split_options(texts: Sequence[str] | None, form: str) -> dict[str, dict[str, str]]:
+    """Returns the values of `METHOD.NAME=VALUE`, still words, by method and name. Raises `BadParameter`."""
+    words: dict[str, dict[str, str]] = {}
+    for text in texts or []:
+        name, value = split_option(text, form, dotted=True)
+        owner, _, own = name.partition(".")
+        words.setdefault(owner, {})[own] = value
+    return words
+
+
 def split_option(
     text: str, form: str = "NAME=VALUE, as in variant=released", *, dotted: bool = False
 ) -> tuple[str, str]:

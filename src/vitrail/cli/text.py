@@ -7,6 +7,7 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import Reporter, Terminal, show, show_json
+from vitrail.cli.image_run import check_pairs, for_each, named_device
 
 if TYPE_CHECKING:
     from vitrail.text import TextExplanation
@@ -96,15 +97,11 @@ def _explain(
 ) -> "TextExplanation | None":
     import torch
 
-    from vitrail.cli.image_run import named_device
-    from vitrail.errors import ModelError, OptionError, TextError
+    from vitrail.errors import ModelError, TextError
     from vitrail.models.hugging_face import load_text, text_model
     from vitrail.text import explain_text
 
-    if len(against) > 1 and len(target) > 1 and len(against) != len(target):
-        raise OptionError(
-            f"{len(target)} targets against {len(against)} classes; give one --against, or one for each target"
-        )
+    check_pairs(target, against)
     try:
         module, tokenizer = load_text(name, device=named_device(load["device"]), dtype=getattr(torch, load["dtype"]))
     except (RuntimeError, AssertionError) as error:  # a device that this machine lacks
@@ -121,13 +118,14 @@ def _explain(
     if not usable:
         return None
 
-    def each(classes: list[str], others: list[str]) -> Any:
-        if not classes:
-            return None
-        return [classes] * len(usable) if max(len(classes), len(others)) > 1 else classes * len(usable)
-
     return explain_text(
-        module, tokenizer, usable, each(target, against), against=each(against, target), name=name, **question
+        module,
+        tokenizer,
+        usable,
+        for_each(target, against, len(usable)),
+        against=for_each(against, target, len(usable)),
+        name=name,
+        **question,
     )
 
 
