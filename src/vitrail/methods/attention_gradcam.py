@@ -63,6 +63,7 @@ class LastAttention:
         return self._heard
 
     def current_row(self, layer: int) -> Tensor:
+        del layer
         raise RuntimeError("the rows of single heads do not come from the fused backward")
 
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
