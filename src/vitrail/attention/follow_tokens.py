@@ -1,6 +1,6 @@
 """Follows tokens through a model's own operations: which token each element of an activation belongs to.
 
-Every storage that carries tokens has a second one beside it with a label per element, so that views need no rule.
+Every storage that carries tokens has a second one next to it with a label per element, so that views need no rule.
 Operations that rearrange act on the labels themselves; those that look at one token keep its label; those that join
 several make a new token, whose parents are noted (`Merge`); attention is intercepted (`Attend`). Nothing is asked about
 the architecture. An operation without a rule is refused by name.
@@ -143,7 +143,9 @@ class TokenFollower(TorchDispatchMode):
             self.resting = before
 
     def labels(self, tensor: Tensor) -> list[Tensor] | None:
-        """The labels of a tensor: one tensor of its shape, or of scores two (query, key); None where it has none."""
+        """Returns the labels of a tensor: one tensor of its shape, or of scores two (query, key); None where it
+        has none.
+        """
         entry = self._labels.get(tensor.untyped_storage()._cdata)
         if entry is None or entry[0].expired():
             return None
@@ -184,7 +186,7 @@ class TokenFollower(TorchDispatchMode):
             return
         if not first.is_floating_point():
             for tensor in _tensors(result):
-                # Numbers and conditions read from tokens: what they choose hangs on the image.
+                # Numbers and conditions read from tokens: what they choose depends on the image.
                 self.mark(tensor, torch.full((), MIXED))
             return
         if plain in _NEUTRAL:
@@ -358,7 +360,9 @@ class TokenFollower(TorchDispatchMode):
         return labels
 
     def merge(self, rows: Float[Tensor, "rows parents"]) -> Float[Tensor, " rows"]:
-        """One label for each row: the only one in it, or a new token made of all, each as often as it occurs."""
+        """Returns one label for each row: the only one in it, or a new token made of all, each as often as it
+        occurs.
+        """
         device, rows = rows.device, rows.cpu()
         low = torch.where(rows == NONE, torch.inf, rows).amin(dim=1)
         high = rows.amax(dim=1)

@@ -32,7 +32,7 @@ class Observation:
     classifier ignores. `patch_grids` are heights and widths of what the convolutions before the first attention gave.
     `reads` is the size of the logits' gradient at each query of that last attention: zero where the head does not look.
     `classes` is the number of logits. `places` says where the tokens of the first attention lie in the image, where
-    that is known. `beside` says for each attention how much of the gradient at one of its tokens comes from other
+    that is known. `next to` says for each attention how much of the gradient at one of its tokens comes from other
     tokens as the attention before left them: there something other than attention mixes tokens. `after` says for each
     which attentions it follows from with none between, and `calls` how many there were, with those that do not matter.
     """
@@ -56,7 +56,7 @@ class ShapeObserver:
     """Notes every call's size, and lets gradients start at every output, where the graph of the layers before ends.
 
     So no layer is kept longer than what stands between two attentions: a look takes less memory than an explanation.
-    With `mixing` it is measured meanwhile what mixes tokens between the attentions (`Observation.beside`).
+    With `mixing` it is measured meanwhile what mixes tokens between the attentions (`Observation.next to`).
     """
 
     def __init__(self, mixing: bool = False) -> None:

@@ -84,25 +84,25 @@ class TokenGraph:
 
     @property
     def reads(self) -> str:
-        """What the logits are made of, in words."""
+        """Returns a description of what the logits read."""
         made = [step for step in self.steps if isinstance(step, Merge) and bool((step.child == self.root).any())]
         parents = int((made[-1].child == self.root).sum()) if made and not made[-1].residual else 1
         return "one token" if parents == 1 else f"the mean of {parents} tokens"
 
     @property
     def remainder(self) -> Float[Tensor, " patches"]:
-        """What would be left of the row at the leaves if no attention moved anything."""
+        """Returns the row at the leaves if no attention moved anything."""
         return self.identity()[1][self.leaves.flatten()]
 
     def describe(self) -> str:
-        """The sizes of the attentions in words: windows, queries and keys, in the order of the forward pass."""
+        """Returns the sizes of the attentions in words: windows, queries and keys, in the order of the forward pass."""
         sizes = [(*step.written.shape, step.keys.shape[1]) for step in self.steps if isinstance(step, Attend)]
         runs = [(size, len(list(group))) for size, group in groupby(sizes)]
         return ", ".join(f"{count} x {w} windows of {q} queries and {k} keys" for (w, q, k), count in runs)
 
     @property
     def last(self) -> int:
-        """The last call that the logits follow from."""
+        """Returns the last call that the logits follow from."""
         at, _ = self.identity()
         return max(call for call, row in at.items() if bool(row.any()))
 
@@ -223,7 +223,7 @@ class GraphRow:
         self._next = self._at[layer]
 
     def result(self) -> Float[Tensor, "images patches"]:
-        """What all attentions have added at the leaves, row after row."""
+        """Returns the sum of all attentions' additions at the leaves, row by row."""
         if self._row is None:
             raise RuntimeError("no backward pass has begun")
         self._carry(0)
@@ -252,7 +252,9 @@ class GraphRow:
 
 
 def group_dimensions(tokens: Float[Tensor, "*groups queries"]) -> tuple[int, ...]:
-    """Which leading dimensions tell windows and images apart; along the others, the heads, the tokens are the same."""
+    """Returns the leading dimensions that count windows and images; along the others, the heads, the tokens are
+    the same.
+    """
     leading = range(tokens.dim() - 1)
     return tuple(one for one in leading if tokens.shape[one] > 1 and bool((tokens != tokens.narrow(one, 0, 1)).any()))
 
@@ -303,5 +305,5 @@ class GraphVisitor:
         return self.inner.normalise(scores)
 
     def attend_any(self, *given: Any) -> Tensor:
-        """Attention over the last two dimensions of any number."""
+        """Computes attention over the last two of any number of dimensions."""
         return in_four_dimensions(self.attend, self.graph.arrangement[self.calls], *given)

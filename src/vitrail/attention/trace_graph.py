@@ -225,7 +225,7 @@ class FollowingVisitor:
         scale: float | None,
         grouped: bool,
     ) -> Tensor:
-        """Attention in five or more dimensions; which of them are heads the labels tell."""
+        """Computes attention in five or more dimensions; the labels show which of them are heads."""
         found = self.follower.labels(query)
         if found is None:
             raise UnsupportedAttentionError(f"the queries of attention {self.calls} carry no tokens")
