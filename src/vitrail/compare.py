@@ -43,7 +43,7 @@ def compare(
     seed: int | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> Comparison:
-    """Ask several methods the same of one image, and measure what each takes.
+    """Explains one image by several methods, and measures the time of each.
 
     A method that fails on this model is no end of the comparison: its answer holds the error instead of a map. Methods
     that are the same for every class are asked without `against` and `objective`.

@@ -58,12 +58,12 @@ class Comparison:
 
     @property
     def failures(self) -> dict[str, Exception]:
-        """The methods that failed, by label, and their errors."""
+        """Returns the methods that failed, by label, and their errors."""
         return {one.label: one.error for one in self.answers if one.error is not None}
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "targets rows cols"]]:
-        """The raw maps by label, one for each target: in patches, or in pixels for methods of level "pixel"."""
+        """Returns the raw maps by label, one for each target: in patches, or in pixels for methods of level "pixel"."""
         return {one.label: one.explanation.scores[0] for one in self.answers if one.explanation is not None}
 
     def __len__(self) -> int:
@@ -74,15 +74,15 @@ class Comparison:
         return f"Comparison({len(self)} methods{failed}, {self.question()})"
 
     def sides(self, row: int = 0) -> list[tuple[str, str]]:
-        """The classes of a row's question, the target first, and what the model says of each, as "82.1 %"."""
+        """Returns the classes of a row's question, the target first, and what the model says of each, as "82.1 %"."""
         return self._words().sides(0, row)
 
     def question(self, row: int = 0) -> str:
-        """What the maps of a row answer, in words: "zebra 82.1 % against African elephant 3.4 %"."""
+        """Returns the question of a row's maps: "zebra 82.1 % against African elephant 3.4 %"."""
         return self._words().question(0, row)
 
     def notes(self) -> list[str]:
-        """What the reader should know, each note once, with the methods that it is of."""
+        """Returns the notes for the reader, each once, with the methods that it concerns."""
         said: dict[str, list[str]] = {}
         for one in self.answers:
             for note in one.explanation.notes() if one.explanation is not None else ():
@@ -90,7 +90,7 @@ class Comparison:
         return [f"{', '.join(labels)}: {note}" for note, labels in said.items()]
 
     def record(self) -> dict[str, Any]:
-        """All but the maps, as plain JSON values."""
+        """Returns all but the maps, as plain JSON values."""
         rows = []
         for row, index in enumerate(self.target.tolist()):
             said = {"target": self.sides(row)[0][0], "target_index": index, "target_probability": self._said(index)}
@@ -114,7 +114,7 @@ class Comparison:
         return {"questions": rows, **output, "objective": self.objective, "methods": methods, "notes": self.notes()}
 
     def plot(self, **look: Any) -> "Figure":
-        """Draw the sheet; the options are those of `vitrail.plotting.comparison.draw_comparison`."""
+        """Draws the sheet; the options are those of `vitrail.plotting.comparison.draw_comparison`."""
         from .plotting.comparison import draw_comparison
 
         return draw_comparison(self, **look)
@@ -126,7 +126,7 @@ class Comparison:
         return figure_html(self.plot(), repr(self))
 
     def save_picture(self, path: str | os.PathLike[str], **look: Any) -> Path:
-        """Draw the sheet and write it, as PNG, PDF or SVG by the suffix. Returns the path.
+        """Draws the sheet and writes it, as PNG, PDF or SVG by the suffix. Returns the path.
 
         Raises `OptionError` for another suffix, `OutputFileError` when the file cannot be written.
         """

@@ -58,7 +58,8 @@ _CALL = re.compile(r"(?:\bvitrail\.)?\b[a-z_]+\([^()]*(?:\([^()]*\)[^()]*)*\)")
 
 
 def how_to_install(extra: str) -> str:
-    """The command that adds an optional part to Vitrail as it is installed: from an index, a clone or an address.
+    """Returns the command that adds an optional part to Vitrail as it is installed: from an index, a clone or an
+    address.
 
     >>> how_to_install("app").startswith("pip install ")
     True
@@ -81,7 +82,7 @@ def how_to_install(extra: str) -> str:
 
 
 def reworded(message: str, argument: Callable[[str, str], str | None], lacking: str) -> str:
-    """An error's message in the words of a surface other than Python.
+    """Returns an error's message in the words of a surface other than Python.
 
     `argument` says there what Python writes as `name=value` (the value may be empty), or None where the surface has no
     such thing. Names that it lacks, and calls of Python's functions, stay; `lacking` is then added, a sentence with
@@ -119,7 +120,8 @@ def reworded(message: str, argument: Callable[[str, str], str | None], lacking: 
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:
-    """The text with control and format characters written out: names in foreign files may hold a terminal's commands.
+    """Returns the text with control and format characters written out: names in foreign files may hold a terminal's
+    commands.
 
     `keep` are the ones that stay as they are.
 

@@ -61,7 +61,7 @@ def explain(
     progress: Progress | None = None,
     **options: Any,
 ) -> Explanation:
-    """Ask which patches of an image argue for a class, and which against it.
+    """Explains which patches of an image argue for a class, and which against it.
 
     Args:
         model: from `vitrail.load` or `vitrail.wrap`; a bare module is wrapped. It is left exactly as it was.
@@ -214,7 +214,7 @@ def _each_alone(ask: Callable[[list[int]], object], kept: list[int]) -> dict[int
 
 
 def only(wanted: Any, kept: Sequence[int], count: int) -> Any:
-    """What was given for each of `count` images, for the kept ones alone; what holds for all images stays as it is.
+    """Returns per-image arguments for the kept ones of `count` images; those for all images stay unchanged.
 
     Example:
         >>> only(["cat", "dog", "owl"], [0, 2], 3), only("cat", [0, 2], 3)
@@ -231,7 +231,7 @@ def only(wanted: Any, kept: Sequence[int], count: int) -> Any:
 
 
 def failure_records(failed: Mapping[int, VitrailError], sources: Sequence[str | None]) -> list[dict[str, Any]]:
-    """What failed, in order and as plain JSON values: position, source, type of the error and its message."""
+    """Returns the failures in order as plain JSON values: position, source, type of the error and its message."""
     return [
         {
             "image": position,

@@ -38,7 +38,7 @@ class HeadShares:
     explanation: Explanation
 
     def growth(self) -> Float[Tensor, "layers rows cols"]:
-        """Entry l is the map of the layers from l to the last, as `start_layer=l` gives it without competition.
+        """Returns the maps of the layers from l to the last, as `start_layer=l` gives them without competition.
 
         Where classes compete, every entry takes the whole map's factor for overlap.
         """
@@ -55,7 +55,7 @@ def head_shares(
     gradient: str | None = None,
     compete: bool | None = None,
 ) -> HeadShares:
-    """Take the map of method `complete` apart into heads and layers, in one more pass.
+    """Takes the map of method `complete` apart into heads and layers, in one more pass.
 
     At layer l the relevance row takes r ← r + (1/H) Σ_h r · (∇A_h ⊙ A_h) (Cui, Fan, Chen, Eq. 5); here each summand is
     kept, with the norm ‖∇A_h‖₁ by which GMAR (Jo, Jang, Park 2025) weighs the head. Where classes compete, what a head

@@ -44,21 +44,21 @@ class Detail:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """The losses that were asked for, in order."""
+        """Returns the losses that were asked for, in order."""
         return tuple(self.maps)
 
     @property
     def logits(self) -> Float[Tensor, " classes"]:
-        """What the model says of the image."""
+        """Returns the model's logits of the image."""
         return next(iter(self.maps.values())).logits[0]
 
     @property
     def output(self) -> Output:
-        """The kind of the model's output."""
+        """Returns the kind of the model's output."""
         return next(iter(self.maps.values())).output
 
     def view(self, loss: str, target: int, against: int) -> Explanation:
-        """One map: an explanation of one image and one question, its notes those of this question alone.
+        """Returns one map: an explanation of one image and one question, with the notes of this question.
 
         Raises:
             TargetError: for a pair that was not asked.
@@ -86,13 +86,13 @@ class Detail:
         )
 
     def value(self, loss: str, target: int, against: int) -> float:
-        """The scalar that was differentiated: the loss, or the plain difference where that stood in."""
+        """Returns the scalar that was differentiated: the loss, or the plain difference where that stood in."""
         other = torch.tensor([against]) if OBJECTIVES[loss].compares else None
         values, _ = evaluate_objective(loss, self.logits[None], torch.tensor([target]), other, output=self.output)
         return float(values[0])
 
     def reversal(self, loss: str, target: int, against: int) -> float:
-        """Pearson's correlation of the map with that of the reverse question: −1 where they are opposites.
+        """Returns Pearson's correlation of the map with that of the reverse question: −1 where they are opposites.
 
         NaN where a map is the same everywhere.
         """
@@ -110,7 +110,7 @@ def detail(
     losses: Sequence[str] | None = None,
     **options: Any,
 ) -> Detail:
-    """Compare classes on one image: every pair both ways, under each loss, one backward pass a map.
+    """Compares classes on one image: every pair in both directions, under each loss, with one backward pass per map.
 
     Args:
         model: from `vitrail.load` or `vitrail.wrap`, or a bare module.
@@ -169,7 +169,7 @@ def detail(
 
 
 def top_pairs(logits: Float[Tensor, " classes"], top: int) -> list[Pair]:
-    """All pairs among the `top` strongest classes, the stronger one first.
+    """Returns all pairs among the `top` strongest classes, the stronger one first.
 
     >>> top_pairs(torch.tensor([0.0, 3.0, 1.0, 2.0]), 3)
     [(1, 3), (1, 2), (3, 2)]
@@ -179,7 +179,7 @@ def top_pairs(logits: Float[Tensor, " classes"], top: int) -> list[Pair]:
 
 
 def ordered(pairs: Sequence[Pair]) -> list[Pair]:
-    """Every pair, each followed by its reverse; what occurs twice is kept once.
+    """Returns every pair, each followed by its reverse; what occurs twice is kept once.
 
     >>> ordered([(1, 2), (1, 3)])
     [(1, 2), (2, 1), (1, 3), (3, 1)]

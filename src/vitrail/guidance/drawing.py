@@ -31,7 +31,7 @@ _DRAWN: WeakKeyDictionary[nn.Module, dict[Key, Tensor]] = WeakKeyDictionary()
 
 @torch.no_grad()
 def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int) -> Float[Tensor, "classes classes"]:
-    """How alike the model holds two classes to be, from −1 to 1: the cosine between their rows of the classifier.
+    """Returns the similarity of two classes to the model, from −1 to 1: the cosine of their rows of the classifier.
 
     The classifier is the last linear layer with as many outputs as there are classes; what all its rows share is taken
     out first. A model without one is asked about `PROBES` pictures of coarse noise: then likeness is the correlation of
@@ -48,7 +48,7 @@ def class_likeness(model: VisionModel, size: tuple[int, int, int], classes: int)
 
 
 def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
-    """The two classes least like each other.
+    """Returns the two classes least like each other.
 
     Example:
         >>> poles(torch.tensor([[1.0, 0.2, -0.4], [0.2, 1.0, 0.3], [-0.4, 0.3, 1.0]]))
@@ -59,7 +59,8 @@ def poles(likeness: Float[Tensor, "classes classes"]) -> tuple[int, int]:
 
 
 def dissimilar_class(likeness: Float[Tensor, "classes classes"], targets: Sequence[int]) -> int:
-    """The class to guide with: of the model's two poles the one less like the targets, so that two drawings do for all.
+    """Returns the class to guide with: of the model's two poles the one less like the targets, so that two drawings do
+    for all.
 
     Where that pole is itself among the targets, the class least like all of them is taken.
 
@@ -93,7 +94,7 @@ def draw_guide(
     steps: int = STEPS,
     progress: Progress | None = None,
 ) -> Float[Tensor, "channels height width"]:
-    """A picture, normalised, in which the model sees class `index`, as large as the guide's half of `plans`.
+    """Returns a picture, normalised, in which the model sees class `index`, as large as the guide's half of `plans`.
 
     It is optimised where it will lie: in the guide's half, the other half being the mean colour; over all `plans` (both
     sides, say) at once. The pixels are a sigmoid of a coarse grid of colours plus fine detail, so they stay within what

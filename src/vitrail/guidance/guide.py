@@ -73,16 +73,16 @@ class Guide:
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """The layouts, in the order given, each once."""
+        """Returns the layouts, in the order given, each once."""
         return tuple(dict.fromkeys((self.layout,) if isinstance(self.layout, str) else self.layout))
 
     @property
     def drawn(self) -> bool:
-        """Whether the model draws its guide itself."""
+        """Returns whether the model draws its guide itself."""
         return isinstance(self.pictures, str) and self.pictures == "auto"
 
     def stitches(self) -> list[tuple[str, str]]:
-        """Every layout with every side that is asked for. Raises `OptionError` for an unknown layout."""
+        """Returns every layout with every side that is asked for. Raises `OptionError` for an unknown layout."""
         pairs = []
         for layout in self.layouts:
             if layout not in LAYOUTS:
@@ -92,7 +92,7 @@ class Guide:
         return pairs
 
     def items(self) -> list[ImageLike]:
-        """The pictures one by one, folders opened.
+        """Returns the pictures one by one, folders opened.
 
         Raises:
             NotAnImageError: for a folder without images.
@@ -108,7 +108,7 @@ class Guide:
 
 
 def as_guide(guide: Any) -> Guide:
-    """What `guide=` may be, as a `Guide`: one already, or the pictures of one.
+    """Returns the value of `guide=` as a `Guide`: one already, or the images of one.
 
     Raises:
         OptionError: for anything else.

@@ -34,7 +34,7 @@ class Typical:
 
     @property
     def predicted(self) -> int:
-        """The class that the model takes it for."""
+        """Returns the class that the model takes it for."""
         return int(self.probabilities.argmax())
 
 
@@ -48,11 +48,12 @@ class TypicalPictures:
     failures: tuple[tuple[Path, str], ...] = ()
 
     def predicted_as(self, index: int) -> int:
-        """How many of the pictures the model takes for this class."""
+        """Returns how many of the images the model predicts as this class."""
         return sum(one.predicted == index for one in self.pictures)
 
     def chosen(self, rival: int, count: int) -> list[Typical]:
-        """At most `count` pictures: half those most like the folder's own class, half those most like the rival's.
+        """Returns at most `count` pictures: half those most like the folder's own class, half those most like the
+        rival's.
 
         Both halves begin with the strongest; a folder that holds no more than `count` is shown whole.
         """
@@ -68,7 +69,7 @@ class TypicalPictures:
 def typical_pictures(
     model: VisionModel, folder: str | Path, classes: Sequence[int], opposing: Sequence[int] | None = None
 ) -> dict[int, TypicalPictures]:
-    """Classify the pictures of some classes that lie in a folder, one subfolder per class, or in the folder itself.
+    """Classifies a folder's images of some classes, in one subfolder per class or in the folder itself.
 
     A subfolder is named by its class's name or index, by an ImageNet identifier (n01608432), or both (n01608432_kite);
     those of other classes are skipped. Pictures that lie in the folder itself are of the one class in `opposing`
@@ -113,7 +114,9 @@ def typical_pictures(
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The files in a folder whose suffix is that of a picture, in the order of their names; hidden ones left out."""
+    """Returns the files in a folder whose suffix is that of a picture, in the order of their names; hidden ones
+    left out.
+    """
     suffixes = Image.registered_extensions()
     return sorted(
         path

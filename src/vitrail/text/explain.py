@@ -49,7 +49,7 @@ def explain_text(
     output: str | None = None,
     **options: Any,
 ) -> TextExplanation:
-    """Ask which tokens of a text argue for a class, and which against it.
+    """Explains which tokens of a text argue for a class, and which against it.
 
     The engine and the methods are those of `vitrail.explain`; tokens stand in the place of patches. Texts of a batch
     are padded to one length: padding gets the score zero and changes no other.

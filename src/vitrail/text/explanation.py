@@ -62,30 +62,32 @@ class TextExplanation:
 
     @property
     def scores(self) -> Float[Tensor, "texts tokens"] | Float[Tensor, "texts targets tokens"]:
-        """Raw scores, padding zero: positive where a token argues for the target, negative where against it."""
+        """Returns raw scores, zero at padding: positive where a token argues for the target, negative where
+        against it.
+        """
         return self.answer.scores.squeeze(-2)
 
     @property
     def logits(self) -> Float[Tensor, "texts classes"]:
-        """The model's logits."""
+        """Returns the model's logits."""
         return self.answer.logits
 
     @property
     def target(self) -> Int[Tensor, " texts"] | Int[Tensor, "texts targets"]:
-        """The classes that were asked about."""
+        """Returns the classes that were asked about."""
         return self.answer.target
 
     @property
     def targets(self) -> int:
-        """How many targets each text has."""
+        """Returns the number of targets of each text."""
         return self.answer.targets
 
     def of(self, text: int = 0, target: int = 0) -> Float[Tensor, " tokens"]:
-        """The scores of one text's own tokens, without padding. Raises `IndexError` beyond the last."""
+        """Returns the scores of one text's own tokens, without padding. Raises `IndexError` beyond the last."""
         return self.answer.map(text, target)[0, : len(self.tokens[text])]
 
     def pieces(self, text: int = 0, target: int = 0, *, special: bool = True) -> list[Piece]:
-        """One text as people read it, cut into its tokens and what stands between them, in order.
+        """Returns one text as people read it, cut into its tokens and what stands between them, in order.
 
         `special=False` leaves out the tokens that stand for no part of the text. Tokens that share the same characters
         (bytes of one letter) are one piece with the sum of their scores.
@@ -102,26 +104,26 @@ class TextExplanation:
         return _written_out(shown)
 
     def question(self, text: int = 0, target: int = 0) -> str:
-        """What the scores answer, in words: "positive 98.1 % against negative 1.9 %"."""
+        """Returns the question of the scores: "positive 98.1 % against negative 1.9 %"."""
         return self.answer.question(text, target)
 
     @property
     def failures(self) -> tuple[Mapping[str, Any], ...]:
-        """The texts left out by `on_error="skip"`: position in the call ("image"), "error" and "message"."""
+        """Returns the texts left out by `on_error="skip"`: position in the call ("image"), "error" and "message"."""
         return self.answer.failures
 
     def notes(self) -> list[str]:
-        """What the reader should know: where a text was cut, say."""
+        """Returns notes for the reader, for example where a text was cut."""
         return self.answer.notes()
 
     def plot(self, *, special: bool = False) -> "matplotlib.figure.Figure":
-        """Draw every text with its tokens coloured: red for, blue against."""
+        """Draws every text with its tokens coloured: red for, blue against."""
         from ..plotting.text import draw_text
 
         return draw_text(self, special=special)
 
     def to_html(self, *, special: bool = False) -> str:
-        """A page of its own, without scripts or addresses, with every text coloured."""
+        """Returns a page of its own, without scripts or addresses, with every text coloured."""
         from ..plotting.text import text_page
 
         return text_page(self, special=special)
@@ -161,7 +163,7 @@ class TextExplanation:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "TextExplanation":
-        """Read what `save` wrote to a .safetensors file.
+        """Reads what `save` wrote to a .safetensors file.
 
         Raises `ExplanationFileError` when the file is missing, damaged, or holds no explanation of text.
         """

@@ -34,7 +34,7 @@ class Reading:
     output: Output = LOGITS
 
     def layout(self, tokens: int) -> TokenLayout:
-        """The layout of texts of that number of tokens, as one row of patches."""
+        """Returns the layout of texts of that number of tokens, as one row of patches."""
         row = torch.full((tokens,), 1 / tokens)
         return TokenLayout(1, tokens, 0, row, NAMES[self.reads], self.layers, 0, self.heads, self.classes, tokens)
 
@@ -43,7 +43,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Reading]] = WeakKeyDictionary()
 
 
 def reading_of(model: TextModel, reads: str | None = None) -> Reading:
-    """How the model is built, worked out from one short text the first time; `reads` overrules what its head reads.
+    """Returns the model's layout, inferred from one short text the first time; `reads` overrides its readout.
 
     Raises:
         NoAttentionError: when no attention is seen that the logits depend on.
@@ -63,7 +63,7 @@ def reading_of(model: TextModel, reads: str | None = None) -> Reading:
 
 
 def readout_rows(reads: Reads, real: Bool[Tensor, "texts tokens"]) -> Float[Tensor, "texts tokens"]:
-    """One weight per token, summing to one in each text, none of it on padding.
+    """Returns one weight per token, summing to one in each text, none of it on padding.
 
     Example:
         >>> readout_rows("last", torch.tensor([[True, True, False]])).tolist()

@@ -23,14 +23,14 @@ class TextRun(AttributionContext):
 
     @property
     def real(self) -> Bool[Tensor, "images tokens"] | None:
-        """Which tokens are no padding; None where none is."""
+        """Returns which tokens are not padding; None where no token is padding."""
         return None if bool(self.images.real.all()) else self.images.real
 
     def answer(self) -> Float[Tensor, "images classes"]:
-        """The model's logits for the texts; gradients flow."""
+        """Returns the model's logits for the texts; gradients flow."""
         return self.output.logits(self.model.logits(self.images))
 
     def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
-        """Not for text, whose graph begins at the first attention and not at pixels."""
+        """Refuses texts, whose graph begins at the first attention and not at pixels."""
         del recorder
         raise OptionError("grad_at='last_ln' is for pictures: take grad_at='attention' for texts")
