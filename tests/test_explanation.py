@@ -20,10 +20,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitrail.comparison import Compared, Comparison
-from vitrail.errors import OptionError, OutputFileError, VitrailError
-from vitrail.explanation import Explanation, ExplanationFileError
+from vitrail.errors import ExplanationFileError, OptionError, OutputFileError, VitrailError
+from vitrail.explanation import Explanation
 from vitrail.objectives import Rivals
 from vitrail.plotting import overlay
+from vitrail.provenance import from_metadata
 from vitrail.text import TextExplanation
 
 NAMES = ("crane, lifting machine", "African elephant, Loxodonta africana", "zebra", "crane, wading bird", "kite")
@@ -48,7 +49,8 @@ def make(*, targets: int | None = None, against: bool = False, batch: int = 2, *
             "options": {"start_layer": 0},
         },
     }
-    return Explanation(**(fields | changes))
+    fields |= changes
+    return Explanation(provenance=from_metadata(fields.pop("metadata")), **fields)
 
 
 def same(a: Explanation, b: Explanation) -> None:

@@ -17,6 +17,7 @@ from vitrail.evaluate import evaluate
 from vitrail.evaluate.cost import cost_of
 from vitrail.guidance.detail import detail
 from vitrail.outputs import KINDS, Output, recognise
+from vitrail.provenance import from_metadata
 
 
 class Scaled(nn.Module):
@@ -307,7 +308,7 @@ class TestEverywhere:
             target=torch.tensor([[0, 1, 2]]),
             method="complete",
             objective="logit",
-            metadata={"output": "multilabel", "probability": "sigmoid"},
+            provenance=from_metadata({"output": "multilabel", "probability": "sigmoid"}),
         )
         assert [ex.question(0, target) for target in range(3)] == [f"class {n} 98.0 %" for n in range(3)]
 

@@ -38,6 +38,7 @@ from .objectives import (
     subtract,
 )
 from .outputs import Output
+from .provenance import Provenance
 from .targets import (
     Targets,
     Wanted,
@@ -202,29 +203,28 @@ def attribute(
     fallback = torch.cat(replaced).cpu()
     rivals = joined([one for one in subtracted if one is not None], nested=nested)
     told = [NO_COMPETITION] if compete and not competes else [NO_ROWS] if competes and rows is None else []
-    metadata = {
-        "model": model.name,
-        **model.metadata,
-        "sources": list(inputs.sources),
-        "gradient": mode,
-        "uses_gradient": info.uses_gradient,
-        "centred": centred,
-        "start_layer": first,
-        "readout": layout.reads if readout is None else repr(readout),
-        "grid": [layout.rows, layout.cols],
-        "prefix": layout.prefix,
-        "options": {name: options.get(name, default) for name, default in info.options.items()},
-        "versions": {package: _version(package) for package in ("vitrail", "torch", "timm")},
-        "class_specific": info.class_specific,
-        **output.record(),
-        "image_notes": [
-            [*read, *told, *_notes(row, objective_label), *layout.notes, *grown]
+    provenance = Provenance(
+        model=model.name,
+        origin=model.metadata,
+        sources=inputs.sources,
+        gradient=mode,
+        uses_gradient=info.uses_gradient,
+        centred=centred,
+        start_layer=first,
+        readout=layout.reads if readout is None else repr(readout),
+        grid=(layout.rows, layout.cols),
+        prefix=layout.prefix,
+        options={name: options.get(name, default) for name, default in info.options.items()},
+        versions={package: _version(package) for package in ("vitrail", "torch", "timm")},
+        class_specific=info.class_specific,
+        output=output,
+        image_notes=tuple(
+            (*read, *told, *_notes(row, objective_label), *layout.notes, *grown)
             for read, row, grown in zip(inputs.notes, fallback, _growth(info, all_scores, all_logits), strict=True)
-        ],
-        "difference_instead": fallback.tolist(),
-    }
-    if targets.functions is not None:
-        metadata["functions"] = _function_values(targets, output, all_logits)
+        ),
+        difference_instead=tuple(map(tuple, fallback.tolist())),
+        functions=() if targets.functions is None else _function_values(targets, output, all_logits),
+    )
     return Explanation(
         scores=all_scores if nested else all_scores[:, 0],
         logits=all_logits.to(all_scores.dtype),
@@ -236,17 +236,19 @@ def attribute(
         class_names=model.class_names,
         rivals=rivals,
         images=inputs.pictures,
-        metadata=metadata,
+        provenance=provenance,
     )
 
 
-def _function_values(targets: Targets, output: Output, logits: Tensor) -> list[list[tuple[str, float] | None]]:
+def _function_values(
+    targets: Targets, output: Output, logits: Tensor
+) -> tuple[tuple[tuple[str, float] | None, ...], ...]:
     """What captions call each function that was asked about, and its value."""
     numbers = output.numbers(logits)
-    return [
-        [None if f is None else (function_name(f), ask_function(f, row).item()) for f in functions]
+    return tuple(
+        tuple(None if f is None else (function_name(f), ask_function(f, row).item()) for f in functions)
         for functions, row in zip(targets.functions or (), numbers, strict=True)
-    ]
+    )
 
 
 def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]) -> TokenLayout:

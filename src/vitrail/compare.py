@@ -21,6 +21,7 @@ from .models.layout import layout_of
 from .models.readiness import refuse_training
 from .models.vision_model import VisionModel
 from .objectives import Objective, default_objective, objective_name
+from .provenance import Provenance
 from .targets import Targets, Wanted, as_lists, pair_up, parse_targets, predicted
 
 __all__ = ["COMMON", "compare", "passes_taken"]
@@ -121,15 +122,15 @@ def compare(
         objective=label,
         class_names=model.class_names,
         image=None if inputs.pictures is None else inputs.pictures[0],
-        metadata={
-            "model": model.name,
-            **model.metadata,
-            "sources": list(inputs.sources),
-            "device": str(model.device),
-            "gradient": gradient,
-            **output.record(),
-            "versions": {package: version(package) for package in ("vitrail", "torch", "timm")},
-        },
+        provenance=Provenance(
+            model=model.name,
+            origin=model.metadata,
+            sources=inputs.sources,
+            device=str(model.device),
+            gradient=gradient,
+            output=output,
+            versions={package: version(package) for package in ("vitrail", "torch", "timm")},
+        ),
     )
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from .explanation import Explanation
+from .provenance import Provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +46,7 @@ class Comparison:
     """The same question about one image, asked of several methods.
 
     `target` holds one class index for each row of the sheet, `against` the classes they are held against. `image` is
-    what the model saw, RGB from 0 to 255. `metadata` holds plain JSON values.
+    what the model saw, RGB from 0 to 255. `provenance` says which model was asked, about which image.
     """
 
     answers: tuple[Compared, ...]
@@ -54,7 +56,12 @@ class Comparison:
     objective: str = "logit"
     class_names: tuple[str, ...] | None = None
     image: UInt8[Tensor, "height width 3"] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The provenance as plain JSON values."""
+        return MappingProxyType(self.provenance.as_metadata())
 
     @property
     def failures(self) -> dict[str, Exception]:
@@ -148,5 +155,5 @@ class Comparison:
             method="",
             objective=self.objective,
             class_names=self.class_names,
-            metadata={key: self.metadata[key] for key in ("output", "probability") if key in self.metadata},
+            provenance=Provenance(output=self.provenance.output),
         )

@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointMismatchError",
     "DataError",
     "ExperimentError",
+    "ExplanationFileError",
     "ForwardError",
     "GuideError",
     "ImageError",
@@ -299,6 +300,10 @@ class NoSignalError(VitrailError):
 
 class NotEnoughMemoryError(VitrailError):
     """Not even one image's pass fits into the memory that is free."""
+
+
+class ExplanationFileError(VitrailError):
+    """The file is missing, damaged, or holds something other than an explanation."""
 
 
 class OutputFileError(VitrailError):

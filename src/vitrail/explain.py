@@ -32,7 +32,7 @@ from .models.vision_model import VisionModel
 from .objectives import Objective
 from .targets import Wanted, repeatable
 
-__all__ = ["OnError", "check_on_error", "explain", "failure_records", "only", "skipping"]
+__all__ = ["OnError", "check_on_error", "explain", "failed_of", "failure_records", "only", "skipping"]
 
 OnError = Literal["raise", "skip"]
 Result = TypeVar("Result")
@@ -148,7 +148,7 @@ def _without_failures(
             failed[position] = error
     ex, kept = skipping(ask, ready, failed, target, against)
     failures = failure_records(failed, [one.source if isinstance(one, Prepared) else source_of(one) for one in ready])
-    return replace(ex, metadata={**ex.metadata, "positions": kept, "failures": failures}) if failures else ex
+    return failed_of(ex, kept, failures) if failures else ex
 
 
 def check_on_error(value: str) -> None:
@@ -228,6 +228,11 @@ def only(wanted: Any, kept: Sequence[int], count: int) -> Any:
         return wanted[list(kept)]
     wanted = list(wanted)  # also of a Series, whose own brackets go by its labels
     return [wanted[position] for position in kept]
+
+
+def failed_of(ex: Explanation, kept: Sequence[int], failures: Sequence[Mapping[str, Any]]) -> Explanation:
+    """The explanation of the images at the positions `kept`, which tells of the others."""
+    return replace(ex, provenance=replace(ex.provenance, positions=tuple(kept), failures=tuple(failures)))
 
 
 def failure_records(failed: Mapping[int, VitrailError], sources: Sequence[str | None]) -> list[dict[str, Any]]:

@@ -1,46 +1,34 @@
 """What one call of `explain` found, together with what was asked. It never changes and never needs the model again."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vitrail.errors import OptionError, OutputFileError, VitrailError
-from vitrail.files import atomic_write, open_regular
+from vitrail.errors import OptionError, OutputFileError
+from vitrail.explanation_file import VERSION, check_tensors, fields_of, read_explanation, write_explanation
 from vitrail.objectives import Rivals
-from vitrail.outputs import Kind, Output
+from vitrail.outputs import Output
+from vitrail.provenance import Provenance, failure_notes, from_metadata
 
 if TYPE_CHECKING:
     import matplotlib.figure
     import pandas
     import PIL.Image
 
-__all__ = ["Explanation", "ExplanationFileError", "percent", "verdict_of"]
-
-# One key in the header: safetensors promises no order for several, and equal results shall make equal files.
-HEADER = "vitrail"
-VERSION = 3  # of rivals; with guides it is 2, else 1, which older readers know
-
-# Metadata that are lists with one entry for each image, and are cut with the images.
-PER_IMAGE = ("sources", "image_notes", "difference_instead", "guides", "positions", "functions")
+__all__ = ["Explanation", "percent", "verdict_of"]
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 PICTURES = ("png", "jpg", "jpeg", "pdf", "svg")  # endings of a figure's file
 NOTEBOOK = 12  # images that a notebook shows of itself
-
-
-class ExplanationFileError(VitrailError):
-    """The file is missing, damaged, or holds something other than an explanation."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -48,17 +36,13 @@ class Explanation:
     """A signed map for each image, or for each target of each image, and the question that it answers.
 
     `scores` are raw: positive where a patch argues for the target, negative where it argues against, not normalised.
-    `target` and `against` hold class indices. `images` is what the model saw, RGB from 0 to 255. `metadata` holds plain
-    JSON values, of which pictures show `model` (its name), `sources` (one file name per image), `notes` (sentences for
-    the reader), `image_notes` (a list of them per image), `gradient` (unless "full"), `centred`, `class_specific`
-    (where False), and `picture` (what `images` are, if not what the model saw). `output` is the kind of the model's
-    output and `probability` what makes probabilities of `logits`: "softmax", "sigmoid", or None where there are none.
-    `functions` holds the name and the value of every function that was asked about, where `target` is −1.
+    `target` and `against` hold class indices. `images` is what the model saw, RGB from 0 to 255. `provenance` says
+    where the map came from and how it was asked for, `metadata` the same as plain JSON values.
 
     `guided` is not empty where a guide was given: one explanation for each way in which the originals were laid beside
-    a guide, with the whole stitched map, the stitched picture and the logits that the model gave for it; its metadata
-    entry `stitch` says where the original's patches are. `scores` is then the mean of these maps on those patches,
-    while `logits` are those of the originals alone.
+    a guide, with the whole stitched map, the stitched picture and the logits that the model gave for it; its
+    provenance says by `stitch` where the original's patches are. `scores` is then the mean of these maps on those
+    patches, while `logits` are those of the originals alone.
 
     `rivals` is what competed with the target (`compete=True`): the classes, how much each counts, and the map that
     was subtracted, of the shape of `scores`; None where nothing did.
@@ -88,7 +72,7 @@ class Explanation:
     signed: bool = True
     class_names: tuple[str, ...] | None = None
     images: UInt8[Tensor, "batch height width 3"] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     rivals: Rivals | None = None
     guided: tuple["Explanation", ...] = ()
 
@@ -114,7 +98,6 @@ class Explanation:
                 raise ValueError(
                     f"a guided map of {_shape(part.scores)} does not belong to one of {_shape(self.scores)}"
                 )
-        object.__setattr__(self, "metadata", dict(self.metadata))
 
     def _rival_shapes(self, rivals: Rivals) -> tuple[tuple[str, Tensor, Sequence[int]], ...]:
         several = (*self.scores.shape[:-2], *rivals.classes.shape[-1:])
@@ -123,6 +106,15 @@ class Explanation:
             ("rivals.classes", rivals.classes, several),
             ("rivals.weights", rivals.weights, several),
         )
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The provenance as plain JSON values: what the file holds, and what no attribute of its own says."""
+        return MappingProxyType(self.provenance.as_metadata())
+
+    def named(self, *sources: str | None) -> "Explanation":
+        """The same explanation of images under other names, one for each."""
+        return replace(self, provenance=replace(self.provenance, sources=sources))
 
     # -- the question ------------------------------------------------------------------------------------------------
 
@@ -147,7 +139,7 @@ class Explanation:
         """
         if self.class_names is None or not 0 <= index < len(self.class_names):
             return f"class {index}" if index >= 0 else "a function"
-        if self.metadata.get("class_names") == "texts":
+        if self.provenance.of_texts:
             return self.class_names[index]
         name = _short(self.class_names[index])
         shared = sum(_short(other) == name for other in self.class_names) > 1
@@ -156,9 +148,9 @@ class Explanation:
     @property
     def output(self) -> Output:
         """The kind of the model's output, which says what `logits` and probabilities are."""
-        several = self.logits.shape[1] > 1
-        kind: Kind = self.metadata.get("output") or ("logits" if several else "scores")
-        return Output(kind, link=self.metadata.get("probability", "softmax" if several else None))
+        if (said := self.provenance.output) is not None:
+            return Output(said.kind, link=said.link)
+        return Output() if self.logits.shape[1] > 1 else Output("scores", link=None)
 
     def probability(self, index: int, image: int = 0) -> float | None:
         """The model's probability of class `index`, from 0 to 1; None where it gives none, and for a function."""
@@ -187,8 +179,8 @@ class Explanation:
         With a guide it is what the model says beside the guide, from the lowest to the highest of several inputs.
         """
         classes = [self._by_target(self.target)[image, target].item()]
-        if (functions := self.metadata.get("functions")) and functions[image][target]:
-            name, value = functions[image][target]
+        if (functions := self.provenance.functions) and (asked := functions[image][target]):
+            name, value = asked
             return [(name, verdict_of(None, value))]
         if self.against is not None:
             classes.append(self._by_target(self.against)[image, target].item())
@@ -222,29 +214,26 @@ class Explanation:
 
     def notes(self) -> list[str]:
         """What the reader should know: of all images, then each sentence once with the images that it is about."""
-        said = [str(note) for note in self.metadata.get("notes") or ()]
-        said += failure_notes(self.failures, len(self) + len(self.failures))
-        of_images: Sequence[Sequence[str]] = self.metadata.get("image_notes") or ()
+        said = [*self.provenance.notes, *failure_notes(self.failures, len(self) + len(self.failures))]
         about: dict[str, list[str]] = {}
-        for i, notes in zip(range(len(self)), of_images, strict=False):
+        for i, notes in enumerate(self.provenance.image_notes[: len(self)]):
             for note in dict.fromkeys(notes):
-                about.setdefault(str(note), []).append(self.source(i) or f"image {i}")
+                about.setdefault(note, []).append(self.source(i) or f"image {i}")
         said += [f"{_those(named, len(self))}{note}" for note, named in about.items()]
         return list(dict.fromkeys(said))
 
     @property
     def failures(self) -> tuple[Mapping[str, Any], ...]:
         """The images left out by `on_error="skip"`: position in the call ("image"), "source", "error" and "message"."""
-        return tuple(self.metadata.get("failures") or ())
+        return self.provenance.failures
 
     def source(self, image: int = 0) -> str | None:
         """The file name of an image that was given by its path."""
-        sources: Sequence[str | None] = self.metadata.get("sources") or ()
-        return sources[image] if image < len(sources) else None
+        return self.provenance.source(image)
 
     def gradient_mode(self) -> str | None:
         """How the gradient was taken, "full", "leaf" or "libra"; None where the method uses none."""
-        return self.metadata.get("gradient") if self.metadata.get("uses_gradient", True) else None
+        return None if self.provenance.uses_gradient is False else self.provenance.gradient
 
     def gradient_words(self) -> str:
         """The gradient mode in words, "libra gradient"; empty where there is none."""
@@ -367,10 +356,6 @@ class Explanation:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"image {index} of an explanation of {len(self)}")
             index = slice(index % len(self), index % len(self) + 1)
-        per_image = {key: self.metadata[key] for key in PER_IMAGE if len(self.metadata.get(key) or ()) == len(self)}
-        metadata = {**self.metadata, **{key: list(values[index]) for key, values in per_image.items()}}
-        if len(range(len(self))[index]) < len(self):
-            metadata.pop("failures", None)  # of the whole call
         return replace(
             self,
             scores=self.scores[index],
@@ -378,7 +363,7 @@ class Explanation:
             target=self.target[index],
             against=None if self.against is None else self.against[index],
             images=None if self.images is None else self.images[index],
-            metadata=metadata,
+            provenance=self.provenance.of_images(index, len(self)),
             rivals=None if self.rivals is None else self.rivals[index],
             guided=tuple(part[index] for part in self.guided),
         )
@@ -422,30 +407,25 @@ class Explanation:
                 f"cannot save to {path}: name it .safetensors for the numbers and the question, or "
                 f"{', '.join(f'.{kind}' for kind in PICTURES[:-1])} or .{PICTURES[-1]} for the figure"
             )
-        text = {
+        text: dict[str, Any] = {
             "version": VERSION if self.rivals is not None else 2 if self.guided else 1,
             "method": self.method,
             "objective": self.objective,
             "signed": self.signed,
             "class_names": self.class_names,
-            "metadata": dict(self.metadata),
+            "metadata": self.provenance.as_metadata(),
         }
         if self.guided:
-            text["guided"] = [dict(part.metadata) for part in self.guided]
-        try:
-            header = json.dumps(text, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise OutputFileError(f"cannot save to {path}: the metadata are not plain JSON values ({error})") from error
-        tensors = _tensors(self)
+            text["guided"] = [part.provenance.as_metadata() for part in self.guided]
+        tensors = self._tensors()
         for number, part in enumerate(self.guided):
-            tensors |= {f"guided.{number}.{name}": tensor for name, tensor in _tensors(part).items()}
-        for name, tensor in tensors.items():
-            if tensor is not None and not bool(tensor.isfinite().all()):  # nor would `load` take it
-                raise OutputFileError(f"cannot save to {path}: {name} hold NaN or infinity")
-        stored = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items() if t is not None}
-        with atomic_write(path) as file:
-            file.write(to_safetensors(stored, metadata={HEADER: header}))
+            tensors |= {f"guided.{number}.{name}": tensor for name, tensor in part._tensors().items()}
+        write_explanation(path, text, tensors)
         return path
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        own = {name: getattr(self, name) for name in ("scores", "logits", "target", "against", "images")}
+        return own if self.rivals is None else {**own, **{f"rivals.{name}": t for name, t in vars(self.rivals).items()}}
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Explanation":
@@ -454,39 +434,23 @@ class Explanation:
         Raises `ExplanationFileError` when the file is missing, damaged, not an explanation, of a later version, or
         holds what no explanation does: NaN or infinity, an empty map, a target that is no class.
         """
-        path = Path(path)
-        try:
-            open_regular(path, 2**40).close()
-            with safe_open(path, framework="pt") as file:
-                header = (file.metadata() or {}).get(HEADER)
-                names = file.keys() if header is not None else ()
-                tensors = {name: file.get_tensor(name).clone() for name in names}
-        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
-            name = str(path).replace("\0", "\\0")
-            raise ExplanationFileError(f"cannot read {name}: {error}") from error
-        if header is None:
-            raise ExplanationFileError(
-                f"{path} is a safetensors file, but not an explanation: its header has no {HEADER!r} entry"
-            )
-        try:
-            text = json.loads(header)
-            if text["version"] > VERSION:
-                raise ExplanationFileError(
-                    f"{path} is an explanation file of version {text['version']}, "
-                    f"this Vitrail reads up to {VERSION}; update Vitrail"
-                )
-            fields = _fields(text)
-            guided = []
-            for number, metadata in enumerate(text.get("guided", ())):
-                prefix = f"guided.{number}."
-                own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-                _check_tensors(own)
-                guided.append(Explanation(**own, **fields, metadata=metadata))
-            _check_tensors(tensors, functions=bool(text["metadata"].get("functions")))
-            return Explanation(**_with_rivals(tensors), **fields, metadata=text["metadata"], guided=tuple(guided))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            said = f"it has no entry {error}" if isinstance(error, KeyError) else error
-            raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {said}") from error
+        return read_explanation(Path(path), Explanation._of_file)
+
+    @staticmethod
+    def _of_file(text: dict[str, Any], tensors: dict[str, Tensor]) -> "Explanation":
+        fields, guided = fields_of(text), []
+        for number, metadata in enumerate(text.get("guided", ())):
+            prefix = f"guided.{number}."
+            own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+            check_tensors(own)
+            guided.append(Explanation(**own, **fields, provenance=from_metadata(metadata)))
+        provenance = from_metadata(text["metadata"])
+        check_tensors(tensors, functions=bool(provenance.functions))
+        theirs = {
+            name.removeprefix("rivals."): tensors.pop(name) for name in list(tensors) if name.startswith("rivals.")
+        }
+        rivals = Rivals(**theirs) if theirs else None
+        return Explanation(**tensors, **fields, rivals=rivals, provenance=provenance, guided=tuple(guided))
 
 
 def percent(probability: float) -> str:
@@ -511,18 +475,6 @@ def _those(named: Sequence[str], count: int) -> str:
     return f"{len(named)} of {count} images ({', '.join(named[:3])}{', …' if len(named) > 3 else ''}): "
 
 
-def failure_notes(failures: Sequence[Mapping[str, Any]], count: int) -> list[str]:
-    """One sentence per cause, naming the images that have no map."""
-    causes: dict[str, list[str]] = {}
-    for one in failures:
-        causes.setdefault(one["message"], []).append(one["source"] or f"number {one['image']}")
-    return [
-        f"{len(names)} of {count} could not be explained and {'is' if len(names) == 1 else 'are'} left out "
-        f"({', '.join(names[:5])}{', …' if len(names) > 5 else ''}): {message}"
-        for message, names in causes.items()
-    ]
-
-
 def verdict_of(probability: float | None, number: float) -> str:
     """What a model says of a class, in words: its probability, or the number itself where it has none.
 
@@ -530,61 +482,6 @@ def verdict_of(probability: float | None, number: float) -> str:
     ('82.1 %', '= 1.5')
     """
     return f"= {number:.3g}" if probability is None else percent(probability)
-
-
-def _fields(text: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file's header says of all maps. Raises `ValueError` for an entry of another kind."""
-    names, guided = text["class_names"], text.get("guided", [])
-    fields = {key: text[key] for key in ("method", "objective", "signed")}
-    for key, value, kind in (
-        *((key, fields[key], str) for key in ("method", "objective")),
-        ("signed", fields["signed"], bool),
-        ("metadata", text["metadata"], dict),
-        ("guided", guided, list),
-        ("class_names", [] if names is None else names, list),
-        *(("guided", metadata, dict) for metadata in (guided if isinstance(guided, list) else ())),
-        *(("class_names", name, str) for name in (names if isinstance(names, list) else ())),
-    ):
-        if not isinstance(value, kind):
-            raise ValueError(f"{key} holds {type(value).__name__}, expected {kind.__name__}")
-    return {**fields, "class_names": None if names is None else tuple(names)}
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], *, functions: bool = False) -> None:
-    """Refuses what no explanation holds, and a file may. Raises `ValueError` naming it.
-
-    Where functions were asked about, the target −1 stands for them.
-    """
-    scores, logits = tensors["scores"], tensors["logits"]
-    if scores.ndim not in (3, 4) or logits.ndim != 2 or 0 in scores.shape[-2:] or not logits.shape[1]:
-        raise ValueError(
-            f"scores are {_shape(scores)} and logits {_shape(logits)}, expected (batch, rows, cols) or (batch, "
-            "targets, rows, cols), and (batch, classes)"
-        )
-    for name, tensor in tensors.items():
-        kinds = (torch.uint8,) if name == "images" else (torch.int32, torch.int64)
-        real = name in ("scores", "logits", "rivals.scores", "rivals.weights")
-        if not (tensor.is_floating_point() if real else tensor.dtype in kinds):
-            raise ValueError(f"{name} are {tensor.dtype}")
-        if real and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} hold NaN or infinity")
-        if name in ("target", "against", "rivals.classes") and tensor.numel():
-            low, high = int(tensor.min()), int(tensor.max())
-            least = -1 if functions and name == "target" else 0
-            if low < least or high >= logits.shape[1]:
-                raise ValueError(f"{name} {low if low < least else high} is no class of {logits.shape[1]}")
-
-
-def _tensors(ex: Explanation) -> dict[str, Tensor | None]:
-    own = {name: getattr(ex, name) for name in ("scores", "logits", "target", "against", "images")}
-    return own if ex.rivals is None else {**own, **{f"rivals.{name}": t for name, t in vars(ex.rivals).items()}}
-
-
-def _with_rivals(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of an explanation from the tensors of its file."""
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("rivals.")}
-    theirs = {name.removeprefix("rivals."): t for name, t in tensors.items() if name not in own}
-    return {**own, "rivals": Rivals(**theirs)} if theirs else own
 
 
 def _short(name: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .attention.gradient_modes import check_gradient_mode
 from .attention.listeners import HeadShareListener
 from .errors import ImageError, LayoutError, TargetError
 from .explain import explain
@@ -98,7 +99,7 @@ def head_shares(
         against=None if whole.against is None else Targets(whole.against[:, None], nested=False),
         objective=whole.objective,
         readout=layout.readout,
-        gradient=whole.metadata["gradient"],
+        gradient=check_gradient_mode(whole.provenance.gradient or "full"),
         output=model.kind_for(inputs.batch),
         competes=whole.rivals is not None,
         class_rows=None if whole.rivals is None else class_rows(model, layout.classes),

@@ -20,7 +20,8 @@ from vitrail.errors import (
 from vitrail.guidance import drawing
 from vitrail.guidance.drawing import class_likeness, dissimilar_class
 from vitrail.guidance.guide import as_guide, guide_files
-from vitrail.guidance.stitching import Box, plan_stitch, stitch
+from vitrail.guidance.stitching import plan_stitch, stitch
+from vitrail.provenance import Box
 
 NAMES = ("horse", "zebra", "elephant", "tusker", "kite", "eagle", "snail")
 PREPROCESS = vitrail.Preprocess(size=(64, 64), resize=72, mean=(0.5,) * 3, std=(0.5,) * 3)

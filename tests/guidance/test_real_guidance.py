@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vitrail
-from vitrail.guidance.stitching import Box
+from vitrail.provenance import Box
 
 FILES = {"bald eagle": "n01614925_bald_eagle", "snail": "n01944390_snail", "tusker": "n01871265_tusker"}
 

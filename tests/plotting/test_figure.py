@@ -18,6 +18,7 @@ from vitrail.objectives import Rivals
 from vitrail.plotting import draw, save_figure, save_picture
 from vitrail.plotting.canvas import number
 from vitrail.plotting.overlay import colour, overlay
+from vitrail.provenance import from_metadata
 
 NAMES = ("zebra", "African elephant, Loxodonta africana", "kite")
 
@@ -36,7 +37,8 @@ def make(*, batch: int = 1, targets: int | None = None, against: bool = False, *
         "images": torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8, generator=generator),
         "metadata": {"model": "timm/tiny", "sources": [f"zoo{i}.jpg" for i in range(batch)]},
     }
-    return Explanation(**(fields | changes))
+    fields |= changes
+    return Explanation(provenance=from_metadata(fields.pop("metadata")), **fields)
 
 
 def words(figure: Figure) -> list[str]:

@@ -7,7 +7,9 @@ import torch
 
 from vitrail.errors import OptionError
 from vitrail.explanation import Explanation
+from vitrail.guidance.stitching import plan_stitch
 from vitrail.plotting.figure import draw_guided
+from vitrail.provenance import GuideFacts, Provenance, from_metadata
 
 
 def explanation(rows: int, cols: int, **more) -> Explanation:
@@ -25,11 +27,11 @@ def explanation(rows: int, cols: int, **more) -> Explanation:
 
 
 def guided(count: int = 1) -> Explanation:
-    stitch = {"layout": "wide", "side": "left"}
-    guides = [{"drawn": False, "source": "kite.jpg"}]
-    part = explanation(4, 8, metadata={"stitch": stitch, "guides": guides, "sources": ["a.png"]})
+    plan = plan_stitch("wide", "left", "squash", grid=(4, 4))
+    kite = GuideFacts("kite.jpg", False, 2, "kite", 3.0, 0.9)
+    part = explanation(4, 8, provenance=Provenance(stitch=plan, beside=(kite,), sources=("a.png",)))
     notes = {"image_notes": [["Beside kite.jpg."]], "sources": ["a.png"]}
-    return explanation(4, 4, metadata=notes, guided=(part,) * count)
+    return explanation(4, 4, provenance=from_metadata(notes), guided=(part,) * count)
 
 
 def words(figure) -> list[str]:
@@ -37,7 +39,7 @@ def words(figure) -> list[str]:
 
 
 def test_everything_is_there_and_inside_the_picture():
-    unguided = explanation(4, 4, metadata={"image_notes": [["One class dominates."]]})
+    unguided = explanation(4, 4, provenance=from_metadata({"image_notes": [["One class dominates."]]}))
     figure = draw_guided(guided(), unguided)
     said = words(figure)
     for text in (

@@ -10,9 +10,10 @@ from PIL import Image
 from rich.console import Console
 
 import vitrail
-from vitrail.errors import OptionError
-from vitrail.explanation import Explanation, ExplanationFileError
+from vitrail.errors import ExplanationFileError, OptionError
+from vitrail.explanation import Explanation
 from vitrail.plotting.text import draw_text, hex_colour, text_lines
+from vitrail.provenance import from_metadata
 from vitrail.text import Piece, TextExplanation
 
 
@@ -35,7 +36,7 @@ def made(
             method="complete",
             objective="logit",
             class_names=("negative", "positive"),
-            metadata={"model": "tiny", "image_notes": [["A note."]], "sources": [None]},
+            provenance=from_metadata({"model": "tiny", "image_notes": [["A note."]], "sources": [None]}),
         ),
     )
 

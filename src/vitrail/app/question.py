@@ -262,9 +262,8 @@ class ViewContext:
 
     def named(self, ex: Explanation) -> Explanation:
         """Returns the explanation with the image as the page shows it, and the image's name."""
-        metadata = {**ex.metadata, "sources": [self.picture.name] * len(ex)}
         shown = torch.from_numpy(self.seen.shown)[None].expand(len(ex), -1, -1, -1).contiguous()
-        return replace(ex, images=shown, metadata=metadata)
+        return replace(ex.named(*[self.picture.name] * len(ex)), images=shown)
 
     def class_name(self, index: int) -> str:
         """Returns the name of a class."""

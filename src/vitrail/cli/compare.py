@@ -183,7 +183,7 @@ def _results(
                 continue
         for label, why in answer.failures.items():
             reporter.fail(f"{image.path}: {label}", why)
-        answer = replace(answer, metadata={**answer.metadata, "sources": [image.path.name]})
+        answer = replace(answer, provenance=replace(answer.provenance, sources=(image.path.name,)))
         for note in answer.notes():
             reporter.note(str(image.path), note)
         files = _write(answer, image, run)

@@ -147,11 +147,7 @@ def _results(
                 model, read_image(image.path), target, against,
                 top=top, losses=losses, **request.question,
             )  # fmt: skip
-            maps = {
-                loss: replace(ex, metadata={**ex.metadata, "sources": [image.path.name]})
-                for loss, ex in answer.maps.items()
-            }
-            answer = replace(answer, maps=maps)
+            answer = replace(answer, maps={loss: ex.named(image.path.name) for loss, ex in answer.maps.items()})
             pictures = _typical(typical, model, answer, known, run)
             yield from _written(answer, pictures, image, run)
         except Exception as error:
@@ -229,7 +225,7 @@ def _result(
                 "value": answer.value(loss, one, other),
                 "lowest": view.scores.min().item(),
                 "highest": view.scores.max().item(),
-                "difference_instead": view.metadata["difference_instead"][0][0],
+                "difference_instead": view.provenance.difference_instead[0][0],
             }
         row["losses"][loss] = {**ways, "correlation": answer.reversal(loss, *pair)}
     row["typical"] = {

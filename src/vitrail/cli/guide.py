@@ -177,7 +177,7 @@ def _results(
         both = []
         for steered in (guide, None):
             ex = explain(model, pictures, wanted, against=other, guide=steered, **request.question, **request.options)
-            both.append(replace(ex, metadata={**ex.metadata, "sources": [image.path.name for image in images]}))
+            both.append(ex.named(*(image.path.name for image in images)))
         return list(zip(both[0], both[1], strict=True))
 
     for image, (guided, unguided) in in_batches(run.found, load, ask, size=request.batch_size, failed=run.failed):

@@ -133,7 +133,7 @@ def _print(ex: "TextExplanation", special: bool, as_json: bool, written: str | N
     if as_json:
         answer = ex.answer
         document = {
-            "model": answer.metadata["model"],
+            "model": answer.provenance.model,
             "method": answer.method,
             "objective": answer.objective,
             "metadata": {name: of for name, of in answer.metadata.items() if name not in ("sources", "image_notes")},
@@ -181,5 +181,5 @@ def _row(ex: "TextExplanation", text: int, target: int, special: bool) -> dict[s
                 **ex.answer.output.record(),
             }
     row["tokens"] = [{"token": token, "score": score} for token, score in _tokens(ex, text, target, special)]
-    row["notes"] = list(ex.answer.metadata["image_notes"][text])
+    row["notes"] = list(ex.answer.provenance.image_notes[text])
     return row

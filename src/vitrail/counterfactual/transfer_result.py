@@ -22,6 +22,7 @@ from ..errors import OptionError, OutputFileError, VitrailError
 from ..explanation import Explanation
 from ..files import atomic_write
 from ..outputs import Output
+from ..provenance import from_metadata
 from .descent import Course
 
 if TYPE_CHECKING:
@@ -145,15 +146,11 @@ class Transfer:
             objective="logit",
             class_names=self.class_names,
             images=None if self.image is None else self.image[None],
-            metadata={
-                **{
-                    key: self.metadata[key]
-                    for key in ("model", "sources", "output", "probability")
-                    if key in self.metadata
-                },
-                "gradient": "leaf",
-                "notes": [f"Attention after {step} of {self.steps} steps down the logit of the first class."],
-            },
+            provenance=from_metadata(
+                {key: of for key, of in self.metadata.items() if key in ("model", "sources", "output", "probability")}
+                | {"gradient": "leaf"}
+                | {"notes": [f"Attention after {step} of {self.steps} steps down the logit of the first class."]}
+            ),
         )
 
     def plot(self, **look: Any) -> "Figure":

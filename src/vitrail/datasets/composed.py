@@ -27,11 +27,12 @@ from PIL import Image
 from vitrail.datasets.base import Content, Sample, Source
 from vitrail.datasets.label_resolver import counted
 from vitrail.errors import DataError
-from vitrail.guidance.stitching import Box, plan_stitch
+from vitrail.guidance.stitching import plan_stitch
 from vitrail.images import read_image
 from vitrail.models.layout import layout_of
 from vitrail.models.preprocess import Preprocess
 from vitrail.models.vision_model import VisionModel
+from vitrail.provenance import Box
 
 __all__ = ["GRIDS", "Canvas", "Mosaics", "Stitched", "canvas_of"]
 

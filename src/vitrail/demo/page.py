@@ -224,4 +224,4 @@ def _ask(model: VisionModel, scene: Scene, target: object, **question: object) -
     """Explain the scene as the model sees it, and show it as people want to: drawn larger."""
     ex = explain(model, _seen(scene), target, **question)  # type: ignore[arg-type]
     large = torch.from_numpy(render(scene, LARGE).image)[None]
-    return replace(ex, images=large, metadata={**ex.metadata, "picture": "the same scene, drawn larger"})
+    return replace(ex, images=large, provenance=replace(ex.provenance, picture="the same scene, drawn larger"))

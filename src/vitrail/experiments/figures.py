@@ -16,7 +16,6 @@ from ..explain import explain
 from ..explanation import Explanation
 from ..guidance.detail import detail
 from ..guidance.guide import Guide
-from ..guidance.stitching import Box
 from ..guidance.typical import typical_pictures
 from ..plotting.class_pair import draw_pair
 from ..plotting.comparison import draw_comparison
@@ -115,7 +114,7 @@ def stitched(question: Question) -> list[dict[str, Any]]:
             "file": str(file),
             "images": [str(path) for path in question.images],
             "targets": columns[0].target.tolist(),
-            "guides": [facts["class_name"] for facts in columns[0].metadata["guides"]],
+            "guides": [facts.class_name for facts in columns[0].provenance.beside],
             "shares": shares,
         }
     ]
@@ -123,8 +122,9 @@ def stitched(question: Question) -> list[dict[str, Any]]:
 
 def _signs(whole: Explanation, number: int) -> dict[str, float]:
     """Shares of patches by sign in the two halves of a stitched map."""
-    stitch, scores = whole.metadata["stitch"], whole.map(number)
-    own, far = scores[Box(**stitch["shown"]).slices()], scores[Box(**stitch["guide"]).slices()]
+    stitch, scores = whole.provenance.stitch, whole.map(number)
+    assert stitch is not None  # of a stitched map
+    own, far = scores[stitch.shown.slices()], scores[stitch.guide.slices()]
     return {
         "own half above zero": float((own > 0).float().mean()),
         "guide half below zero": float((far < 0).float().mean()),

@@ -60,7 +60,7 @@ class Question:
     def draw(self, explanations: Explanation | Sequence[Explanation], name: str, notes: Sequence[str] = ()) -> Path:
         """Draws explanations as one picture called `name`, `notes` below it."""
         columns = [explanations] if isinstance(explanations, Explanation) else list(explanations)
-        columns[0] = replace(columns[0], metadata={**columns[0].metadata, "notes": list(notes)})
+        columns[0] = replace(columns[0], provenance=replace(columns[0].provenance, notes=tuple(notes)))
         return save_picture(columns, self.path(name))
 
     def save(self, figure: Any, name: str) -> Path:

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..explain import explain
-from ..guidance.stitching import Stitch, plan_stitch
+from ..guidance.stitching import plan_stitch
 from ..metrics.faithfulness.perturbation import SHARES, WAYS, area
 from ..metrics.faithfulness.stitched_perturbation import REGIONS, stitched_removal, without
 from ..metrics.removal import perturbation_batch
 from ..models.layout import layout_of
 from ..models.vision_model import VisionModel
+from ..provenance import Stitch
 
 __all__ = [
     "MAPS",

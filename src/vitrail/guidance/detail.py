@@ -74,15 +74,16 @@ class Detail:
         if question not in questions or (target, against) not in ordered(self.pairs):
             raise TargetError(f"class {target} against {against} was not asked for; there are {list(self.pairs)}")
         at = questions.index(question)
-        instead = compares and bool(ex.metadata["difference_instead"][0][at])
-        notes = [f"A logit is not above zero, where {loss} means nothing: the difference is shown."] if instead else []
+        instead = compares and ex.provenance.difference_instead[0][at]
+        note = f"A logit is not above zero, where {loss} means nothing: the difference is shown."
+        notes = ((note,) if instead else (),)
         return replace(
             ex,
             scores=ex.scores[:, at],
             target=ex.target[:, at],
             against=None if ex.against is None else ex.against[:, at],
             rivals=None if ex.rivals is None else ex.rivals.of_target(at),
-            metadata={**ex.metadata, "image_notes": [notes], "difference_instead": [[instead]]},
+            provenance=replace(ex.provenance, image_notes=notes, difference_instead=((instead,),)),
         )
 
     def value(self, loss: str, target: int, against: int) -> float:
@@ -163,8 +164,7 @@ def detail(
         # Each map is that of the formula above it: the plain logit's, with nothing subtracted.
         question = {"compete": False, **options, "against": others, "objective": loss}
         found = attribute(model, inputs.batch, [asked], **question)
-        metadata = {**found.metadata, "sources": list(inputs.sources)}
-        maps[loss] = replace(found, images=inputs.pictures, metadata=metadata)
+        maps[loss] = replace(found.named(*inputs.sources), images=inputs.pictures)
     return Detail(pairs=tuple(pairs), maps=maps)
 
 

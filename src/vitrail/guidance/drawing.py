@@ -16,7 +16,7 @@ from ..methods.context import Progress
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from ..objectives import class_rows, directions
-from .stitching import Stitch
+from ..provenance import Stitch
 
 __all__ = ["STEPS", "class_likeness", "dissimilar_class", "draw_guide", "poles"]
 

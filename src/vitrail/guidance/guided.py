@@ -6,7 +6,7 @@ ever, and the patches of the original are kept.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,11 @@ from ..methods.context import Progress
 from ..models.layout import Readout, TokenLayout, layout_of
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
+from ..provenance import Box, GuideFacts, Stitch
 from ..targets import Targets, Wanted, parse_targets, predicted
 from .drawing import class_likeness, dissimilar_class, draw_guide
 from .guide import Guide, as_guide
-from .stitching import Box, Stitch, crop_map, plan_stitch, stitch, to_grid, widened
+from .stitching import crop_map, plan_stitch, stitch, to_grid, widened
 
 __all__ = ["explain_guided"]
 
@@ -36,29 +37,15 @@ WORDS = {"side": "side by side", "stack": "stacked", "wide": "side by side, wide
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One guide as the model sees it: the picture, where it came from, and the class that the model gives it."""
+    """One guide as the model sees it."""
 
     picture: Float[Tensor, "channels height width"]
-    source: str | None
-    drawn: bool
-    index: int
-    name: str
-    logit: float
-    probability: float
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "drawn": self.drawn,
-            "class": self.index,
-            "class_name": self.name,
-            "logit": self.logit,
-            "probability": self.probability,
-        }
+    facts: GuideFacts
 
     def words(self) -> str:
-        seen = f"{self.name} {percent(self.probability)}"
-        return f"a guide that the model drew itself ({seen})" if self.drawn else f"{self.source or 'a guide'} ({seen})"
+        seen = f"{self.facts.class_name} {percent(self.facts.probability)}"
+        drawn = f"a guide that the model drew itself ({seen})"
+        return drawn if self.facts.drawn else f"{self.facts.source or 'a guide'} ({seen})"
 
 
 def explain_guided(
@@ -198,7 +185,7 @@ def _draw_for_all(
     if plans[0].layout in ("wide", "tall"):
         # A guide that fills the model's own input is drawn there.
         whole = Box(0, 0, *grid)
-        plans = [Stitch("alone", "", "squash", patch, grid, whole, whole, whole)]
+        plans = [Stitch("alone", "", "squash", grid, whole, whole, whole, patch)]
     channels = shape[1]
     if guide.guide_class is not None:
         own = model.class_index(guide.guide_class, classes)
@@ -227,33 +214,27 @@ def _shown(
     top = int(logits.argmax())
     index = top if index is None else index
     probability = float(model.kind_for(picture[None]).probabilities(logits.double())[index])
-    return Shown(picture, source, drawn, index, model.class_name(index), float(logits[index]), probability)
+    facts = GuideFacts(source, drawn, index, model.class_name(index), float(logits[index]), probability)
+    return Shown(picture, facts)
 
 
 def _refuse_same(shown: Sequence[Shown], wanted: Targets, sources: Sequence[str | None]) -> None:
-    for number, (one, targets) in enumerate(zip(shown, wanted.index.tolist(), strict=True)):
+    for number, (one, targets) in enumerate(zip((each.facts for each in shown), wanted.index.tolist(), strict=True)):
         if one.index in targets:
             image = sources[number] or ("the image" if len(shown) == 1 else f"image {number}")
             source = f"{one.source} " if one.source else ""
             raise GuideError(
-                f"the guide {source}is itself seen as {one.name} ({percent(one.probability)}), which is the "
+                f"the guide {source}is itself seen as {one.class_name} ({percent(one.probability)}), which is the "
                 f'target of {image}: a guide must show another class; give another picture, or guide="auto"'
             )
 
 
 def _part(
-    ex: Explanation, plan: Stitch, shown: Sequence[Shown], sources: Sequence[str | None], how: str
+    ex: Explanation, plan: Stitch, shown: Sequence[Shown], sources: tuple[str | None, ...], how: str
 ) -> Explanation:
-    placed = {key: value for key, value in asdict(plan).items() if key != "patch"}
-    notes = [list(one) for one in ex.metadata["image_notes"]]
-    metadata = {
-        **ex.metadata,
-        "sources": list(sources),
-        "image_notes": notes,
-        "stitch": {**placed, "patch": list(plan.patch), "grid": list(plan.grid), "input": how},
-        "guides": [one.facts() for one in shown],
-    }
-    return replace(ex, metadata=metadata)
+    stitch = replace(plan, input=how)
+    facts = tuple(one.facts for one in shown)
+    return replace(ex, provenance=replace(ex.provenance, sources=sources, stitch=stitch, beside=facts))
 
 
 def _joined(
@@ -274,35 +255,36 @@ def _joined(
     scores = torch.stack(maps).mean(dim=0)
     pictures = inputs.pictures
     if guide.fit == "crop" and first.images is not None and guide.layouts[0] in ("side", "stack"):
-        plan = first.metadata["stitch"]
-        rows, cols = Box(**plan["original"]).slices(tuple(plan["patch"]))
+        plan = parts[0].provenance.stitch
+        assert plan is not None
+        rows, cols = plan.original.slices(plan.patch)
         pictures = first.images[:, rows, cols].contiguous()
-    instead = torch.stack([torch.tensor(part.metadata["difference_instead"]) for part in parts]).any(dim=0)
-    extension = any(name in ("wide", "tall") for name in guide.layouts)
-    metadata = {
-        **first.metadata,
-        "sources": list(inputs.sources),
-        "grid": list(scores.shape[-2:]),
-        "image_notes": [_notes(number, parts, told, alone) for number in range(len(alone))],
-        "difference_instead": instead.tolist(),
-        "guides": [[row[number].facts() for row in _each_once(told)] for number in range(len(alone))],
-        "guide": {
+    instead = torch.stack([torch.tensor(part.provenance.difference_instead) for part in parts]).any(dim=0)
+    provenance = replace(
+        first.provenance,
+        sources=inputs.sources,
+        grid=(scores.shape[-2], scores.shape[-1]),
+        image_notes=tuple(_notes(number, parts, told, alone) for number in range(len(alone))),
+        difference_instead=tuple(map(tuple, instead.tolist())),
+        stitch=None,
+        beside=(),
+        guides=tuple(tuple(row[number].facts for row in _each_once(told)) for number in range(len(alone))),
+        guide={
             "layouts": list(guide.layouts),
             "sides": [side for _, side in guide.stitches()],
             "fit": guide.fit,
             "seed": guide.seed,
             "inputs": input_words,
-            "extension": extension,
+            "extension": any(name in ("wide", "tall") for name in guide.layouts),
             "averaged": len(parts),
         },
-    }
-    del metadata["stitch"]
+    )
     return replace(
         first,
         scores=scores,
         logits=alone.to(scores.dtype),
         images=pictures,
-        metadata=metadata,
+        provenance=provenance,
         guided=tuple(parts),
     )
 
@@ -314,12 +296,12 @@ def _each_once(told: list[list[Shown]]) -> list[list[Shown]]:
     return list(kept.values())
 
 
-def _notes(number: int, parts: list[Explanation], told: list[list[Shown]], alone: Tensor) -> list[str]:
+def _notes(number: int, parts: list[Explanation], told: list[list[Shown]], alone: Tensor) -> tuple[str, ...]:
     first, guides = parts[0], dict.fromkeys(row[number].words() for row in told)
-    stitches = [part.metadata["stitch"] for part in parts]
+    stitches = [part.provenance.stitch for part in parts if part.provenance.stitch is not None]
     sides: dict[str, dict[str, None]] = {}
     for one in stitches:
-        sides.setdefault(WORDS[one["layout"]], {})[one["side"]] = None
+        sides.setdefault(WORDS[one.layout], {})[one.side] = None
     places = "; ".join(f"{words}, original {' and '.join(where)}" for words, where in sides.items())
     index = int(first.target.reshape(len(first), -1)[number, 0])
     beside = sorted(part.probability(index, number) or 0.0 for part in parts)
@@ -329,6 +311,6 @@ def _notes(number: int, parts: list[Explanation], told: list[list[Shown]], alone
         f"Beside {'; '.join(guides)}: {places}{f' (mean of {len(parts)} maps)' if len(parts) > 1 else ''}. "
         f"Alone the model gives {first.class_name(index)} {before}, beside the guide {spread}."
     ]
-    if any(one["layout"] in ("wide", "tall") for one in stitches):
+    if any(one.layout in ("wide", "tall") for one in stitches):
         notes.append("The larger input is Vitrail's extension of the published method.")
-    return notes + first.metadata["image_notes"][number]
+    return *notes, *first.provenance.image_notes[number]

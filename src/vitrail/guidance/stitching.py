@@ -12,7 +12,7 @@ touching it.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -25,9 +25,10 @@ from ..errors import InputSizeError, LayoutError, OptionError
 from ..models.layout import TokenLayout, layout_of
 from ..models.loading import defined_in
 from ..models.vision_model import VisionModel
+from ..provenance import Box, Stitch
 from ..silence import silenced
 
-__all__ = ["FITS", "LAYOUTS", "Box", "Stitch", "crop_map", "fit_picture", "plan_stitch", "stitch", "to_grid", "widened"]
+__all__ = ["FITS", "LAYOUTS", "crop_map", "fit_picture", "plan_stitch", "stitch", "to_grid", "widened"]
 
 # The sides on which the original can lie, the usual one first.
 LAYOUTS: dict[str, tuple[str, str]] = {
@@ -37,45 +38,6 @@ LAYOUTS: dict[str, tuple[str, str]] = {
     "tall": ("top", "bottom"),
 }
 FITS = ("squash", "crop", "pad")
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle of whole patches: its first row and column, and how many of each."""
-
-    top: int
-    left: int
-    rows: int
-    cols: int
-
-    def slices(self, patch: tuple[int, int] = (1, 1)) -> tuple[slice, slice]:
-        """Rows and columns of the box, in patches or, for a patch of (height, width), in pixels."""
-        (high, wide) = patch
-        rows = slice(self.top * high, (self.top + self.rows) * high)
-        return rows, slice(self.left * wide, (self.left + self.cols) * wide)
-
-
-@dataclass(frozen=True)
-class Stitch:
-    """Where original and guide lie in one input, in patches of `patch` = (height, width) pixels.
-
-    `original` and `guide` are the two halves; `shown` is the part of the original's half that shows the picture, which
-    is smaller than the half where it is padded.
-    """
-
-    layout: str
-    side: str
-    fit: str
-    patch: tuple[int, int]
-    grid: tuple[int, int]
-    original: Box
-    guide: Box
-    shown: Box
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the stitched input in pixels."""
-        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
 
 
 def plan_stitch(
@@ -118,7 +80,7 @@ def plan_stitch(
     if fit == "pad":
         inside = _padded(half, grid)
         shown = Box(original.top + inside.top, original.left + inside.left, inside.rows, inside.cols)
-    return Stitch(layout, side, fit, patch, whole, original, guide, shown)
+    return Stitch(layout, side, fit, whole, original, guide, shown, patch)
 
 
 def check_words(layout: str, side: str, fit: str) -> None:

@@ -125,11 +125,11 @@ def _photograph(figure: "Figure", ex: Explanation, box: Box) -> None:
     if ex.images is None:
         return
     show(axes_at(figure, box), resize(ex.images[0].numpy(force=True), pixels(box)))
-    source = (ex.metadata.get("sources") or [None])[0]
+    source = ex.source()
     if source:
         write(figure, x, y + high + 0.09, str(source), width=wide, color=PALE)
     write(figure, x, y - 0.185, "what the model saw", width=wide, color=PALE)
-    write(figure, x, y - 0.345, str(ex.metadata.get("model") or ""), width=wide, color=PALE)
+    write(figure, x, y - 0.345, ex.provenance.model or "", width=wide, color=PALE)
 
 
 def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box) -> None:
@@ -155,7 +155,7 @@ def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box
 def _panel(figure: "Figure", found: "Detail", loss: str, one: int, other: int, box: Box, *, smooth: bool) -> None:
     x, y, wide, high = box
     ex = found.view(loss, one, other)
-    instead = bool(ex.metadata["difference_instead"][0][0])
+    instead = ex.provenance.difference_instead[0][0]
     name, formula = FORMULAS["difference" if instead else loss]
     scores = ex.map().numpy(force=True).astype(np.float64)
     image = None if ex.images is None else ex.images[0].numpy(force=True)
@@ -168,11 +168,11 @@ def _panel(figure: "Figure", found: "Detail", loss: str, one: int, other: int, b
 
 def _notes(found: "Detail", target: int, against: int) -> list[str]:
     ex = found.view(found.losses[0], target, against)
-    options = filter(None, (ex.method, ex.gradient_words(), "centred" if ex.metadata.get("centred") else ""))
+    options = filter(None, (ex.method, ex.gradient_words(), "centred" if ex.provenance.centred else ""))
     said = [
         f"{' · '.join(options)}. Red argues for a row's first class l₁, blue against it; each map has its own scale."
     ]
-    said += [str(note) for note in ex.metadata.get("notes") or ()]
+    said += ex.provenance.notes
     for loss in found.losses:
         for pair in ((target, against), (against, target)):
             said += found.view(loss, *pair).notes()

@@ -138,8 +138,8 @@ def _photograph(figure: "Figure", one: Comparison, row: int, box: Box) -> None:
         write(figure, x, top, f"against {other[0][0]}", ending=f" {other[0][1]}", size=8.0, smallest=5.0, **style)
         top += SECOND
     write(figure, x, top, name, ending=f" {verdict}", width=wide, size=10.0, weight="bold", color=FOR)
-    source = str((one.metadata.get("sources") or [None])[0] or "")
-    model = str(one.metadata.get("model") or "")
+    source = one.provenance.source() or ""
+    model = one.provenance.model or ""
     told = filter(None, (source, "what the model saw" if one.image is not None else "", model))
     for number, text in enumerate(told):
         write(figure, x, y - 0.16 - 0.145 * number, text, width=wide, size=7.5, smallest=5.0, color=PALE)
@@ -221,10 +221,10 @@ def _notes(found: list[Comparison]) -> list[str]:
     first = found[0]
     said = []
     for one in found:
-        source = str((one.metadata.get("sources") or [None])[0] or "")
+        source = one.provenance.source() or ""
         where = f"{source}, " if source and len(found) > 1 else ""
         said += [f"{where}{note}" for note in one.notes()]
-    device = first.metadata.get("device") or "cpu"
+    device = first.provenance.device or "cpu"
     asked = "" if first.objective == "logit" else f" Explained: {first.objective.replace('_', ' ')}."
     key = (
         "Red: for the class; blue: against it. Each map is scaled by its own largest absolute score, unsigned ones on "

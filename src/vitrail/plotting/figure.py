@@ -155,9 +155,9 @@ def seen_picture(figure: "Figure", ex: Explanation, i: int, box: Box) -> None:
     source = ex.source(i)
     if source:
         write(figure, x, y + high + 0.09, source, width=wide, size=8.0, color=PALE)
-    shown = str(ex.metadata.get("picture") or "what the model saw")
+    shown = ex.provenance.picture or "what the model saw"
     write(figure, x, y - 0.185, shown, width=wide, size=8.0, color=PALE)
-    model = str(ex.metadata.get("model") or "")
+    model = ex.provenance.model or ""
     if model:
         write(figure, x, y - 0.345, model, width=wide, size=8.0, color=PALE)
 
@@ -200,10 +200,10 @@ def _title(figure: "Figure", ex: Explanation, i: int, target: int, box: Box, *, 
 
 def method_words(ex: Explanation) -> str:
     """Returns how the map was made, in one line: "complete · logit · libra gradient, class competition"."""
-    specific = ex.metadata.get("class_specific", True)
+    specific = ex.provenance.class_specific is not False
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
     parts += [", ".join(filter(None, (ex.gradient_words(), "class competition" * ex.competes)))]
-    parts += ["centred" if ex.metadata.get("centred") else "", "" if ex.signed else "unsigned"]
+    parts += ["centred" if ex.provenance.centred else "", "" if ex.signed else "unsigned"]
     return " · ".join(filter(None, parts))
 
 
@@ -294,7 +294,8 @@ class _Row:
 
 def _both(part: Explanation) -> list[_Panel]:
     """A stitched input as it was, where its picture is known, and with its map."""
-    guide, stitch = part.metadata["guides"][0], part.metadata["stitch"]
-    name = "drawn by the model" if guide["drawn"] else guide["source"] or "a picture"
-    where = _Panel(part, f"{stitch['layout']}, original {stitch['side']}; guide: {name}")
+    guide, stitch = part.provenance.beside[0], part.provenance.stitch
+    assert stitch is not None  # of a stitched map
+    name = "drawn by the model" if guide.drawn else guide.source or "a picture"
+    where = _Panel(part, f"{stitch.layout}, original {stitch.side}; guide: {name}")
     return [_Panel(part, None), where] if part.images is not None else [where]

@@ -63,12 +63,12 @@ def _span_of(pieces: "Sequence[Piece]") -> tuple[float, float, float]:
 
 def _caption(ex: "TextExplanation") -> str:
     """Model, method, objective and mode in one line."""
-    return " · ".join(filter(None, (str(ex.answer.metadata.get("model") or ""), method_words(ex.answer))))
+    return " · ".join(filter(None, (ex.answer.provenance.model or "", method_words(ex.answer))))
 
 
 def _notes(ex: "TextExplanation", text: int, target: int, special: bool, limit: float) -> list[str]:
     """The text's own notes, and one where a token that is not shown scores more than all that are."""
-    notes = list(ex.answer.metadata["image_notes"][text])
+    notes = list(ex.answer.provenance.image_notes[text])
     hidden = [
         (abs(float(score)), float(score), token)
         for score, token, is_special in zip(ex.of(text, target), ex.tokens[text], ex.special[text], strict=True)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ..attention.gradient_modes import GradientMode, check_gradient_mode
 from ..errors import NonFiniteError, NoSignalError, OptionError, TextError, UnsupportedOperationError, VitrailError
-from ..explain import OnError, check_on_error, failure_records, skipping
+from ..explain import OnError, check_on_error, failed_of, failure_records, skipping
 from ..explanation import Explanation
 from ..methods import MethodInfo, find_method, list_methods
 from ..models.hugging_face import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
 from ..objectives import Objective, default_objective, objective_name
+from ..provenance import Provenance
 from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same, refuse_unpredicted
 from .explanation import TextExplanation
 from .reading import NAMES, Reading, reading_of, readout_rows
@@ -155,20 +156,20 @@ def explain_text(
         objective=label,
         signed=info.signed,
         class_names=model.class_names,
-        metadata={
-            "model": model.name,
-            "sources": [None] * len(asked),
-            "gradient": mode,
-            "uses_gradient": info.uses_gradient,
-            "centred": centred,
-            "start_layer": first,
-            "readout": NAMES[reading.reads],
-            "options": {option: options.get(option, default) for option, default in info.options.items()},
-            "versions": {package: version(package) for package in ("vitrail", "torch", "transformers")},
-            "class_specific": info.class_specific,
-            **reading.output.record(),
-            "image_notes": [_notes(text, row.tolist(), label) for text, row in zip(encoded, replaced, strict=True)],
-        },
+        provenance=Provenance(
+            model=model.name,
+            sources=(None,) * len(asked),
+            gradient=mode,
+            uses_gradient=info.uses_gradient,
+            centred=centred,
+            start_layer=first,
+            readout=NAMES[reading.reads],
+            options={option: options.get(option, default) for option, default in info.options.items()},
+            versions={package: version(package) for package in ("vitrail", "torch", "transformers")},
+            class_specific=info.class_specific,
+            output=reading.output,
+            image_notes=tuple(_notes(text, row, label) for text, row in zip(encoded, replaced.tolist(), strict=True)),
+        ),
     )
     return TextExplanation(
         texts=tuple(asked),
@@ -188,8 +189,7 @@ def _without_failures(
     ex, kept = skipping(ask, asked, failed, target, against)
     if not failed:
         return ex
-    metadata = {**ex.answer.metadata, "positions": kept, "failures": failure_records(failed, [None] * len(asked))}
-    return replace(ex, answer=replace(ex.answer, metadata=metadata))
+    return replace(ex, answer=failed_of(ex.answer, kept, failure_records(failed, [None] * len(asked))))
 
 
 def _method(name: str, options: dict[str, Any]) -> MethodInfo:
@@ -283,10 +283,10 @@ def _check(logits: Tensor, scores: Tensor, encoded: Sequence[Encoded]) -> None:
             raise error
 
 
-def _notes(text: Encoded, replaced: list[bool], objective: str) -> list[str]:
+def _notes(text: Encoded, replaced: list[bool], objective: str) -> tuple[str, ...]:
     notes = []
     if text.cut:
         notes.append(f"The text is longer than the model takes: its last {text.cut} tokens were cut off.")
     if any(replaced):
         notes.append(f"A logit is zero or negative, where {objective} means nothing: the logits' difference is shown.")
-    return notes
+    return tuple(notes)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import OptionError
-from ..explanation import PICTURES, Explanation, ExplanationFileError
+from ..errors import ExplanationFileError, OptionError
+from ..explanation import PICTURES, Explanation
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -146,7 +146,8 @@ class TextExplanation:
         path = Path(path)
         if path.suffix == ".safetensors":
             fields = {"texts": self.texts, "tokens": self.tokens, "special": self.special, "spans": self.spans}
-            return replace(self.answer, metadata={**self.answer.metadata, "text": fields}).save(path)
+            origin = {**self.answer.provenance.origin, "text": fields}
+            return replace(self.answer, provenance=replace(self.answer.provenance, origin=origin)).save(path)
         if path.suffix == ".html":
             from ..files import atomic_write
 
@@ -168,8 +169,8 @@ class TextExplanation:
         Raises `ExplanationFileError` when the file is missing, damaged, or holds no explanation of text.
         """
         answer = Explanation.load(path)
-        metadata = dict(answer.metadata)
-        fields: Any = metadata.pop("text", None)
+        origin = dict(answer.provenance.origin)
+        fields: Any = origin.pop("text", None)
         try:
             return TextExplanation(
                 texts=tuple(text if isinstance(text, str) else (text[0], text[1]) for text in fields["texts"]),
@@ -178,7 +179,7 @@ class TextExplanation:
                 spans=tuple(
                     tuple(None if at is None else (at[0], at[1], at[2]) for at in one) for one in fields["spans"]
                 ),
-                answer=replace(answer, metadata=metadata),
+                answer=replace(answer, provenance=replace(answer.provenance, origin=origin)),
             )
         except (TypeError, KeyError, IndexError) as error:
             raise ExplanationFileError(f"{os.fspath(path)} is an explanation, but none of text") from error

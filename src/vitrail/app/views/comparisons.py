@@ -22,6 +22,7 @@ from ...plotting.canvas import number
 from ...plotting.class_pair import draw_pair
 from ...plotting.comparison import draw_comparison, two_ended
 from ...plotting.figure import draw_guided
+from ...provenance import Provenance
 from ..exports import ViewResult, files_of, files_of_figure
 from ..fragments import data_address, notes, on_page, opacity, panel, picture, problem, question, section
 from ..jobs import Stopped
@@ -61,12 +62,12 @@ def draw_gallery(context: ViewContext, guide: Picture | None, tick: Callable[[st
         objective="logit" if context.against is None else "difference",
         class_names=context.model.class_names,
         image=torch.from_numpy(context.seen.shown),
-        metadata={
-            "model": context.model.name,
-            "sources": [context.picture.name],
-            "device": str(context.model.device),
-            "versions": {"vitrail": version("vitrail")},
-        },
+        provenance=Provenance(
+            model=context.model.name,
+            sources=(context.picture.name,),
+            device=str(context.model.device),
+            versions={"vitrail": version("vitrail")},
+        ),
     )
     first = picture(context.photo, context.seen.shown.shape[:2], "what the model saw", escape(context.picture.name))
     panels = [first, *(_panel(context, one) for one in answers)]
@@ -147,7 +148,7 @@ def draw_detail(context: ViewContext) -> ViewResult:
         for loss in found.losses:
             ex = context.named(found.view(loss, first, second))
             name, formula = NAMES[loss]
-            instead = OBJECTIVES[loss].compares and ex.metadata["difference_instead"][0][0]
+            instead = OBJECTIVES[loss].compares and ex.provenance.difference_instead[0][0]
             below = f"{formula} = {escape(number(found.value(loss, first, second), sign=True))}"
             title = f"{escape(name)}{': the difference instead' if instead else ''}"
             panels.append(panel(context.photo, context.seen.shown, ex, title=title, below=below))
@@ -200,9 +201,9 @@ def draw_guide_view(context: ViewContext, guide: Picture | None, tick: Callable[
         panel(context.photo, context.seen.shown, plain, title=question(plain), below=f"without a guide · {how(plain)}"),
     ]
     for part in guided.guided:
-        facts = part.metadata["guides"][0]
-        whose = "a guide that the model drew itself" if facts["drawn"] else "your guide"
-        seen = f"{whose}, which it sees as {facts['class_name']} ({percent(facts['probability'])})"
+        shown = part.provenance.beside[0]
+        whose = "a guide that the model drew itself" if shown.drawn else "your guide"
+        seen = f"{whose}, which it sees as {shown.class_name} ({percent(shown.probability)})"
         if part.images is not None:
             stitched = part.images[0].numpy(force=True)
             address = data_address(stitched, lossless=True)

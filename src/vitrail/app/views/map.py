@@ -70,8 +70,7 @@ def draw_map(context: ViewContext) -> ViewResult:
 
 def patch_grid(ex: Explanation) -> tuple[int, int]:
     """Returns rows and columns of the model's patches, also for methods that score pixels."""
-    rows, cols = ex.metadata.get("grid") or ex.grid
-    return int(rows), int(cols)
+    return ex.provenance.grid or ex.grid
 
 
 def token(context: ViewContext, ex: Explanation) -> Explanation:

@@ -1,0 +1,121 @@
+"""The file of an explanation: its tensors in a .safetensors file, all the rest as JSON text in the header."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from .errors import ExplanationFileError, OutputFileError
+from .files import atomic_write, open_regular
+
+__all__ = ["check_tensors", "fields_of", "read_explanation", "write_explanation"]
+
+Result = TypeVar("Result")
+
+# One key in the header: safetensors promises no order for several, and equal results shall make equal files.
+HEADER = "vitrail"
+VERSION = 3  # of rivals; with guides it is 2, else 1, which older readers know
+
+
+def write_explanation(path: Path, text: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> None:
+    """Writes a file whole or not at all, always the same bytes; tensors that are None are left out.
+
+    Raises:
+        OutputFileError: when it cannot be written, `text` is not JSON, or a tensor holds NaN or infinity.
+    """
+    try:
+        header = json.dumps(text, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise OutputFileError(f"cannot save to {path}: the metadata are not plain JSON values ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor is not None and not bool(tensor.isfinite().all()):  # nor would `read_explanation` take it
+            raise OutputFileError(f"cannot save to {path}: {name} hold NaN or infinity")
+    stored = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items() if t is not None}
+    with atomic_write(path) as file:
+        file.write(to_safetensors(stored, metadata={HEADER: header}))
+
+
+def read_explanation(path: Path, build: Callable[[dict[str, Any], dict[str, Tensor]], Result]) -> Result:
+    """What `build` makes of the header and the tensors of a file.
+
+    Raises:
+        ExplanationFileError: when the file is missing, damaged, no explanation or of a later version, or when `build`
+            finds in it what no explanation holds.
+    """
+    try:
+        open_regular(path, 2**40).close()
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            names = file.keys() if header is not None else ()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        name = str(path).replace("\0", "\\0")
+        raise ExplanationFileError(f"cannot read {name}: {error}") from error
+    if header is None:
+        raise ExplanationFileError(
+            f"{path} is a safetensors file, but not an explanation: its header has no {HEADER!r} entry"
+        )
+    try:
+        text = json.loads(header)
+        if text["version"] > VERSION:
+            raise ExplanationFileError(
+                f"{path} is an explanation file of version {text['version']}, "
+                f"this Vitrail reads up to {VERSION}; update Vitrail"
+            )
+        return build(text, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        said = f"it has no entry {error}" if isinstance(error, KeyError) else error
+        raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {said}") from error
+
+
+def fields_of(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file's header says of all its maps.
+
+    Raises:
+        ValueError: for an entry of another kind.
+    """
+    names, guided = text["class_names"], text.get("guided", [])
+    fields = {key: text[key] for key in ("method", "objective", "signed")}
+    for key, value, kind in (
+        *((key, fields[key], str) for key in ("method", "objective")),
+        ("signed", fields["signed"], bool),
+        ("metadata", text["metadata"], dict),
+        ("guided", guided, list),
+        ("class_names", [] if names is None else names, list),
+        *(("guided", metadata, dict) for metadata in (guided if isinstance(guided, list) else ())),
+        *(("class_names", name, str) for name in (names if isinstance(names, list) else ())),
+    ):
+        if not isinstance(value, kind):
+            raise ValueError(f"{key} holds {type(value).__name__}, expected {kind.__name__}")
+    return {**fields, "class_names": None if names is None else tuple(names)}
+
+
+def check_tensors(tensors: Mapping[str, Tensor], *, functions: bool = False) -> None:
+    """Refuses what no explanation holds, and a file may; where functions were asked about, target −1 stands for them.
+
+    Raises:
+        ValueError: naming it.
+    """
+    scores, logits = tensors["scores"], tensors["logits"]
+    if scores.ndim not in (3, 4) or logits.ndim != 2 or 0 in scores.shape[-2:] or not logits.shape[1]:
+        raise ValueError(
+            f"scores are {tuple(scores.shape)} and logits {tuple(logits.shape)}, expected (batch, rows, cols) or "
+            "(batch, targets, rows, cols), and (batch, classes)"
+        )
+    for name, tensor in tensors.items():
+        kinds = (torch.uint8,) if name == "images" else (torch.int32, torch.int64)
+        real = name in ("scores", "logits", "rivals.scores", "rivals.weights")
+        if not (tensor.is_floating_point() if real else tensor.dtype in kinds):
+            raise ValueError(f"{name} are {tensor.dtype}")
+        if real and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} hold NaN or infinity")
+        if name in ("target", "against", "rivals.classes") and tensor.numel():
+            low, high = int(tensor.min()), int(tensor.max())
+            least = -1 if functions and name == "target" else 0
+            if low < least or high >= logits.shape[1]:
+                raise ValueError(f"{name} {low if low < least else high} is no class of {logits.shape[1]}")
