@@ -13,7 +13,7 @@ from pictures_on_disk import class_folders, draw, labels, sources, toy
 from PIL import Image
 
 from vitrail.datasets import Dataset, Sample, open_data
-from vitrail.datasets.label_resolver import Classes
+from vitrail.datasets.label_resolver import LabelResolver
 from vitrail.datasets.open import select
 from vitrail.errors import DataError, ImageError
 
@@ -322,7 +322,7 @@ def test_real_photographs_by_wordnet_id_boxes_and_masks(shared, vit_tiny, tmp_pa
     assert len(data) == 43
     assert data.notes == []
     assert all(data.label(i) == index[data.source(i)[:9]] for i in range(43))
-    classes = Classes.of(vit_tiny)
+    classes = LabelResolver.of(vit_tiny)
     assert {wnid: classes.find(wnid) for wnid in index} == index
     boxed = open_data(images / "imagenet-val", vit_tiny, boxes=images / "imagenet-val" / "boxes.csv")
     rows = [line.split(",") for line in (images / "imagenet-val" / "boxes.csv").read_text().splitlines()[1:]]

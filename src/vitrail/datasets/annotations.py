@@ -1,21 +1,145 @@
-"""Labels, boxes and masks from files of their own, put to the pictures that they name, and list files."""
+"""Annotations: tables (CSV, TSV, Parquet), XML files and masks, put to the pictures that they name; and list files."""
 
+import csv
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
-from vitrail.datasets.image_folders import Entry, Found
-from vitrail.datasets.label_resolver import Classes, counted, listed
-from vitrail.datasets.tables import Row, read_table, refuse_fractions
-from vitrail.errors import DataError
+from vitrail.datasets.image_folders import Found, PictureFile
+from vitrail.datasets.label_resolver import LabelResolver, counted, listed
+from vitrail.errors import DataError, how_to_install
 
-__all__ = ["add_boxes", "add_labels", "add_masks", "find_list"]
+__all__ = ["SUFFIXES", "AnnotationRow", "add_boxes", "add_labels", "add_masks", "find_list", "read_table"]
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+FILES = ("file", "path", "filename", "file_name", "image", "imageid", "source")
+CLASSES = ("class_index", "wnid", "label", "class", "class_name", "index", "name", "target")
+BOXES = (("x_min", "y_min", "x_max", "y_max"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
+PREDICTIONS = "predictionstring"
 
 
-def _merged(entry: Entry, rows: Sequence[Row], classes: Classes, folder: Path, notes: list[str]) -> Entry:
+@dataclass(frozen=True)
+class AnnotationRow:
+    """What one line tells of a picture: its file, what its class is called, a box, a mask's file."""
+
+    file: str
+    word: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    mask: str | None = None
+
+
+def read_table(path: Path) -> list[AnnotationRow]:
+    """Returns the rows of a table; one that lists several boxes in a "PredictionString" becomes several.
+
+    Raises:
+        DataError: when it cannot be read, has no column that names files, holds no row, or a box that is no numbers.
+    """
+    header, lines = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
+    columns = {name.strip().lower(): name for name in header}
+    file = next((columns[name] for name in FILES if name in columns), None)
+    if file is None:
+        listed = ", ".join(header) or "none"
+        raise DataError(f"{path} has no column that names files ({', '.join(FILES)}); its columns are {listed}")
+    if not lines:
+        raise DataError(f"{path} holds no row below its header")
+    words = [columns[name] for name in CLASSES if name in columns]
+    corners = next(([columns[one] for one in names] for names in BOXES if all(n in columns for n in names)), None)
+    mask, predictions = columns.get("mask"), columns.get(PREDICTIONS)
+    rows: list[AnnotationRow] = []
+    for number, line in enumerate(lines, start=2):
+        name = _word(line.get(file))
+        if not name:
+            raise DataError(f"{path}, row {number}: the column {file} is empty")
+        if predictions is not None:
+            rows += _predicted(name, _word(line.get(predictions)), f"{path}, row {number}")
+            continue
+        word = next((found for column in words if (found := _word(line.get(column)))), None)
+        box = None if corners is None else _box([_word(line.get(one)) for one in corners], f"{path}, row {number}")
+        rows.append(AnnotationRow(name, word, box, None if mask is None else _word(line.get(mask)) or None))
+    _refuse_fractions(path, rows)
+    return rows
+
+
+def _refuse_fractions(path: Path, rows: Sequence[AnnotationRow]) -> None:
+    """Refuses boxes that are all within the first pixel, which nobody means.
+
+    Raises:
+        DataError: saying that boxes are in pixels.
+    """
+    sides = [side for row in rows if row.box is not None for side in row.box]
+    if sides and max(sides) <= 1:
+        raise DataError(
+            f"{path}: these look like fractions of the picture, since no coordinate of a box is above 1; boxes are in "
+            "pixels: multiply x by the picture's width and y by its height"
+        )
+
+
+def _text(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            first = lines.readline()
+            lines.seek(0)
+            reader = csv.DictReader(lines, delimiter="\t" if "\t" in first else ",")
+            return list(reader.fieldnames or ()), list(reader)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(f"{path} needs pyarrow to be read: {how_to_install('evaluate')}") from error
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+    return table.column_names, table.to_pylist()
+
+
+def _word(value: Any) -> str:
+    # A column of whole numbers with gaps comes out of pandas as floats.
+    if isinstance(value, float):
+        return "" if value != value else str(int(value)) if value.is_integer() else str(value)
+    return "" if value is None else str(value).strip()
+
+
+def _box(corners: Sequence[str], where: str) -> tuple[float, float, float, float] | None:
+    if not any(corners):
+        return None
+    try:
+        left, top, right, bottom = map(float, corners)
+    except ValueError as error:
+        raise DataError(f"{where}: a box is four numbers of pixels, not {', '.join(corners)}") from error
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        raise DataError(f"{where}: a box is four numbers of pixels, not {', '.join(corners)}")
+    return left, top, right, bottom
+
+
+def _predicted(name: str, text: str, where: str) -> Iterator[AnnotationRow]:
+    """The boxes of one picture as "n01751748 111 108 441 193 n…", the form of the localisation challenge."""
+    parts = text.split()
+    if not parts or len(parts) % 5:
+        raise DataError(f"{where}: {len(parts)} words are not a multiple of five (class, left, top, right, bottom)")
+    for start in range(0, len(parts), 5):
+        yield AnnotationRow(name, parts[start], _box(parts[start + 1 : start + 5], where))
+
+
+# -- put to the pictures -----------------------------------------------------------------------------------------------
+
+
+def _merged(
+    entry: PictureFile, rows: Sequence[AnnotationRow], classes: LabelResolver, folder: Path, notes: list[str]
+) -> PictureFile:
     """A picture with what rows tell of it; the first class named counts, and only the boxes of that class."""
     word = next((row.word for row in rows if row.word), None)
     if entry.label is None and word is not None:
@@ -37,7 +161,9 @@ def _merged(entry: Entry, rows: Sequence[Row], classes: Classes, folder: Path, n
     )
 
 
-def add_labels(entries: Sequence[Entry], table: Path, classes: Classes, notes: list[str]) -> list[Entry]:
+def add_labels(
+    entries: Sequence[PictureFile], table: Path, classes: LabelResolver, notes: list[str]
+) -> list[PictureFile]:
     """Returns the classes that a table names; the pictures that it does not name are left out.
 
     Raises:
@@ -53,7 +179,9 @@ def add_labels(entries: Sequence[Entry], table: Path, classes: Classes, notes: l
     return [_merged(entry, found[entry.source], classes, table.parent, notes) for entry in kept]
 
 
-def add_boxes(entries: Sequence[Entry], path: Path, classes: Classes, notes: list[str]) -> list[Entry]:
+def add_boxes(
+    entries: Sequence[PictureFile], path: Path, classes: LabelResolver, notes: list[str]
+) -> list[PictureFile]:
     """Boxes from a table, from the localisation challenge's "PredictionString", or from a folder of Pascal's XML files.
 
     A picture whose class is not known yet has that of its first box.
@@ -77,7 +205,7 @@ def add_boxes(entries: Sequence[Entry], path: Path, classes: Classes, notes: lis
     return told
 
 
-def _refuse_useless(path: Path, rows: Sequence[Row], entries: Sequence[Entry]) -> None:
+def _refuse_useless(path: Path, rows: Sequence[AnnotationRow], entries: Sequence[PictureFile]) -> None:
     """Refuses boxes of which none can be used.
 
     Raises:
@@ -93,7 +221,7 @@ def _refuse_useless(path: Path, rows: Sequence[Row], entries: Sequence[Entry]) -
     )
 
 
-def add_masks(entries: Sequence[Entry], folder: Path, notes: list[str]) -> list[Entry]:
+def add_masks(entries: Sequence[PictureFile], folder: Path, notes: list[str]) -> list[PictureFile]:
     """Returns the mask of each picture: the file of a folder with its place and stem, or with its stem alone.
 
     Raises:
@@ -121,19 +249,19 @@ def add_masks(entries: Sequence[Entry], folder: Path, notes: list[str]) -> list[
     return found
 
 
-def find_list(path: Path, classes: Classes) -> Found:
+def find_list(path: Path, classes: LabelResolver) -> Found:
     """Returns the pictures of a CSV, TSV or Parquet table, whose paths are relative to the table's own folder.
 
     Raises:
         DataError: when the table cannot be read, or none of its files exists.
     """
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[AnnotationRow]] = {}
     for row in read_table(path):
         rows.setdefault(row.file, []).append(row)
     notes: list[str] = []
     entries = []
     for file, told in rows.items():
-        entry = Entry(path.parent / file, Path(file).as_posix())
+        entry = PictureFile(path.parent / file, Path(file).as_posix())
         entries.append(_merged(entry, told, classes, path.parent, notes))
     _refuse_useless(path, [row for told in rows.values() for row in told], entries)
     missing = sum(not entry.path.is_file() for entry in entries)
@@ -145,17 +273,19 @@ def find_list(path: Path, classes: Classes) -> Found:
     return entries, notes
 
 
-def _by_picture(entries: Sequence[Entry], rows: Sequence[Row], told: Path) -> dict[str, list[Row]]:
+def _by_picture(
+    entries: Sequence[PictureFile], rows: Sequence[AnnotationRow], told: Path
+) -> dict[str, list[AnnotationRow]]:
     """The rows of each picture, which they name by its place in the data, its file name, or its stem."""
-    places: dict[str, list[Row]] = defaultdict(list)
+    places: dict[str, list[AnnotationRow]] = defaultdict(list)
     for row in rows:
         places[Path(row.file).as_posix()].append(row)
-    names: dict[str, list[Row]] = defaultdict(list)
+    names: dict[str, list[AnnotationRow]] = defaultdict(list)
     for place, some in places.items():
         for name in dict.fromkeys((Path(place).name, Path(place).stem)):
             names[name] += some
     namesakes = Counter(entry.path.name for entry in entries)
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[AnnotationRow]] = {}
     for entry in entries:
         exact = places.get(entry.source) or places.get(entry.path.as_posix())
         loose = names.get(entry.path.name) or names.get(entry.path.stem)
@@ -174,21 +304,21 @@ def _by_picture(entries: Sequence[Entry], rows: Sequence[Row], told: Path) -> di
     return found
 
 
-def _xml_folder(folder: Path, stems: set[str]) -> list[Row]:
-    rows: list[Row] = []
+def _xml_folder(folder: Path, stems: set[str]) -> list[AnnotationRow]:
+    rows: list[AnnotationRow] = []
     for path in sorted(folder.rglob("*.xml")):
         if path.stem in stems:
             rows += _xml(path)
     if not rows:
         raise DataError(f"{folder} holds no XML file of a picture of the data (the stems must agree)")
-    refuse_fractions(folder, rows)
+    _refuse_fractions(folder, rows)
     return rows
 
 
-def _xml(path: Path) -> list[Row]:
+def _xml(path: Path) -> list[AnnotationRow]:
     try:
         return [
-            Row(
+            AnnotationRow(
                 path.stem,
                 one.findtext("name"),
                 (_side(one, "xmin"), _side(one, "ymin"), _side(one, "xmax"), _side(one, "ymax")),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vitrail.errors import ImageError
 
-__all__ = ["Box", "Content", "Dataset", "Given", "Opened", "Sample", "Source", "check_boxes"]
+__all__ = ["Box", "Content", "Dataset", "Given", "Opened", "Sample", "Selection", "Source", "check_boxes"]
 
 Box = tuple[float, float, float, float]
 Content = tuple[str, str]
@@ -63,20 +63,16 @@ class Dataset(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
-@runtime_checkable
 class Source(Protocol):
     """What a kind of data gives; `open_data` chooses among its pictures and describes the choice.
 
     `raw_label` is what the data call the class of a picture where the model has none of that name. `content` tells
     whether a picture and its annotations have changed: a digest of the picture, and one of its boxes and masks.
-    `provenance` is what else a manifest must hold to open the same data again.
+    `provenance` is what else a manifest must hold to open the same data again. `notes` says what was left out.
     """
 
-    @property
-    def notes(self) -> list[str]: ...
-
-    @property
-    def annotations(self) -> frozenset[str]: ...
+    notes: list[str]
+    annotations: frozenset[str]
 
     def __len__(self) -> int: ...
 
@@ -84,23 +80,22 @@ class Source(Protocol):
 
     def label(self, index: int) -> int | None: ...
 
-    def raw_label(self, index: int) -> str | None: ...
+    def raw_label(self, index: int) -> str | None:
+        return None
 
     def content(self, index: int) -> Content: ...
 
-    def provenance(self) -> dict[str, Any]: ...
+    def provenance(self) -> dict[str, Any]:
+        return {}
 
     def sample(self, index: int) -> Sample: ...
 
 
-class Opened:
-    """Some pictures of a source, in its order; `arguments` are those of `open_data`, and `notes` what was left out."""
+class Selection(Source):
+    """Some pictures of another source, in its order."""
 
-    def __init__(
-        self, inner: Source, places: Sequence[int], arguments: Mapping[str, Any], notes: Sequence[str] = ()
-    ) -> None:
-        self.inner, self.places, self.arguments = inner, list(places), dict(arguments)
-        self.notes = [*inner.notes, *notes]
+    def __init__(self, inner: Source, places: Sequence[int], notes: Sequence[str] = ()) -> None:
+        self.inner, self.places, self.notes = inner, list(places), [*inner.notes, *notes]
         self.annotations = inner.annotations
 
     def __len__(self) -> int:
@@ -123,6 +118,14 @@ class Opened:
 
     def sample(self, index: int) -> Sample:
         return self.inner.sample(self.places[index])
+
+
+class Opened(Selection):
+    """The pictures that `open_data` chose; `arguments` are its own."""
+
+    def __init__(self, inner: Source, places: Sequence[int], arguments: Mapping[str, Any]) -> None:
+        super().__init__(inner, places)
+        self.arguments = dict(arguments)
 
     def describe(self) -> dict[str, Any]:
         """Returns the arguments, the number of pictures, the notes, and digests of the names, labels, pictures and
@@ -150,7 +153,7 @@ class Opened:
         return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-class Given:
+class Given(Source):
     """A data set of the user's own, as a source."""
 
     def __init__(self, data: Dataset) -> None:
@@ -167,9 +170,6 @@ class Given:
     def label(self, index: int) -> int | None:
         """Returns the label, for which the picture must be read; one that cannot be read has none."""
         return self._told(index)[0]
-
-    def raw_label(self, index: int) -> str | None:
-        return None
 
     def content(self, index: int) -> Content:
         return self._told(index)[1:]

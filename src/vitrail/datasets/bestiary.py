@@ -1,13 +1,11 @@
 """The built-in world as data: scenes whose every part is known, drawn when asked for."""
 
-from typing import Any
-
 import numpy as np
 from PIL import Image
 
 from vitrail.bestiary import CLASS_NAMES, FAMILIES, Bestiary, Rendered, Scene, render
-from vitrail.datasets.base import Content, Sample
-from vitrail.datasets.label_resolver import Classes
+from vitrail.datasets.base import Content, Sample, Source
+from vitrail.datasets.label_resolver import LabelResolver
 from vitrail.errors import DataError
 
 __all__ = ["KINDS", "Creatures"]
@@ -18,7 +16,7 @@ SIZE = 96  # pixels, where the model does not tell
 FIRST_SEED = 2**22  # far from the seeds of training pools, of measured accuracy and of the scores
 
 
-class Creatures:
+class Creatures(Source):
     """`count` scenes of one kind at `size` pixels: the class, box and silhouette of the first creature, and regions.
 
     The regions of a pair are its two creatures; those of a chimera, the one part that speaks for either class.
@@ -27,7 +25,9 @@ class Creatures:
         DataError: for an unknown kind, a count below 1, or a model of other classes.
     """
 
-    def __init__(self, classes: Classes, kind: str = "single", count: int = COUNT, size: int = SIZE, seed: int = 0):
+    def __init__(
+        self, classes: LabelResolver, kind: str = "single", count: int = COUNT, size: int = SIZE, seed: int = 0
+    ):
         if kind not in KINDS:
             raise DataError(f"bestiary:{kind} is no kind of scene; choose one of {', '.join(KINDS)}")
         if count < 1:
@@ -53,14 +53,8 @@ class Creatures:
     def label(self, index: int) -> int | None:
         return self.labels[index]
 
-    def raw_label(self, index: int) -> str | None:
-        return None
-
     def content(self, index: int) -> Content:
         return str(self.data.scene(index)), str(self.pixels)
-
-    def provenance(self) -> dict[str, Any]:
-        return {}
 
     def sample(self, index: int) -> Sample:
         scene = self.data.scene(index)

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool
 from PIL import Image
 
-from vitrail.datasets.base import Content, Sample, Source
+from vitrail.datasets.base import Content, Sample, Selection, Source
 from vitrail.datasets.label_resolver import counted
 from vitrail.errors import DataError
 from vitrail.guidance.stitching import plan_stitch
@@ -85,7 +85,7 @@ def canvas_of(model: VisionModel, what: str) -> Canvas:
 GRIDS = {"2": (2, 2), "2x2": (2, 2), "2x1": (1, 2), "1x2": (2, 1)}
 
 
-class Mosaics:
+class Mosaics(Selection):
     """One mosaic for each labelled picture of another data set: it, the first, and others of as many other classes.
 
     The others and all places are drawn from `seed` and the picture's place alone. In a mosaic of four each picture is
@@ -96,31 +96,26 @@ class Mosaics:
         LayoutError: when the model's patches are too few.
     """
 
-    annotations = frozenset({"label", "regions"})
-
     def __init__(self, inner: Source, model: VisionModel, grid: str = "2", seed: int = 0) -> None:
         if grid not in GRIDS:
             raise DataError(f"grid={grid} of a mosaic is not known; choose one of {', '.join(GRIDS)}")
         self.canvas = canvas_of(model, "mosaics")
-        self.inner, self.seed, self.cells = inner, seed, _cells(GRIDS[grid], self.canvas.grid)
+        self.seed, self.cells = seed, _cells(GRIDS[grid], self.canvas.grid)
         by_class: dict[int, list[int]] = defaultdict(list)
         for place in range(len(inner)):
             if (label := inner.label(place)) is not None:
                 by_class[label].append(place)
         self.by_class = dict(sorted(by_class.items()))
         self.classes = np.array(list(self.by_class))
-        self.places = sorted(place for places in self.by_class.values() for place in places)
+        places = sorted(place for places in self.by_class.values() for place in places)
         if len(self.by_class) < len(self.cells):
             raise DataError(
                 f"a mosaic of {len(self.cells)} pictures needs as many classes, and the data hold {len(self.by_class)}"
             )
-        self.notes = list(inner.notes)
+        left = len(inner) - len(places)
+        super().__init__(inner, places, [f"in no mosaic: {counted(left, 'picture')} of no known class"] if left else [])
+        self.annotations = frozenset({"label", "regions"})
         self.contents: dict[int, str] = {}
-        if left := len(inner) - len(self.places):
-            self.notes.append(f"in no mosaic: {counted(left, 'picture')} of no known class")
-
-    def __len__(self) -> int:
-        return len(self.places)
 
     def members(self, index: int) -> tuple[list[int], list[Box]]:
         """Returns the places of a mosaic's pictures in the data beneath, the first one first, and the cells
@@ -136,21 +131,12 @@ class Mosaics:
     def source(self, index: int) -> str:
         return " + ".join(self.inner.source(place) for place in self.members(index)[0])
 
-    def label(self, index: int) -> int | None:
-        return self.inner.label(self.places[index])
-
-    def raw_label(self, index: int) -> str | None:
-        return None
-
     def content(self, index: int) -> Content:
         places, cells = self.members(index)
         for place in places:  # each lies in several mosaics, and is read once
             if place not in self.contents:
                 self.contents[place] = self.inner.content(place)[0]
         return " ".join(self.contents[place] for place in places), str(cells)
-
-    def provenance(self) -> dict[str, Any]:
-        return self.inner.provenance()
 
     def sample(self, index: int) -> Sample:
         places, cells = self.members(index)
@@ -174,7 +160,7 @@ def _cells(split: tuple[int, int], grid: tuple[int, int]) -> list[Box]:
     return [Box(top, left, high, wide) for top, left in product(tops, lefts)]
 
 
-class Stitched:
+class Stitched(Selection):
     """Each labelled picture of another data set stitched to the same guide; one region for either class.
 
     `guide_class` is the class that the guide shows, by default the one that the model sees in it. Pictures of that
@@ -185,47 +171,35 @@ class Stitched:
         DataError: when no picture of another class is left, or the model has no preprocessing.
     """
 
-    annotations = frozenset({"label", "regions"})
-
     def __init__(self, inner: Source, model: VisionModel, guide: Path, guide_class: int | None = None) -> None:
         self.canvas = canvas_of(model, "stitched pictures")
         self.plan = plan_stitch("side", "left", "squash", grid=self.canvas.grid, patch=self.canvas.patch)
-        self.inner, self.guide, self.picture = inner, guide, read_image(guide)
+        self.guide, self.picture = guide, read_image(guide)
         if guide_class is None:
             with torch.no_grad():
                 guide_class = int(model.logits(self.canvas.preprocess(self.picture)[None]).argmax())
         self.guide_class = guide_class
-        self.places = [
+        places = [
             place for place in range(len(inner)) if inner.label(place) is not None and inner.label(place) != guide_class
         ]
         named = f"{model.class_name(guide_class)} ({guide_class})"
-        if not self.places:
+        if not places:
             raise DataError(f"none of the {len(inner)} pictures is of a known class other than the guide's, {named}")
-        self.notes = [*inner.notes, f"the guide {guide.name} shows {named}"]
-        if left := len(inner) - len(self.places):
-            self.notes.append(f"left out: {counted(left, 'picture')} of the guide's class, or of none that is known")
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def source(self, index: int) -> str:
-        return self.inner.source(self.places[index])
-
-    def label(self, index: int) -> int | None:
-        return self.inner.label(self.places[index])
-
-    def raw_label(self, index: int) -> str | None:
-        return None
+        notes = [f"the guide {guide.name} shows {named}"]
+        if left := len(inner) - len(places):
+            notes.append(f"left out: {counted(left, 'picture')} of the guide's class, or of none that is known")
+        super().__init__(inner, places, notes)
+        self.annotations = frozenset({"label", "regions"})
 
     def content(self, index: int) -> Content:
-        return self.inner.content(self.places[index])[0], ""
+        return super().content(index)[0], ""
 
     def provenance(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.guide.read_bytes()).hexdigest()
-        return {**self.inner.provenance(), "guide_class": self.guide_class, "guide_sha256": digest}
+        return {**super().provenance(), "guide_class": self.guide_class, "guide_sha256": digest}
 
     def sample(self, index: int) -> Sample:
-        photograph = self.inner.sample(self.places[index])
+        photograph = super().sample(index)
         assert photograph.label is not None
         own, far = self.plan.original, self.plan.guide
         return Sample(

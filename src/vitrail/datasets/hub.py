@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.datasets.base import Content, Sample
-from vitrail.datasets.image_folders import check_mask, file_digest
-from vitrail.datasets.label_resolver import Classes
+from vitrail.datasets.base import Content, Sample, Source
+from vitrail.datasets.image_folders import file_digest, object_mask
+from vitrail.datasets.label_resolver import LabelResolver
 from vitrail.errors import DataError, ImageError, how_to_install
 from vitrail.images import read_image
 
@@ -31,7 +31,7 @@ def parse_name(text: str) -> tuple[str, str | None]:
     return (found[1], found[2]) if found else (text, None)
 
 
-class HubData:
+class HubData(Source):
     """One split: its picture column, its class column, and a column of masks where there is one.
 
     Without a split it is the first of validation, val, test, train that there is. Names of classes are matched to the
@@ -43,7 +43,7 @@ class HubData:
     """
 
     def __init__(
-        self, name: str, split: str | None, classes: Classes, foreground: tuple[int, ...] | None = None
+        self, name: str, split: str | None, classes: LabelResolver, foreground: tuple[int, ...] | None = None
     ) -> None:
         self.foreground, self.notes = foreground, list[str]()
         self.table, self.split = _load(name, split, self.notes)
@@ -86,8 +86,7 @@ class HubData:
         mask = None
         if self.mask is not None and row[self.mask] is not None:
             drawn = _values(row[self.mask], f"mask of {self.source(index)}")
-            values = check_mask(drawn, picture.size, f"of {self.source(index)}")
-            mask = values != 0 if self.foreground is None else np.isin(values, self.foreground)
+            mask = object_mask(drawn, picture.size, f"of {self.source(index)}", self.foreground)
         return Sample(picture=picture, label=self.labels[index], mask=mask)
 
 
@@ -127,7 +126,7 @@ def _usual(splits: list[str], notes: list[str]) -> str:
     return chosen
 
 
-def _labels(table: Any, classes: Classes) -> tuple[list[int | None], list[str | None]]:
+def _labels(table: Any, classes: LabelResolver) -> tuple[list[int | None], list[str | None]]:
     """The class of each row, and what the data call it."""
     named = next((column for column, kind in table.features.items() if type(kind).__name__ == "ClassLabel"), None)
     column = named or next((name for name in LABELS if name in table.features), None)

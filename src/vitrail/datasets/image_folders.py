@@ -7,30 +7,29 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from vitrail.datasets.base import Box, Content, Sample, check_boxes
-from vitrail.datasets.label_resolver import Classes, counted, listed
+from vitrail.datasets.base import Box, Content, Sample, Source, check_boxes
+from vitrail.datasets.label_resolver import LabelResolver, counted, listed
 from vitrail.errors import DataError, ImageError
 from vitrail.files import open_regular
 from vitrail.images import READABLE, read_image, skipped, walk_images
 
 __all__ = [
-    "Entry",
     "Found",
+    "PictureFile",
     "Pictures",
     "called",
-    "check_mask",
     "file_digest",
     "find_folder",
+    "object_mask",
 ]
 
 
 @dataclass(frozen=True)
-class Entry:
+class PictureFile:
     """A file, its name in the data, its class, its boxes and its mask.
 
     `word` is what the data call the class. Where the model has none of that name, `label` is None.
@@ -44,11 +43,11 @@ class Entry:
     mask: Path | None = None
 
 
-class Pictures:
+class Pictures(Source):
     """Picture files, read when asked for. `foreground` are the mask's values that count; default all but 0."""
 
     def __init__(
-        self, entries: Sequence[Entry], notes: Sequence[str] = (), foreground: tuple[int, ...] | None = None
+        self, entries: Sequence[PictureFile], notes: Sequence[str] = (), foreground: tuple[int, ...] | None = None
     ) -> None:
         self.entries, self.notes, self.foreground = list(entries), list(notes), foreground
         known = {
@@ -75,9 +74,6 @@ class Pictures:
         mask = "" if entry.mask is None else file_digest(entry.mask)
         return file_digest(entry.path), f"{entry.boxes} {mask} {self.foreground}"
 
-    def provenance(self) -> dict[str, Any]:
-        return {}
-
     def sample(self, index: int) -> Sample:
         entry = self.entries[index]
         picture = read_image(entry.path)
@@ -103,14 +99,13 @@ def read_mask(
         raise ImageError(f"the mask {path} does not exist") from error
     except Exception as error:  # of Pillow's decoders each has its own way to fail
         raise ImageError(f"the mask {path} cannot be read: {error}") from error
-    found = check_mask(values, size, str(path))
-    return found != 0 if foreground is None else np.isin(found, foreground)
+    return object_mask(values, size, str(path), foreground)
 
 
-def check_mask(values: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
-    """Returns one value per pixel: the mask itself, or the strongest of its colours. Raises `ImageError` for
-    another size.
-    """
+def object_mask(
+    values: np.ndarray, size: tuple[int, int], name: str, foreground: tuple[int, ...] | None
+) -> Bool[np.ndarray, "height width"]:
+    """Returns where a mask, one value or colour per pixel, shows the object. Raises `ImageError` for another size."""
     if values.ndim == 3:
         # Of colours the strongest, and never the last channel of two or four, which is how opaque a pixel is.
         values = values[..., : 3 if values.shape[-1] > 2 else 1].max(axis=-1)
@@ -120,7 +115,7 @@ def check_mask(values: np.ndarray, size: tuple[int, int], name: str) -> np.ndarr
             f"the mask {name} has {shape} pixels and its picture {size[0]} x {size[1]}: "
             "give masks at the picture's own size"
         )
-    return values
+    return values != 0 if foreground is None else np.isin(values, foreground)
 
 
 def file_digest(path: Path) -> str:
@@ -132,10 +127,10 @@ def file_digest(path: Path) -> str:
         return ""
 
 
-Found = tuple[list[Entry], list[str]]
+Found = tuple[list[PictureFile], list[str]]
 
 
-def find_folder(folder: Path, classes: Classes) -> Found:
+def find_folder(folder: Path, classes: LabelResolver) -> Found:
     """Returns every picture below a folder; its class is that of the first folder on its way, or of its own name.
 
     A folder is called by a WordNet id, a name or an index; a file by a WordNet id or a name, numbered or not. What is
@@ -144,7 +139,7 @@ def find_folder(folder: Path, classes: Classes) -> Found:
     Raises:
         DataError: for a folder that is missing, cannot be read, or holds no picture.
     """
-    entries: list[Entry] = []
+    entries: list[PictureFile] = []
     empty: list[str] = []
     labels: dict[str, int | None] = {}
     found, left = _walk(folder, empty)
@@ -159,18 +154,18 @@ def find_folder(folder: Path, classes: Classes) -> Found:
             label = labels[word]
         # A name that is no UTF-8 could be written nowhere.
         name = source.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
-        entries.append(Entry(path, name, label, word))
+        entries.append(PictureFile(path, name, label, word))
     if not entries:
         raise DataError(f"{folder} holds no picture (suffixes {READABLE})")
     notes = [f"without any picture: {counted(len(empty), 'class folder')}, {listed(empty)}"] if empty else []
     return entries, notes + ([left] if left is not None else [])
 
 
-def called(stem: str, classes: Classes) -> int | None:
+def called(stem: str, classes: LabelResolver) -> int | None:
     """Returns the class that a file's own name tells: "n02391049_zebra", "bald_eagle", "zebra-12".
 
     Example:
-        >>> classes = Classes(("horse", "bald eagle"))
+        >>> classes = LabelResolver(("horse", "bald eagle"))
         >>> [called(stem, classes) for stem in ("bald_eagle-3", "horse", "1", "IMG_1")]
         [1, 0, None, None]
     """

@@ -11,19 +11,19 @@ from functools import cached_property
 from vitrail.models.class_names import normal, same_classes, short_name, wordnet_ids
 from vitrail.models.vision_model import VisionModel
 
-__all__ = ["Classes", "counted", "listed"]
+__all__ = ["LabelResolver", "counted", "listed"]
 
 _WORDNET = re.compile(r"[nN](\d{8})(?!\d)")
 
 
-class Classes:
+class LabelResolver:
     """The classes of a model, as folders, tables and file names speak of them.
 
     Names match as a whole, or one of their synonyms does; not parts of names, as on the command line, for a folder
     called "train" shall not become "bullet train".
 
     Example:
-        >>> classes = Classes(("horse", "bald eagle, American eagle", "n02391049"))
+        >>> classes = LabelResolver(("horse", "bald eagle, American eagle", "n02391049"))
         >>> [classes.find(word) for word in ("American_eagle", "1", "n02391049_zebra", "eagle", "7")]
         [1, 1, 2, None, None]
     """
@@ -33,7 +33,7 @@ class Classes:
         self.count = len(self.names) if self.names is not None else count
 
     @classmethod
-    def of(cls, model: VisionModel) -> "Classes":
+    def of(cls, model: VisionModel) -> "LabelResolver":
         """Returns the classes of that model."""
         head = getattr(model.module, "num_classes", None)
         return cls(model.class_names, head if isinstance(head, int) and head > 0 else None)
@@ -67,9 +67,9 @@ class Classes:
         Lists of ImageNet's classes differ in spelling and hold two cranes, but their order is one.
 
         Example:
-            >>> Classes(("crane", "zebra", "crane")).match(["Crane", "zebra", "crane"])
+            >>> LabelResolver(("crane", "zebra", "crane")).match(["Crane", "zebra", "crane"])
             [0, 1, 2]
-            >>> Classes(("crane", "zebra", "crane")).match(["zebra", "crane"])
+            >>> LabelResolver(("crane", "zebra", "crane")).match(["zebra", "crane"])
             [1, None]
         """
         if self.names is not None and len(names) == len(self.names) and same_classes(names, self.names):

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.datasets.base import Content, Sample
-from vitrail.datasets.image_folders import check_mask, file_digest
-from vitrail.datasets.label_resolver import Classes
+from vitrail.datasets.base import Content, Sample, Source
+from vitrail.datasets.image_folders import file_digest, object_mask
+from vitrail.datasets.label_resolver import LabelResolver
 from vitrail.errors import DataError, ImageError
 from vitrail.images import read_image
 
@@ -21,14 +21,14 @@ __all__ = ["MatFile"]
 _REMEDY = "ImageNet-Segmentation is read with h5py: pip install h5py"
 
 
-class MatFile:
+class MatFile(Source):
     """The pictures and masks of that file, with the class where the model has it.
 
     Raises:
         DataError: without h5py, and for a file that is missing, is no HDF5, or is built otherwise.
     """
 
-    def __init__(self, path: Path, classes: Classes, foreground: tuple[int, ...] | None = None) -> None:
+    def __init__(self, path: Path, classes: LabelResolver, foreground: tuple[int, ...] | None = None) -> None:
         self.path, self.foreground, self.notes = path, foreground, list[str]()
         if not path.exists():
             raise DataError(f"{path} does not exist")
@@ -62,9 +62,6 @@ class MatFile:
         """Returns the SHA-256 of the file."""
         return file_digest(self.path)
 
-    def provenance(self) -> dict[str, Any]:
-        return {}
-
     def sample(self, index: int) -> Sample:
         # Opened anew each time: an open handle could not be sent to another process.
         with _open(self.path) as file:
@@ -74,8 +71,7 @@ class MatFile:
             except (KeyError, OSError, ValueError) as error:
                 raise ImageError(f"{self.path}, picture {index} cannot be read: {error}") from error
         picture = read_image(np.ascontiguousarray(pixels.T))
-        mask = check_mask(values, picture.size, f"{self.path}, picture {index},")
-        found = mask != 0 if self.foreground is None else np.isin(mask, self.foreground)
+        found = object_mask(values, picture.size, f"{self.path}, picture {index},", self.foreground)
         return Sample(picture=picture, label=self.labels[index], mask=found)
 
 

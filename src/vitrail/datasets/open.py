@@ -5,16 +5,15 @@ Some of a data set's pictures, evenly over the classes.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from vitrail.datasets.annotations import add_boxes, add_labels, add_masks, find_list
-from vitrail.datasets.base import Dataset, Given, Opened, Source
+from vitrail.datasets.annotations import SUFFIXES, add_boxes, add_labels, add_masks, find_list
+from vitrail.datasets.base import Dataset, Given, Opened, Selection, Source
 from vitrail.datasets.image_folders import Pictures, find_folder
-from vitrail.datasets.label_resolver import Classes, counted, listed
-from vitrail.datasets.tables import SUFFIXES
+from vitrail.datasets.label_resolver import LabelResolver, counted, listed
 from vitrail.errors import DataError
 from vitrail.models.vision_model import VisionModel
 
@@ -22,7 +21,7 @@ __all__ = ["evenly", "open_data", "select"]
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Arguments:
     """What a manifest must hold to open the data again; `limit` and `one_class` choose among them afterwards."""
 
     spec: str
@@ -69,7 +68,7 @@ def open_data(
         stitched:SPEC                   each image stitched to the `guide`
         bestiary[:KIND[:COUNT]]         scenes of the built-in world: single, pair or chimera
 
-    or a data set of your own. Classes are called by index, by whole name, or by WordNet id.
+    or a data set of your own. LabelResolver are called by index, by whole name, or by WordNet id.
 
     Args:
         model: whose classes and input the data are for.
@@ -95,7 +94,7 @@ def open_data(
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no picture; give at least 1")
     own = None if isinstance(spec, str | Path) else spec
-    request = _Request(
+    request = _Arguments(
         spec=str(spec) if own is None else type(spec).__name__,
         boxes=None if boxes is None else str(boxes),
         labels=None if labels is None else str(labels),
@@ -108,7 +107,7 @@ def open_data(
     )
     if own is not None:
         request.refuse("boxes", "labels", "masks", "category", "guide")
-    classes = Classes.of(model)
+    classes = LabelResolver.of(model)
     inner = _find(request.spec, request, model, classes) if own is None else Given(own)
     places = list(range(len(inner)))
     if request.one_class is not None:
@@ -126,7 +125,7 @@ def open_data(
     return Opened(inner, places, arguments)
 
 
-def _find(spec: str, request: _Request, model: VisionModel, classes: Classes) -> Source:
+def _find(spec: str, request: _Arguments, model: VisionModel, classes: LabelResolver) -> Source:
     """All pictures of a kind of data that are of the model's classes."""
     kind, _, rest = spec.partition(":")
     if kind == "mosaic":
@@ -140,7 +139,7 @@ def _find(spec: str, request: _Request, model: VisionModel, classes: Classes) ->
 
         if request.guide is None:
             raise DataError(f"{spec} needs a picture for the right half: give guide=, a file")
-        beneath = _find(rest, _without_guide(request), model, classes)
+        beneath = _find(rest, replace(request, guide=None), model, classes)
         return Stitched(beneath, model, Path(request.guide))
     request.refuse("guide")
     if kind == "bestiary":
@@ -149,7 +148,7 @@ def _find(spec: str, request: _Request, model: VisionModel, classes: Classes) ->
     return _of_the_model(_plain(spec, request, classes), classes, spec)
 
 
-def _plain(spec: str, request: _Request, classes: Classes) -> Source:
+def _plain(spec: str, request: _Arguments, classes: LabelResolver) -> Source:
     if spec.startswith("hf:"):
         from vitrail.datasets.hub import HubData, parse_name
 
@@ -164,7 +163,7 @@ def _plain(spec: str, request: _Request, classes: Classes) -> Source:
     return _files(path, request, classes)
 
 
-def _files(path: Path, request: _Request, classes: Classes) -> Pictures:
+def _files(path: Path, request: _Arguments, classes: LabelResolver) -> Pictures:
     """Folders and lists, with what stands in files of its own."""
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path} is neither a folder nor a list ({', '.join(SUFFIXES)}) nor a .mat file")
@@ -188,7 +187,7 @@ def _files(path: Path, request: _Request, classes: Classes) -> Pictures:
     return Pictures(entries, [*told, *notes], request.category)
 
 
-def _creatures(spec: str, request: _Request, model: VisionModel, classes: Classes) -> Source:
+def _creatures(spec: str, request: _Arguments, model: VisionModel, classes: LabelResolver) -> Source:
     # Not before: the libraries that draw take their time.
     from vitrail.datasets.bestiary import COUNT, SIZE, Creatures
 
@@ -205,11 +204,7 @@ def _option(rest: str) -> tuple[str, str]:
     return (beneath, query) if mark else (rest, "2")
 
 
-def _without_guide(request: _Request) -> _Request:
-    return _Request(**{**vars(request), "guide": None})
-
-
-def _of_the_model(source: Source, classes: Classes, spec: str) -> Source:
+def _of_the_model(source: Source, classes: LabelResolver, spec: str) -> Source:
     """The pictures that are of one of the model's classes, or of which no class is told."""
     labels = [source.label(index) for index in range(len(source))]
     words = [source.raw_label(index) for index in range(len(source))]
@@ -234,7 +229,7 @@ def _of_the_model(source: Source, classes: Classes, spec: str) -> Source:
         )
     if unknown := sum(labels[index] is None for index in kept):
         notes.append(f"of no known class: {unknown} of {counted(len(kept), 'picture')}")
-    return Opened(source, kept, {}, notes)
+    return Selection(source, kept, notes)
 
 
 def evenly(labels: Sequence[int | None]) -> list[int]:
