@@ -23,7 +23,7 @@ from vitrail.evaluate.run_directory import RunFolder
 from vitrail.evaluate.run_reader import read_run
 from vitrail.report import build_board, write_report
 from vitrail.report.checks import warnings
-from vitrail.report.pictures import extremes, picture_of
+from vitrail.report.examples import extremes, picture_of
 from vitrail.report.protocol import asked, run_facts
 
 METHODS = ["raw", "gae"]

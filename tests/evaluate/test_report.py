@@ -17,8 +17,7 @@ from vitrail.metrics.aggregation import Statistic
 from vitrail.metrics.protocol import PROTOCOLS, ProtocolInfo
 from vitrail.report import build_board, examples, write_report
 from vitrail.report.checks import warnings
-from vitrail.report.examples import draw_gallery
-from vitrail.report.pictures import Extreme
+from vitrail.report.examples import Extreme, draw_gallery
 from vitrail.report.tables import latex, markdown
 
 MEANS = {"good": 0.8, "level": 0.79, "bad": 0.3}

@@ -12,7 +12,7 @@ from ..errors import OutputFileError
 from ..files import atomic_write
 from ..plotting.canvas import FRAME, INK, PALE, Box, axes_at, blank, write
 from ..plotting.saving import save_figure
-from ..report.styles import COLOURS, DASHES
+from ..report.curves import COLOURS, DASHES
 from .results import Measured, MemoryTable, Peak, Results, TargetTable, TimeTable, TokenTable
 from .rows import LIMIT
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..plotting.canvas import FRAME, INK, PALE, axes_at, blank, write
+from .curves import Look
 from .leaderboard import Board, Column
-from .styles import Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,12 +10,11 @@ from markupsafe import Markup, escape
 from ..evaluate.run_reader import EvaluationRun
 from ..metrics.aggregation import Interval
 from ..plotting.saving import figure_bytes, inline_svg, web_page
-from .curves import Chart, draw_chart
+from .curves import Chart, draw_chart, looks
+from .examples import EncodedExample, Extreme, picture_of
 from .leaderboard import ALPHA, Board, Column
-from .pictures import Extreme, Shown, picture_of
 from .protocol import asked, run_facts
 from .significance import Paired
-from .styles import looks
 from .tables import ARROWS, ordered
 
 __all__ = ["render_page"]
@@ -234,7 +233,7 @@ def _share(certainty: float) -> str:
     return f"{100 * certainty:.1f} %"
 
 
-def _sides(sides: Mapping[str, Sequence[Extreme]], column: Column | None) -> list[tuple[str, list[Shown]]]:
+def _sides(sides: Mapping[str, Sequence[Extreme]], column: Column | None) -> list[tuple[str, list[EncodedExample]]]:
     assert column is not None
     return [(side, [picture_of(one, column) for one in some]) for side, some in sides.items()]
 

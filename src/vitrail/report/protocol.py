@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from ..evaluate.run_reader import EvaluationRun
 from .leaderboard import protocol_info, run_names
 
-__all__ = ["Asked", "RunFacts", "asked", "run_facts"]
+__all__ = ["ProtocolFacts", "RunFacts", "asked", "run_facts"]
 
 APART = {"format", "methods", "protocols"}  # said elsewhere, or of no use to a reader
 
 
-class Asked(NamedTuple):
+class ProtocolFacts(NamedTuple):
     """A protocol: what it measures, its options in each run ("–" where a run lacks it), and where it is from."""
 
     name: str
@@ -31,7 +31,7 @@ class RunFacts(NamedTuple):
     facts: Sequence[tuple[str, str]]
 
 
-def asked(runs: Sequence[EvaluationRun]) -> list[Asked]:
+def asked(runs: Sequence[EvaluationRun]) -> list[ProtocolFacts]:
     """Returns each protocol of the runs."""
     names = run_names(runs)
     found = []
@@ -45,7 +45,7 @@ def asked(runs: Sequence[EvaluationRun]) -> list[Asked]:
         text = inspect.getdoc(info.function) or "" if info else ""
         details = " ".join(text.partition("\n\n")[2].split())
         found.append(
-            Asked(
+            ProtocolFacts(
                 name,
                 info.summary if info else "A protocol that is not registered here.",
                 details,

@@ -13,13 +13,11 @@ from ..files import atomic_write, writable_folder
 from ..metrics.aggregation import RESAMPLES
 from ..plotting.saving import save_figure
 from .checks import warnings
-from .curves import Chart, charts, draw_charts
-from .examples import draw_gallery
+from .curves import Chart, charts, draw_charts, looks
+from .examples import draw_gallery, extremes
 from .forest import draw_forest
 from .leaderboard import Board, Column, build_board, run_names
 from .page import render_page
-from .pictures import extremes
-from .styles import looks
 from .tables import curves_csv, differences_csv, failures_csv, latex, leaderboard_csv, markdown, ordered
 
 __all__ = ["Written", "write_report"]
