@@ -63,6 +63,7 @@ class Dataset(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a kind of data gives; `open_data` chooses among its pictures and describes the choice.
 

@@ -132,7 +132,7 @@ def segmentation(
     """How well the bilinearly enlarged map, cut at a threshold, is the object's silhouette.
 
     `thresholds`: "mean" (of the map brought to 0…1, as released) and "zero" (of the raw map, for signed ones). "F1 of
-    rows" is what is published as mF1 (see the head of this module); F1 is that of the image.
+    rows" is what is published as mF1 (see `vitrail.metrics.localisation.segmentation`); F1 is that of the image.
     """
     yield from ()  # it asks nothing of the model
     assert case.mask is not None

@@ -125,8 +125,8 @@ def randomisation(case: Case, scores: Float[Tensor, "rows cols"], *, stages: Seq
     """How alike the map stays when the model's last layers are drawn anew; one that explains the model must change.
 
     `stages`: how many of the last layers, ascending: 1 is the head, 2 the head and the last block, and so on (see
-    `layers_of`); more than there are means all. A stage at which nothing moves the class any more has
-    no map, and counts as no likeness: 0.
+    `vitrail.metrics.randomisation.cascading`); more than there are means all. A stage at which nothing moves the class
+    any more has no map, and counts as no likeness: 0.
     """
     if not stages or any(stage < 1 for stage in stages) or list(stages) != sorted(set(stages)):
         raise OptionError(f"stages={list(stages)!r} must be numbers of layers from 1 on, ascending")
