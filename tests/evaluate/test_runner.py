@@ -2,6 +2,8 @@
 
 import json
 import resource
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,25 @@ def test_every_image_has_every_number_once(whole, pictures):
     manifest = json.loads((whole / "manifest.json").read_text())
     assert (manifest["images"], manifest["methods"], manifest["preset"]) == (20, ["gae", "complete"], "bi")
     assert manifest["protocols"]["perturbation"]["auc"] == "bi"
+
+
+def test_a_warm_run_goes_through_few_files(model, pictures, whole, tmp_path):
+    files: set[str] = set()
+
+    def note(frame, event, argument):
+        files.add(frame.f_code.co_filename)
+
+    threading.setprofile(note)  # images are read in threads
+    sys.setprofile(note)
+    try:
+        evaluate(model, pictures, output=tmp_path, limit=4, **QUESTION)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    package = Path(vitrail.__file__).parent
+    ours = sorted(Path(file).relative_to(package).as_posix() for file in files if package in Path(file).parents)
+    assert "datasets/image_folders.py" in ours  # which only the reading threads call
+    assert len(ours) <= 55, f"{len(ours)} files: {', '.join(ours)}"
 
 
 def test_an_interrupted_run_goes_on_with_the_same_bytes(model, pictures, whole, tmp_path):
