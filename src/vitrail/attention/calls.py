@@ -35,6 +35,7 @@ class AttentionCall:
     """What reached `scaled_dot_product_attention`, with the batch and the heads apart.
 
     `mask` is boolean (True where a query may attend) or additive, and broadcasts to (images, heads, queries, keys).
+    `windows` says that the images are windows, many and small.
     """
 
     query: Float[Tensor, "images heads queries width"]
@@ -43,6 +44,7 @@ class AttentionCall:
     mask: Tensor | None
     causal: bool
     scale: float
+    windows: bool = False
 
     @property
     def images(self) -> int:
@@ -150,7 +152,7 @@ def blocks(call: AttentionCall, of_rows: slice | None = None) -> Iterator[Block]
     heads = min(call.heads, max(1, budget // (rows * call.keys)))
     # On a CPU one image at a time: its heads are strided views, which a product over several images would copy. Windows
     # are so small that they are copied for less than what walking them one by one costs.
-    small = heads == call.heads and rows * heads * call.keys <= SMALL and call.images > 1
+    small = call.windows and heads == call.heads and rows * heads * call.keys <= SMALL
     images = 1 if device == "cpu" and not small else min(call.images, max(1, budget // (heads * rows * call.keys)))
     for image in range(0, call.images, images):
         for head in range(0, call.heads, heads):

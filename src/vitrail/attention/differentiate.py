@@ -202,7 +202,7 @@ class _BlockAttention(Function):
         visitor: DifferentiatedAttention,
     ) -> Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.rest = call.mask, call.causal, call.scale
+        ctx.rest = call.mask, call.causal, call.scale, call.windows
         ctx.layer, ctx.visitor = layer, visitor
         return call.output()
 

@@ -10,7 +10,7 @@ weight 1 each, so that on a chain of plain blocks this is r ← r + r · B, the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -298,7 +298,7 @@ class GraphVisitor:
 
     def attend(self, call: AttentionCall) -> Tensor:
         self.calls += 1
-        return self.inner.attend(call)
+        return self.inner.attend(replace(call, windows=True))
 
     def normalise(self, scores: Tensor) -> Tensor:
         self.calls += 1
