@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -28,9 +30,25 @@ def _vit() -> VisionTransformer:
     )
 
 
+def _swin() -> nn.Module:
+    return SwinTransformer(
+        img_size=SIZE, patch_size=4, window_size=6, num_classes=len(CLASS_NAMES), embed_dim=48, depths=(2, 2, 4),
+        num_heads=(2, 4, 8), mlp_ratio=3.0, drop_path_rate=0.0,
+    )  # fmt: skip
+
+
+def _pvt() -> nn.Module:
+    return PyramidVisionTransformerV2(
+        num_classes=len(CLASS_NAMES), depths=(2, 2, 2), embed_dims=(32, 64, 160), num_heads=(1, 2, 5),
+        sr_ratios=(4, 2, 1), mlp_ratios=(4, 4, 4), drop_path_rate=0.0,
+    )  # fmt: skip
+
+
 # Each factory builds a module without random layers (drop_path_rate=0, or resuming a training is not exact) that has
 # timm's `forward_features`, `forward_head`, `get_classifier` and its names of layers: the training recipe needs them.
-ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType({"vit": _vit})
+ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
+    {"vit": _vit, "swin": _swin, "pvt": _pvt}
+)
 
 
 def build_model(architecture: str = "vit") -> nn.Module:
