@@ -46,9 +46,7 @@ def _pvt() -> nn.Module:
 
 # Each factory builds a module without random layers (drop_path_rate=0, or resuming a training is not exact) that has
 # timm's `forward_features`, `forward_head`, `get_classifier` and its names of layers: the training recipe needs them.
-ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
-    {"vit": _vit, "swin": _swin, "pvt": _pvt}
-)
+ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType({"vit": _vit, "swin": _swin, "pvt": _pvt})
 
 
 def build_model(architecture: str = "vit") -> nn.Module:
