@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The provenance as plain JSON values."""
+        """Returns the provenance as plain JSON values."""
         return MappingProxyType(self.provenance.as_metadata())
 
     @property

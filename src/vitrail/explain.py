@@ -231,7 +231,7 @@ def only(wanted: Any, kept: Sequence[int], count: int) -> Any:
 
 
 def failed_of(ex: Explanation, kept: Sequence[int], failures: Sequence[Mapping[str, Any]]) -> Explanation:
-    """The explanation of the images at the positions `kept`, which tells of the others."""
+    """Returns the explanation of the images at the positions `kept`, which tells of the others."""
     return replace(ex, provenance=replace(ex.provenance, positions=tuple(kept), failures=tuple(failures)))
 
 

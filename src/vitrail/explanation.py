@@ -109,31 +109,32 @@ class Explanation:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The provenance as plain JSON values: what the file holds, and what no attribute of its own says."""
+        """Returns the provenance as plain JSON values: what the file holds, and what no attribute of its own says."""
         return MappingProxyType(self.provenance.as_metadata())
 
     def named(self, *sources: str | None) -> "Explanation":
-        """The same explanation of images under other names, one for each."""
+        """Returns the same explanation of images under other names, one for each."""
         return replace(self, provenance=replace(self.provenance, sources=sources))
 
     # -- the question ------------------------------------------------------------------------------------------------
 
     @property
     def targets(self) -> int:
-        """How many targets each image has: 1 for scores of (batch, rows, cols)."""
+        """Returns the number of targets of each image: 1 for scores of (batch, rows, cols)."""
         return self.scores.shape[1] if self.scores.ndim == 4 else 1
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Returns the rows and columns of patches."""
         return self.scores.shape[-2], self.scores.shape[-1]
 
     def map(self, image: int = 0, target: int = 0) -> Float[Tensor, "rows cols"]:
-        """The raw map of one image for one of its targets. Raises `IndexError` beyond the last of either."""
+        """Returns the raw map of one image for one of its targets. Raises `IndexError` beyond the last of either."""
         return self._by_target(self.scores)[image, target]
 
     def class_name(self, index: int) -> str:
-        """A short name: the text before the first comma, with the index where two classes share it; else "class 7".
+        """Returns a short name: the text before the first comma, with the index where two classes share it; else "class
+        7".
 
         A text that images were held against is its own name, commas and all.
         """
@@ -147,19 +148,21 @@ class Explanation:
 
     @property
     def output(self) -> Output:
-        """The kind of the model's output, which says what `logits` and probabilities are."""
+        """Returns the kind of the model's output, which says what `logits` and probabilities are."""
         if (said := self.provenance.output) is not None:
             return Output(said.kind, link=said.link)
         return Output() if self.logits.shape[1] > 1 else Output("scores", link=None)
 
     def probability(self, index: int, image: int = 0) -> float | None:
-        """The model's probability of class `index`, from 0 to 1; None where it gives none, and for a function."""
+        """Returns the model's probability of class `index`, from 0 to 1; None where it gives none, and for a
+        function.
+        """
         if index < 0 or self.output.link is None:
             return None
         return self.output.probabilities(self.logits[image].double())[index].item()
 
     def verdict(self, index: int, image: int = 0) -> str:
-        """What the model says of a class, in words: "82.1 %", or "= 3.21" for a number that is no probability.
+        """Returns the model's score of a class in words: "82.1 %", or "= 3.21" for a number that is not a probability.
 
         With a guide it is what the model says beside the guide, from the lowest to the highest of several inputs.
         """
@@ -170,11 +173,12 @@ class Explanation:
         return verdict_of(self.probability(index, image), self.logits[image, index].item())
 
     def question(self, image: int = 0, target: int = 0) -> str:
-        """What the map answers, in words: "zebra 82.1 % against African elephant 3.4 %"."""
+        """Returns the question of the map: "zebra 82.1 % against African elephant 3.4 %"."""
         return " against ".join(f"{name} {value}".strip() for name, value in self.sides(image, target))
 
     def sides(self, image: int = 0, target: int = 0) -> list[tuple[str, str]]:
-        """The classes of the question, the target first: a short name and what the model says of it, as "82.1 %".
+        """Returns the classes of the question, the target first: a short name and what the model says of it, as "82.1
+        %".
 
         With a guide it is what the model says beside the guide, from the lowest to the highest of several inputs.
         """
@@ -188,11 +192,12 @@ class Explanation:
 
     @property
     def competes(self) -> bool:
-        """Whether classes competed: what argues for the target's rivals is subtracted, where any is present."""
+        """Returns whether classes competed: what argues for the target's rivals is subtracted, where any is present."""
         return self.rivals is not None
 
     def competitors(self, image: int = 0, target: int = 0) -> list[tuple[str, float]]:
-        """The classes that competed with the target, the most present first: a short name, and its weight in (0, 1].
+        """Returns the classes that competed with the target, the most present first: a short name, and its weight in
+        (0, 1].
 
         Empty where none did, for want of a rival or because nobody asked for competition.
         """
@@ -202,7 +207,7 @@ class Explanation:
         return [(self.class_name(c), w) for c, w in zip(classes.tolist(), weights.tolist(), strict=True) if w > 0]
 
     def competition_words(self, image: int = 0, target: int = 0) -> str:
-        """What was subtracted, in words: "less what argues for African elephant, tusker"; "" without competition.
+        """Returns what was subtracted: "less what argues for African elephant, tusker"; "" without competition.
 
         Classes that count for less than a tenth of the first are not named.
         """
@@ -213,7 +218,7 @@ class Explanation:
         return f"less what argues for {named}" if named else "no rival class is present"
 
     def notes(self) -> list[str]:
-        """What the reader should know: of all images, then each sentence once with the images that it is about."""
+        """Returns notes for the reader: on all images, then each sentence once with the images that it concerns."""
         said = [*self.provenance.notes, *failure_notes(self.failures, len(self) + len(self.failures))]
         about: dict[str, list[str]] = {}
         for i, notes in enumerate(self.provenance.image_notes[: len(self)]):
@@ -224,19 +229,21 @@ class Explanation:
 
     @property
     def failures(self) -> tuple[Mapping[str, Any], ...]:
-        """The images left out by `on_error="skip"`: position in the call ("image"), "source", "error" and "message"."""
+        """Returns the images left out by `on_error="skip"`: position in the call ("image"), "source", "error"
+        and "message".
+        """
         return self.provenance.failures
 
     def source(self, image: int = 0) -> str | None:
-        """The file name of an image that was given by its path."""
+        """Returns the file name of an image that was given by its path."""
         return self.provenance.source(image)
 
     def gradient_mode(self) -> str | None:
-        """How the gradient was taken, "full", "leaf" or "libra"; None where the method uses none."""
+        """Returns the gradient mode, "full", "leaf" or "libra"; None where the method uses no gradient."""
         return None if self.provenance.uses_gradient is False else self.provenance.gradient
 
     def gradient_words(self) -> str:
-        """The gradient mode in words, "libra gradient"; empty where there is none."""
+        """Returns the gradient mode in words, "libra gradient"; empty where there is none."""
         mode = self.gradient_mode()
         return f"{mode} gradient" if mode else ""
 
@@ -429,7 +436,7 @@ class Explanation:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Explanation":
-        """Read what `save` wrote; the tensors come back on the CPU, bit for bit.
+        """Reads what `save` wrote; the tensors come back on the CPU, bit for bit.
 
         Raises `ExplanationFileError` when the file is missing, damaged, not an explanation, of a later version, or
         holds what no explanation does: NaN or infinity, an empty map, a target that is no class.
@@ -454,7 +461,7 @@ class Explanation:
 
 
 def percent(probability: float) -> str:
-    """A probability in words, never rounded to certainty.
+    """Returns a probability in words, never rounded to certainty.
 
     >>> percent(0.8214), percent(0.9999), percent(0.0001)
     ('82.1 %', '>99.9 %', '<0.1 %')
@@ -476,7 +483,7 @@ def _those(named: Sequence[str], count: int) -> str:
 
 
 def verdict_of(probability: float | None, number: float) -> str:
-    """What a model says of a class, in words: its probability, or the number itself where it has none.
+    """Returns a model's score of a class in words: its probability, or the number itself where it has none.
 
     >>> verdict_of(0.8214, 1.5), verdict_of(None, 1.5)
     ('82.1 %', '= 1.5')

@@ -41,7 +41,7 @@ def write_explanation(path: Path, text: Mapping[str, Any], tensors: Mapping[str,
 
 
 def read_explanation(path: Path, build: Callable[[dict[str, Any], dict[str, Tensor]], Result]) -> Result:
-    """What `build` makes of the header and the tensors of a file.
+    """Reads a file's header and tensors, and returns what `build` makes of them.
 
     Raises:
         ExplanationFileError: when the file is missing, damaged, no explanation or of a later version, or when `build`
@@ -74,7 +74,7 @@ def read_explanation(path: Path, build: Callable[[dict[str, Any], dict[str, Tens
 
 
 def fields_of(text: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file's header says of all its maps.
+    """Returns the entries of a file's header that hold for all its maps.
 
     Raises:
         ValueError: for an entry of another kind.

@@ -22,7 +22,7 @@ class Box:
     cols: int
 
     def slices(self, patch: tuple[int, int] = (1, 1)) -> tuple[slice, slice]:
-        """Rows and columns of the box, in patches or, for a patch of (height, width), in pixels."""
+        """Returns rows and columns of the box, in patches or, for a patch of (height, width), in pixels."""
         (high, wide) = patch
         rows = slice(self.top * high, (self.top + self.rows) * high)
         return rows, slice(self.left * wide, (self.left + self.cols) * wide)
@@ -48,7 +48,7 @@ class Stitch:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the stitched input in pixels."""
+        """Returns height and width of the stitched input in pixels."""
         return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
 
 
@@ -109,21 +109,21 @@ class Provenance:
 
     @property
     def of_texts(self) -> bool:
-        """Whether the classes are texts that images were held against."""
+        """Returns whether the classes are texts that images were held against."""
         return self.origin.get("class_names") == "texts"
 
     def source(self, image: int = 0) -> str | None:
-        """The file name of an image that was given by its path."""
+        """Returns the file name of an image that was given by its path."""
         return self.sources[image] if image < len(self.sources) else None
 
     def of_images(self, some: slice, count: int) -> "Provenance":
-        """The provenance of some of `count` images; what failed in the whole call is left out of a part."""
+        """Returns the provenance of some of `count` images; what failed in the whole call is left out of a part."""
         held = {name: getattr(self, name) for name in PER_IMAGE}
         cut = {name: values[some] for name, values in held.items() if len(values) == count}
         return replace(self, **cut, failures=self.failures if len(range(count)[some]) == count else ())
 
     def as_metadata(self) -> dict[str, Any]:
-        """What is known, as plain JSON values."""
+        """Returns the provenance as plain JSON values."""
         said: dict[str, Any] = {}
         for one in fields(self):
             value = getattr(self, one.name)
@@ -251,7 +251,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def failure_notes(failures: Sequence[Mapping[str, Any]], count: int) -> list[str]:
-    """One sentence per cause, naming the images that have no map."""
+    """Returns one sentence per cause, naming the images that have no map."""
     causes: dict[str, list[str]] = {}
     for one in failures:
         causes.setdefault(one["message"], []).append(one["source"] or f"number {one['image']}")

@@ -43,7 +43,7 @@ FITS = ("squash", "crop", "pad")
 def plan_stitch(
     layout: str, side: str, fit: str, *, grid: tuple[int, int], patch: tuple[int, int] = (16, 16)
 ) -> Stitch:
-    """Where the two pictures lie, for a model whose own input is `grid` patches of `patch` pixels.
+    """Returns the places of the two images, for a model whose own input is `grid` patches of `patch` pixels.
 
     Args:
         layout: "side", "stack", "wide" or "tall".
@@ -84,7 +84,7 @@ def plan_stitch(
 
 
 def check_words(layout: str, side: str, fit: str) -> None:
-    """Refuse a layout, side or fit that is not known, naming those that are. Raises `OptionError`."""
+    """Refuses a layout, side or fit that is not known, naming those that are. Raises `OptionError`."""
     if layout not in LAYOUTS:
         raise OptionError(f"layout={layout!r} of a guide is not known; choose one of {', '.join(LAYOUTS)}")
     if side not in LAYOUTS[layout]:
@@ -98,7 +98,7 @@ def check_words(layout: str, side: str, fit: str) -> None:
 def fit_picture(
     pictures: Float[Tensor, "batch channels height width"], half: tuple[int, int], fit: str, patch: tuple[int, int]
 ) -> Float[Tensor, "batch channels high wide"]:
-    """Normalised pictures brought into a half of `half` = (rows, columns) patches.
+    """Resizes normalised images to a half of `half` = (rows, columns) patches.
 
     Resampled by antialiased bicubic interpolation, and never beyond a picture's own darkest and brightest values. What
     padding leaves free is 0, the mean colour of normalised pictures.
@@ -149,7 +149,8 @@ def stitch(
 def crop_map(
     scores: Float[Tensor, "*batch rows cols"], plan: Stitch, part: str = "original"
 ) -> Float[Tensor, "*batch some_rows some_cols"]:
-    """The patches of a stitched map that show the original (padding left out); `part="guide"`: the guide's half.
+    """Returns the patches of a stitched map that show the original (padding left out); `part="guide"`: the guide's
+    half.
 
     Raises:
         LayoutError: when the map is not of the stitched input's grid.
@@ -163,7 +164,7 @@ def crop_map(
 def to_grid(
     scores: Float[Tensor, "*batch rows cols"], grid: tuple[int, int]
 ) -> Float[Tensor, "*batch fine_rows fine_cols"]:
-    """A map whose patches are not the model's own, brought to the grid of those.
+    """Returns a map whose patches are not the model's own, brought to the grid of those.
 
     A patch of a squashed half covers several of the model's own, wholly or in part; each of these gets the mean of what
     covers it, weighted by area.
@@ -203,7 +204,7 @@ def _resample(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 def widened(
     model: VisionModel, size: tuple[int, int], grid: tuple[int, int], channels: int = 3
 ) -> tuple[VisionModel, str]:
-    """A model for inputs of `size` = (height, width) pixels with `grid` patches, and how it came to take them.
+    """Returns a model for inputs of `size` = (height, width) pixels with `grid` patches, and how it came to take them.
 
     Hugging Face's models are asked to interpolate their position embeddings; modules that take the larger input as it
     is are used as they are; those of timm are built anew around the same weights, with resampled position embeddings.
