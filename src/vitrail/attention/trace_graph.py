@@ -286,6 +286,8 @@ class FollowingVisitor:
         if bool((asked < 0).any()):
             raise UnsupportedAttentionError(f"attention {self.calls} looks at mixtures of all tokens")
         of_group = image[asked].amax(dim=1)
+        # Queries that are the same for every image (a decoder's own) carry no token yet: images follow each other.
+        of_group = torch.where(of_group < 0, torch.arange(groups) * self.images // groups, of_group)
         if bool(((image[asked] != of_group[:, None]) & (asked > 0)).any()):
             raise PackedBatchError(
                 f"attention {self.calls} joins the images of a batch in one sequence; explain one image at a time"
