@@ -6,7 +6,7 @@ attention fused, with no gradient of any weight: no method that asks a gradient 
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,12 +103,6 @@ class Subject:
     def synchronise(self) -> Callable[[], object]:
         """Returns the function to call before reading the clock."""
         return synchroniser(self.device)
-
-    def one_image(self) -> "Subject":
-        """Returns the same with the first image alone."""
-        return replace(
-            self, case=replace(self.case, batch=1), images=self.images[:1].clone(), targets=self.targets[:1].clone()
-        )
 
 
 def forward(module: nn.Module, images: Float[Tensor, "images channels height width"]) -> None:

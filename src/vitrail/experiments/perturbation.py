@@ -23,7 +23,7 @@ from ..images import read_image
 from ..metrics.aggregation import Interval, bootstrap
 from ..metrics.faithfulness.perturbation import SHARES
 from ..models.vision_model import VisionModel
-from ..plotting.canvas import FRAME, INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write
+from ..plotting.canvas import FRAME, INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write, write_notes
 from ..plotting.overlay import resize
 from .registry import Question, needs, register_experiment
 from .stitched_perturbation import (
@@ -267,9 +267,7 @@ def draw_perturbation(
             some = [one for one in curves if one.what.region == region and one.what.way in (way, RANDOM)]
             _panel(figure, some, box, PLACES[region], top=limit)
     _example(figure, example, top)
-    for line, note in enumerate(reversed(notes)):
-        place = MARGIN / 2 + line * NOTE
-        write(figure, MARGIN, place, note, width=width - 2 * MARGIN, size=NOTE_SIZE, smallest=5.0, color=PALE)
+    write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE, smallest=5.0)
     return figure
 
 

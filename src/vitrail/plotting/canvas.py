@@ -4,6 +4,7 @@ Places and sizes are in inches from the lower left.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vitrail.plotting.overlay import AGAINST, FOR, ColormapLike, mapped, overlay, sides, strength
-from vitrail.plotting.saving import figure_bytes
+from .overlay import AGAINST, FOR, ColormapLike, mapped, overlay, sides, strength
+from .saving import figure_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ __all__ = [
     "axes_at",
     "bar",
     "blank",
+    "fitted",
     "lines",
     "number",
     "pixels",
@@ -36,6 +38,7 @@ __all__ = [
     "signed_map",
     "width_of",
     "write",
+    "write_notes",
 ]
 
 DPI = 200
@@ -230,6 +233,23 @@ def bar(
 def pixels(box: Box) -> tuple[int, int]:
     """Returns height and width of a box in pixels."""
     return max(round(box[3] * DPI), 1), max(round(box[2] * DPI), 1)
+
+
+def fitted(shape: Sequence[int], high: float, narrowest: float, widest: float) -> tuple[float, float]:
+    """Returns width and height of a panel for a picture of that shape, lower than `high` where it would be too wide."""
+    rows, cols = shape
+    wide = high * cols / rows
+    return (widest, max(widest * rows / cols, 0.5)) if wide > widest else (max(wide, narrowest), high)
+
+
+def write_notes(
+    figure: "Figure", notes: Sequence[str], *, margin: float, step: float, size: float, smallest: float = 6.0
+) -> None:
+    """Writes lines at the foot of a figure, the last of them half a margin above its edge."""
+    width = figure.get_size_inches()[0] - 2 * margin
+    for number, note in enumerate(reversed(notes)):
+        place = margin / 2 + number * step
+        write(figure, margin, place, note, width=width, size=size, smallest=smallest, color=PALE)
 
 
 def axes_at(figure: "Figure", box: Box) -> "Axes":

@@ -4,29 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrail.explanation import Explanation, percent
-from vitrail.plotting.canvas import (
-    FRAME,
-    INK,
-    PALE,
-    Box,
-    axes_at,
-    blank,
-    lines,
-    number,
-    pixels,
-    show,
-    signed_map,
-    write,
-)
-from vitrail.plotting.figure import MARGIN, NOTE, NOTE_SIZE
-from vitrail.plotting.overlay import AGAINST, FOR, resize
+from ..explanation import Explanation, percent
+from .canvas import FRAME, INK, PALE, Box, axes_at, blank, lines, number, pixels, show, signed_map, write, write_notes
+from .figure import MARGIN, NOTE, NOTE_SIZE, seen_picture
+from .overlay import AGAINST, FOR, resize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitrail.guidance.detail import Detail
-    from vitrail.guidance.typical import Typical, TypicalPictures
+    from ..guidance.detail import Detail
+    from ..guidance.typical import Typical, TypicalPictures
 
 __all__ = ["draw_pair"]
 
@@ -76,7 +63,8 @@ def draw_pair(
     for number_of_row, (one, other) in enumerate(((target, against), (against, target))):
         y = top - number_of_row * row
         if number_of_row == 0:
-            _photograph(figure, first, (MARGIN, y, left, PANEL))
+            if first.images is not None:
+                seen_picture(figure, first, 0, (MARGIN, y, left, PANEL))
         else:
             _bars(figure, first, target, against, (MARGIN, y, left, PANEL))
         x = MARGIN + left + GAP
@@ -86,8 +74,7 @@ def draw_pair(
             x += wide + GAP
         if other in typical:
             _typical(figure, typical[other], first, one, other, (x + 1.5 * GAP, y, beside, PANEL))
-    for line, note in enumerate(reversed(notes)):
-        write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
+    write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE)
     return figure
 
 
@@ -118,18 +105,6 @@ def _question(figure: "Figure", ex: Explanation, one: int, other: int, place: Li
 
 def _inches(figure: "Figure", text: Any) -> float:
     return text.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi  # type: ignore[attr-defined]
-
-
-def _photograph(figure: "Figure", ex: Explanation, box: Box) -> None:
-    x, y, wide, high = box
-    if ex.images is None:
-        return
-    show(axes_at(figure, box), resize(ex.images[0].numpy(force=True), pixels(box)))
-    source = ex.source()
-    if source:
-        write(figure, x, y + high + 0.09, str(source), width=wide, color=PALE)
-    write(figure, x, y - 0.185, "what the model saw", width=wide, color=PALE)
-    write(figure, x, y - 0.345, ex.provenance.model or "", width=wide, color=PALE)
 
 
 def _bars(figure: "Figure", ex: Explanation, target: int, against: int, box: Box) -> None:

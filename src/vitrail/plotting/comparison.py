@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitrail.comparison import Compared, Comparison
-from vitrail.errors import OptionError
-from vitrail.plotting.canvas import INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write
-from vitrail.plotting.overlay import AGAINST, FOR, resize, sides
+from ..comparison import Compared, Comparison
+from ..errors import OptionError
+from .canvas import INK, PALE, Box, axes_at, blank, fitted, lines, pixels, show, signed_map, write, write_notes
+from .overlay import AGAINST, FOR, resize, sides
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,9 +66,7 @@ def draw_comparison(
             box = (MARGIN + place * (wide + GAP), y, wide, high)
             _cell(figure, cell, box, smooth=smooth, opacity=opacity)
         y -= foot
-    for number, note in enumerate(reversed(notes)):
-        place = MARGIN / 2 + number * NOTE
-        write(figure, MARGIN, place, note, width=width - 2 * MARGIN, size=NOTE_SIZE, smallest=5.0, color=PALE)
+    write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE, smallest=5.0)
     return figure
 
 
@@ -112,9 +110,8 @@ def _bands(count: int, rows: int) -> int:
 
 def _panel(one: Comparison) -> tuple[float, float]:
     grids = [answer.explanation.grid for answer in one.answers if answer.explanation is not None]
-    rows, cols = one.image.shape[:2] if one.image is not None else grids[0] if grids else (1, 1)
-    wide = SIDE * cols / rows
-    return (WIDEST, max(WIDEST * rows / cols, 0.5)) if wide > WIDEST else (max(wide, NARROWEST), SIDE)
+    shape = one.image.shape[:2] if one.image is not None else grids[0] if grids else (1, 1)
+    return fitted(shape, SIDE, NARROWEST, WIDEST)
 
 
 def _cell(figure: "Figure", cell: Cell, box: Box, *, smooth: bool, opacity: float | int) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrail.errors import OptionError
-from vitrail.explanation import Explanation
-from vitrail.plotting.canvas import INK, PALE, Box, axes_at, blank, lines, pixels, show, signed_map, write
-from vitrail.plotting.overlay import AGAINST, FOR, ColormapLike, check_threshold, resize, strength
-from vitrail.plotting.saving import save_figure, suffix_of
+from ..errors import OptionError
+from ..explanation import Explanation
+from .canvas import INK, PALE, Box, axes_at, blank, fitted, lines, pixels, show, signed_map, write, write_notes
+from .overlay import AGAINST, FOR, ColormapLike, check_threshold, resize, strength
+from .saving import save_figure, suffix_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,8 +105,7 @@ def draw(
                 below = (first.source(i) or f"image {i}") if named else method_words(ex)
                 explained(figure, ex, i, target, (x, y, wide, high), below=below, limit=limit, **look)
                 x += wide + GAP
-    for line, note in enumerate(reversed(notes)):
-        write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
+    write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE)
     return figure
 
 
@@ -135,11 +134,7 @@ def _check(columns: list[Explanation], opacity: float | int, max_images: int | N
 
 def panel_size(ex: Explanation, side: float | int = SIDE) -> tuple[float, float]:
     """Returns width and height of a panel, in inches; `side` is the height of one that is not very wide."""
-    rows, cols = ex.grid if ex.images is None else ex.images.shape[1:3]
-    wide, widest = side * cols / rows, WIDEST * side / SIDE
-    if wide > widest:
-        return widest, max(widest * rows / cols, 0.5)
-    return max(wide, 1.6), float(side)
+    return fitted(ex.grid if ex.images is None else ex.images.shape[1:3], float(side), 1.6, WIDEST * side / SIDE)
 
 
 def _shared(ex: Explanation) -> float:
@@ -241,8 +236,7 @@ def draw_guided(
     top = height - MARGIN / 2
     first.draw(figure, top, smooth=smooth, opacity=opacity)
     second.draw(figure, top - first.height, smooth=smooth, opacity=opacity)
-    for line, note in enumerate(reversed(notes)):
-        write(figure, MARGIN, MARGIN / 2 + line * NOTE, note, width=width - 2 * MARGIN, size=NOTE_SIZE, color=PALE)
+    write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE)
     return figure
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vitrail.errors import OptionError, OutputFileError
-from vitrail.files import atomic_write
-from vitrail.plotting.overlay import colour
-from vitrail.plotting.transfer import draw_frame
+from ..errors import OptionError, OutputFileError
+from ..files import atomic_write
+from .overlay import colour
+from .transfer import draw_frame
 
 if TYPE_CHECKING:
-    from vitrail.counterfactual.transfer_result import Transfer
+    from ..counterfactual.transfer_result import Transfer
 
 __all__ = ["FILMS", "check_film", "save_film"]
 

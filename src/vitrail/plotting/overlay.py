@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vitrail.errors import OptionError
-from vitrail.explanation import Explanation
-from vitrail.files import atomic_write
+from ..errors import OptionError
+from ..explanation import Explanation
+from ..files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from vitrail.explanation import Explanation, percent
-from vitrail.plotting.canvas import FRAME, INK, PALE, axes_at, blank, pixels, show, write
-from vitrail.plotting.figure import FOOT, GAP, MARGIN, SIDE, WIDEST, explained
-from vitrail.plotting.overlay import AGAINST, FOR, resize
+from ..explanation import Explanation, percent
+from .canvas import FRAME, INK, PALE, axes_at, blank, pixels, show, write
+from .figure import FOOT, GAP, MARGIN, SIDE, WIDEST, explained
+from .overlay import AGAINST, FOR, resize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitrail.counterfactual.rewrite_result import Rewrite
+    from ..counterfactual.rewrite_result import Rewrite
 
 __all__ = ["amplified", "draw_rewrite"]
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.errors import OptionError
-from vitrail.files import atomic_write
+from ..errors import OptionError
+from ..files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

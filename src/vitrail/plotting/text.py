@@ -8,16 +8,16 @@ import numpy as np
 from rich.style import Style
 from rich.text import Text
 
-from vitrail.errors import OptionError, escaped
-from vitrail.plotting.canvas import FRAME, INK, PALE, bar, blank, lines, number, width_of, write
-from vitrail.plotting.figure import method_words
-from vitrail.plotting.overlay import AGAINST, FOR, colour
-from vitrail.plotting.saving import web_page
+from ..errors import OptionError, escaped
+from .canvas import FRAME, INK, PALE, bar, blank, lines, number, width_of, write
+from .figure import method_words
+from .overlay import AGAINST, FOR, colour
+from .saving import web_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitrail.text.explanation import Piece, TextExplanation
+    from ..text.explanation import Piece, TextExplanation
 
 __all__ = ["draw_text", "hex_colour", "text_lines", "text_page"]
 

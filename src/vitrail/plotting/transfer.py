@@ -8,28 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrail.errors import OptionError
-from vitrail.explanation import percent
-from vitrail.plotting.canvas import (
-    FRAME,
-    INK,
-    PALE,
-    Box,
-    axes_at,
-    blank,
-    number,
-    pixels,
-    printable,
-    show,
-    signed_map,
-    write,
-)
-from vitrail.plotting.overlay import resize, strength
+from ..errors import OptionError
+from ..explanation import percent
+from .canvas import FRAME, INK, PALE, Box, axes_at, blank, fitted, number, pixels, printable, show, signed_map, write
+from .overlay import resize, strength
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitrail.counterfactual.transfer_result import Transfer
+    from ..counterfactual.transfer_result import Transfer
 
 __all__ = ["COLOURS", "course", "draw_frame", "draw_transfer", "standing"]
 
@@ -125,9 +112,7 @@ def _columns(result: "Transfer") -> list[int]:
 
 
 def _panel(result: "Transfer") -> tuple[float, float]:
-    rows, cols = result.maps.shape[-2:] if result.image is None else result.image.shape[:2]
-    wide = SIDE * cols / rows
-    return (WIDEST, max(WIDEST * rows / cols, 0.5)) if wide > WIDEST else (max(wide, 1.2), SIDE)
+    return fitted(result.maps.shape[-2:] if result.image is None else result.image.shape[:2], SIDE, 1.2, WIDEST)
 
 
 def _photograph(figure: "Figure", result: "Transfer", box: Box) -> None:
