@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluate.asking import ask, case, summary
 from families import FAMILIES, Family
+from metrics.asking import ask, case, summary
 from skimage.metrics import structural_similarity as skimage_ssim
 from torch import nn
 

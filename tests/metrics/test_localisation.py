@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from evaluate.asking import ask, case, summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from metrics.asking import ask, case, summary
 
 from vitrail.errors import OptionError, how_to_install
 from vitrail.metrics.localisation.energy import agreement, box_agreement, energy_share

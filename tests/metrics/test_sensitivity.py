@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from evaluate.asking import ask, case, summary
 from families import FAMILIES
+from metrics.asking import ask, case, summary
 
 import vitrail
 from vitrail.bridges import CaptumAttribution

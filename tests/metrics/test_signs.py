@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluate.asking import ask, case, summary
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from metrics.asking import ask, case, summary
 
 from vitrail.errors import OptionError
 from vitrail.metrics.signs import Signs, sides, sign_shares
