@@ -57,6 +57,9 @@ NO_COMPETITION = "The model's outputs do not exclude each other, so they do not 
 NO_ROWS = "No linear classifier tells which classes are alike to the model, so every other class counts as a rival."
 
 
+Part = tuple[Tensor, Tensor, Tensor, Rivals | None]
+
+
 class Setup(NamedTuple):
     """What is settled of a question before any image is looked at."""
 
@@ -156,14 +159,10 @@ def attribute(
     first = info.first_layer(layout.layers) if start_layer is None else start_layer
     if compete and wanted is not None and wanted.functions is not None:
         raise OptionError("compete=True holds a class against its rivals, and target= is a function: leave one out")
-    kind = (info.name, repr(sorted(options.items())), mode, competing, first, wanted.index.shape[1] if wanted else 1)
     competes = competing and objective_label == "logit" and output.link == "softmax" and layout.classes > 1
     rows = class_rows(model, layout.classes) if competes else None
-    sizing = Sizing(
-        model, (*kind, *inputs.batch.shape[1:], model.dtype), batch_size, partial(kept_bytes, model, inputs.batch[:1])
-    )
 
-    def explain_some(some: slice) -> tuple[Tensor, Tensor, Tensor, Rivals | None]:
+    def explain_some(some: slice) -> Part:
         run = AttributionContext(
             model=model,
             images=inputs.batch[some],
@@ -180,8 +179,7 @@ def attribute(
             competes=competes,
             class_rows=rows,
         )
-        with sizing.watching(len(run.images)):
-            relevance = info.function(run, **options)
+        relevance = info.function(run, **options)
         maps = relevance.detach() if info.level == "pixel" else layout.as_grid(relevance.detach())
         none = torch.zeros(len(relevance), 1, dtype=torch.bool)
         targets = run.targets.index.shape[1]
@@ -192,7 +190,19 @@ def attribute(
         maps, taken = subtract(own, theirs if theirs.shape[1] else torch.zeros_like(own))
         return run.logits, maps, replaced, Rivals(*run.rivals, taken)
 
-    passes = in_passes(explain_some, count, size=sizing.size, halved=sizing.halved)
+    if count == 1:  # one image is one pass, whatever it takes
+        passes = [explain_some(slice(0, 1))]
+    else:
+        asked = wanted.index.shape[1] if wanted else 1
+        kind = (info.name, repr(sorted(options.items())), mode, competing, first, asked)
+        kind = (*kind, *inputs.batch.shape[1:], model.dtype)
+        sizing = Sizing(model, kind, batch_size, partial(kept_bytes, model, inputs.batch[:1]))
+
+        def watched(some: slice) -> Part:
+            with sizing.watching(some.stop - some.start):
+                return explain_some(some)
+
+        passes = list(in_passes(watched, count, size=sizing.size, halved=sizing.halved))
     logits, scores, replaced, subtracted = zip(*passes, strict=True)
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()

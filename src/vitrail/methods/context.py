@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,10 +18,8 @@ from ..attention.tap import Tap, Visitor, eager
 from ..attention.token_graph import GraphRow, GraphVisitor
 from ..attention.token_stream import StreamWatcher, TokenStream
 from ..attention.visitors import Replacement
-from ..attention.watchers import NormWatcher
 from ..errors import LayoutError, OptionError, PackedBatchError
 from ..models.layout import TokenLayout
-from ..models.vision_model import VisionModel
 from ..objectives import Objective, evaluate_objective, find_rivals, rival_logit
 from ..outputs import LOGITS, Output
 from ..targets import Targets, ask_function, predicted
@@ -32,9 +30,36 @@ Progress: TypeAlias = Callable[[str, int, int], object]
 Result = TypeVar("Result")
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """A model of images, texts or other sequences."""
+
+    @property
+    def logits(self) -> Callable[..., Tensor]:
+        """Returns the logits of a batch; gradients flow."""
+        ...
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """What a model is asked about together: images, or texts padded to one length."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+
+Model = TypeVar("Model", bound=Answering)
+Images = TypeVar("Images", bound=Batch)
+
+
 @dataclass(eq=False)
-class AttributionContext:
-    """What a method needs, and nothing of files, pictures or names.
+class AttributionContext(Generic[Model, Images]):
+    """What a method needs of a batch of images (or texts, of which the tokens stand for the patches).
 
     After `forward` or `differentiate`, `logits` and `targets` are known, and `replaced` says, target by target, for
     which images the plain difference stood in for a quotient of logits (see `objectives.evaluate_objective`);
@@ -44,8 +69,8 @@ class AttributionContext:
     `questions` scalars gives the targets' maps, then as many of their rivals; `class_rows` tell who is a rival.
     """
 
-    model: VisionModel
-    images: Float[Tensor, "images channels height width"]
+    model: Model
+    images: Images
     layout: TokenLayout
     target: Targets | None
     against: Targets | None
@@ -139,10 +164,11 @@ class AttributionContext:
 
     def watch(self) -> list[TokenStream]:
         """Runs a forward pass per image, each alone, so that a method's choices do not depend on the batch."""
+        images: Any = self.images
         streams, logits = [], []
         for number in range(len(self.images)):
             # A tensor of its own: a view of the whole batch could not be told from it.
-            image = self.images[number : number + 1].clone()
+            image = images[number : number + 1].clone()
             with eager(), torch.no_grad(), Tap(Replacement({}), 1) as tap:
                 watcher = StreamWatcher(tap, self.layout.all_tokens, image)
                 with watcher:
@@ -152,24 +178,6 @@ class AttributionContext:
             logits.append(self.logits)
         self.logits = torch.cat(logits)
         return streams
-
-    def values(self, logits: Float[Tensor, "rows classes"], image: int) -> Float[Tensor, "rows targets"]:
-        """Returns the objective of one image's targets, for logits that the model gave of that image in many forms."""
-        values, replaced = [], []
-        for number in range(self.targets.index.shape[1]):
-            target = self.targets.index[image, number].to(logits.device).expand(len(logits))
-            against = None if self.against is None else self.against.index[image, number].to(logits.device)
-            against = None if against is None else against.expand(len(logits))
-            function = self.targets.function(image, number)
-            value, instead = evaluate_objective(
-                self.objective, logits, target.clamp(min=0), against, output=self.output
-            )
-            if function is not None:
-                value = torch.stack([ask_function(function, row) for row in self.output.numbers(logits)])
-            values.append(value)
-            replaced.append(instead.any())
-        self._note_replaced(image, torch.stack(replaced))
-        return torch.stack(values, dim=1)
 
     def report(self, doing: str, done: int, total: int) -> None:
         """Reports the progress of a long method."""
@@ -242,14 +250,14 @@ class AttributionContext:
         `rows` is the number of rows of logits where a watcher adds rows behind those of the images; `self.logits` are
         the images' own.
         """
-        images = self.images if images is None else images
+        batch: Any = self.images if images is None else images
         with torch.enable_grad(), ExitStack() as stack:
             stack.enter_context(eager())
-            tap = stack.enter_context(Tap(visitor, len(images), self.gradient, self.layout.layers))
+            tap = stack.enter_context(Tap(visitor, len(batch), self.gradient, self.layout.layers))
             for watcher in watchers:
                 stack.enter_context(watcher)
-            logits = self.model.logits(images, rows=rows)
-        self.logits = logits[: len(images)].detach()
+            logits = self.model.logits(batch, rows=rows)
+        self.logits = logits[: len(batch)].detach()
         self._check_layout(tap)
         return logits
 
@@ -271,35 +279,6 @@ class AttributionContext:
                 leaf = logits.detach().requires_grad_()
                 seeds += torch.autograd.grad(self.scalar(leaf, number), [leaf])
         return seeds
-
-    def gradients_at_last_norm(self, recorder: CallRecorder) -> list[Float[Tensor, "images tokens width"]]:
-        """Returns the gradient, per question, at the norm in front of the last attention; `recorder` sees the
-        layers.
-        """
-        watcher = NormWatcher()
-        gradients = []
-        with torch.enable_grad():
-            # The sum is no leaf, so the tap takes it for an activation and the whole graph is built.
-            images = self.images.detach().requires_grad_() + 0
-            with eager(), Tap(recorder, len(self.images), self.gradient, self.layout.layers), watcher:
-                logits = self.model.logits(images)
-            self.logits = logits.detach()
-            at = watcher.before_attention
-            if at is None:
-                raise OptionError(
-                    "grad_at='last_ln', but this model calls no layer norm before its last attention, "
-                    "or writes that attention out by hand"
-                )
-            for number in range(self.questions):
-                (gradient,) = torch.autograd.grad(self.scalar(logits, number), [at], retain_graph=True)
-                gradients.append(gradient)
-        return gradients
-
-    def _note_replaced(self, image: int, replaced: Bool[Tensor, " targets"]) -> None:
-        if not self.replaced:
-            self.replaced.extend(torch.zeros(len(self.images), dtype=torch.bool) for _ in replaced)
-        for number, instead in enumerate(replaced.tolist()):
-            self.replaced[number][image] |= instead
 
     def _check_layout(self, tap: Tap) -> None:
         self.check_calls(tap.attention_calls, self.logits)

@@ -14,6 +14,8 @@ from ..attention.calls import compute_dtype
 from ..attention.listeners import HeadNormListener
 from ..attention.record import CallRecorder, RecordedLayer, row_times_attention
 from ..attention.relevance_row import add_update
+from ..attention.tap import Tap, eager
+from ..attention.watchers import NormWatcher
 from ..errors import NoSignalError, OptionError
 from .context import AttributionContext
 from .registry import register_method
@@ -104,7 +106,7 @@ def _gmar(
                 range(context.layout.layers),
                 _norms_of_channel_groups(gradient[:, context.layout.prefix :], context, norm),
             )
-            for gradient in context.gradients_at_last_norm(recorder)
+            for gradient in _gradients_at_last_norm(context, recorder)
         ]
     else:
         norms_by_target = context.differentiate(HeadNormListener(norm, context.real), recorder)
@@ -209,3 +211,31 @@ def _norms_of_channel_groups(
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise OptionError(f"{name}={value!r} is none of {', '.join(allowed)}")
+
+
+def _gradients_at_last_norm(
+    context: AttributionContext, recorder: CallRecorder
+) -> list[Float[Tensor, "images tokens width"]]:
+    """Returns the gradient, per question, at the norm in front of the last attention; `recorder` sees the
+    layers.
+    """
+    if not isinstance(context.images, Tensor):  # of texts the graph begins at the first attention, not at pixels
+        raise OptionError("grad_at='last_ln' is for pictures: take grad_at='attention' for texts")
+    watcher = NormWatcher()
+    gradients = []
+    with torch.enable_grad():
+        # The sum is no leaf, so the tap takes it for an activation and the whole graph is built.
+        images = context.images.detach().requires_grad_() + 0
+        with eager(), Tap(recorder, len(context.images), context.gradient, context.layout.layers), watcher:
+            logits = context.model.logits(images)
+        context.logits = logits.detach()
+        at = watcher.before_attention
+        if at is None:
+            raise OptionError(
+                "grad_at='last_ln', but this model calls no layer norm before its last attention, "
+                "or writes that attention out by hand"
+            )
+        for number in range(context.questions):
+            (gradient,) = torch.autograd.grad(context.scalar(logits, number), [at], retain_graph=True)
+            gradients.append(gradient)
+    return gradients

@@ -27,7 +27,9 @@ from torch.nn.functional import interpolate
 from ..attention.tap import eager
 from ..attention.token_stream import TokenStream
 from ..errors import NoSignalError, OptionError, UnsupportedOperationError
+from ..objectives import evaluate_objective
 from ..silence import silenced
+from ..targets import ask_function
 from .context import AttributionContext
 from .dropped_tokens import TokenDropper
 from .registry import register_method
@@ -73,7 +75,7 @@ def vit_cx(
         features = feature_masks(_features(context, stream), (context.images.shape[-2], context.images.shape[-1]))
         masks = merge_masks(features, similar_masks(features.flatten(1), threshold))
         generator = torch.Generator().manual_seed(seed)
-        whole = context.values(context.logits[image : image + 1], image)
+        whole = _values(context, context.logits[image : image + 1], image)
         scores = []
         for part in masks.split(masks_per_pass):
             noise = NOISE * torch.randn(len(part), *context.images.shape[1:], generator=generator)
@@ -169,7 +171,7 @@ def _answers(
     with eager(), torch.no_grad():
         logits = context.model.logits(torch.cat([original * mask + unseen, original + unseen]))
     masked, noisy = logits.split(len(masks))
-    return context.values(masked, image), context.values(noisy, image)
+    return _values(context, masked, image), _values(context, noisy, image)
 
 
 # Lloyd's iterations. The masks are the centroids' upper halves, which hardly move after the first few.
@@ -217,7 +219,7 @@ def tis(
             logits.append(dropper.logits(image, part))
             done = image * len(distinct) + sum(map(len, logits))
             context.report("sampling tokens", done, len(streams) * len(distinct))
-        scores = context.values(torch.cat(logits), image)[again.to(logits[0].device)]
+        scores = _values(context, torch.cat(logits), image)[again.to(logits[0].device)]
         mask = torch.zeros(len(chosen), patches, dtype=torch.bool).scatter(1, chosen, True).to(scores.device)
         tokens = scores.new_zeros(scores.shape[1], total)
         tokens[:, first : first + patches] = coverage_mean(mask, scores)
@@ -291,3 +293,31 @@ def _check_sampling(masks: int, keep: float, masks_per_pass: int) -> None:
         raise OptionError(f"masks={masks} and masks_per_pass={masks_per_pass} must be 1 or more")
     if not 0 < keep <= 1:
         raise OptionError(f"keep={keep} must be a share of the patches, above 0 and at most 1")
+
+
+def _values(
+    context: AttributionContext, logits: Float[Tensor, "rows classes"], image: int
+) -> Float[Tensor, "rows targets"]:
+    """Returns the objective of one image's targets, for logits that the model gave of that image in many forms."""
+    values, replaced = [], []
+    for number in range(context.targets.index.shape[1]):
+        target = context.targets.index[image, number].to(logits.device).expand(len(logits))
+        against = None if context.against is None else context.against.index[image, number].to(logits.device)
+        against = None if against is None else against.expand(len(logits))
+        function = context.targets.function(image, number)
+        value, instead = evaluate_objective(
+            context.objective, logits, target.clamp(min=0), against, output=context.output
+        )
+        if function is not None:
+            value = torch.stack([ask_function(function, row) for row in context.output.numbers(logits)])
+        values.append(value)
+        replaced.append(instead.any())
+    _note_replaced(context, image, torch.stack(replaced))
+    return torch.stack(values, dim=1)
+
+
+def _note_replaced(context: AttributionContext, image: int, replaced: Bool[Tensor, " targets"]) -> None:
+    if not context.replaced:
+        context.replaced.extend(torch.zeros(len(context.images), dtype=torch.bool) for _ in replaced)
+    for number, instead in enumerate(replaced.tolist()):
+        context.replaced[number][image] |= instead

@@ -89,7 +89,8 @@ class VisionModel:
             InputSizeError: when the model does not take images of that size or with this number of channels.
             ModelError: when there are not as many class names as classes.
         """
-        return self.kind_for(images).logits(self.answer(images, rows=rows))
+        kind, numbers = self.kind_for(images), self.answer(images, rows=rows)
+        return numbers if kind.encoding == "logits" else kind.logits(numbers)
 
     def answer(
         self, images: Float[Tensor, "batch channels height width"], *, rows: int | None = None

@@ -21,8 +21,7 @@ from ..objectives import Objective, default_objective, objective_name
 from ..provenance import Provenance
 from ..targets import Targets, Wanted, pair_up, parse_targets, predicted, refuse_same, refuse_unpredicted
 from .explanation import TextExplanation
-from .reading import NAMES, Reading, reading_of, readout_rows
-from .run import TextRun
+from .reading import NAMES, Reading, TextContext, reading_of, readout_rows
 
 __all__ = ["explain_text"]
 
@@ -125,7 +124,7 @@ def explain_text(
     replaced = torch.zeros(len(asked), columns, dtype=torch.bool)
     for some in _groups(encoded, reading, model, batch_size):
         batch = model.batch([encoded[number] for number in some])
-        run = TextRun(
+        run = TextContext(
             model=model,
             images=batch,
             layout=reading.layout(batch.real.shape[1]),

@@ -1,4 +1,4 @@
-"""How a text classifier is built: its attentions, and which of a text's tokens its head reads."""
+"""How a text classifier is built: its attentions, which of a text's tokens its head reads; and how methods ask it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ..attention.observe import Observation, ShapeObserver
 from ..attention.tap import Tap, eager
 from ..errors import LayoutError, NoAttentionError, UnsupportedAttentionError
+from ..methods.context import AttributionContext
 from ..models.layout import TokenLayout
 from ..models.readiness import model_errors, refuse_replaced
-from ..models.text_model import TextModel
+from ..models.text_model import TextModel, TokenBatch
 from ..outputs import LOGITS, Output, recognise
 
-__all__ = ["Reading", "Reads", "reading_of", "readout_rows"]
+__all__ = ["Reading", "Reads", "TextContext", "reading_of", "readout_rows"]
 
 Reads = Literal["first", "last", "mean"]
 NAMES: dict[Reads, str] = {"first": "first token", "last": "last token", "mean": "mean of the tokens"}
@@ -74,6 +75,20 @@ def readout_rows(reads: Reads, real: Bool[Tensor, "texts tokens"]) -> Float[Tens
         return real.double() / length[:, None]
     at = torch.zeros_like(length) if reads == "first" else length - 1
     return nn.functional.one_hot(at, real.shape[1]).double()
+
+
+@dataclass(eq=False)
+class TextContext(AttributionContext[TextModel, TokenBatch]):
+    """What a method needs of texts: their tokens are one row of patches, and each text has its own readout."""
+
+    @property
+    def real(self) -> Bool[Tensor, "texts tokens"] | None:
+        """Returns which tokens are not padding; None where no token is padding."""
+        return None if bool(self.images.real.all()) else self.images.real
+
+    def answer(self) -> Float[Tensor, "texts classes"]:
+        """Returns the model's logits for the texts; gradients flow."""
+        return self.output.logits(self.model.logits(self.images))
 
 
 def _work_out(model: TextModel, given: Reads | None) -> Reading:
