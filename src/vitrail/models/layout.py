@@ -159,6 +159,7 @@ def _followed(model: VisionModel, images: Tensor, refusal: MovingTokensError) ->
     """
     try:
         with model_errors(model.name, model.module):
+            model.kind_for(images)  # which asks the model in its turn, and must not be followed
             trace = trace_graph(model.logits, noise_like(images, 2, seed=0))
     except (UnsupportedAttentionError, PackedBatchError) as error:
         refusal.args = (f"{refusal}; nor can its tokens be followed: {error}",)
