@@ -336,10 +336,12 @@ class TokenFollower(TorchDispatchMode):
         child = torch.tensor([row for row, one in enumerate(parents) for _ in one])
         parent = torch.tensor([label for one in parents for label in one])
         weight = torch.tensor([value for one in parents for value in one.values()], dtype=torch.float64)
-        return self._make_flat(child, parent, weight, len(parents), branch, residual=True)
+        written = self.tokens.of("branch")[parent].double()
+        residual = torch.zeros(len(parents), dtype=torch.float64).index_add_(0, child, written) > 0
+        return self._make_flat(child, parent, weight, len(parents), branch, residual)
 
     def _make_flat(
-        self, child: Tensor, parent: Tensor, weight: Tensor, count: int, branch: Tensor, residual: bool = False
+        self, child: Tensor, parent: Tensor, weight: Tensor, count: int, branch: Tensor, residual: Tensor | None = None
     ) -> Tensor:
         tokens = self.tokens
         image = tokens.of("image")[parent]
@@ -356,7 +358,10 @@ class TokenFollower(TorchDispatchMode):
             total = torch.zeros(count, dtype=torch.float64).index_add_(0, child[placed], (weight * at)[placed])
             places.append(total / share)  # NaN where no parent has a place
         labels = tokens.add(places[0], places[1], of_child, branch)
-        tokens.steps.append(Merge(labels[child], parent, weight, residual))
+        with_residual = torch.zeros_like(child, dtype=torch.bool) if residual is None else residual[child]
+        for flag in with_residual.unique().tolist():
+            on = with_residual == flag
+            tokens.steps.append(Merge(labels[child[on]], parent[on], weight[on], flag))
         return labels
 
     def merge(self, rows: Float[Tensor, "rows parents"]) -> Float[Tensor, " rows"]:

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import UnsupportedAttentionError
@@ -148,21 +148,42 @@ def rollout_row(
     """Returns the readout's row at the leaves where attention alone moves it: r[keys] += r[written] · E_h[A_h].
 
     With `halve`, a residual and what is added to it get half of the row each. Calls before `first` move nothing; with
-    `only`, no call but that one does, and its residual counts for nothing.
+    `only`, no call but that one does, and its residual counts for nothing. Even so a call moves what it has written
+    without a residual: nothing else leads on from there.
     """
     row = like.new_zeros(len(like), graph.size)
     row[:, graph.root] = 1
+    counted = {step.call for step in graph.steps if isinstance(step, Attend) and step.call >= first}
+    counted = counted if only is None else {only}
+    elsewhere = _lead_on(graph, counted).to(row.device)
     for step in reversed(graph.steps):
         if isinstance(step, Merge):
-            carry(row, step, 0.5 if halve and step.residual else 1.0)
-        elif step.call >= first and only in (None, step.call):
+            kept = elsewhere[step.parent] | ~elsewhere[step.child]
+            whole = torch.full_like(elsewhere, not (halve and step.residual))
+            whole[step.child[~kept]] = True  # what was added does not count, so the residual is all there is
+            carry(row, step, kept * torch.where(whole[step.child], 1.0, 0.5))
+        elif bool(row[:, step.written.to(row.device)].any()):
             update = row_times_attention(graph.windows_of(row, step), layers[step.call])
-            row = row if only is None else torch.zeros_like(row)
+            row = torch.zeros_like(row) if step.call == only else row
             graph.add_to_keys(row, step, update)
     return row[:, graph.leaves.to(row.device).flatten()]
 
 
-def carry(row: Float[Tensor, "images tokens"], merge: Merge, share: float = 1.0) -> None:
+def _lead_on(graph: TokenGraph, counted: set[int]) -> Bool[Tensor, " tokens"]:
+    """Which tokens are led on from by more than calls that do not count, such as a residual."""
+    found = torch.zeros(graph.size, dtype=torch.bool)
+    found[graph.leaves] = True
+    for step in graph.steps:
+        if isinstance(step, Attend):
+            found[step.written.flatten()] = step.call in counted
+        else:
+            found[step.child[found[step.parent]]] = True
+            if step.residual:  # a class token's own, which is no token
+                found[step.child[torch.bincount(step.child)[step.child] == 1]] = True
+    return found
+
+
+def carry(row: Float[Tensor, "images tokens"], merge: Merge, share: float | Float[Tensor, " edges"] = 1.0) -> None:
     """Adds r[child] · weights · share to r[parents], in place."""
     child, parent, weight = (one.to(row.device) for one in (merge.child, merge.parent, merge.weight))
     row.index_add_(1, parent, row[:, child] * (share * weight.to(row.dtype)))

@@ -298,6 +298,14 @@ class FollowingVisitor:
         y, x = (torch.where(at > 0, tokens.of(name)[at], nowhere) for name in ("y", "x"))
         written = tokens.add(y, x, of_group.repeat_interleave(count), True).view(groups, count)
         tokens.steps.append(Attend(self.calls, written, key.long(), of_group))
+        none, of_key = query == NONE, (key == NONE).sum(dim=1, keepdim=True)
+        own = none & (none.sum(dim=1, keepdim=True) == of_key)
+        if bool(own.any()):
+            # They look at themselves (a class token's first block), so what they were is their residual, and no token.
+            y, x = y.view(groups, count)[own], x.view(groups, count)[own]
+            summed = tokens.add(y, x, of_group[:, None].expand_as(own)[own], True)
+            tokens.steps.append(Merge(summed, written[own], torch.ones(len(summed), dtype=torch.float64), True))
+            written = written.masked_scatter(own, summed)
         tokens.attended = True
         self.calls += 1
         return written.double()

@@ -1,0 +1,530 @@
+"""Models whose tokens do not stay in place, and their maps from dense matrices. Shares no code with `vitrail`.
+
+A map is read off a matrix T whose rows say, of every present token, how it depends on the tokens of the finest grid.
+Each family states by index tables, taken from its module's source, what its layers do to T:
+
+    block         T ← T + B T        B = E_h[f(∇A_h) ⊙ A_h], window by window put into a matrix over all tokens
+    merging       T ← M T            every row of M is uniform over the tokens that the merged one is made of
+
+What T would be without attention is subtracted at the end.
+
+    family = FAMILIES["swin"]
+    module, images = family.build(), family.images(2)
+    maps = reference_maps(family, module, images, target=3)      # {"complete": 2 x rows x cols, …}
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import reference
+import torch
+from families import enliven
+from torch import Tensor, nn
+
+CLASSES = 7
+Grid = tuple[int, int]
+
+
+def numbers(grid: Grid) -> Tensor:
+    """The tokens of a grid, row after row."""
+    return torch.arange(grid[0] * grid[1]).view(grid)
+
+
+def windows(grid: Grid, size: int, shift: Grid = (0, 0)) -> Tensor:
+    """Windows of a grid that is rolled and then padded (−1) to whole windows: (windows, size²)."""
+    at = numbers(grid).roll((-shift[0], -shift[1]), (0, 1))
+    rows, cols = (-(-one // size) * size for one in grid)
+    padded = torch.full((rows, cols), -1)
+    padded[: grid[0], : grid[1]] = at
+    return torch.stack(
+        [
+            padded[top : top + size, left : left + size].flatten()
+            for top in range(0, rows, size)
+            for left in range(0, cols, size)
+        ]
+    )
+
+
+def strided_windows(grid: Grid, size: int) -> Tensor:
+    """Windows of size² tokens spread over the whole grid."""
+    rows, cols = grid[0] // size, grid[1] // size
+    return torch.stack([numbers(grid)[top::rows, left::cols].flatten() for top in range(rows) for left in range(cols)])
+
+
+def pooled(grid: Grid, kernel: int, stride: int, padding: int = 0, before: int = 0) -> Tensor:
+    """The matrix of a convolution or pooling: uniform over what of its window lies on the grid.
+
+    The first `before` tokens are no part of the grid and stay as they are.
+    """
+    rows, cols = ((one + 2 * padding - kernel) // stride + 1 for one in grid)
+    matrix = torch.zeros(rows * cols + before, grid[0] * grid[1] + before, dtype=torch.float64)
+    matrix[range(before), range(before)] = 1
+    for row in range(rows):
+        for col in range(cols):
+            top, left = row * stride - padding, col * stride - padding
+            for y in range(max(top, 0), min(top + kernel, grid[0])):
+                for x in range(max(left, 0), min(left + kernel, grid[1])):
+                    matrix[before + row * cols + col, before + y * grid[1] + x] = 1
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+@dataclass
+class Walk:
+    """Goes through a model's attentions in order, with one matrix per window for each; `halve` is rollout's.
+
+    Attentions before `first` move nothing; but where they have no residual, only they lead on.
+    """
+
+    maps: list[Tensor]
+    images: int
+    halve: bool = False
+    first: int = 0
+    only: bool = False
+    calls: int = field(default=0, init=False)
+
+    def attend(
+        self, keys: Tensor, asked: Tensor, of: Tensor, residual: Tensor | None = None, queries: int | None = None
+    ) -> Tensor:
+        """T after attention: `asked` and `of` (windows, tokens) number queries and keys, −1 a token that is padding.
+
+        `residual` is added (none: nothing is); rows of T that no query writes are those of the residual.
+        """
+        count = queries if residual is None else residual.shape[-2]
+        assert count is not None
+        total = keys.new_zeros(self.images, count, keys.shape[-2])
+        given = self.maps[self.calls].reshape(self.images, *asked.shape, of.shape[1])
+        for window, (rows, cols) in enumerate(zip(asked, of, strict=True)):
+            for q, row in enumerate(rows.tolist()):
+                if row >= 0:
+                    real = cols >= 0
+                    total[:, row].index_add_(1, cols[real], given[:, window, q, real])
+        self.calls += 1
+        update = total @ keys
+        if residual is None:
+            return update
+        if self.calls <= self.first:
+            return residual
+        if self.only:
+            return update
+        return (residual + update) / 2 if self.halve else residual + update
+
+    def block(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """A plain block: queries, keys and residual are the same tokens."""
+        return self.attend(tokens, index, index, tokens)
+
+
+@dataclass(frozen=True)
+class Family:
+    """`walk(walk, T)` gives the row at the grid's tokens; `grid` is the finest that attention looks at.
+
+    `head_axis` is that of attention in five dimensions, `last` the last call that joins tokens.
+    """
+
+    make: Callable[[], nn.Module]
+    walk: Callable[[Walk, Tensor], Tensor]
+    grid: Grid
+    size: Grid = (32, 32)
+    head_axis: int = 1
+    last: int = -1
+    seed: int = 0
+    slow: bool = False
+
+    def build(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            module = self.make().eval()
+            enliven(module)
+        return module
+
+    def images(self, batch: int = 2, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        draws = [torch.randn(3, *self.size, generator=generator, dtype=torch.float64) for _ in range(batch)]
+        return torch.stack(draws)
+
+
+RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "complete": lambda a, g: g * a,
+    "gae": lambda a, g: g.clamp(min=0) * a,
+    "absolute": lambda a, g: g.abs() * a,
+    "rollout": lambda a, g: a,
+    "raw": lambda a, g: a,
+}
+
+
+def reference_maps(family: Family, module: nn.Module, images: Tensor, target: int, first: int = 0) -> dict[str, Tensor]:
+    """The maps of all methods in float64, attentions before `first` left out; the module is changed to it."""
+    captured = reference.capture(module, images)
+    gradients = captured.gradients(captured.logits[:, target].sum())
+    leaves = family.grid[0] * family.grid[1]
+    start = torch.eye(leaves, dtype=torch.float64).expand(len(images), -1, -1)
+    maps = {}
+    for method, rule in RULES.items():
+        parts = []
+        for a, g in zip(captured.maps, gradients, strict=True):
+            axis = family.head_axis if a.dim() == 5 else 1
+            parts.append(rule(a, g).mean(axis).flatten(0, -3).detach())
+        raw = method == "raw"
+        walk = Walk(parts, len(images), method == "rollout", len(parts) + family.last if raw else first, raw)
+        row = family.walk(walk, start)
+        assert walk.calls == len(parts)
+        if method in ("complete", "gae", "absolute"):
+            row = row - family.walk(Walk([torch.zeros_like(one) for one in parts], len(images)), start)
+        maps[method] = row.reshape(len(images), *family.grid)
+    return maps
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(name: str, walk: Callable[[Walk, Tensor], Tensor], grid: Grid, **facts: Any):
+    def register(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        FAMILIES[name] = Family(make, walk, grid, seed=sum(map(ord, name)), **facts)
+        return make
+
+    return register
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def merged_2x2(grid: Grid) -> Tensor:
+    """Patch merging: 2×2 tokens, at an odd edge those that there are."""
+    rows, cols = -(-grid[0] // 2), -(-grid[1] // 2)
+    matrix = torch.zeros(rows * cols, grid[0] * grid[1], dtype=torch.float64)
+    for y in range(grid[0]):
+        for x in range(grid[1]):
+            matrix[y // 2 * cols + x // 2, y * grid[1] + x] = 1
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+def swin_walk(grids: list[Grid], window: int) -> Callable[[Walk, Tensor], Tensor]:
+    """Two blocks a stage, the second's windows shifted along the sides that are longer than a window."""
+
+    def walk(to: Walk, t: Tensor) -> Tensor:
+        for stage, grid in enumerate(grids):
+            t = t if stage == 0 else merged_2x2(grids[stage - 1]) @ t
+            t = to.block(t, windows(grid, window))
+            t = to.block(t, windows(grid, window, tuple(window // 2 if side > window else 0 for side in grid)))
+        return t.mean(1)
+
+    return walk
+
+
+SWIN = {"img_size": 32, "patch_size": 4, "num_classes": CLASSES, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4)}
+
+
+@family("swin", swin_walk([(8, 8), (4, 4)], 4), (8, 8))
+def swin() -> nn.Module:
+    from timm.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer(**SWIN, window_size=4)
+
+
+@family("swin_padded", swin_walk([(10, 7), (5, 4), (3, 2)], 2), (10, 7), size=(40, 28), slow=True)
+def swin_padded() -> nn.Module:
+    from timm.models.swin_transformer import SwinTransformer
+
+    options = {"img_size": (40, 28), "depths": (2, 2, 2), "num_heads": (2, 2, 2)}
+    return SwinTransformer(**{**SWIN, **options}, window_size=2)
+
+
+@family("swin_v2", swin_walk([(8, 8), (4, 4)], 2), (8, 8), slow=True)
+def swin_v2() -> nn.Module:
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    return SwinTransformerV2(**SWIN, window_size=2)
+
+
+@family("torchvision_swin", swin_walk([(8, 8), (4, 4)], 4), (8, 8), slow=True)
+def torchvision_swin() -> nn.Module:
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer([4, 4], 8, [2, 2], [2, 4], [4, 4], num_classes=CLASSES)
+
+
+@family("hf_swin", swin_walk([(8, 8), (4, 4)], 4), (8, 8), slow=True)
+def hf_swin() -> nn.Module:
+    import transformers
+
+    config = transformers.SwinConfig(
+        image_size=32,
+        patch_size=4,
+        embed_dim=8,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+        num_labels=CLASSES,
+    )
+    return transformers.SwinForImageClassification(config)
+
+
+def maxvit_walk(to: Walk, t: Tensor) -> Tensor:
+    """Windows, then a grid of strided windows. Between the stages the mean of a 2×2 shortcut and a 3×3 convolution."""
+    t = to.block(t, windows((8, 8), 4))
+    t = to.block(t, strided_windows((8, 8), 4))
+    t = (pooled((8, 8), 2, 2) + pooled((8, 8), 3, 2, 1)) / 2 @ t
+    t = to.block(t, windows((4, 4), 4))
+    t = to.block(t, strided_windows((4, 4), 4))
+    return t.mean(1)
+
+
+@family("maxvit", maxvit_walk, (8, 8))
+def maxvit() -> nn.Module:
+    from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
+
+    transformer = MaxxVitTransformerCfg(dim_head=8, window_size=(4, 4))
+    config = MaxxVitCfg((8, 16), (1, 1), ("M", "M"), stem_width=8, transformer_cfg=transformer)
+    return MaxxVit(config, img_size=32, num_classes=CLASSES)
+
+
+def coatnet_walk(to: Walk, t: Tensor) -> Tensor:
+    """Convolutions down to the grid; a transformer stage first pools 2×2, for its attention and for the shortcut."""
+    everything = numbers((4, 4)).view(1, -1)
+    t = to.block(t, everything)
+    t = to.block(t, everything)
+    t = pooled((4, 4), 2, 2) @ t
+    return to.block(t, numbers((2, 2)).view(1, -1)).mean(1)
+
+
+@family("coatnet", coatnet_walk, (4, 4), slow=True)
+def coatnet() -> nn.Module:
+    from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
+
+    transformer = MaxxVitTransformerCfg(dim_head=8, rel_pos_type="bias")
+    config = MaxxVitCfg((8, 8, 16), (1, 2, 1), ("C", "T", "T"), stem_width=8, transformer_cfg=transformer)
+    return MaxxVit(config, img_size=32, num_classes=CLASSES)
+
+
+def nest_walk(to: Walk, t: Tensor) -> Tensor:
+    """Blocks of 4×4; between the levels a maximum over 3×3 with stride 2."""
+    t = to.block(t, windows((8, 8), 4))
+    t = to.block(t, windows((8, 8), 4))
+    t = pooled((8, 8), 3, 2, 1) @ t
+    return to.block(t, windows((4, 4), 4)).mean(1)
+
+
+@family("nest", nest_walk, (8, 8))
+def nest() -> nn.Module:
+    from timm.models.nest import Nest
+
+    return Nest(32, 3, 4, 2, (8, 16), (2, 4), (2, 1), CLASSES, drop_path_rate=0.0)
+
+
+def gcvit_walk(to: Walk, t: Tensor) -> Tensor:
+    """A block with its own queries, one with the image's global queries; the residual is the window's own token."""
+    t = to.block(t, windows((8, 8), 4))
+    t = to.block(t, windows((8, 8), 4))
+    t = pooled((8, 8), 3, 2, 1) @ t
+    t = to.block(t, windows((4, 4), 4))
+    t = to.block(t, windows((4, 4), 4))
+    return t.mean(1)
+
+
+@family("gcvit", gcvit_walk, (8, 8), slow=True)
+def gcvit() -> nn.Module:
+    from timm.models.gcvit import GlobalContextVit
+
+    return GlobalContextVit(
+        3, CLASSES, "avg", 32, window_size=(4, 4), embed_dim=8, depths=(2, 2), num_heads=(2, 2), layer_scale=0.5
+    )
+
+
+def davit_walk(to: Walk, t: Tensor) -> Tensor:
+    """A window block, then attention among channels, which moves nothing between tokens."""
+    t = to.block(t, windows((8, 8), 4))
+    to.calls += 1
+    t = pooled((8, 8), 2, 2) @ t
+    t = to.block(t, windows((4, 4), 4))
+    to.calls += 1
+    return t.mean(1)
+
+
+@family("davit", davit_walk, (8, 8), last=-2)
+def davit() -> nn.Module:
+    from timm.models.davit import DaVit
+
+    return DaVit(3, (1, 1), (8, 16), (2, 2), window_size=4, mlp_ratio=2, down_kernel_size=2, num_classes=CLASSES)
+
+
+# --- pooled keys and queries ------------------------------------------------------------------------------------------
+
+
+def pvt_walk(to: Walk, t: Tensor) -> Tensor:
+    """Keys reduced 2×2 in the first stage, none in the second; a 3×3 convolution of stride 2 between."""
+    every = numbers((8, 8)).view(1, -1)
+    for _ in range(2):
+        t = to.attend(pooled((8, 8), 2, 2) @ t, every, numbers((4, 4)).view(1, -1), t)
+    t = pooled((8, 8), 3, 2, 1) @ t
+    return to.block(t, numbers((4, 4)).view(1, -1)).mean(1)
+
+
+PVT = {"embed_dims": (8, 16), "num_heads": (1, 2), "mlp_ratios": (2, 2), "sr_ratios": (2, 1), "depths": (2, 1)}
+
+
+@family("pvt_v2", pvt_walk, (8, 8))
+def pvt_v2() -> nn.Module:
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2
+
+    return PyramidVisionTransformerV2(**PVT, num_classes=CLASSES)
+
+
+@family("hf_segformer", pvt_walk, (8, 8), slow=True)
+def hf_segformer() -> nn.Module:
+    import transformers
+
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[2, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 16],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        num_labels=CLASSES,
+    )
+    return transformers.SegformerForImageClassification(config)
+
+
+def twins_walk(to: Walk, t: Tensor) -> Tensor:
+    """Windows and sub-sampled keys in turn; a 2×2 patch embedding between the stages."""
+    t = to.block(t, windows((8, 8), 4))
+    t = to.attend(pooled((8, 8), 4, 4) @ t, numbers((8, 8)).view(1, -1), numbers((2, 2)).view(1, -1), t)
+    t = pooled((8, 8), 2, 2) @ t
+    t = to.block(t, windows((4, 4), 2))
+    t = to.attend(pooled((4, 4), 2, 2) @ t, numbers((4, 4)).view(1, -1), numbers((2, 2)).view(1, -1), t)
+    return t.mean(1)
+
+
+@family("twins", twins_walk, (8, 8), head_axis=2)
+def twins() -> nn.Module:
+    from timm.models.twins import Twins
+
+    return Twins(32, 4, 3, CLASSES, "avg", (8, 16), (2, 4), (2, 2), (2, 2), (4, 2), (4, 2))
+
+
+def hiera_walk(to: Walk, t: Tensor) -> Tensor:
+    """Mask units of 4×4, then of 2×2 pooled ones, then global; a pooling block's keys are the tokens before it."""
+    units = windows((8, 8), 4)
+    inside = unrolled(units)
+    t = to.block(t, inside)
+    # The tokens of a mask unit after pooling, in the order in which they are computed, and their keys before it.
+    merged = pooled((8, 8), 2, 2) @ t
+    coarse = windows((4, 4), 2)
+    t = to.attend(t, coarse, inside, merged)
+    t = to.block(t, coarse)
+    merged = pooled((4, 4), 2, 2) @ t
+    t = to.attend(t, numbers((2, 2)).view(4, 1), coarse, merged)
+    return to.block(t, numbers((2, 2)).view(1, -1)).mean(1)
+
+
+def unrolled(units: Tensor) -> Tensor:
+    """4×4 windows in the order of Hiera: for every place within 2×2 cells, the four cells."""
+    cells = units.view(-1, 2, 2, 2, 2)  # windows, cell row, row in it, cell column, column in it
+    return cells.permute(0, 2, 4, 1, 3).reshape(len(units), 16)
+
+
+@family("hiera", hiera_walk, (8, 8))
+def hiera() -> nn.Module:
+    from timm.models.hiera import Hiera
+
+    return Hiera(
+        img_size=(32, 32),
+        embed_dim=8,
+        num_heads=2,
+        num_classes=CLASSES,
+        stages=(1, 2, 2),
+        q_pool=2,
+        mask_unit_size=(4, 4),
+        mask_unit_attn=(True, True, False),
+        init_values=0.5,
+    )
+
+
+def mvit_walk(before: int) -> Callable[[Walk, Tensor], Tensor]:
+    """3×3 pooling of queries and keys; `before` class tokens pass it."""
+
+    def every(count: int) -> Tensor:
+        return torch.arange(count + before).view(1, -1)
+
+    def walk(to: Walk, t: Tensor) -> Tensor:
+        t = torch.cat([t.new_zeros(len(t), before, t.shape[-1]), t], dim=1)
+        t = to.attend(pooled((8, 8), 3, 4, 1, before) @ t, every(64), every(4), t)
+        keys = pooled((8, 8), 3, 2, 1, before) @ t
+        t = to.attend(keys, every(16), every(16), pooled((8, 8), 3, 2, 1, before) @ t)
+        t = to.attend(pooled((4, 4), 3, 2, 1, before) @ t, every(16), every(4), t)
+        return t[:, 0] if before else t.mean(1)
+
+    return walk
+
+
+def mvit_v2(**options: Any) -> nn.Module:
+    from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+
+    config = MultiScaleVitCfg(
+        depths=(1, 2),
+        embed_dim=(8, 16),
+        num_heads=(1, 2),
+        stride_q=((1, 1), (2, 2)),
+        **{"stride_kv_adaptive": (4, 4), **options},
+    )
+    return MultiScaleVit(config, img_size=(32, 32), num_classes=CLASSES)
+
+
+family("mvit_v2", mvit_walk(0), (8, 8), slow=True)(mvit_v2)
+family("mvit_v2_class", mvit_walk(1), (8, 8))(lambda: mvit_v2(use_cls_token=True, use_abs_pos=True))
+
+
+def levit_walk(to: Walk, t: Tensor) -> Tensor:
+    """An attention without residual asks every second token; keys are all."""
+    t = to.block(t, numbers((4, 4)).view(1, -1))
+    t = to.attend(t, numbers((2, 2)).view(1, -1), numbers((4, 4)).view(1, -1), None, 4)
+    return to.block(t, numbers((2, 2)).view(1, -1)).mean(1)
+
+
+def levit(use_conv: bool = False) -> nn.Module:
+    from timm.models.levit import Levit
+
+    return Levit(32, 3, CLASSES, (16, 16), 8, (1, 1), (2, 2), stem_type="s8", use_conv=use_conv)
+
+
+family("levit", levit_walk, (4, 4))(levit)
+family("levit_conv", levit_walk, (4, 4), slow=True)(lambda: levit(use_conv=True))
+
+
+# --- class attention and stages with a class token --------------------------------------------------------------------
+
+
+def cait_walk(to: Walk, t: Tensor) -> Tensor:
+    """The class token comes in at the end, and alone asks."""
+    t = to.block(t, numbers((4, 4)).view(1, -1))
+    t = to.block(t, numbers((4, 4)).view(1, -1))
+    token = t.new_zeros(len(t), 1, t.shape[-1])
+    for _ in range(2):
+        token = to.attend(torch.cat([token, t], 1), torch.zeros(1, 1).long(), torch.arange(17).view(1, -1), token)
+    return token[:, 0]
+
+
+@family("cait", cait_walk, (4, 4))
+def cait() -> nn.Module:
+    from timm.models.cait import Cait
+
+    return Cait(32, 8, 3, CLASSES, embed_dim=16, depth=2, num_heads=2)
+
+
+def pit_walk(to: Walk, t: Tensor) -> Tensor:
+    """A class token besides the grid, which is convolved 3×3 with stride 2 between the stages."""
+    t = torch.cat([t.new_zeros(len(t), 1, t.shape[-1]), t], dim=1)
+    t = to.block(t, torch.arange(17).view(1, -1))
+    t = pooled((4, 4), 3, 2, 1, 1) @ t
+    return to.block(t, torch.arange(5).view(1, -1))[:, 0]
+
+
+@family("pit", pit_walk, (4, 4), slow=True)
+def pit() -> nn.Module:
+    from timm.models.pit import PoolingVisionTransformer
+
+    return PoolingVisionTransformer(
+        32, 8, 8, base_dims=(8, 8), depth=(1, 1), heads=(2, 4), mlp_ratio=2, num_classes=CLASSES
+    )
