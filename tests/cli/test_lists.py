@@ -2,6 +2,8 @@
 
 import json
 
+import timm
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import vitrail
@@ -18,6 +20,25 @@ def test_methods_lists_all_of_them() -> None:
     assert [row["name"] for row in rows if row["signed"]] == [
         info.name for info in vitrail.list_methods() if info.signed
     ]
+
+
+def test_describe_lists_how_tokens_move() -> None:
+    plain = CliRunner().invoke(app, ["describe", "bestiary"])
+    assert plain.exit_code == 0
+    assert "1 token(s) before 12 x 12 patches" in plain.stdout
+    assert "attention 0:" not in plain.stdout  # a chain needs no list
+
+
+def test_describe_lists_how_the_tokens_of_a_pyramid_move(tmp_path) -> None:
+    weights = tmp_path / "maxvit.safetensors"
+    save_file(timm.create_model("test_maxvit", num_classes=5).state_dict(), weights)
+    asked = ["describe", "timm/test_maxvit", "--checkpoint", str(weights), "--num-classes", "5", "--size", "96x96"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.stderr
+    assert "attention 0: " in result.stdout
+    assert "residual: " in result.stdout
+    assert "merge: 1 token(s) made of " in result.stdout
+    assert "raw, rollout, gae, complete, absolute follow these steps" in result.stdout
 
 
 def test_models_takes_a_pattern() -> None:

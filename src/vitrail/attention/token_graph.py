@@ -106,6 +106,21 @@ class TokenGraph:
         at, _ = self.identity()
         return max(call for call, row in at.items() if bool(row.any()))
 
+    def lines(self) -> list[str]:
+        """Returns each step in words, in the order of the forward pass."""
+        told = []
+        for step in self.steps:
+            if isinstance(step, Attend):
+                windows, queries, keys = *step.written.shape, step.keys.shape[1]
+                told.append(f"attention {step.call}: {windows} window(s) of {queries} queries and {keys} keys")
+            elif step.residual:
+                told.append(f"residual: {len(step.child.unique())} tokens are sums with what attention wrote")
+            else:
+                made, parents = step.child.unique(return_counts=True)
+                few, many = int(parents.min()), int(parents.max())
+                told.append(f"merge: {len(made)} token(s) made of {few if few == many else f'{few} to {many}'} each")
+        return told
+
     def windows_of(self, row: Float[Tensor, "images tokens"], step: Attend) -> Float[Tensor, "windows queries"]:
         """Returns the row at the tokens that a call writes, one per window of every image."""
         found = row[:, step.written.to(row.device)]

@@ -92,6 +92,7 @@ app.command("text", cls=spelled())(text.text_command)
 app.command("demo", cls=spelled())(demo.demo_command)
 app.command("app", cls=spelled())(app_page.app_command)
 app.command("models", cls=spelled())(lists.models_command)
+app.command("describe", cls=spelled())(lists.describe_command)
 app.command("methods", cls=spelled())(lists.methods_command)
 app.add_typer(bestiary.group, name="bestiary")
 

@@ -1,4 +1,4 @@
-"""`vitrail methods` and `vitrail models`: the names that `--method` and `--model` take."""
+"""`vitrail methods`, `vitrail models`, `vitrail describe`: what `--method` and `--model` take, and what a model is."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from vitrail.cli import options as shared
 from vitrail.cli.console import show, show_json, show_result
 
-__all__ = ["methods_command", "models_command"]
+__all__ = ["describe_command", "methods_command", "models_command"]
 
 
 def methods_command(as_json: shared.AsJson = False) -> None:
@@ -20,6 +20,34 @@ def methods_command(as_json: shared.AsJson = False) -> None:
     rows = [[words[value] if isinstance(value := one[field], bool) else value for field in fields] for one in found]
     header = ("method", "signed", "by class", "passes", "level", "what it is", "reference")
     show_result(found, header, rows, as_json=as_json, fold=True)
+
+
+def describe_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=shared.MODEL_HELP)],
+    checkpoint: shared.Checkpoint = None,
+    num_classes: shared.NumClasses = None,
+    size: shared.InputSize = None,
+) -> None:
+    """Describe a model: its input, its tokens, how they move from layer to layer, and the methods that follow them."""
+    from vitrail.cli.image_run import load_named
+    from vitrail.methods import list_methods
+    from vitrail.models.layout import layout_of
+
+    found = load_named(
+        model, checkpoint, device="cpu", num_classes=num_classes, size=shared.parse_size(size) if size else None
+    )
+    for line in found.describe().splitlines():
+        show(line)
+    graph = layout_of(found, found.blank(), follow=True).graph
+    if graph is not None:
+        show()
+        show("Tokens, from the image to the logits:")
+        for line in graph.lines():
+            show(f"  {line}")
+        able = ", ".join(info.name for info in list_methods() if info.follows)
+        show(
+            f"\n{able} follow these steps; other methods refuse this model, but for the CAM family with --option layer=."
+        )
 
 
 def models_command(
