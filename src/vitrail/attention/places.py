@@ -144,7 +144,7 @@ def _by_code(tokens: int, gradient: PixelGradient, everything: Float[Tensor, "ch
     by_number, token_of = numbers.sort()
     channels, height, width = size.shape
     found = name[alone].long().cpu()
-    at = torch.searchsorted(by_number, found).clamp(max=tokens - 1)
+    at = torch.searchsorted(by_number.contiguous(), found.contiguous()).clamp(max=tokens - 1)
     known = by_number[at] == found
     token = token_of[at[known]]
     row = torch.arange(height)[:, None].expand(channels, height, width)[alone.cpu()][known]

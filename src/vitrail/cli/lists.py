@@ -45,9 +45,8 @@ def describe_command(
         for line in graph.lines():
             show(f"  {line}")
         able = ", ".join(info.name for info in list_methods() if info.follows)
-        show(
-            f"\n{able} follow these steps; other methods refuse this model, but for the CAM family with --option layer=."
-        )
+        show()
+        show(f"{able} follow these steps. Other methods refuse this model; the CAM family takes --option layer=NAME.")
 
 
 def models_command(
