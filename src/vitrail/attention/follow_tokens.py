@@ -59,7 +59,7 @@ _NEUTRAL = {
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "any", "all", "argmax", "argmin", "argsort", "zeros_like",
     "ones_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "empty_like", "rand_like",
     "randn_like", "bernoulli", "_assert_async", "item", "_local_scalar_dense", "sym_size", "is_nonzero", "equal",
-    "bitwise_not", "logical_not", "isfinite", "topk", "sort", "numel", "detach", "alias", "resize",
+    "bitwise_not", "logical_not", "isfinite", "numel", "detach", "alias", "resize",
     "_assert_tensor_metadata"
 }
 _VIEWS = {"as_strided", "squeeze", "unsqueeze", "transpose", "t", "swapaxes", "resize", "detach"}
@@ -184,16 +184,19 @@ class TokenFollower(TorchDispatchMode):
         first = next(iter(_tensors(result)), None)
         if first is None:
             return
-        if not first.is_floating_point():
-            for tensor in _tensors(result):
+        shared = first.untyped_storage()._cdata in {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
+        view = shared and (not name.endswith("_") or plain in _VIEWS)
+        for tensor in _tensors(result):
+            if not tensor.is_floating_point() and not view:
                 # Numbers and conditions read from tokens: what they choose depends on the image.
                 self.mark(tensor, torch.full((), MIXED))
+        if not first.is_floating_point() or view:
+            return  # the labels of a view lie in the storage that it shares
+        if plain in ("sort", "topk"):
+            self._order(plain, args, kwargs, first)
             return
         if plain in _NEUTRAL:
             return
-        shared = first.untyped_storage()._cdata in {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
-        if shared and (not name.endswith("_") or plain in _VIEWS):
-            return  # a view, whose labels lie in the storage that it shares
         if plain in _REARRANGING:
             self._rearrange(func, args, kwargs, result)
         elif plain in _ELEMENTWISE:
@@ -222,6 +225,9 @@ class TokenFollower(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if chosen and name.rstrip("_") != "where":
             raise UnsupportedAttentionError(f"{name} moves tokens to places that hang on the image")
+        if chosen:  # like the larger of two: which it is hangs on the image
+            self.mark(result, *self._joined(list(args[1:]), result, "maximum"))
+            return
         depth = max(len(self.labels(one) or ()) for one in _tensors((args, kwargs)) if one.is_floating_point())
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "layout", "device", "pin_memory")}
         if name in ("_to_copy", "clone", "contiguous"):
@@ -255,6 +261,16 @@ class TokenFollower(TorchDispatchMode):
             parts = self.labels(tensor) or [torch.zeros_like(tensor, dtype=torch.float64)] * depth
             parts = [found if at == number else part.clone() for at, part in enumerate(parts)]
             self.mark(tensor, *parts)
+
+    def _order(self, name: str, args: tuple, kwargs: dict[str, Any], values: Tensor) -> None:
+        """Numbers in order: those of one token stay its own, those of several are of any; scores are no tokens."""
+        labels = self.labels(args[0])
+        if labels is None or len(labels) == 2:
+            return
+        at = 2 if name == "topk" else 1
+        dim = kwargs.get("dim", args[at] if len(args) > at else -1)
+        found, alone = self._contract(labels[0].movedim(dim, -1))
+        self.mark(values, (found if alone else torch.full_like(found, MIXED)).unsqueeze(dim).expand(values.shape))
 
     def _keep(self, name: str, given: Tensor, result: Tensor) -> None:
         labels = self.labels(given)
@@ -290,7 +306,8 @@ class TokenFollower(TorchDispatchMode):
         pairs = torch.stack([torch.div(code, CODE, rounding_mode="floor"), code.remainder(CODE)], dim=1)
         if bool(((left == MIXED) | (right == MIXED)).any()):
             raise UnsupportedAttentionError(
-                "tokens are joined with a mixture of all of them (linear attention), which has no attention matrix"
+                "tokens are joined with a mixture of all of them (linear attention, tokens in an order of their own), "
+                "which has no attention matrix"
             )
         if name not in ("add", "sub", "rsub", "maximum", "minimum", "lerp"):
             # A product of a token with what is made of several: a gate, which scales and moves nothing.
@@ -415,7 +432,8 @@ class TokenFollower(TorchDispatchMode):
         rows = None if lefts is None else self._contract(lefts[0])
         columns = None if rights is None else self._contract(rights[0].transpose(-1, -2))
         if rows is not None and columns is not None:
-            if rows[1] and columns[1]:
+            mixed = bool((rows[0] == MIXED).any() or (columns[0] == MIXED).any())
+            if rows[1] and columns[1] and not mixed:
                 self.mark(
                     result, rows[0][..., None].expand(result.shape), columns[0][..., None, :].expand(result.shape)
                 )
