@@ -185,8 +185,10 @@ def refuse_an_order_of_its_own(model: VisionModel, images: Float[Tensor, "batch 
     alone, both = tokens
     if alone is None or both is None or both.shape != (2 * len(alone), *alone.shape[1:]):
         return  # images in one sequence are sent one by one
-    one, two = alone.float(), both.float().unflatten(0, (2, -1))
-    if float((two - one).nan_to_num().abs().max()) > DIFFERENT * float(one.nan_to_num().abs().max()):
+    one, two = alone.float(), both.float()
+    orders = two.unflatten(0, (2, -1)), two.unflatten(0, (-1, 2)).transpose(0, 1)  # of windows the images may alternate
+    apart = min(float((order - one).nan_to_num().abs().max()) for order in orders)
+    if apart > DIFFERENT * float(one.nan_to_num().abs().max()):
         raise UnsupportedAttentionError(
             f"{model.name} does not do the same with every image of a batch: two copies of an image get other tokens "
             f"than the image alone. {_DRAWN}"
