@@ -80,7 +80,7 @@ def explain_guided(
     ask = partial(attribute, **question, progress=progress)
     inputs = prepare(model, images)
     step = batch_size or len(inputs.batch)
-    layout = layout_of(model, inputs.batch)
+    layout = layout_of(model, inputs.batch, follow=setup.info.follows)
     alone = logits_of(model, inputs.batch, step)
     output = model.kind_for(inputs.batch)
     if output.link is None:
@@ -250,7 +250,7 @@ def _joined(
     """One explanation of the originals: the mean of the cropped maps, with everything stitched beside it."""
     first = parts[0]
     if len({tuple(scores.shape[-2:]) for scores in maps}) > 1:
-        own = layout_of(model, inputs.batch)
+        own = layout_of(model, inputs.batch, follow=True)
         maps = [to_grid(scores, (own.rows, own.cols)) for scores in maps]
     scores = torch.stack(maps).mean(dim=0)
     pictures = inputs.pictures

@@ -266,4 +266,4 @@ WORDS = {
 
 
 def _layout(model: VisionModel, size: tuple[int, int], channels: int) -> TokenLayout:
-    return layout_of(model, torch.zeros(1, channels, *size, device=model.device, dtype=model.dtype))
+    return layout_of(model, torch.zeros(1, channels, *size, device=model.device, dtype=model.dtype), follow=True)
