@@ -7,6 +7,7 @@ import families
 import graph_families
 import pytest
 import torch
+import torch.nn.functional as F
 from dense_relevance import reference_maps
 from families import enliven
 from graph_families import FAMILIES
@@ -292,7 +293,20 @@ def linear_attention(x: torch.Tensor) -> torch.Tensor:
     return x + x.relu() @ (x.relu().transpose(1, 2) @ x)
 
 
-def spectrum(x: torch.Tensor) -> torch.Tensor:
+def each_with_those_before(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(1)
+
+
+def added_up(x: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(x)[:, :8].index_put((torch.tensor(0), torch.arange(16) // 2), x[0], accumulate=True)
+
+
+def blurred_scores(x: torch.Tensor) -> torch.Tensor:
+    scores = F.avg_pool2d((x @ x.transpose(1, 2))[:, None], 3, 1, 1)
+    return x + (scores.softmax(-1) @ x[:, None])[:, 0]
+
+
+def product(x: torch.Tensor) -> torch.Tensor:
     return torch.cumprod(x, 1)
 
 
@@ -306,7 +320,10 @@ def in_one_sequence(x: torch.Tensor) -> torch.Tensor:
         (sorted_by_content, UnsupportedAttentionError, "gather moves tokens to places that hang on the image"),
         (largest_first, UnsupportedAttentionError, "attention 1 looks at mixtures of all tokens"),
         (linear_attention, UnsupportedAttentionError, "linear attention.*no attention matrix"),
-        (spectrum, UnsupportedAttentionError, "the operation cumprod, which has no rule"),
+        (each_with_those_before, UnsupportedAttentionError, "cumsum joins every token with those before it"),
+        (added_up, UnsupportedAttentionError, "accumulate=True adds tokens up"),
+        (blurred_scores, UnsupportedAttentionError, "neighbouring attention scores are joined"),
+        (product, UnsupportedAttentionError, "the operation cumprod, which has no rule"),
         (in_one_sequence, PackedBatchError, "joins tokens of several images of a batch"),
     ],
 )
@@ -330,6 +347,35 @@ def test_a_choice_between_tokens_is_of_both():
             enliven(module)
         scores.append(explained(vitrail.wrap(module.double()), images).scores)
     assert error(scores[1], scores[0]) < 1e-12
+
+
+class TalkingHeads(families.WrittenOutAttention):
+    """Mixes the heads' probabilities, by a convolution of 1×1 or by a product."""
+
+    by_convolution = True
+
+    def __init__(self) -> None:
+        super().__init__(8, 2)
+        self.mix = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1)).softmax(dim=-1)
+        if self.by_convolution:
+            weights = self.mix(weights)
+        else:
+            weights = F.linear(weights.permute(0, 2, 3, 1), self.mix.weight[:, :, 0, 0], self.mix.bias)
+            weights = weights.permute(0, 3, 1, 2)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_heads_may_be_mixed_by_a_convolution():
+    module, images = Mixed(lambda x: x[:, ::2]), FAMILIES["swin"].images()[..., :16, :16]
+    module.first.attention = TalkingHeads()
+    enliven(module)
+    found = explained(vitrail.wrap(module.eval().double()), images).scores
+    module.first.attention.by_convolution = False
+    assert error(found, explained(vitrail.wrap(module), images).scores) < 1e-12
 
 
 def test_a_refusal_says_what_was_in_the_way():

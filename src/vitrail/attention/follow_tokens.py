@@ -203,7 +203,7 @@ class TokenFollower(TorchDispatchMode):
             given = [one for one in _tensors((args, kwargs)) if one.is_floating_point()]
             self.mark(first, *self._joined(given, first, plain))
         elif plain in _NORMS or plain in _SOFTMAX or plain in ("cumsum", "glu"):
-            self._keep(plain, args[0], first)
+            self._keep(plain, args, kwargs, first)
         elif plain in ("mm", "bmm", "addmm", "baddbmm", "linear"):
             self._product(plain, args, first)
         elif plain in ("convolution", "_convolution"):
@@ -225,6 +225,8 @@ class TokenFollower(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if chosen and name.rstrip("_") != "where":
             raise UnsupportedAttentionError(f"{name} moves tokens to places that hang on the image")
+        if "index_put" in name and (args[3:4] == (True,) or kwargs.get("accumulate")):
+            raise UnsupportedAttentionError("index_put with accumulate=True adds tokens up, which has no rule")
         if chosen:  # like the larger of two: which it is hangs on the image
             self.mark(result, *self._joined(list(args[1:]), result, "maximum"))
             return
@@ -272,12 +274,16 @@ class TokenFollower(TorchDispatchMode):
         found, alone = self._contract(labels[0].movedim(dim, -1))
         self.mark(values, (found if alone else torch.full_like(found, MIXED)).unsqueeze(dim).expand(values.shape))
 
-    def _keep(self, name: str, given: Tensor, result: Tensor) -> None:
-        labels = self.labels(given)
+    def _keep(self, name: str, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
+        labels = self.labels(args[0])
         if labels is None:
             return
-        if name == "glu":
-            labels = [one.chunk(2, dim=-1)[0] for one in labels]
+        if name in ("cumsum", "glu"):
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+            if name == "glu":
+                labels = [one.chunk(2, dim)[0] for one in labels]
+            elif not all(self._contract(one.movedim(dim, -1))[1] for one in labels):
+                raise UnsupportedAttentionError("cumsum joins every token with those before it, which has no rule")
         self.mark(result, *labels)
 
     def _joined(self, given: list[Tensor], result: Tensor, name: str) -> list[Tensor]:
@@ -474,11 +480,19 @@ class TokenFollower(TorchDispatchMode):
         if result.dim() != 4 or transposed:
             kind = "transposed convolution" if transposed else f"convolution over {result.dim() - 2} dimensions"
             raise UnsupportedAttentionError(f"a {kind} moves the tokens, which has no rule")
-        self.mark(result, self._local(labels[0], tuple(weight.shape[2:]), stride, padding, dilation, result))
+        if len(labels) == 2 and tuple(weight.shape[2:]) == (1, 1) and all(self._same_channels(one) for one in labels):
+            self.mark(result, *(one[:, :1].expand(result.shape) for one in labels))  # heads are mixed, token by token
+            return
+        self.mark(result, self._local(labels, tuple(weight.shape[2:]), stride, padding, dilation, result))
 
-    def _local(self, labels: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor) -> Tensor:
+    def _local(
+        self, labels: list[Tensor], kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
+    ) -> Tensor:
         """The labels of what slides over a grid: the same where it stays on it, else a token made of its support."""
-        grid = labels[:, :1] if self._same_channels(labels) else self._merge_last(labels.movedim(1, -1))[:, None]
+        if len(labels) == 2:
+            raise UnsupportedAttentionError("neighbouring attention scores are joined, which has no rule")
+        (given,) = labels
+        grid = given[:, :1] if self._same_channels(given) else self._merge_last(given.movedim(1, -1))[:, None]
         height, width = result.shape[-2:]
         if tuple(stride) == (1, 1) and grid.shape[-2:] == result.shape[-2:]:
             if tuple(kernel) != (1, 1) and self.tokens.attended:
@@ -505,7 +519,7 @@ class TokenFollower(TorchDispatchMode):
         assert labels is not None
         given = [*args[1:], *([None] * 4)]
         kernel, stride, padding = _pair(given[0]), _pair(given[1] or given[0]), _pair(given[2] or 0)
-        self.mark(result, self._local(labels[0], kernel, stride, padding, (1, 1), result))
+        self.mark(result, self._local(labels, kernel, stride, padding, (1, 1), result))
 
     def _adaptive_pool(self, given: Tensor, result: Tensor) -> None:
         labels = self.labels(given)
@@ -516,7 +530,7 @@ class TokenFollower(TorchDispatchMode):
         if (rows, columns) == (1, 1):
             self.mark(result, labels[0])
             return
-        self.mark(result, self._local(labels[0], (rows, columns), (rows, columns), (0, 0), (1, 1), result))
+        self.mark(result, self._local(labels, (rows, columns), (rows, columns), (0, 0), (1, 1), result))
 
     def _reduce(self, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         labels = self.labels(args[0])
