@@ -182,6 +182,46 @@ def test_the_map_that_can_be_saved_is_the_one_that_is_explained(service, tmp_pat
     assert b"<svg" in service.download("ada", shown.question.query(), "svg")[2]
 
 
+SURFACES = ["bestiary", "timm/test_vit", pytest.param("timm/vit_tiny_patch16_224", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_python_command_and_page_give_one_map(name, creature, tmp_path, request):
+    """The same picture and class, everything else by default: equal bit for bit."""
+    import timm
+    from safetensors.torch import save_file
+    from typer.testing import CliRunner
+
+    import vitrail
+    from vitrail.cli import app
+
+    weights = None
+    if name == "timm/test_vit":
+        weights = tmp_path / "weights.safetensors"
+        save_file(timm.create_model("test_vit").state_dict(), weights)
+    elif name != "bestiary":
+        weights = next((request.getfixturevalue("shared") / "models").glob("vit_tiny_patch16_224*"))
+    picture = tmp_path / "tavel.png"
+    picture.write_bytes(creature)
+    wanted = vitrail.explain(load(name, checkpoint=weights), picture, 3)
+
+    words = ["explain", str(picture), "--model", name, "--target", "3", "--format", "safetensors"]
+    words += ["--output", str(tmp_path / "out"), *(["--checkpoint", str(weights)] if weights else [])]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    (saved,) = (tmp_path / "out").glob("*.safetensors")
+    assert torch.equal(Explanation.load(saved).scores, wanted.scores)
+
+    service = Service(
+        ModelCache(name, load=lambda name, weights: load(name, checkpoint=weights), checkpoint=weights), LIMITS
+    )
+    query = service.upload("ada", "", "tavel.png", base64_of(creature)).question.query()
+    asked = service.arrive("ada", "&".join([*(one for one in query.split("&") if "target=" not in one), "target=3"]))
+    assert asked.status == ""
+    (tmp_path / "page.safetensors").write_bytes(service.download("ada", asked.question.query(), "safetensors")[2])
+    assert torch.equal(Explanation.load(tmp_path / "page.safetensors").scores, wanted.scores)
+
+
 def test_a_patch_says_its_score_and_what_its_token_attends_to(service):
     import vitrail
     from vitrail.app.pictures import example_picture
