@@ -352,3 +352,29 @@ def pit() -> nn.Module:
     return PoolingVisionTransformer(
         32, 8, 8, base_dims=(8, 8), depth=(1, 1), heads=(2, 4), mlp_ratio=2, num_classes=CLASSES
     )
+
+
+def tnt_walk(to: Walk, t: Tensor) -> Tensor:
+    """Inner tokens within each patch; an outer token is the mean of all that was made of them, plus what was written.
+
+    Rollout's residual and all that was written count alike.
+    """
+    inside, outside = windows((8, 8), 4), torch.arange(5).view(1, -1)
+    merged = torch.zeros(4, 64, dtype=torch.float64).scatter_(1, inside, 1 / 16)
+    made, written, token = [merged @ t], [], t.new_zeros(len(t), 1, 64)
+    for _ in range(3):
+        t = to.block(t, inside)
+        made.append(merged @ t)
+        outer = torch.stack(made).mean(0) + sum(written)
+        outer = torch.cat([token, outer / (1 + len(written)) if to.halve else outer], 1)
+        update = to.attend(outer, outside, outside, torch.zeros_like(outer)) * (1 + to.halve)
+        written.append(update[:, 1:])
+        token = (token + update[:, :1]) / (1 + to.halve)
+    return token[:, 0]
+
+
+@family("tnt", tnt_walk, (8, 8), slow=True)
+def tnt() -> nn.Module:
+    from timm.models.tnt import TNT
+
+    return TNT(32, 16, 3, CLASSES, "token", 16, 8, 3, 2, 2, mlp_ratio=2)

@@ -65,9 +65,12 @@ def test_maps_are_those_of_dense_matrices(name):
 def test_single_precision_is_as_good_as_it_can_be(name):
     family = FAMILIES[name]
     module, images = family.build(), family.images()
-    found = explained(vitrail.wrap(module), images.float()).scores
-    assert found.dtype == torch.float32
-    assert error(found, reference_maps(family, module, images, target=3)["complete"]) < 1e-5
+    model = vitrail.wrap(module)
+    found = {method: explained(model, images.float(), method=method).scores for method in ("complete", "rollout")}
+    right = reference_maps(family, module, images, target=3)
+    for method, scores in found.items():
+        assert scores.dtype == torch.float32
+        assert error(scores, right[method]) < 1e-5
 
 
 # --- what must hold of any model --------------------------------------------------------------------------------------

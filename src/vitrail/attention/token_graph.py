@@ -162,7 +162,7 @@ def rollout_row(
 ) -> Float[Tensor, "images patches"]:
     """Returns the readout's row at the leaves where attention alone moves it: r[keys] += r[written] · E_h[A_h].
 
-    With `halve`, a residual and what is added to it get half of the row each. Calls before `first` move nothing; with
+    With `halve`, a residual and what is added to it get equal parts of the row. Calls before `first` move nothing; with
     `only`, no call but that one does, and its residual counts for nothing. Even so a call moves what it has written
     without a residual: nothing else leads on from there.
     """
@@ -174,9 +174,8 @@ def rollout_row(
     for step in reversed(graph.steps):
         if isinstance(step, Merge):
             kept = elsewhere[step.parent] | ~elsewhere[step.child]
-            whole = torch.full_like(elsewhere, not (halve and step.residual))
-            whole[step.child[~kept]] = True  # what was added does not count, so the residual is all there is
-            carry(row, step, kept * torch.where(whole[step.child], 1.0, 0.5))
+            equal = halve and step.residual
+            carry(row, step, _equal_parts(step, kept, graph.size) if equal else kept.double())
         elif bool(row[:, step.written.to(row.device)].any()):
             update = row_times_attention(graph.windows_of(row, step), layers[step.call])
             row = torch.zeros_like(row) if step.call == only else row
@@ -198,10 +197,18 @@ def _lead_on(graph: TokenGraph, counted: set[int]) -> Bool[Tensor, " tokens"]:
     return found
 
 
+def _equal_parts(merge: Merge, kept: Bool[Tensor, " edges"], size: int) -> Float[Tensor, " edges"]:
+    """What brings the kept weights of every token to a sum of one; a class token keeps half of its first to itself."""
+    child, weight = merge.child.to(kept.device), merge.weight.to(kept.device)
+    total = torch.zeros(size, dtype=weight.dtype, device=kept.device).index_add_(0, child, weight * kept)
+    alone = torch.bincount(child, minlength=size) == 1
+    return torch.where(alone, 0.5, 1 / total)[child].nan_to_num(posinf=0) * kept
+
+
 def carry(row: Float[Tensor, "images tokens"], merge: Merge, share: float | Float[Tensor, " edges"] = 1.0) -> None:
     """Adds r[child] · weights · share to r[parents], in place."""
     child, parent, weight = (one.to(row.device) for one in (merge.child, merge.parent, merge.weight))
-    row.index_add_(1, parent, row[:, child] * (share * weight.to(row.dtype)))
+    row.index_add_(1, parent, row[:, child] * (share * weight).to(row.dtype))
 
 
 class GraphRow:
