@@ -11,6 +11,7 @@ from torch import Tensor
 from .attention.gradient_modes import GradientMode, check_gradient_mode
 from .errors import (
     LayoutError,
+    MovingTokensError,
     NoAttentionError,
     NonFiniteError,
     NoSignalError,
@@ -265,9 +266,12 @@ def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[s
     """How the model's tokens lie; for a method that looks at one named layer only, how that layer's output does."""
     try:
         return layout_of(model, batch, follow=info.follows)
-    except (LayoutError, NoAttentionError, UnsupportedAttentionError):
+    except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
         layer = options.get("layer")
         if not (info.reads_layer and isinstance(layer, str)):
+            if isinstance(error, MovingTokensError) and not info.follows:
+                able = ", ".join(one.name for one in list_methods() if one.follows)
+                error.args = (f"{error}; {info.name} follows no tokens that move, as {able} do",)
             raise
         return layout_of_layer(model, batch, layer)
 

@@ -324,7 +324,7 @@ def in_one_sequence(x: torch.Tensor) -> torch.Tensor:
         (largest_first, UnsupportedAttentionError, "attention 1 looks at mixtures of all tokens"),
         (linear_attention, UnsupportedAttentionError, "linear attention.*no attention matrix"),
         (each_with_those_before, UnsupportedAttentionError, "cumsum joins every token with those before it"),
-        (added_up, UnsupportedAttentionError, "accumulate=True adds tokens up"),
+        (added_up, UnsupportedAttentionError, "index_put adds tokens up"),
         (blurred_scores, UnsupportedAttentionError, "neighbouring attention scores are joined"),
         (product, UnsupportedAttentionError, "the operation cumprod, which has no rule"),
         (in_one_sequence, PackedBatchError, "joins tokens of several images of a batch"),
@@ -386,3 +386,8 @@ def test_a_refusal_says_what_was_in_the_way():
     enliven(module)
     with pytest.raises(MovingTokensError, match=r"nor can its tokens be followed: .* cumprod"):
         explained(vitrail.wrap(module), FAMILIES["swin"].images()[..., :16, :16].float())
+
+
+def test_a_method_that_follows_no_tokens_names_those_that_do():
+    with pytest.raises(MovingTokensError, match=r"legrad follows no tokens that move, as raw, rollout, gae.* do$"):
+        explained(vitrail.wrap(FAMILIES["swin"].build()), FAMILIES["swin"].images(1).float(), method="legrad")

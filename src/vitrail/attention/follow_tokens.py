@@ -226,7 +226,7 @@ class TokenFollower(TorchDispatchMode):
         if chosen and name.rstrip("_") != "where":
             raise UnsupportedAttentionError(f"{name} moves tokens to places that hang on the image")
         if "index_put" in name and (args[3:4] == (True,) or kwargs.get("accumulate")):
-            raise UnsupportedAttentionError("index_put with accumulate=True adds tokens up, which has no rule")
+            raise UnsupportedAttentionError("index_put adds tokens up, which has no rule")
         if chosen:  # like the larger of two: which it is hangs on the image
             self.mark(result, *self._joined(list(args[1:]), result, "maximum"))
             return
