@@ -156,11 +156,13 @@ def test_dropout_in_attention_is_refused():
         F.scaled_dot_product_attention(query, query, query, dropout_p=0.1)
 
 
-def test_a_bias_that_depends_on_the_image_is_refused():
+@pytest.mark.parametrize("gradient", ["full", "leaf"])
+def test_a_bias_that_depends_on_the_image_has_a_gradient_where_attention_has(gradient):
     query = torch.randn(1, 2, 5, 4)
     bias = torch.zeros(5, 5, requires_grad=True) + 0
-    with pytest.raises(UnsupportedAttentionError, match="attention 0 has a bias"), Tap(CallRecorder(), 1):
-        F.scaled_dot_product_attention(query, query, query, attn_mask=bias)
+    with Tap(CallRecorder(), 1, gradient):
+        output = F.scaled_dot_product_attention(query, query, query, attn_mask=bias)
+    assert output.requires_grad == (gradient == "full")
 
 
 def test_softmax_over_classes_or_experts_is_no_attention():

@@ -231,11 +231,11 @@ class WindowsAsHeads(MergedHeads):
 
 def test_windows_joined_with_the_heads_are_no_heads():
     with pytest.raises(UnsupportedAttentionError, match="heads of attention 0 of 2 see different parts of the image"):
-        vitrail.explain(build(Plain, attention=WindowsAsHeads), images())
+        vitrail.explain(build(Plain, attention=WindowsAsHeads), images(), method="gmar_l1")
     module = build(Plain, attention=MergedHeads)
     module.blocks[1].attention = build(Plain, attention=WindowsAsHeads).blocks[1].attention
     with pytest.raises(UnsupportedAttentionError, match="attention 1 of 2.*attention within windows"):
-        vitrail.explain(module, images())
+        vitrail.explain(module, images(), method="gmar_l1")
 
 
 class ChanceAtTheHead(Plain):

@@ -62,6 +62,11 @@ class AttentionCall:
     def keys(self) -> int:
         return self.key.shape[2]
 
+    @property
+    def moving_bias(self) -> bool:
+        """Returns whether a bias on the scores depends on the image, as relative positions times queries in SAM."""
+        return self.mask is not None and self.mask.requires_grad
+
     def output(self) -> Float[Tensor, "images heads queries value_width"]:
         """Returns the attention's output by the fused kernel that the plain model would use."""
         return F.scaled_dot_product_attention(

@@ -142,6 +142,11 @@ class DifferentiatedAttention:
         self.keep = False
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        if call.moving_bias:
+            assert call.mask is not None
+            # A bias made of queries (SAM), which the model holds in full: written out, its gradient passes, too.
+            scores = call.query @ call.key.transpose(-1, -2) * call.scale + call.mask
+            return self.normalise(scores) @ call.value
         layer = self._next_layer()
         if layer < self.start_layer:
             return call.output()

@@ -39,7 +39,8 @@ _REARRANGING = {
     "constant_pad_nd", "repeat", "im2col", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle",
     "channel_shuffle", "where", "slice_scatter", "select_scatter", "index_put", "repeat_interleave",
     "lift_fresh_copy", "tril", "triu", "reflection_pad2d", "replication_pad2d", "unfold_copy", "masked_select",
-    "view_copy", "permute_copy", "expand_copy", "upsample_nearest2d", "_unsafe_index", "rot90"
+    "view_copy", "permute_copy", "expand_copy", "upsample_nearest2d", "_upsample_nearest_exact2d", "_unsafe_index",
+    "rot90"
 }
 _NORMS = {
     "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
@@ -51,6 +52,9 @@ _REDUCING = {
 }
 _POOLING = {
     "avg_pool2d", "max_pool2d_with_indices", "max_pool2d"
+}
+_RESAMPLING = {
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa"
 }
 _SOFTMAX = {
     "_softmax", "_log_softmax", "_safe_softmax"
@@ -212,6 +216,8 @@ class TokenFollower(TorchDispatchMode):
             self._pool(args, kwargs, first)
         elif plain in ("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"):
             self._adaptive_pool(args[0], first)
+        elif plain in _RESAMPLING:
+            self._resample(func, args, kwargs, first)
         elif plain in _REDUCING:
             self._reduce(plain, args, kwargs, result)
         else:
@@ -477,22 +483,37 @@ class TokenFollower(TorchDispatchMode):
         labels = self.labels(given)
         if labels is None or (self.labels(weight) is not None):
             raise UnsupportedAttentionError("a convolution whose weights are made of tokens has no rule")
-        if result.dim() != 4 or transposed:
-            kind = "transposed convolution" if transposed else f"convolution over {result.dim() - 2} dimensions"
-            raise UnsupportedAttentionError(f"a {kind} moves the tokens, which has no rule")
         if len(labels) == 2 and tuple(weight.shape[2:]) == (1, 1) and all(self._same_channels(one) for one in labels):
             self.mark(result, *(one[:, :1].expand(result.shape) for one in labels))  # heads are mixed, token by token
             return
-        self.mark(result, self._local(labels, tuple(weight.shape[2:]), stride, padding, dilation, result))
+        if transposed:
+            raise UnsupportedAttentionError("a transposed convolution moves the tokens, which has no rule")
+        kernel = tuple(weight.shape[2:])
+        if result.dim() == 3:
+            at = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+            self.mark(result, self._local([one[:, :, None] for one in labels], *at, result[:, :, None])[:, :, 0])
+        elif result.dim() == 5:
+            self.mark(result, self._along_time(labels, kernel, stride, padding, dilation, result))
+        else:
+            self.mark(result, self._local(labels, kernel, stride, padding, dilation, result))
+
+    def _along_time(
+        self, given: list[Tensor], kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
+    ) -> Tensor:
+        """The labels of a convolution whose kernels lie side by side in time, height and width, as those of patches."""
+        if tuple(kernel) != tuple(stride) or any(padding) or set(dilation) != {1} or len(given) == 2:
+            raise UnsupportedAttentionError("a convolution over time whose kernels overlap has no rule")
+        (labels,) = given
+        for at, size in enumerate(kernel):
+            labels = labels.unfold(2 + at, size, size)
+        rows = labels.movedim(1, -1).flatten(4)
+        return self._merge_last(rows)[:, None].expand(result.shape)
 
     def _local(
         self, labels: list[Tensor], kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
     ) -> Tensor:
         """The labels of what slides over a grid: the same where it stays on it, else a token made of its support."""
-        if len(labels) == 2:
-            raise UnsupportedAttentionError("neighbouring attention scores are joined, which has no rule")
-        (given,) = labels
-        grid = given[:, :1] if self._same_channels(given) else self._merge_last(given.movedim(1, -1))[:, None]
+        grid = self._grid(labels)
         height, width = result.shape[-2:]
         if tuple(stride) == (1, 1) and grid.shape[-2:] == result.shape[-2:]:
             if tuple(kernel) != (1, 1) and self.tokens.attended:
@@ -514,6 +535,53 @@ class TokenFollower(TorchDispatchMode):
     def _same_channels(self, labels: Tensor) -> bool:
         return bool((labels == labels[:, :1]).all())
 
+    def _grid(self, labels: list[Tensor]) -> Float[Tensor, "images 1 rows cols"]:
+        """One label for each place, whose channels are joined."""
+        if len(labels) == 2:
+            raise UnsupportedAttentionError("neighbouring attention scores are joined, which has no rule")
+        (given,) = labels
+        return given[:, :1] if self._same_channels(given) else self._merge_last(given.movedim(1, -1))[:, None]
+
+    def _resample(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
+        """Tokens between others: made of those that the interpolation weighs above zero."""
+        labels = self.labels(args[0])
+        assert labels is not None
+        weights = []
+        for at, size in enumerate(args[0].shape[-2:]):
+            unit = torch.eye(size, dtype=torch.float64).view(size, 1, *((size, 1) if at == 0 else (1, size)))
+            spread = func(unit.expand(size, 1, *args[0].shape[-2:]).contiguous(), *args[1:], **kwargs)
+            weights.append((spread[:, 0, :, 0] if at == 0 else spread[:, 0, 0]).T)
+        self.mark(result, self._between(self._grid(labels)[:, 0], *weights)[:, None].expand(result.shape))
+
+    def _between(
+        self,
+        grid: Float[Tensor, "images rows cols"],
+        vertical: Float[Tensor, "new_rows rows"],
+        horizontal: Float[Tensor, "new_cols cols"],
+    ) -> Float[Tensor, "images new_rows new_cols"]:
+        """The labels of a grid whose places are weighted means of another's, rows and columns by themselves."""
+        if bool((grid == MIXED).any()):
+            raise UnsupportedAttentionError("a mixture of all tokens is resampled, which has no rule")
+        device, grid = grid.device, grid.cpu()
+        (y_share, y), (x_share, x) = (
+            one.clamp(min=0).topk(int((one > 0).sum(dim=1).max()), dim=1) for one in (vertical, horizontal)
+        )
+        share = (y_share[:, None, :, None] * x_share[:, None]).flatten(2)
+        parents = grid[:, y[:, None, :, None], x[:, None]].flatten(3)
+        share = torch.where(parents == NONE, 0.0, share.expand(parents.shape))
+        low = torch.where(share > 0, parents, torch.inf).amin(dim=-1)
+        high = torch.where(share > 0, parents, NONE).amax(dim=-1)
+        found = high.clone()
+        several = low < high
+        if bool(several.any()):
+            share, parents = share[several], parents[several]
+            child, at = (share > 0).nonzero(as_tuple=True)
+            parent, weight = parents[child, at].long(), (share / share.sum(dim=-1, keepdim=True))[child, at]
+            whole = torch.ones(len(share), dtype=torch.bool)
+            whole[child[~self.tokens.of("branch")[parent]]] = False
+            found[several] = self._make_flat(child, parent, weight, len(share), whole).double()
+        return found.to(device)
+
     def _pool(self, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
         labels = self.labels(args[0])
         assert labels is not None
@@ -525,8 +593,14 @@ class TokenFollower(TorchDispatchMode):
         labels = self.labels(given)
         assert labels is not None
         rows, columns = given.shape[-2] // result.shape[-2], given.shape[-1] // result.shape[-1]
-        if given.shape[-2] % result.shape[-2] or given.shape[-1] % result.shape[-1]:
-            raise UnsupportedAttentionError("an adaptive pooling whose windows overlap has no rule")
+        if given.shape[-2] % result.shape[-2] or given.shape[-1] % result.shape[-1]:  # windows that overlap
+            weights = [
+                F.adaptive_avg_pool1d(torch.eye(old, dtype=torch.float64), new).T
+                for old, new in zip(given.shape[-2:], result.shape[-2:], strict=True)
+            ]
+            grid = self._grid(labels)[:, 0]
+            self.mark(result, self._between(grid, *weights)[:, None].expand(result.shape))
+            return
         if (rows, columns) == (1, 1):
             self.mark(result, labels[0])
             return

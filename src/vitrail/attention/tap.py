@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import MovingTokensError, PackedBatchError, TrainingModeError, UnsupportedAttentionError
+from ..errors import MovingTokensError, PackedBatchError, TrainingModeError
 from .calls import AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, libra_rules, linear
 
@@ -142,7 +142,6 @@ class Tap(TorchFunctionMode):
     Raises:
         TrainingModeError: when attention is called with dropout.
         PackedBatchError: when one of them joins images.
-        UnsupportedAttentionError: when an attention bias depends on the image through a gradient.
     """
 
     def __init__(
@@ -215,11 +214,8 @@ class Tap(TorchFunctionMode):
                 f"attention {self.attention_calls} drops {dropout_p:.0%} of its links at random, so no two maps would "
                 "agree: call model.eval() first"
             )
-        if attn_mask is not None and attn_mask.requires_grad:
-            raise UnsupportedAttentionError(
-                f"attention {self.attention_calls} has a bias that depends on the image (relative positions times "
-                f"queries, as in SAM); its gradient would be lost; {OTHER_WAY}"
-            )
+        if attn_mask is not None and self._constant_attention:
+            attn_mask = attn_mask.detach()  # a bias that depends on the image, as in SAM
         if query.dim() not in (3, 4) and isinstance(self.visitor, AnyAttention):
             output = self.visitor.attend_any(query, key, value, attn_mask, is_causal, scale, enable_gqa)
             self.attention_calls += 1

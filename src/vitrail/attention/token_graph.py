@@ -31,8 +31,11 @@ __all__ = [
     "Merge",
     "Step",
     "TokenGraph",
+    "call_by_windows",
     "group_dimensions",
     "in_four_dimensions",
+    "join_windows",
+    "part_windows",
     "rollout_row",
 ]
 
@@ -70,7 +73,8 @@ class TokenGraph:
     `root` is the token that the logits read; `leaves` are the tokens of the finest grid that attention looks at, row
     after row. `arrangement` says of calls in more than four dimensions which of them tell windows apart, and
     `window_major` in which calls the images of a batch alternate from window to window; `among_channels` are the calls
-    that move nothing between tokens, with the number of their groups per image and of their queries.
+    that move nothing between tokens, with the number of their groups per image and of their queries. `joined` says of
+    calls in which windows and heads share dimensions how many heads there are, and how many windows within each.
     """
 
     size: int
@@ -81,6 +85,7 @@ class TokenGraph:
     window_major: frozenset[int] = frozenset()
     arrangement: dict[int, tuple[int, ...]] = field(default_factory=dict)
     among_channels: dict[int, tuple[int, int]] = field(default_factory=dict)
+    joined: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def reads(self) -> str:
@@ -332,20 +337,51 @@ def in_four_dimensions(
     return spread.permute(torch.tensor(order).argsort().tolist())
 
 
+def part_windows(
+    joined: Float[Tensor, "images windows_and_heads rows width"], heads: int, within: int
+) -> Float[Tensor, "windows heads rows width"]:
+    """Returns a tensor in which windows and heads share dimensions, (windows, heads, `within` windows), with them
+    apart.
+    """
+    return joined.reshape(-1, heads, within, *joined.shape[-2:]).transpose(1, 2).flatten(0, 1)
+
+
+def join_windows(apart: Float[Tensor, "windows heads rows width"], within: int, like: Tensor) -> Tensor:
+    """Returns a tensor as it was before `part_windows`, its first two dimensions those of `like`."""
+    return apart.unflatten(0, (-1, within)).transpose(1, 2).reshape(*like.shape[:2], *apart.shape[-2:])
+
+
+def call_by_windows(call: AttentionCall, heads: int, within: int) -> AttentionCall:
+    """Returns a call with windows and heads apart."""
+    mask = call.mask
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
+        if mask.shape[:2] != (1, 1):
+            mask = part_windows(mask.expand(call.images, call.heads, *mask.shape[2:]), heads, within)
+    query, key, value = (part_windows(one, heads, within) for one in (call.query, call.key, call.value))
+    return replace(call, query=query, key=key, value=value, mask=mask)
+
+
 class GraphVisitor:
-    """Brings attention in more than four dimensions to `inner` in four; the graph says which of them are heads."""
+    """Brings attention to `inner` with windows and heads apart; the graph says which dimensions are which."""
 
     def __init__(self, inner: Any, graph: TokenGraph) -> None:
         self.inner, self.graph = inner, graph
         self.calls = 0
 
     def attend(self, call: AttentionCall) -> Tensor:
+        joined = self.graph.joined.get(self.calls)
         self.calls += 1
-        return self.inner.attend(replace(call, windows=True))
+        apart = replace(call if joined is None else call_by_windows(call, *joined), windows=True)
+        output = self.inner.attend(apart)
+        return output if joined is None else join_windows(output, joined[1], call.query)
 
     def normalise(self, scores: Tensor) -> Tensor:
+        joined = self.graph.joined.get(self.calls)
         self.calls += 1
-        return self.inner.normalise(scores)
+        if joined is None:
+            return self.inner.normalise(scores)
+        return join_windows(self.inner.normalise(part_windows(scores, *joined)), joined[1], scores)
 
     def attend_any(self, *given: Any) -> Tensor:
         """Computes attention over the last two of any number of dimensions."""

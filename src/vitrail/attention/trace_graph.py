@@ -11,7 +11,17 @@ from ..errors import PackedBatchError, UnsupportedAttentionError
 from .calls import AttentionCall
 from .follow_tokens import MIXED, NONE, TokenFollower, Tokens
 from .tap import Tap, eager
-from .token_graph import Attend, Merge, Step, TokenGraph, group_dimensions, in_four_dimensions
+from .token_graph import (
+    Attend,
+    Merge,
+    Step,
+    TokenGraph,
+    call_by_windows,
+    group_dimensions,
+    in_four_dimensions,
+    join_windows,
+    part_windows,
+)
 
 __all__ = ["Trace", "trace_graph"]
 
@@ -26,7 +36,6 @@ class Trace:
     notes: tuple[str, ...]
 
 
-@torch.no_grad()
 def trace_graph(
     logits_of: Callable[[Tensor], Float[Tensor, "images classes"]],
     images: Float[Tensor, "images channels height width"],
@@ -37,12 +46,15 @@ def trace_graph(
         UnsupportedAttentionError: naming the operation through which the tokens cannot be followed.
         PackedBatchError: where the images are joined.
     """
-    follower = TokenFollower(images)
-    visitor = FollowingVisitor(follower)
-    with eager(), Tap(visitor, len(images)), follower:
-        logits = logits_of(images)
-    found = follower.labels(logits)
-    root = int(follower.merge(found[0][:1])[0]) if found is not None else 0
+    # In inference mode PyTorch shows whole operations (reshape) whose parts have the rules.
+    with torch.inference_mode(False), torch.no_grad():
+        images = images.clone()
+        follower = TokenFollower(images)
+        visitor = FollowingVisitor(follower)
+        with eager(), Tap(visitor, len(images)), follower:
+            logits = logits_of(images)
+        found = follower.labels(logits)
+        root = int(follower.merge(found[0][:1])[0]) if found is not None else 0
     if root <= 0:
         raise UnsupportedAttentionError("the logits follow from no token")
     graph = _graph(follower.tokens, root, visitor)
@@ -91,6 +103,7 @@ def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph
         frozenset(window_major),
         visitor.arrangement,
         visitor.among_channels,
+        visitor.joined,
     )
 
 
@@ -194,6 +207,7 @@ class FollowingVisitor:
         self.images = 2
         self.arrangement: dict[int, tuple[int, ...]] = {}
         self.among_channels: dict[int, tuple[int, int]] = {}
+        self.joined: dict[int, tuple[int, int]] = {}
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         query, key, value = (self.follower.labels(one) for one in (call.query, call.key, call.value))
@@ -203,6 +217,10 @@ class FollowingVisitor:
             self._among_channels(call.images, call.queries)
             self.follower.mark(output, value[0][:, :, :1].expand(output.shape))
             return output
+        joined = self._joined(*(labels[0].amax(dim=-1) for labels in (query, key) if labels is not None))
+        if joined is not None:
+            self.joined[self.calls] = joined
+            return join_windows(self.attend(call_by_windows(call, *joined)), joined[1], call.query)
         self.heads.append(call.heads)
         with self.follower.rest():
             output = call.output()
@@ -235,8 +253,13 @@ class FollowingVisitor:
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
-        self.heads.append(scores.shape[1])
         labels = self.follower.labels(scores)
+        if labels is not None and len(labels) == 2:
+            joined = self._joined(labels[0][..., 0], labels[1][..., 0, :])
+            if joined is not None:
+                self.joined[self.calls] = joined
+                return join_windows(self.normalise(part_windows(scores, *joined)), joined[1], scores)
+        self.heads.append(scores.shape[1])
         with self.follower.rest():
             attention = torch.softmax(scores, dim=-1)
         if labels is not None and bool((labels[0] == MIXED).any()):
@@ -252,6 +275,23 @@ class FollowingVisitor:
             attention, written[:, None, :, None].expand(attention.shape), labels[1].expand(attention.shape)
         )
         return attention
+
+    def _joined(self, *labels: Tensor) -> tuple[int, int] | None:
+        """The number of heads, and of windows within a head, where windows and heads share dimensions; None where they
+        do not.
+        """
+        if not any(_varies(one, 1) for one in labels):
+            return None
+        images, joined = labels[0].shape[:2]
+        _, window = torch.cat(labels, dim=-1).flatten(0, 1).unique(dim=0, return_inverse=True)
+        first = (window == window[0]).nonzero()[:, 0]
+        heads = len(first)
+        within = int(first[1]) if heads > 1 else 1
+        if images * joined % (heads * within):
+            return None
+        apart = window.view(-1, heads, within)
+        alike = bool((apart == apart[:, :1]).all()) and len(apart[:, 0].unique()) == len(window) // heads
+        return (heads, within) if alike else None
 
     def _among_channels(self, groups: int, queries: int) -> None:
         self.among_channels[self.calls] = groups // self.images, queries

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..attention.calls import AttentionCall, blocks, probabilities
 from ..attention.relevance_row import Collector, Gradients, attention_backward, collect_whole, softmax_backward
+from ..errors import UnsupportedOperationError
 from .operations import Divide, Walk
 
 __all__ = ["RelevanceListener", "RelevantAttention", "attention_relevance"]
@@ -73,6 +74,19 @@ def attention_relevance(
     return Gradients(*(total.mul_(operand).mul_(0.5) for total, operand in zip(totals, operands, strict=True)))
 
 
+def refuse_moving_bias(call: AttentionCall) -> None:
+    """Refuses attention whose bias depends on the image: relevance that goes through it would be lost.
+
+    Raises:
+        UnsupportedOperationError: naming methods that need none of this.
+    """
+    if call.moving_bias:
+        raise UnsupportedOperationError(
+            "the attention has a bias that depends on the image (relative positions times queries, as in SAM), which "
+            "has no rule; use complete, gae or gradcam"
+        )
+
+
 class RelevantAttention:
     """The visitor under the rules of Chefer, Gur, Wolf: tells a listener R_A and G of the layers from `first` on.
 
@@ -94,6 +108,7 @@ class RelevantAttention:
         self.upstream: dict[int, Tensor] = {}
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        refuse_moving_bias(call)
         layer = self._next_layer()
         if layer < self.first and not self.to_pixels:
             return call.output()

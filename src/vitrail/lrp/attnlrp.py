@@ -24,6 +24,7 @@ from ..attention.calls import AttentionCall
 from ..attention.gradient_modes import libra_rules
 from ..attention.relevance_row import attention_backward
 from ..errors import OptionError
+from .attention import refuse_moving_bias
 from .tap import Call, RelevanceTap, Rules
 
 __all__ = [
@@ -197,6 +198,7 @@ class SharedAttention:
         self.rule: AttentionRule = rule
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
+        refuse_moving_bias(call)
         return _Attention.apply(call.query, call.key, call.value, call, self.rule)  # pyright: ignore
 
     def normalise(
