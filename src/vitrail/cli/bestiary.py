@@ -23,7 +23,9 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", "-c", help="Weights from your own training run. Default: the built-in ones."),
 ]
-ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in model: bestiary, or bestiary/label-errors.")]
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="Built-in model: bestiary, bestiary/pvt or bestiary/label-errors.")
+]
 PERCENT = "{:.1f} %"
 
 Kind = StrEnum("Kind", "single pair chimera intervention")  # what a scene shows
@@ -172,5 +174,5 @@ def _load(name: str, checkpoint: Path | None) -> "VisionModel":
     from vitrail.models import load
 
     if name.partition("/")[0] != "bestiary":
-        raise UnknownModelError(f"{name} knows no creatures: give bestiary or bestiary/label-errors")
+        raise UnknownModelError(f"{name} knows no creatures: give bestiary, bestiary/pvt or bestiary/label-errors")
     return load(name, checkpoint=checkpoint)

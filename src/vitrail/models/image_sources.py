@@ -2,7 +2,8 @@
 
 - timm: `timm/vit_base_patch16_224`, `timm/vit_base_patch16_224.augreg2_in21k_ft_in1k`, `timm/hf_hub:owner/name`.
 - torchvision: `torchvision/vit_b_16`, with option `weights="IMAGENET1K_SWAG_E2E_V1"`.
-- The built-in models, which need no network: `bestiary`, and `bestiary/label-errors` with planted label errors.
+- The built-in models, which need no network: `bestiary` (a ViT), `bestiary/pvt`, and
+  `bestiary/label-errors` with planted label errors.
 """
 
 import difflib
@@ -273,7 +274,7 @@ def _head(module: nn.Module) -> Any:
     return next((part for name in ("heads", "head", "classifier", "fc") if (part := getattr(module, name, None))), None)
 
 
-_WEIGHTS = {"": "bestiary.safetensors", "label-errors": "label-errors.safetensors"}
+_WEIGHTS = {name: f"{name or 'bestiary'}.safetensors" for name in ("", "label-errors", "pvt")}
 
 
 def bestiary_names() -> list[str]:
@@ -283,18 +284,19 @@ def bestiary_names() -> list[str]:
 
 @source("bestiary", names=bestiary_names)
 def load_bestiary(request: Request) -> VisionModel:
-    """Returns a small timm ViT trained on the bestiary's creatures, from the package itself or from `checkpoint`.
+    """Returns a small timm model trained on the bestiary's creatures, from the package itself or from `checkpoint`.
 
-    With another `size` the position embeddings are resampled; `pretrained=False` gives random weights.
+    With another `size` the position embeddings are resampled (a PVT has none); `pretrained=False` gives random weights.
     """
     # Not before: `import vitrail` shall not wait for the libraries that draw.
-    from ..bestiary.model import MEAN, SIZE, STD, build_model, load_weights
+    from ..bestiary.model import ARCHITECTURES, MEAN, SIZE, STD, build_model, load_weights
     from ..bestiary.species import CLASS_NAMES
 
     if request.name not in _WEIGHTS:
         near = difflib.get_close_matches(request.name, _WEIGHTS, n=1)
         hint = f"; did you mean bestiary/{near[0]}?" if near else ""
-        raise UnknownModelError(f"no model bestiary/{request.name}; there are bestiary and bestiary/label-errors{hint}")
+        known = ", ".join(f"bestiary/{name}".rstrip("/") for name in _WEIGHTS)
+        raise UnknownModelError(f"no model bestiary/{request.name}; there are {known}{hint}")
     options: dict[str, Any] = dict(request.options)
     pretrained = options.pop("pretrained", True)
     if options:
@@ -310,12 +312,12 @@ def load_bestiary(request: Request) -> VisionModel:
         module: Any = load_weights(path)[0]
         metadata |= {"weights": path.name, "checkpoint_sha256": fingerprint(path)}
     else:
-        module = build_model()
+        module = build_model(request.name if request.name in ARCHITECTURES else "vit")
     size = request.size or (SIZE, SIZE)
-    patch = module.patch_embed.patch_size[0]
+    patch = module.feature_info[-1]["reduction"]
     if size[0] % patch or size[1] % patch:
         raise ModelError(f"size {size[0]} x {size[1]} is not a whole number of patches of {patch} x {patch} pixels")
-    if size != (SIZE, SIZE):
+    if size != (SIZE, SIZE) and hasattr(module, "set_input_size"):
         module.set_input_size(img_size=size)
     preprocess = Preprocess(size, None, "bicubic", MEAN, STD)
     return VisionModel(module, f"bestiary/{request.name}".rstrip("/"), preprocess, CLASS_NAMES, metadata=metadata)
