@@ -111,8 +111,8 @@ def test_a_picture_of_many_patches(gradient, targets, monkeypatch):
 
 
 def _by_blocks(init):
-    def with_blocks(self, listener, gradient, start_layer=0, kernel="auto"):
+    def with_blocks(self, listener, gradient, start_layer=0, kernel="auto", branches=False):
         del kernel
-        init(self, listener, gradient, start_layer, "blocks")
+        init(self, listener, gradient, start_layer, "blocks", branches)
 
     return with_blocks

@@ -23,7 +23,7 @@ def test_methods_lists_all_of_them() -> None:
 
 
 def test_describe_lists_how_tokens_move() -> None:
-    plain = CliRunner().invoke(app, ["describe", "bestiary"])
+    plain = CliRunner().invoke(app, ["describe", "--model", "bestiary"])
     assert plain.exit_code == 0
     assert "1 token(s) before 12 x 12 patches" in plain.stdout
     assert "attention 0:" not in plain.stdout  # a chain needs no list
@@ -32,7 +32,17 @@ def test_describe_lists_how_tokens_move() -> None:
 def test_describe_lists_how_the_tokens_of_a_pyramid_move(tmp_path) -> None:
     weights = tmp_path / "maxvit.safetensors"
     save_file(timm.create_model("test_maxvit", num_classes=5).state_dict(), weights)
-    asked = ["describe", "timm/test_maxvit", "--checkpoint", str(weights), "--num-classes", "5", "--size", "160x160"]
+    asked = [
+        "describe",
+        "--model",
+        "timm/test_maxvit",
+        "--checkpoint",
+        str(weights),
+        "--num-classes",
+        "5",
+        "--size",
+        "160x160",
+    ]
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.stderr
     assert "attention 0: " in result.stdout

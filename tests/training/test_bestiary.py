@@ -111,7 +111,7 @@ def test_any_architecture_of_timm_is_trained_resumed_and_loaded(build, tokens, p
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):
-    with pytest.raises(UnknownNameError, match="unknown architecture 'vti'; known: vit. Did you mean 'vit'"):
+    with pytest.raises(UnknownNameError, match="unknown architecture 'vti'; known: vit, swin, pvt. Did you mean 'vit'"):
         train(tmp_path, architecture="vti", recipe=TINY)
 
 

@@ -23,9 +23,10 @@ def methods_command(as_json: shared.AsJson = False) -> None:
 
 
 def describe_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=shared.MODEL_HELP)],
+    model: shared.ModelName,
     checkpoint: shared.Checkpoint = None,
     num_classes: shared.NumClasses = None,
+    class_names: shared.ClassNamesFile = None,
     size: shared.InputSize = None,
 ) -> None:
     """Describe a model: its input, its tokens, how they move from layer to layer, and the methods that follow them."""
@@ -33,9 +34,8 @@ def describe_command(
     from vitrail.methods import list_methods
     from vitrail.models.layout import layout_of
 
-    found = load_named(
-        model, checkpoint, device="cpu", num_classes=num_classes, size=shared.parse_size(size) if size else None
-    )
+    own = {"num_classes": num_classes, "class_names": class_names, "size": shared.parse_size(size) if size else None}
+    found = load_named(model, checkpoint, device="cpu", **own)
     for line in found.describe().splitlines():
         show(line)
     graph = layout_of(found, found.blank(), follow=True).graph
