@@ -7,6 +7,7 @@ from families import enliven
 from torch import nn
 
 import vitrail
+from vitrail.errors import UnsupportedAttentionError
 
 
 class Windows(nn.Module):
@@ -78,3 +79,49 @@ def test_between_grids_nothing_is_lost_and_a_mirrored_image_gets_the_mirrored_ma
         assert float(found.sum()) == pytest.approx(1)
         mirrored = vitrail.explain(module, picture.flip(-1), 2, method=method).scores
         torch.testing.assert_close(mirrored.flip(-1), found, rtol=1e-8, atol=1e-12)
+
+
+class Gated(Windows):
+    """Attention whose output is multiplied with a gate: of its own tokens, of one for all, or of their neighbours."""
+
+    def __init__(self, gate: str) -> None:
+        super().__init__("heads apart")
+        self.kind, self.gate = gate, nn.Linear(8, 8)
+
+    def attend(self, mixed: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        out = super().attend(mixed, x)
+        if self.kind == "none":
+            return out
+        if self.kind == "of all":
+            return out * self.gate(x.mean(dim=1, keepdim=True)).sigmoid()
+        gate = self.gate(x).sigmoid()
+        if self.kind == "of neighbours":
+            gate = F.pad(gate, (0, 0, 1, 0))[:, :-1]
+        return gate * out if self.kind == "in front" else out * gate
+
+
+def gated(kind: str) -> Gated:
+    torch.manual_seed(0)
+    module = Gated(kind)
+    enliven(module)
+    return module.double().eval()
+
+
+@pytest.mark.parametrize("kind", ["in front", "behind", "of all"])
+def test_a_gate_scales_what_attention_wrote_and_moves_nothing(kind):
+    pictures = torch.randn(1, 3, 16, 32, generator=torch.Generator().manual_seed(0)).double()
+    module = gated(kind)
+    assert float(vitrail.explain(module, pictures, 2, method="raw").scores.sum()) == pytest.approx(1)
+    both = vitrail.explain(module, pictures, 2, compete=False, gradient="full").scores
+    module.gate.weight.data.zero_()
+    module.gate.bias.data.fill_(50.0)  # open
+    opened = vitrail.explain(module, pictures, 2, compete=False, gradient="full").scores
+    plain = gated("none")
+    plain.load_state_dict(module.state_dict())
+    torch.testing.assert_close(opened, vitrail.explain(plain, pictures, 2, compete=False, gradient="full").scores)
+    assert not torch.equal(both, opened)
+
+
+def test_tokens_multiplied_with_others_are_refused():
+    with pytest.raises(UnsupportedAttentionError, match="tokens are multiplied with other tokens"):
+        vitrail.explain(gated("of neighbours"), torch.randn(1, 3, 16, 32).double(), 2)

@@ -320,12 +320,12 @@ def in_one_sequence(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("between", "kind", "message"),
     [
-        (sorted_by_content, UnsupportedAttentionError, "gather moves tokens to places that hang on the image"),
+        (sorted_by_content, UnsupportedAttentionError, "gather moves tokens to places that depend on the image"),
         (largest_first, UnsupportedAttentionError, "attention 1 looks at mixtures of all tokens"),
         (linear_attention, UnsupportedAttentionError, "linear attention.*no attention matrix"),
         (each_with_those_before, UnsupportedAttentionError, "cumsum joins every token with those before it"),
         (added_up, UnsupportedAttentionError, "index_put adds tokens up"),
-        (blurred_scores, UnsupportedAttentionError, "neighbouring attention scores are joined"),
+        (blurred_scores, UnsupportedAttentionError, "attention scores are joined by avg_pool2d"),
         (product, UnsupportedAttentionError, "the operation cumprod, which has no rule"),
         (in_one_sequence, PackedBatchError, "joins tokens of several images of a batch"),
     ],

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
+    "AnyCall",
     "AttentionCall",
     "Block",
     "blocks",
@@ -77,6 +78,27 @@ class AttentionCall:
         """Returns the same call cut off from autograd."""
         mask = None if self.mask is None else self.mask.detach()
         return replace(self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask)
+
+
+class AnyCall(NamedTuple):
+    """What reached `scaled_dot_product_attention` in more than four dimensions: attention over the last two.
+
+    `grouped` says that fewer keys than queries have heads of their own.
+    """
+
+    query: Float[Tensor, "*groups queries width"]
+    key: Float[Tensor, "*groups keys width"]
+    value: Float[Tensor, "*groups keys value_width"]
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+    grouped: bool
+
+    def output(self) -> Float[Tensor, "*groups queries value_width"]:
+        """Returns the attention's output by PyTorch's own function."""
+        return F.scaled_dot_product_attention(
+            self.query, self.key, self.value, self.mask, 0.0, self.causal, scale=self.scale, enable_gqa=self.grouped
+        )
 
 
 def from_scaled_dot_product(

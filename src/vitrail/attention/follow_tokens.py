@@ -8,7 +8,6 @@ the architecture. An operation without a rule is refused by name.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import PackedBatchError, UnsupportedAttentionError
-from .token_graph import Merge, Step
+from ..errors import UnsupportedAttentionError
+from .token_grids import between, boxes, one_channel, windows
+from .tokens import MIXED, NONE, Tokens
 
-__all__ = ["MIXED", "NONE", "TokenFollower", "Tokens"]
+__all__ = ["TokenFollower"]
 
-NONE, MIXED, CODE = 0.0, -1.0, 2.0**26
-"""The label of what comes from no token, and of a mixture of many tokens that is no token itself (qᵀk over tokens)."""
-
+CODE = 2.0**26  # more than there are labels
+LOCAL = "Convolutions mix neighbouring tokens between its attentions; the map follows the attentions alone."
 # fmt: off
 _ELEMENTWISE = {
     "add", "sub", "rsub", "mul", "div", "neg", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "pow",
@@ -60,55 +59,11 @@ _SOFTMAX = {
     "_softmax", "_log_softmax", "_safe_softmax"
 }
 _NEUTRAL = {
-    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "any", "all", "argmax", "argmin", "argsort", "zeros_like",
-    "ones_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "empty_like", "rand_like",
-    "randn_like", "bernoulli", "_assert_async", "item", "_local_scalar_dense", "sym_size", "is_nonzero", "equal",
-    "bitwise_not", "logical_not", "isfinite", "numel", "detach", "alias", "resize",
-    "_assert_tensor_metadata"
+    "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "empty_like", "rand_like",
+    "randn_like", "bernoulli"
 }
 _VIEWS = {"as_strided", "squeeze", "unsqueeze", "transpose", "t", "swapaxes", "resize", "detach"}
 # fmt: on
-
-
-@dataclass
-class Tokens:
-    """The tokens found so far, by their labels: parents, where they lie, which image they are of, what they are.
-
-    `y`, `x` are the centre in pixels (NaN: of no place); `branch` marks what an attention has written and nothing has
-    been added to; `sums` holds the parts of tokens that are sums of others.
-    """
-
-    y: list[Tensor] = field(default_factory=lambda: [torch.full((1,), torch.nan, dtype=torch.float64)])
-    x: list[Tensor] = field(default_factory=lambda: [torch.full((1,), torch.nan, dtype=torch.float64)])
-    image: list[Tensor] = field(default_factory=lambda: [torch.full((1,), -1)])
-    branch: list[Tensor] = field(default_factory=lambda: [torch.zeros(1, dtype=torch.bool)])
-    count: int = 1
-    known: dict[bytes, int] = field(default_factory=dict)
-    sums: dict[int, dict[int, float]] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    attended: bool = False
-
-    def add(self, y: Tensor, x: Tensor, image: Tensor, branch: bool | Tensor) -> Tensor:
-        """Returns the labels of new tokens."""
-        labels = torch.arange(self.count, self.count + len(y))
-        self.y.append(y)
-        self.x.append(x)
-        self.image.append(image)
-        self.branch.append(branch if isinstance(branch, Tensor) else torch.full((len(y),), branch))
-        self.count += len(y)
-        return labels
-
-    def settle(self) -> None:
-        """Joins what was added to one tensor each."""
-        for name in ("y", "x", "image", "branch"):
-            parts = getattr(self, name)
-            if len(parts) > 1:
-                setattr(self, name, [torch.cat(parts)])
-
-    def of(self, name: str) -> Tensor:
-        """Returns one property of all tokens, by label."""
-        self.settle()
-        return getattr(self, name)[0]
 
 
 class TokenFollower(TorchDispatchMode):
@@ -178,8 +133,6 @@ class TokenFollower(TorchDispatchMode):
             given = [one for one in _tensors((args, kwargs)) if self.labels(one) is not None]
             if given:
                 self._follow(func, args, kwargs, result)
-            elif isinstance(result, Tensor) and args and result is args[0] and self.labels(result) is not None:
-                self.mark(result, torch.zeros(()))
         return result
 
     def _follow(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
@@ -213,11 +166,11 @@ class TokenFollower(TorchDispatchMode):
         elif plain in ("convolution", "_convolution"):
             self._convolve(args, first)
         elif plain in _POOLING:
-            self._pool(args, kwargs, first)
+            self._pool(plain, args, first)
         elif plain in ("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"):
-            self._adaptive_pool(args[0], first)
+            self._adaptive_pool(plain, args[0], first)
         elif plain in _RESAMPLING:
-            self._resample(func, args, kwargs, first)
+            self._resample(plain, func, args, kwargs, first)
         elif plain in _REDUCING:
             self._reduce(plain, args, kwargs, result)
         else:
@@ -230,10 +183,10 @@ class TokenFollower(TorchDispatchMode):
         chosen = [one for one in _tensors((args, kwargs)) if not one.is_floating_point() and self.labels(one)]
         name = func.overloadpacket.__name__
         if chosen and name.rstrip("_") != "where":
-            raise UnsupportedAttentionError(f"{name} moves tokens to places that hang on the image")
+            raise UnsupportedAttentionError(f"{name} moves tokens to places that depend on the image")
         if "index_put" in name and (args[3:4] == (True,) or kwargs.get("accumulate")):
             raise UnsupportedAttentionError("index_put adds tokens up, which has no rule")
-        if chosen:  # like the larger of two: which it is hangs on the image
+        if chosen:  # like the larger of two: which it is depends on the image
             self.mark(result, *self._joined(list(args[1:]), result, "maximum"))
             return
         depth = max(len(self.labels(one) or ()) for one in _tensors((args, kwargs)) if one.is_floating_point())
@@ -300,12 +253,12 @@ class TokenFollower(TorchDispatchMode):
         for number in range(depth):
             sides = [one[number].expand(result.shape) for one in found if len(one) > number]
             total = sides[0]
-            for side, raw in zip(sides[1:], [one for one in found if len(one) > number][1:], strict=True):
-                total = self._join(total, side, name, raw[number].numel() < total.numel())
+            for side in sides[1:]:
+                total = self._join(total, side, name)
             parts.append(total)
         return parts
 
-    def _join(self, left: Tensor, right: Tensor, name: str, broadcast: bool) -> Tensor:
+    def _join(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         """The label of every element of a sum or product of two."""
         joined = torch.where(left == NONE, right, left)
         clash = (left != right) & (left != NONE) & (right != NONE)
@@ -321,109 +274,10 @@ class TokenFollower(TorchDispatchMode):
                 "tokens are joined with a mixture of all of them (linear attention, tokens in an order of their own), "
                 "which has no attention matrix"
             )
-        if name not in ("add", "sub", "rsub", "maximum", "minimum", "lerp"):
-            # A product of a token with what is made of several: a gate, which scales and moves nothing.
-            alone_left, alone_right = pairs[:, 0].unique().numel(), pairs[:, 1].unique().numel()
-            kept = pairs[:, 0] if alone_left >= alone_right else pairs[:, 1]
-        else:
-            kept = self._sums(pairs.long()).double()
-        joined = joined.clone()
-        joined[clash] = kept.to(inverse.device)[inverse]
+        adds = name in ("add", "sub", "rsub", "maximum", "minimum", "lerp")
+        kept = (self.tokens.sums if adds else self.tokens.products)(pairs.long())
+        joined[clash] = kept.double().to(inverse.device)[inverse]
         return joined
-
-    def _sums(self, pairs: Tensor) -> Tensor:
-        """The tokens that are sums of two: what one attention wrote is added whole, other tokens are averaged."""
-        tokens = self.tokens
-        branch = tokens.of("branch").tolist()
-        made: list[tuple[int, dict[int, float], dict[int, float], bool]] = []
-        out = torch.zeros(len(pairs), dtype=torch.long)
-        next_label = tokens.count
-        for row, (a, b) in enumerate(pairs.tolist()):
-            parts = {**tokens.sums.get(a, {a: 1.0}), **tokens.sums.get(b, {b: 1.0})}
-            single = next((one for one in (a, b) if set(tokens.sums.get(one, {one: 1.0})) == set(parts)), None)
-            if single is not None:
-                out[row] = single
-                continue
-            if branch[a] or branch[b]:
-                weights = {a: 1.0, b: 1.0}
-            else:
-                others = [one for one in parts if not branch[one]]
-                weights = {one: 1.0 / len(others) if one in others else 1.0 for one in parts}
-            key = repr(sorted(weights.items())).encode()
-            if key not in tokens.known:
-                tokens.known[key] = next_label
-                made.append((next_label, parts, weights, branch[a] and branch[b]))
-                next_label += 1
-            out[row] = tokens.known[key]
-        if made:
-            self._make([weights for _, _, weights, _ in made], torch.tensor([written for *_, written in made]))
-            tokens.sums.update({label: parts for label, parts, _, _ in made})
-        return out
-
-    def _make(self, parents: list[dict[int, float]], branch: Tensor) -> Tensor:
-        """New tokens by their parents and the parents' weights."""
-        child = torch.tensor([row for row, one in enumerate(parents) for _ in one])
-        parent = torch.tensor([label for one in parents for label in one])
-        weight = torch.tensor([value for one in parents for value in one.values()], dtype=torch.float64)
-        written = self.tokens.of("branch")[parent].double()
-        residual = torch.zeros(len(parents), dtype=torch.float64).index_add_(0, child, written) > 0
-        return self._make_flat(child, parent, weight, len(parents), branch, residual)
-
-    def _make_flat(
-        self, child: Tensor, parent: Tensor, weight: Tensor, count: int, branch: Tensor, residual: Tensor | None = None
-    ) -> Tensor:
-        tokens = self.tokens
-        image = tokens.of("image")[parent]
-        of_child = torch.full((count,), -1).scatter_reduce_(0, child, image, "amax")
-        if bool(((image != of_child[child]) & (image >= 0)).any()):
-            raise PackedBatchError(
-                "the model joins tokens of several images of a batch; explain one image at a time, with batch_size=1"
-            )
-        places = []
-        for name in ("y", "x"):
-            at = tokens.of(name)[parent]
-            placed = ~at.isnan()
-            share = torch.zeros(count, dtype=torch.float64).index_add_(0, child[placed], weight[placed])
-            total = torch.zeros(count, dtype=torch.float64).index_add_(0, child[placed], (weight * at)[placed])
-            places.append(total / share)  # NaN where no parent has a place
-        labels = tokens.add(places[0], places[1], of_child, branch)
-        with_residual = torch.zeros_like(child, dtype=torch.bool) if residual is None else residual[child]
-        for flag in with_residual.unique().tolist():
-            on = with_residual == flag
-            tokens.steps.append(Merge(labels[child[on]], parent[on], weight[on], flag))
-        return labels
-
-    def merge(self, rows: Float[Tensor, "rows parents"]) -> Float[Tensor, " rows"]:
-        """Returns one label for each row: the only one in it, or a new token made of all, each as often as it
-        occurs.
-        """
-        device, rows = rows.device, rows.cpu()
-        low = torch.where(rows == NONE, torch.inf, rows).amin(dim=1)
-        high = rows.amax(dim=1)
-        mixed = (rows == MIXED).any(dim=1)
-        single = torch.where(mixed, MIXED, torch.where(low.isinf(), NONE, high))
-        several = (low != high) & ~low.isinf() & ~mixed
-        if not bool(several.any()):
-            return single.to(device)
-        chosen, often = _columns(rows[several])
-        unique, inverse = torch.unique(chosen, dim=0, return_inverse=True)
-        prefix = b"" if bool((often == often[0]).all()) else often.numpy().tobytes()
-        keys = [prefix + row.tobytes() for row in unique.numpy()]
-        new = [at for at, key in enumerate(keys) if key not in self.tokens.known]
-        if new:
-            fresh = unique[new]
-            child, at = (fresh != NONE).nonzero(as_tuple=True)
-            parent, weight = fresh[child, at].long(), often[at]
-            weight = weight / torch.zeros(len(new), dtype=torch.float64).index_add_(0, child, weight)[child]
-            other = torch.zeros(len(new), dtype=torch.long).index_add_(
-                0, child, (~self.tokens.of("branch")[parent]).long()
-            )
-            labels = self._make_flat(child, parent, weight, len(new), other == 0)
-            self.tokens.known.update((keys[at], int(label)) for at, label in zip(new, labels, strict=True))
-        found = torch.tensor([self.tokens.known[key] for key in keys], dtype=torch.float64)
-        single = single.clone()
-        single[several] = found[inverse]
-        return single.to(device)
 
     def _product(self, name: str, args: tuple, result: Tensor) -> None:
         left, right = args[-2:] if name in ("mm", "bmm") else args[1:3] if name != "linear" else (args[0], args[1].T)
@@ -452,12 +306,11 @@ class TokenFollower(TorchDispatchMode):
             else:
                 self.mark(result, torch.full(result.shape, MIXED, dtype=torch.float64))
         elif rows is not None:
-            found = rows[0] if rows[1] else self._merge_last(lefts[0] if lefts else rows[0])
-            self.mark(result, found[..., None].expand(result.shape))
+            assert lefts is not None
+            self.mark(result, self.tokens.merge(lefts[0])[..., None].expand(result.shape))
         elif columns is not None:
             assert rights is not None
-            found = columns[0] if columns[1] else self._merge_last(rights[0].transpose(-1, -2))
-            self.mark(result, found[..., None, :].expand(result.shape))
+            self.mark(result, self.tokens.merge(rights[0].transpose(-1, -2))[..., None, :].expand(result.shape))
 
     def _contract(self, labels: Tensor) -> tuple[Tensor, bool]:
         """The label along the last dimension, and whether there is but one."""
@@ -466,9 +319,6 @@ class TokenFollower(TorchDispatchMode):
         alone = bool(((low == high) | low.isinf()).all())
         mixed = (labels == MIXED).any(dim=-1)
         return torch.where(mixed, MIXED, torch.where(low.isinf(), NONE, high)), alone
-
-    def _merge_last(self, labels: Tensor) -> Tensor:
-        return self.merge(labels.reshape(-1, labels.shape[-1])).reshape(labels.shape[:-1])
 
     def _check_keys(self, keys: Tensor, values: list[Tensor] | None) -> None:
         if values is None or len(values) != 1:
@@ -481,157 +331,93 @@ class TokenFollower(TorchDispatchMode):
     def _convolve(self, args: tuple, result: Tensor) -> None:
         given, weight, stride, padding, dilation, transposed = args[0], args[1], args[3], args[4], args[5], args[6]
         labels = self.labels(given)
-        if labels is None or (self.labels(weight) is not None):
+        if labels is None or self.labels(weight) is not None:
             raise UnsupportedAttentionError("a convolution whose weights are made of tokens has no rule")
-        if len(labels) == 2 and tuple(weight.shape[2:]) == (1, 1) and all(self._same_channels(one) for one in labels):
-            self.mark(result, *(one[:, :1].expand(result.shape) for one in labels))  # heads are mixed, token by token
-            return
         if transposed:
             raise UnsupportedAttentionError("a transposed convolution moves the tokens, which has no rule")
         kernel = tuple(weight.shape[2:])
+        if len(labels) == 2:
+            if kernel != (1, 1) or any(bool((one != one[:, :1]).any()) for one in labels):
+                raise UnsupportedAttentionError("neighbouring attention scores are joined, which has no rule")
+            self.mark(result, *(one[:, :1].expand(result.shape) for one in labels))  # heads are mixed, token by token
+            return
+        (found,) = labels
         if result.dim() == 3:
             at = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
-            self.mark(result, self._local([one[:, :, None] for one in labels], *at, result[:, :, None])[:, :, 0])
+            self.mark(result, self._slide(found[:, :, None], *at, result[:, :, None])[:, :, 0].expand(result.shape))
         elif result.dim() == 5:
-            self.mark(result, self._along_time(labels, kernel, stride, padding, dilation, result))
+            if kernel != tuple(stride) or any(padding) or set(dilation) != {1}:
+                raise UnsupportedAttentionError("a convolution over time whose kernels overlap has no rule")
+            self.mark(result, boxes(self.tokens, found, kernel).expand(result.shape))
         else:
-            self.mark(result, self._local(labels, kernel, stride, padding, dilation, result))
+            self.mark(result, self._slide(found, kernel, stride, padding, dilation, result).expand(result.shape))
 
-    def _along_time(
-        self, given: list[Tensor], kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
-    ) -> Tensor:
-        """The labels of a convolution whose kernels lie side by side in time, height and width, as those of patches."""
-        if tuple(kernel) != tuple(stride) or any(padding) or set(dilation) != {1} or len(given) == 2:
-            raise UnsupportedAttentionError("a convolution over time whose kernels overlap has no rule")
-        (labels,) = given
-        for at, size in enumerate(kernel):
-            labels = labels.unfold(2 + at, size, size)
-        rows = labels.movedim(1, -1).flatten(4)
-        return self._merge_last(rows)[:, None].expand(result.shape)
-
-    def _local(
-        self, labels: list[Tensor], kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
-    ) -> Tensor:
+    def _slide(
+        self, labels: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
+    ) -> Float[Tensor, "images 1 rows cols"]:
         """The labels of what slides over a grid: the same where it stays on it, else a token made of its support."""
-        grid = self._grid(labels)
-        height, width = result.shape[-2:]
-        if tuple(stride) == (1, 1) and grid.shape[-2:] == result.shape[-2:]:
+        grid = one_channel(self.tokens, labels)
+        size = result.shape[-2:]
+        if tuple(stride) == (1, 1) and grid.shape[-2:] == size:
             if tuple(kernel) != (1, 1) and self.tokens.attended:
-                self.notes[
-                    "Convolutions mix neighbouring tokens between its attentions; the map follows the attentions alone."
-                ] = None
-            return grid.expand(result.shape)
-        # With ceil_mode the last window juts out.
-        beyond = [
-            max(0, (size - 1) * step + gap * (extent - 1) + 1 - have - 2 * margin)
-            for size, step, gap, extent, have, margin in zip(
-                (height, width), stride, dilation, kernel, grid.shape[-2:], padding, strict=True
+                self.notes[LOCAL] = None
+            return grid
+        return windows(self.tokens, grid, kernel, stride, padding, dilation, size)
+
+    def _pool(self, name: str, args: tuple, result: Tensor) -> None:
+        labels = self._of_tokens(args[0], name)
+        given = [*args[1:], *([None] * 4)]
+        kernel, stride, padding = _pair(given[0]), _pair(given[1] or given[0]), _pair(given[2] or 0)
+        dilation = _pair(given[3] or 1) if name.startswith("max") else (1, 1)
+        self.mark(result, self._slide(labels, kernel, stride, padding, dilation, result).expand(result.shape))
+
+    def _adaptive_pool(self, name: str, given: Tensor, result: Tensor) -> None:
+        labels = one_channel(self.tokens, self._of_tokens(given, name))
+        (rows, columns), size = labels.shape[-2:], result.shape[-2:]
+        if (rows, columns) == tuple(size):
+            found = labels
+        elif rows % size[0] or columns % size[1]:  # windows that overlap
+            weights = (
+                F.adaptive_avg_pool1d(torch.eye(old, dtype=torch.float64), new).T
+                for old, new in zip((rows, columns), size, strict=True)
             )
-        ]
-        grid = F.pad(grid, (0, beyond[1], 0, beyond[0]))
-        columns = F.unfold(grid, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
-        return self._merge_last(columns.transpose(1, 2)).view(-1, 1, height, width).expand(result.shape)
+            found = between(self.tokens, labels, *weights)
+        else:
+            step = rows // size[0], columns // size[1]
+            found = windows(self.tokens, labels, step, step, (0, 0), (1, 1), size)
+        self.mark(result, found.expand(result.shape))
 
-    def _same_channels(self, labels: Tensor) -> bool:
-        return bool((labels == labels[:, :1]).all())
-
-    def _grid(self, labels: list[Tensor]) -> Float[Tensor, "images 1 rows cols"]:
-        """One label for each place, whose channels are joined."""
-        if len(labels) == 2:
-            raise UnsupportedAttentionError("neighbouring attention scores are joined, which has no rule")
-        (given,) = labels
-        return given[:, :1] if self._same_channels(given) else self._merge_last(given.movedim(1, -1))[:, None]
-
-    def _resample(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
-        """Tokens between others: made of those that the interpolation weighs above zero."""
-        labels = self.labels(args[0])
-        assert labels is not None
+    def _resample(self, name: str, func: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
+        labels = one_channel(self.tokens, self._of_tokens(args[0], name))
         weights = []
         for at, size in enumerate(args[0].shape[-2:]):
             unit = torch.eye(size, dtype=torch.float64).view(size, 1, *((size, 1) if at == 0 else (1, size)))
             spread = func(unit.expand(size, 1, *args[0].shape[-2:]).contiguous(), *args[1:], **kwargs)
             weights.append((spread[:, 0, :, 0] if at == 0 else spread[:, 0, 0]).T)
-        self.mark(result, self._between(self._grid(labels)[:, 0], *weights)[:, None].expand(result.shape))
+        self.mark(result, between(self.tokens, labels, *weights).expand(result.shape))
 
-    def _between(
-        self,
-        grid: Float[Tensor, "images rows cols"],
-        vertical: Float[Tensor, "new_rows rows"],
-        horizontal: Float[Tensor, "new_cols cols"],
-    ) -> Float[Tensor, "images new_rows new_cols"]:
-        """The labels of a grid whose places are weighted means of another's, rows and columns by themselves."""
-        if bool((grid == MIXED).any()):
-            raise UnsupportedAttentionError("a mixture of all tokens is resampled, which has no rule")
-        device, grid = grid.device, grid.cpu()
-        (y_share, y), (x_share, x) = (
-            one.clamp(min=0).topk(int((one > 0).sum(dim=1).max()), dim=1) for one in (vertical, horizontal)
-        )
-        share = (y_share[:, None, :, None] * x_share[:, None]).flatten(2)
-        parents = grid[:, y[:, None, :, None], x[:, None]].flatten(3)
-        share = torch.where(parents == NONE, 0.0, share.expand(parents.shape))
-        low = torch.where(share > 0, parents, torch.inf).amin(dim=-1)
-        high = torch.where(share > 0, parents, NONE).amax(dim=-1)
-        found = high.clone()
-        several = low < high
-        if bool(several.any()):
-            share, parents = share[several], parents[several]
-            child, at = (share > 0).nonzero(as_tuple=True)
-            parent, weight = parents[child, at].long(), (share / share.sum(dim=-1, keepdim=True))[child, at]
-            whole = torch.ones(len(share), dtype=torch.bool)
-            whole[child[~self.tokens.of("branch")[parent]]] = False
-            found[several] = self._make_flat(child, parent, weight, len(share), whole).double()
-        return found.to(device)
-
-    def _pool(self, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
-        labels = self.labels(args[0])
-        assert labels is not None
-        given = [*args[1:], *([None] * 4)]
-        kernel, stride, padding = _pair(given[0]), _pair(given[1] or given[0]), _pair(given[2] or 0)
-        self.mark(result, self._local(labels, kernel, stride, padding, (1, 1), result))
-
-    def _adaptive_pool(self, given: Tensor, result: Tensor) -> None:
+    def _of_tokens(self, given: Tensor, name: str) -> Tensor:
+        """The labels of what are tokens, and not attention scores."""
         labels = self.labels(given)
-        assert labels is not None
-        rows, columns = given.shape[-2] // result.shape[-2], given.shape[-1] // result.shape[-1]
-        if given.shape[-2] % result.shape[-2] or given.shape[-1] % result.shape[-1]:  # windows that overlap
-            weights = [
-                F.adaptive_avg_pool1d(torch.eye(old, dtype=torch.float64), new).T
-                for old, new in zip(given.shape[-2:], result.shape[-2:], strict=True)
-            ]
-            grid = self._grid(labels)[:, 0]
-            self.mark(result, self._between(grid, *weights)[:, None].expand(result.shape))
-            return
-        if (rows, columns) == (1, 1):
-            self.mark(result, labels[0])
-            return
-        self.mark(result, self._local(labels, (rows, columns), (rows, columns), (0, 0), (1, 1), result))
+        if labels is None or len(labels) == 2:
+            raise UnsupportedAttentionError(f"attention scores are joined by {name}, which has no rule")
+        return labels[0]
 
     def _reduce(self, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-        labels = self.labels(args[0])
-        assert labels is not None
-        shape, target = labels[0].shape, next(iter(_tensors(result)))
+        labels, target = self._of_tokens(args[0], name), next(iter(_tensors(result)))
+        shape = labels.shape
         at = 2 if name in ("norm", "linalg_vector_norm") else 1
         dims = args[at] if len(args) > at else kwargs.get("dim")
         dims = (
             list(range(len(shape))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
         )
         dims = [one % len(shape) for one in dims]
-        if len(labels) == 2:
-            raise UnsupportedAttentionError(f"attention scores are reduced by {name}, which has no rule")
         kept = [one for one in range(len(shape)) if one not in dims]
-        rows = labels[0].permute(*kept, *dims).reshape(*[shape[one] for one in kept], -1)
-        found = self._merge_last(rows).reshape(target.shape)
+        rows = labels.permute(*kept, *dims).reshape(*[shape[one] for one in kept], -1)
+        found = self.tokens.merge(rows).reshape(target.shape)
         for tensor in _tensors(result):
             if tensor.is_floating_point():
                 self.mark(tensor, found)
-
-
-def _columns(rows: Float[Tensor, "rows parents"]) -> tuple[Float[Tensor, "rows runs"], Float[Tensor, " runs"]]:
-    """Rows without repeats along them (the channels of one token), and how long each run was; sorted if all alike."""
-    starts = torch.cat([torch.ones(1, dtype=torch.bool), (rows[:, 1:] != rows[:, :-1]).any(dim=0)]).nonzero()[:, 0]
-    often = torch.diff(starts, append=torch.tensor([rows.shape[1]])).double()
-    runs = rows[:, starts]
-    return (runs.sort(dim=1).values if bool((often == often[0]).all()) else runs), often
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import MovingTokensError, PackedBatchError, TrainingModeError
-from .calls import AttentionCall, from_scaled_dot_product
+from .calls import AnyCall, AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, libra_rules, linear
 
 __all__ = ["OTHER_WAY", "PRODUCTS", "Tap", "Visitor", "bound_arguments", "eager", "run_multi_head_attention"]
@@ -103,16 +103,7 @@ PRODUCTS = (torch.matmul, torch.bmm, torch.einsum, Tensor.matmul, Tensor.bmm, Te
 class AnyAttention(Protocol):
     """A visitor that lets attention pass in any number of dimensions, windows among them."""
 
-    def attend_any(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        scale: float | None,
-        grouped: bool,
-    ) -> Tensor:
+    def attend_any(self, call: AnyCall) -> Tensor:
         """Returns the output of attention over the last two dimensions."""
         ...
 
@@ -217,7 +208,7 @@ class Tap(TorchFunctionMode):
         if attn_mask is not None and self._constant_attention:
             attn_mask = attn_mask.detach()  # a bias that depends on the image, as in SAM
         if query.dim() not in (3, 4) and isinstance(self.visitor, AnyAttention):
-            output = self.visitor.attend_any(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+            output = self.visitor.attend_any(AnyCall(query, key, value, attn_mask, is_causal, scale, enable_gqa))
             self.attention_calls += 1
             return output
         if query.dim() not in (3, 4):

@@ -11,6 +11,7 @@ weight 1 each, so that on a chain of plain blocks this is r ← r + r · B, the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import UnsupportedAttentionError
-from .calls import AttentionCall
+from .calls import AnyCall, AttentionCall
 from .record import RecordedLayer, row_times_attention
 from .relevance_row import ELEMENTWISE, ClampedMeanUpdate, Collector, ElementwiseRule, RowUpdate
 from .tap import OTHER_WAY
@@ -97,7 +98,7 @@ class TokenGraph:
     @property
     def remainder(self) -> Float[Tensor, " patches"]:
         """Returns the row at the leaves if no attention moved anything."""
-        return self.identity()[1][self.leaves.flatten()]
+        return self.identity[self.leaves.flatten()]
 
     def describe(self) -> str:
         """Returns the sizes of the attentions in words: windows, queries and keys, in the order of the forward pass."""
@@ -108,8 +109,8 @@ class TokenGraph:
     @property
     def last(self) -> int:
         """Returns the last call that the logits follow from."""
-        at, _ = self.identity()
-        return max(call for call, row in at.items() if bool(row.any()))
+        attends = (step for step in self.steps if isinstance(step, Attend))
+        return max(step.call for step in attends if bool(self.identity[step.written].any()))
 
     def lines(self) -> list[str]:
         """Returns each step in words, in the order of the forward pass."""
@@ -143,17 +144,15 @@ class TokenGraph:
             by_image = update.view(len(row), windows, keys)
         row.index_add_(1, step.keys.to(row.device).flatten(), by_image.flatten(1).to(row.dtype))
 
-    def identity(self) -> tuple[dict[int, Tensor], Tensor]:
-        """Returns the row at every call, and at all tokens, that merges alone carry."""
+    @cached_property
+    def identity(self) -> Float[Tensor, " tokens"]:
+        """Returns the row at all tokens that merges alone carry."""
         row = torch.zeros(1, self.size, dtype=torch.float64)
         row[:, self.root] = 1
-        at = {}
         for step in reversed(self.steps):
-            if isinstance(step, Attend):
-                at[step.call] = row[0, step.written]
-            else:
+            if isinstance(step, Merge):
                 carry(row, step)
-        return at, row[0]
+        return row[0]
 
 
 def rollout_row(
@@ -234,7 +233,6 @@ class GraphRow:
         self.only_complete = rule == "complete" and not centred and not clamp_mean
         self.sums_queries = self.rule in ELEMENTWISE.values() and not clamp_mean
         self.centred, self.clamp_mean = centred, clamp_mean
-        _, self._identity = graph.identity()
         self._at = {step.call: number for number, step in enumerate(graph.steps) if isinstance(step, Attend)}
         self._next = 0
         self._row: Tensor | None = None
@@ -250,7 +248,7 @@ class GraphRow:
             groups, queries = self.graph.among_channels[layer]
             return self._row.new_zeros(len(self._row) * groups, queries)
         row, step = self._reach(layer)
-        identity = self.graph.windows_of(self._identity.to(row).expand(len(row), -1), step)
+        identity = self.graph.windows_of(self.graph.identity.to(row).expand(len(row), -1), step)
         return self.graph.windows_of(row, step) + identity
 
     def collector(self, layer: int) -> RowUpdate | ClampedMeanUpdate:
@@ -307,20 +305,11 @@ def group_dimensions(tokens: Float[Tensor, "*groups queries"]) -> tuple[int, ...
     return tuple(one for one in leading if tokens.shape[one] > 1 and bool((tokens != tokens.narrow(one, 0, 1)).any()))
 
 
-def in_four_dimensions(
-    attend: Callable[[AttentionCall], Tensor],
-    groups: Sequence[int],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    grouped: bool,
-) -> Tensor:
+def in_four_dimensions(attend: Callable[[AttentionCall], Tensor], groups: Sequence[int], call: AnyCall) -> Tensor:
     """Runs attention of more dimensions as (groups, heads, tokens, width), and gives its output back as it was."""
-    if mask is not None or grouped:
+    if call.mask is not None or call.grouped:
         raise UnsupportedAttentionError("attention in more than four dimensions with a mask or grouped queries")
+    query = call.query
     leading = range(query.dim() - 2)
     heads = [one for one in leading if one not in groups]
     order = [*groups, *heads, query.dim() - 2, query.dim() - 1]
@@ -331,8 +320,9 @@ def in_four_dimensions(
         shape = (torch.Size(outer).numel(), torch.Size(inner).numel(), *tensor.shape[-2:])
         return tensor.permute(order).reshape(shape)
 
-    q, k, v = arranged(query), arranged(key), arranged(value)
-    output = attend(AttentionCall(q, k, v, None, causal, query.shape[-1] ** -0.5 if scale is None else scale))
+    scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
+    q, k, v = (arranged(one) for one in (query, call.key, call.value))
+    output = attend(AttentionCall(q, k, v, None, call.causal, scale))
     spread = output.reshape(*outer, *inner, *output.shape[-2:])
     return spread.permute(torch.tensor(order).argsort().tolist())
 
@@ -383,6 +373,6 @@ class GraphVisitor:
             return self.inner.normalise(scores)
         return join_windows(self.inner.normalise(part_windows(scores, *joined)), joined[1], scores)
 
-    def attend_any(self, *given: Any) -> Tensor:
+    def attend_any(self, call: AnyCall) -> Tensor:
         """Computes attention over the last two of any number of dimensions."""
-        return in_four_dimensions(self.attend, self.graph.arrangement[self.calls], *given)
+        return in_four_dimensions(self.attend, self.graph.arrangement[self.calls], call)

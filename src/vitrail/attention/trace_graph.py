@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import PackedBatchError, UnsupportedAttentionError
-from .calls import AttentionCall
-from .follow_tokens import MIXED, NONE, TokenFollower, Tokens
+from .calls import AnyCall, AttentionCall
+from .follow_tokens import TokenFollower
 from .tap import Tap, eager
 from .token_graph import (
     Attend,
@@ -22,6 +22,7 @@ from .token_graph import (
     join_windows,
     part_windows,
 )
+from .tokens import MIXED, NONE, Tokens
 
 __all__ = ["Trace", "trace_graph"]
 
@@ -54,7 +55,7 @@ def trace_graph(
         with eager(), Tap(visitor, len(images)), follower:
             logits = logits_of(images)
         found = follower.labels(logits)
-        root = int(follower.merge(found[0][:1])[0]) if found is not None else 0
+        root = int(follower.tokens.merge(found[0][:1])[0]) if found is not None else 0
     if root <= 0:
         raise UnsupportedAttentionError("the logits follow from no token")
     graph = _graph(follower.tokens, root, visitor)
@@ -233,22 +234,13 @@ class FollowingVisitor:
         self.follower.mark(output, written[:, None, :, None].expand(output.shape))
         return output
 
-    def attend_any(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        scale: float | None,
-        grouped: bool,
-    ) -> Tensor:
+    def attend_any(self, call: AnyCall) -> Tensor:
         """Computes attention in five or more dimensions; the labels show which of them are heads."""
-        found = self.follower.labels(query)
+        found = self.follower.labels(call.query)
         if found is None:
             raise UnsupportedAttentionError(f"the queries of attention {self.calls} carry no tokens")
         groups = self.arrangement[self.calls] = group_dimensions(found[0][..., 0])
-        return in_four_dimensions(self.attend, groups, query, key, value, mask, causal, scale, grouped)
+        return in_four_dimensions(self.attend, groups, call)
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]

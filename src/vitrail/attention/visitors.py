@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UnsupportedAttentionError, UnsupportedOperationError
-from .calls import AttentionCall, probabilities
+from .calls import AnyCall, AttentionCall, probabilities
 from .gradient_modes import GradientMode
 from .record import RecordedLayer
 
@@ -44,22 +43,10 @@ class LeafAttention:
         output = call.output()
         return self._leaf(layer, output, RecordedLayer(call.detached(), None)) if layer in self.at else output
 
-    def attend_any(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        scale: float | None,
-        grouped: bool,
-    ) -> Tensor:
+    def attend_any(self, call: AnyCall) -> Tensor:
         """Computes attention within windows, which is never a leaf."""
-        if self.held:
-            query, key = query.detach(), key.detach()
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
+        held = call._replace(query=call.query.detach(), key=call.key.detach()) if self.held else call
+        return held.output()
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
