@@ -1,8 +1,10 @@
 """What one call of `explain` found, together with what was asked. It never changes and never needs the model again."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +17,9 @@ from torch.nn.functional import interpolate
 
 from vitrail.errors import OptionError, OutputFileError
 from vitrail.explanation_file import VERSION, check_tensors, fields_of, read_explanation, write_explanation
+from vitrail.models.class_names import short_name
 from vitrail.objectives import Rivals
-from vitrail.outputs import Output
+from vitrail.outputs import Output, verdict_of
 from vitrail.provenance import Provenance, failure_notes, from_metadata
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import pandas
     import PIL.Image
 
-__all__ = ["Explanation", "percent", "verdict_of"]
+__all__ = ["Explanation"]
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 PICTURES = ("png", "jpg", "jpeg", "pdf", "svg")  # endings of a figure's file
@@ -142,9 +145,8 @@ class Explanation:
             return f"class {index}" if index >= 0 else "a function"
         if self.provenance.of_texts:
             return self.class_names[index]
-        name = _short(self.class_names[index])
-        shared = sum(_short(other) == name for other in self.class_names) > 1
-        return f"{name} ({index})" if shared else name
+        name = short_name(index, self.class_names)
+        return f"{name} ({index})" if name in _shared(tuple(self.class_names)) else name
 
     @property
     def output(self) -> Output:
@@ -460,19 +462,6 @@ class Explanation:
         return Explanation(**tensors, **fields, rivals=rivals, provenance=provenance, guided=tuple(guided))
 
 
-def percent(probability: float) -> str:
-    """Returns a probability in words, never rounded to certainty.
-
-    >>> percent(0.8214), percent(0.9999), percent(0.0001)
-    ('82.1 %', '>99.9 %', '<0.1 %')
-    """
-    if 0 < probability < 0.0005:
-        return "<0.1 %"
-    if 0.9995 <= probability < 1:
-        return ">99.9 %"
-    return f"{100 * probability:.1f} %"
-
-
 def _those(named: Sequence[str], count: int) -> str:
     """The start of a note that is about some of `count` images: "a.jpg: ", "3 of 8 images (a.jpg, b.jpg, …): "."""
     if count == 1 or len(named) == count > 2:
@@ -482,17 +471,12 @@ def _those(named: Sequence[str], count: int) -> str:
     return f"{len(named)} of {count} images ({', '.join(named[:3])}{', …' if len(named) > 3 else ''}): "
 
 
-def verdict_of(probability: float | None, number: float) -> str:
-    """Returns a model's score of a class in words: its probability, or the number itself where it has none.
-
-    >>> verdict_of(0.8214, 1.5), verdict_of(None, 1.5)
-    ('82.1 %', '= 1.5')
-    """
-    return f"= {number:.3g}" if probability is None else percent(probability)
-
-
-def _short(name: str) -> str:
-    return name.split(",", 1)[0].strip()
+@lru_cache(maxsize=8)
+def _shared(names: tuple[str, ...]) -> frozenset[str]:
+    """The short names that several classes have."""
+    return frozenset(
+        name for name, count in Counter(short_name(i, names) for i in range(len(names))).items() if count > 1
+    )
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -14,8 +14,14 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from .errors import ImageError, ImageTooLargeError, NotAnImageError, TruncatedImageError, UnsupportedImageError
-from .silence import silenced
+from .errors import (
+    ImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    TruncatedImageError,
+    UnsupportedImageError,
+    silenced,
+)
 
 __all__ = ["MAX_PIXELS", "READABLE", "SUFFIXES", "PictureLike", "read_image", "skipped", "walk_images"]
 

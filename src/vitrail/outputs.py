@@ -23,7 +23,9 @@ from torch import Tensor
 
 from .errors import OptionError, OutputError, OutputKindError
 
-__all__ = ["KINDS", "LOGITS", "Kind", "Output", "check_kind", "may_be_probabilities", "recognise"]
+__all__ = [
+    "KINDS", "LOGITS", "Kind", "Output", "check_kind", "may_be_probabilities", "percent", "recognise", "verdict_of",
+]  # fmt: skip
 
 Kind: TypeAlias = Literal["logits", "multilabel", "probabilities", "log_probabilities", "scores", "embedding"]
 Link: TypeAlias = Literal["softmax", "sigmoid"]
@@ -232,3 +234,25 @@ def _last_operation(numbers: Tensor) -> str | None:
     while node is not None and node.name().removesuffix("0").removesuffix("Backward").rstrip("0123456789") in LAYOUT:
         node = node.next_functions[0][0] if node.next_functions else None
     return None if node is None else LAST.get(node.name())
+
+
+def percent(probability: float) -> str:
+    """Returns a probability in words, never rounded to certainty.
+
+    >>> percent(0.8214), percent(0.9999), percent(0.0001)
+    ('82.1 %', '>99.9 %', '<0.1 %')
+    """
+    if 0 < probability < 0.0005:
+        return "<0.1 %"
+    if 0.9995 <= probability < 1:
+        return ">99.9 %"
+    return f"{100 * probability:.1f} %"
+
+
+def verdict_of(probability: float | None, number: float) -> str:
+    """Returns a model's score of a class in words: its probability, or the number itself where it has none.
+
+    >>> verdict_of(0.8214, 1.5), verdict_of(None, 1.5)
+    ('82.1 %', '= 1.5')
+    """
+    return f"= {number:.3g}" if probability is None else percent(probability)

@@ -147,7 +147,7 @@ def test_a_drawing_that_ends_while_something_else_is_looked_at_leaves_that_alone
 def test_the_guided_map_is_titled_with_what_is_said_beside_the_guide(service):
     import vitrail
     from vitrail.app.pictures import example_picture
-    from vitrail.explanation import percent
+    from vitrail.outputs import percent
 
     query = service.arrive("ada", "example=single").question.query()
     html = last(service.draw("ada", query, {"view": "guide"})).views["guide"]

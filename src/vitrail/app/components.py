@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ImageOps
 
 from .. import __version__
-from ..explanation import verdict_of
+from ..outputs import verdict_of
 from ..plotting.overlay import AGAINST, FOR
 from .fragments import css, data_address
 from .pictures import EXAMPLES, example_picture

@@ -241,7 +241,7 @@ def _result(
 
 
 def _table(row: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    from vitrail.explanation import verdict_of
+    from vitrail.outputs import verdict_of
 
     sides = []
     for role in ("target", "against"):

@@ -260,7 +260,7 @@ def _rows(ex: "Explanation", image: Found, files: Sequence[Path]) -> Iterator[di
 
 
 def _table(row: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    from vitrail.explanation import verdict_of
+    from vitrail.outputs import verdict_of
     from vitrail.plotting.canvas import number
 
     sides = []

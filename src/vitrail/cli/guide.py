@@ -220,7 +220,7 @@ def _fields(ex: "Explanation", image: Found, files: Sequence[Path]) -> dict[str,
 
 
 def _table(row: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    from vitrail.explanation import percent
+    from vitrail.outputs import percent
 
     guides = dict.fromkeys(f"{guide['class_name']}{' (drawn)' if guide['drawn'] else ''}" for guide in row["guides"])
     steered = sorted(row["beside_the_guide"])

@@ -206,7 +206,7 @@ def _record(found: "Transfer") -> dict[str, Any]:
 
 
 def _table(found: "Transfer", columns: Sequence[int]) -> tuple[list[str], list[list[str]]]:
-    from vitrail.explanation import percent
+    from vitrail.outputs import percent
     from vitrail.plotting.canvas import number
 
     header = ["step"]

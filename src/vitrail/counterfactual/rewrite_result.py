@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from ..errors import OptionError, OutputFileError
-from ..explanation import Explanation, percent
+from ..explanation import Explanation
 from ..files import atomic_write
 from ..images import read_image
+from ..outputs import percent
 
 if TYPE_CHECKING:
     import matplotlib.figure

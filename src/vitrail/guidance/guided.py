@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..attribution import attribute, settle
 from ..errors import GuideError, LayoutError, OptionError
-from ..explanation import Explanation, percent
+from ..explanation import Explanation
 from ..inputs import ImagesLike, Inputs, prepare
 from ..memory import in_passes
 from ..methods import MethodInfo
@@ -24,6 +24,7 @@ from ..methods.context import Progress
 from ..models.layout import Readout, TokenLayout, layout_of
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
+from ..outputs import percent
 from ..provenance import Box, GuideFacts, Stitch
 from ..targets import Targets, Wanted, parse_targets, predicted
 from .drawing import class_likeness, dissimilar_class, draw_guide

@@ -21,12 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..errors import InputSizeError, LayoutError, OptionError
+from ..errors import InputSizeError, LayoutError, OptionError, silenced
 from ..models.layout import TokenLayout, layout_of
 from ..models.loading import defined_in
 from ..models.vision_model import VisionModel
 from ..provenance import Box, Stitch
-from ..silence import silenced
 
 __all__ = ["FITS", "LAYOUTS", "crop_map", "fit_picture", "plan_stitch", "stitch", "to_grid", "widened"]
 

@@ -26,9 +26,8 @@ from torch.nn.functional import interpolate
 
 from ..attention.tap import eager
 from ..attention.token_stream import TokenStream
-from ..errors import NoSignalError, OptionError, UnsupportedOperationError
+from ..errors import NoSignalError, OptionError, UnsupportedOperationError, silenced
 from ..objectives import evaluate_objective
-from ..silence import silenced
 from ..targets import ask_function
 from .context import AttributionContext
 from .dropped_tokens import TokenDropper

@@ -18,8 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ImageError, ModelError
-from ..silence import silenced
+from ..errors import ImageError, ModelError, silenced
 from .preprocess import Preprocess
 from .transforms import (
     REMEDY,

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..explanation import Explanation, percent
+from ..explanation import Explanation
+from ..outputs import percent
 from .canvas import FRAME, INK, PALE, Box, axes_at, blank, lines, number, pixels, show, signed_map, write, write_notes
 from .figure import MARGIN, NOTE, NOTE_SIZE, seen_picture
 from .overlay import AGAINST, FOR, resize

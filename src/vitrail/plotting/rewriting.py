@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from ..explanation import Explanation, percent
+from ..explanation import Explanation
+from ..outputs import percent
 from .canvas import FRAME, INK, PALE, axes_at, blank, pixels, show, write
 from .figure import FOOT, GAP, MARGIN, SIDE, WIDEST, explained
 from .overlay import AGAINST, FOR, resize

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import OptionError
-from ..explanation import percent
+from ..outputs import percent
 from .canvas import FRAME, INK, PALE, Box, axes_at, blank, fitted, number, pixels, printable, show, signed_map, write
 from .overlay import resize, strength
 

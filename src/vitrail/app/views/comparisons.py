@@ -13,11 +13,11 @@ from ...compare import passes_taken
 from ...comparison import Compared, Comparison
 from ...errors import VitrailError
 from ...explain import explain
-from ...explanation import percent
 from ...guidance import Guide
 from ...guidance.detail import detail
 from ...methods.registry import METHODS, choose_methods
 from ...objectives import OBJECTIVES
+from ...outputs import percent
 from ...plotting.canvas import number
 from ...plotting.class_pair import draw_pair
 from ...plotting.comparison import draw_comparison, two_ended

@@ -11,7 +11,8 @@ from ...counterfactual import rewrite, transfer
 from ...counterfactual.rewrite import Progress
 from ...counterfactual.rewrite_result import Rewrite, encode
 from ...counterfactual.transfer_result import Transfer
-from ...explanation import Explanation, percent
+from ...explanation import Explanation
+from ...outputs import percent
 from ...plotting.film import save_film
 from ...plotting.overlay import resize
 from ...plotting.rewriting import amplified
