@@ -18,7 +18,7 @@ def test_the_examples_run_as_they_stand():
         warnings.filterwarnings("ignore", "invalid escape sequence")
         pytest.importorskip("quantus")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)

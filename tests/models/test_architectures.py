@@ -452,7 +452,6 @@ TIMM_SERVED = [
     "deit_tiny_distilled_patch16_224",
     "vit_tiny_r_s16_p8_224",
     "vit_small_r26_s32_224",
-    "samvit_base_patch16_224",
 ]
 TIMM_REFUSED = {
     "cait_xxs24_224": r"1 token\(s\) join after the blocks",
@@ -517,4 +516,4 @@ def test_a_layer_scale_at_its_beginning_hides_no_convolutions():
 
     module = timm.create_model("fastvit_sa12", num_classes=CLASSES).eval()
     with pytest.raises(UnsupportedAttentionError, match="less than 1% of the gradient.*convolutions in 5 sizes"):
-        vitrail.explain(module, torch.randn(1, *module.default_cfg["input_size"]), 2)
+        vitrail.explain(module, torch.randn(1, *module.default_cfg["input_size"]), 2, method="gmar_l1")
