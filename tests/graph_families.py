@@ -249,7 +249,7 @@ def unrolled(units: Tensor) -> Tensor:
     return cells.permute(0, 2, 4, 1, 3).reshape(len(units), 16)
 
 
-@family("hiera", hiera_walk, (8, 8))
+@family("hiera", hiera_walk, (8, 8), slow=True)
 def hiera() -> nn.Module:
     from timm.models.hiera import Hiera
 
@@ -297,7 +297,7 @@ def mvit_v2(**options: Any) -> nn.Module:
 
 
 family("mvit_v2", mvit_walk(0), (8, 8), slow=True)(mvit_v2)
-family("mvit_v2_class", mvit_walk(1), (8, 8))(lambda: mvit_v2(use_cls_token=True, use_abs_pos=True))
+family("mvit_v2_class", mvit_walk(1), (8, 8), slow=True)(lambda: mvit_v2(use_cls_token=True, use_abs_pos=True))
 
 
 def levit_walk(to: Walk, t: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ def cait_walk(to: Walk, t: Tensor) -> Tensor:
     return token[:, 0]
 
 
-@family("cait", cait_walk, (4, 4))
+@family("cait", cait_walk, (4, 4), slow=True)
 def cait() -> nn.Module:
     from timm.models.cait import Cait
 

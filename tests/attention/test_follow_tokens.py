@@ -7,6 +7,7 @@ from families import enliven
 from torch import nn
 
 import vitrail
+from vitrail.attention.follow_tokens import TokenFollower
 from vitrail.errors import UnsupportedAttentionError
 
 
@@ -125,3 +126,30 @@ def test_a_gate_scales_what_attention_wrote_and_moves_nothing(kind):
 def test_tokens_multiplied_with_others_are_refused():
     with pytest.raises(UnsupportedAttentionError, match="tokens are multiplied with other tokens"):
         vitrail.explain(gated("of neighbours"), torch.randn(1, 3, 16, 32).double(), 2)
+
+
+def test_labels_are_those_of_the_elements_whatever_the_view_and_stored_once():
+    follower = TokenFollower(torch.zeros(1, 3, 2, 2))
+    tensor = torch.zeros(4, 6, 10).transpose(0, 1)
+    by_token = torch.arange(1.0, 25).double().view(6, 4, 1)
+    follower.mark(tensor, by_token)
+    views = (
+        lambda x: x,
+        lambda x: x[1::2, 2:, :, None],
+        lambda x: x.transpose(0, 1).reshape(4, 6, 5, 2).permute(2, 0, 3, 1),
+        lambda x: x.transpose(0, 1).view(2, 2, 60)[:, 1],
+        lambda x: x.transpose(0, 1).view(24, 10)[5:, 3],
+        lambda x: x.transpose(0, 1).view(-1)[7:150:3],
+        lambda x: x[:, :1].expand(6, 5, 10),
+    )
+    labels = by_token.transpose(0, 1).expand(4, 6, 10).contiguous().transpose(0, 1)
+    for view in views:
+        (found,) = follower.labels(view(tensor)) or ()
+        assert torch.equal(found, view(labels))
+    assert (follower.labels(tensor) or ())[0].stride(-1) == 0
+    part = tensor[2, 1:3]
+    follower.mark(part, torch.tensor(99.0))
+    labels[2, 1:3] = 99
+    for view in views:
+        (found,) = follower.labels(view(tensor)) or ()
+        assert torch.equal(found, view(labels))

@@ -1,13 +1,16 @@
 """Follows tokens through a model's own operations: which token each element of an activation belongs to.
 
-Every storage that carries tokens has a second one next to it with a label per element, so that views need no rule.
-Operations that rearrange act on the labels themselves; those that look at one token keep its label; those that join
-several make a new token, whose parents are noted (`Merge`); attention is intercepted (`Attend`). Nothing is asked about
-the architecture. An operation without a rule is refused by name.
+Every storage that carries tokens has a label per element next to it, so that views need no rule; labels that do not
+change along a dimension, as those of a token's channels, are stored once. Operations that rearrange act on the labels
+themselves; those that look at one token keep its label; those that join several make a new token, whose parents are
+noted (`Merge`); attention is intercepted (`Attend`). Nothing is asked about the architecture. An operation without a
+rule is refused by name.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import mul
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import UnsupportedAttentionError
 from .token_grids import between, boxes, one_channel, windows
-from .tokens import MIXED, NONE, Tokens
+from .tokens import MIXED, NONE, Tokens, once, varying
 
 __all__ = ["TokenFollower"]
 
@@ -66,6 +69,41 @@ _VIEWS = {"as_strided", "squeeze", "unsqueeze", "transpose", "t", "swapaxes", "r
 # fmt: on
 
 
+@dataclass
+class _Marked:
+    """The labels of a storage's elements, in their order, in any number of dimensions."""
+
+    storage: StorageWeakRef
+    labels: list[Tensor]
+
+    def view(self, tensor: Tensor) -> list[Tensor]:
+        """Returns the labels of a tensor that lies in the storage."""
+        return [_labels_of(one, tensor) for one in self.labels]
+
+
+def _labels_of(stored: Tensor, tensor: Tensor) -> Tensor:
+    """The labels of a tensor, given those of its storage; no more of them are written out than its shape asks for."""
+    while True:
+        sizes, strides = stored.shape, [stored.shape[at + 1 :].numel() for at in range(stored.dim())]
+        ends = [tensor.storage_offset() // step % size for step, size in zip(strides, sizes, strict=True)]
+        start = stored.storage_offset() + sum(map(mul, ends, stored.stride()))
+        steps = []
+        for size, step in zip(tensor.shape, tensor.stride(), strict=True):
+            if size <= 1 or step == 0:
+                steps.append(0)
+                continue
+            at = next(at for at, one in enumerate(strides) if one <= step and step % one == 0)
+            steps.append(stored.stride(at) * (step // strides[at]))
+            ends[at] += (size - 1) * (step // strides[at])
+        # A step along one dimension must not lead on into the one before it; then the two have to be one.
+        over = next((at for at in reversed(range(len(sizes))) if ends[at] >= sizes[at]), None)
+        if over is None:
+            return stored.as_strided(tensor.shape, steps, start)
+        kept = (step or at in (over - 1, over) for at, step in enumerate(stored.stride()))
+        flat = stored[tuple(slice(None if one else 1) for one in kept)].flatten(over - 1, over)
+        stored = flat.expand(*sizes[: over - 1], -1, *sizes[over + 1 :])
+
+
 class TokenFollower(TorchDispatchMode):
     """Within the block, labels follow the tokens of `image`, a batch that must keep its images apart.
 
@@ -79,7 +117,8 @@ class TokenFollower(TorchDispatchMode):
         self.tokens = Tokens()
         self.notes: dict[str, None] = {}
         self.resting = False
-        self._labels: dict[int, tuple[StorageWeakRef, list[Tensor]]] = {}
+        self._marked: dict[int, _Marked] = {}
+        self._room = 64
         images, _, height, width = image.shape
         place = torch.arange(images * height * width, dtype=torch.float64)
         within = place.remainder(height * width)
@@ -105,22 +144,40 @@ class TokenFollower(TorchDispatchMode):
         """Returns the labels of a tensor: one tensor of its shape, or of scores two (query, key); None where it
         has none.
         """
-        entry = self._labels.get(tensor.untyped_storage()._cdata)
-        if entry is None or entry[0].expired():
-            return None
-        return [flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()) for flat in entry[1]]
+        marked = self._find(tensor)
+        return None if marked is None else marked.view(tensor)
 
     def mark(self, tensor: Tensor, *labels: Tensor) -> None:
         """Gives a tensor its labels; what views share its storage have them, too."""
+        if not tensor.numel():
+            return
         storage = tensor.untyped_storage()
-        entry = self._labels.get(storage._cdata)
-        if entry is None or entry[0].expired() or len(entry[1]) != len(labels):
-            size = storage.nbytes() // tensor.element_size()
-            zeros = [torch.zeros(size, dtype=torch.float64, device=tensor.device) for _ in labels]
-            entry = StorageWeakRef(storage), zeros
-            self._labels[storage._cdata] = entry
-        for flat, given in zip(entry[1], labels, strict=True):
-            flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(given.expand(tensor.shape))
+        size, marked = storage.nbytes() // tensor.element_size(), self._find(tensor)
+        if marked is None or len(marked.labels) != len(labels):
+            nothing = torch.zeros((), dtype=torch.float64, device=tensor.device).expand(size)
+            marked = self._marked[storage._cdata] = _Marked(StorageWeakRef(storage), [nothing] * len(labels))
+        given = [one.double().expand(tensor.shape) for one in labels]
+        order = sorted((at for at, one in enumerate(tensor.shape) if one > 1), key=lambda at: -tensor.stride(at))
+        order += [at for at, one in enumerate(tensor.shape) if one <= 1]
+        ordered = tensor.permute(order)
+        if tensor.numel() == size and ordered.is_contiguous():
+            marked.labels = [varying(one.permute(order)) for one in given]
+        else:
+            for part, one in zip(self._written_out(tensor), given, strict=True):
+                part.copy_(one)
+        if len(self._marked) > self._room:
+            self._marked = {key: one for key, one in self._marked.items() if not one.storage.expired()}
+            self._room = 2 * len(self._marked) + 64
+
+    def _find(self, tensor: Tensor) -> _Marked | None:
+        marked = self._marked.get(tensor.untyped_storage()._cdata)
+        return None if marked is None or marked.storage.expired() else marked
+
+    def _written_out(self, tensor: Tensor) -> list[Tensor]:
+        """The labels of a tensor that has some, one for each element, to be changed in place."""
+        marked = self._marked[tensor.untyped_storage()._cdata]
+        marked.labels = [one.clone(memory_format=torch.contiguous_format).view(-1) for one in marked.labels]
+        return marked.view(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -130,8 +187,7 @@ class TokenFollower(TorchDispatchMode):
         if self.resting:
             return result
         with self.rest():
-            given = [one for one in _tensors((args, kwargs)) if self.labels(one) is not None]
-            if given:
+            if any(self._find(one) is not None for one in _tensors((args, kwargs))):
                 self._follow(func, args, kwargs, result)
         return result
 
@@ -180,7 +236,7 @@ class TokenFollower(TorchDispatchMode):
 
     def _rearrange(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         """The same operation on the labels; what has none gets zeros."""
-        chosen = [one for one in _tensors((args, kwargs)) if not one.is_floating_point() and self.labels(one)]
+        chosen = [one for one in _tensors((args, kwargs)) if not one.is_floating_point() and self._find(one)]
         name = func.overloadpacket.__name__
         if chosen and name.rstrip("_") != "where":
             raise UnsupportedAttentionError(f"{name} moves tokens to places that depend on the image")
@@ -212,7 +268,7 @@ class TokenFollower(TorchDispatchMode):
             if name.endswith("_"):  # in place: the labels lie where the result's do
                 if self.labels(result) is None:
                     self.mark(result, *(torch.zeros(()) for _ in range(depth)))
-                    swapped = [swap(one) for one in args]
+                swapped[0] = self._written_out(result)[number]
                 func(*swapped, **kwargs)
             else:
                 self._mark_part(result, number, depth, func(*swapped, **kwargs))
@@ -260,10 +316,12 @@ class TokenFollower(TorchDispatchMode):
 
     def _join(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         """The label of every element of a sum or product of two."""
+        shape = left.shape
+        left, right = torch.broadcast_tensors(once(left), once(right))
         joined = torch.where(left == NONE, right, left)
         clash = (left != right) & (left != NONE) & (right != NONE)
         if not bool(clash.any()):
-            return joined
+            return joined.expand(shape)
         # Both labels in one number, which float64 holds exactly; channels of one token follow each other.
         code, runs = torch.unique_consecutive(left[clash] * CODE + right[clash], return_inverse=True)
         code, inverse = torch.unique(code, return_inverse=True)
@@ -277,7 +335,7 @@ class TokenFollower(TorchDispatchMode):
         adds = name in ("add", "sub", "rsub", "maximum", "minimum", "lerp")
         kept = (self.tokens.sums if adds else self.tokens.products)(pairs.long())
         joined[clash] = kept.double().to(inverse.device)[inverse]
-        return joined
+        return joined.expand(shape)
 
     def _product(self, name: str, args: tuple, result: Tensor) -> None:
         left, right = args[-2:] if name in ("mm", "bmm") else args[1:3] if name != "linear" else (args[0], args[1].T)
@@ -314,11 +372,12 @@ class TokenFollower(TorchDispatchMode):
 
     def _contract(self, labels: Tensor) -> tuple[Tensor, bool]:
         """The label along the last dimension, and whether there is but one."""
+        shape, labels = labels.shape[:-1], once(labels)
         low = torch.where(labels == NONE, torch.inf, labels).amin(dim=-1)
         high = labels.amax(dim=-1)
         alone = bool(((low == high) | low.isinf()).all())
         mixed = (labels == MIXED).any(dim=-1)
-        return torch.where(mixed, MIXED, torch.where(low.isinf(), NONE, high)), alone
+        return torch.where(mixed, MIXED, torch.where(low.isinf(), NONE, high)).expand(shape), alone
 
     def _check_keys(self, keys: Tensor, values: list[Tensor] | None) -> None:
         if values is None or len(values) != 1:
@@ -406,6 +465,7 @@ class TokenFollower(TorchDispatchMode):
     def _reduce(self, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         labels, target = self._of_tokens(args[0], name), next(iter(_tensors(result)))
         shape = labels.shape
+        given = once(labels)
         at = 2 if name in ("norm", "linalg_vector_norm") else 1
         dims = args[at] if len(args) > at else kwargs.get("dim")
         dims = (
@@ -413,8 +473,8 @@ class TokenFollower(TorchDispatchMode):
         )
         dims = [one % len(shape) for one in dims]
         kept = [one for one in range(len(shape)) if one not in dims]
-        rows = labels.permute(*kept, *dims).reshape(*[shape[one] for one in kept], -1)
-        found = self.tokens.merge(rows).reshape(target.shape)
+        rows = given.permute(*kept, *dims).reshape(*[given.shape[one] for one in kept], -1)
+        found = self.tokens.merge(rows).expand([shape[one] for one in kept]).reshape(target.shape)
         for tensor in _tensors(result):
             if tensor.is_floating_point():
                 self.mark(tensor, found)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import PackedBatchError, UnsupportedAttentionError
 from .token_graph import Merge, Step
 
-__all__ = ["MIXED", "NONE", "Tokens"]
+__all__ = ["MIXED", "NONE", "Tokens", "once", "varying"]
 
 NONE, MIXED = 0.0, -1.0
 """The label of what comes from no token, and of a mixture of many tokens that is no token itself (qᵀk over tokens)."""
@@ -20,15 +20,16 @@ class Tokens:
     """The tokens found so far, by their labels: parents, where they lie, which image they are of, what they are.
 
     `y`, `x` are the centre in pixels (NaN: of no place); `branch` marks what an attention has written and nothing has
-    been added to; `parts` holds what tokens are sums of.
+    been added to; `terms` are the two tokens that one is the sum of (0: it is no sum).
     """
 
     y: list[Tensor] = field(default_factory=lambda: [torch.full((1,), torch.nan, dtype=torch.float64)])
     x: list[Tensor] = field(default_factory=lambda: [torch.full((1,), torch.nan, dtype=torch.float64)])
     image: list[Tensor] = field(default_factory=lambda: [torch.full((1,), -1)])
     branch: list[Tensor] = field(default_factory=lambda: [torch.zeros(1, dtype=torch.bool)])
+    terms: list[Tensor] = field(default_factory=lambda: [torch.zeros(1, 2, dtype=torch.long)])
     count: int = 1
-    known: dict[bytes, int] = field(default_factory=dict)
+    known: dict[bytes | tuple[int, int], int] = field(default_factory=dict)
     parts: dict[int, frozenset[int]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     attended: bool = False
@@ -40,12 +41,13 @@ class Tokens:
         self.x.append(x)
         self.image.append(image)
         self.branch.append(branch if isinstance(branch, Tensor) else torch.full((len(y),), branch))
+        self.terms.append(torch.zeros(len(y), 2, dtype=torch.long))
         self.count += len(y)
         return labels
 
     def settle(self) -> None:
         """Joins what was added to one tensor each."""
-        for name in ("y", "x", "image", "branch"):
+        for name in ("y", "x", "image", "branch", "terms"):
             parts = getattr(self, name)
             if len(parts) > 1:
                 setattr(self, name, [torch.cat(parts)])
@@ -96,34 +98,66 @@ class Tokens:
 
         A sum with one of its own parts is that sum: what a token was is in it already.
         """
-        branch = self.of("branch").tolist()
-        fresh: dict[bytes, tuple[dict[int, float], frozenset[int], bool]] = {}
+        low, high = pairs.aminmax(dim=1)
+        whole = self.of("terms")[:, 0] == 0
+        # The later of two is no part of the earlier, and so no part of it is in the other.
+        apart = whole[high] & (self.of("branch")[pairs].any(dim=1) | whole[low])
+        found = torch.empty(len(pairs), dtype=torch.long)
+        found[apart] = self._two(pairs[apart])
+        found[~apart] = self._many(pairs[~apart])
+        return found
+
+    def _two(self, pairs: Int[Tensor, "pairs two"]) -> Int[Tensor, " pairs"]:
+        """Sums of two that have no part in common."""
+        keys = list(map(tuple, pairs.sort(dim=1).values.tolist()))
+        fresh = [at for at, key in enumerate(keys) if key not in self.known]
+        if fresh:
+            made = pairs[fresh]
+            written = self.of("branch")[made]
+            weight = torch.where(written.any(dim=1), 1.0, 0.5).double().repeat_interleave(2)
+            child = torch.arange(len(made)).repeat_interleave(2)
+            labels = self.make(child, made.flatten(), weight, written.all(dim=1), written.any(dim=1))
+            self.of("terms")[labels] = made
+            self.known.update((keys[at], label) for at, label in zip(fresh, labels.tolist(), strict=True))
+        return torch.tensor([self.known[key] for key in keys], dtype=torch.long)
+
+    def _many(self, pairs: Int[Tensor, "pairs two"]) -> Int[Tensor, " pairs"]:
+        """Sums of sums, to which every part belongs once."""
+        branch = self.of("branch")
+        fresh: dict[bytes, tuple[dict[int, float], tuple[int, int]]] = {}
         found: list[int | bytes] = []
         for a, b in pairs.tolist():
-            parts = self.parts.get(a, frozenset({a})) | self.parts.get(b, frozenset({b}))
-            whole = next((one for one in (a, b) if self.parts.get(one, frozenset({one})) == parts), None)
+            parts = self._parts(a) | self._parts(b)
+            whole = next((one for one in (a, b) if self._parts(one) == parts), None)
             if whole is not None:
                 found.append(whole)
                 continue
-            others = [one for one in parts if not branch[one]]
-            weights = {one: 1 / len(others) if one in others else 1.0 for one in parts}
-            weights = {a: 1.0, b: 1.0} if branch[a] or branch[b] else weights
+            if branch[a] or branch[b]:
+                weights = {a: 1.0, b: 1.0}
+            else:
+                others = [one for one in parts if not branch[one]]
+                weights = {one: 1 / len(others) if one in others else 1.0 for one in parts}
             key = repr(sorted(weights.items())).encode()
             found.append(key)
             if key not in self.known:
-                fresh[key] = weights, parts, branch[a] and branch[b]
+                fresh[key] = weights, (a, b)
         if fresh:
-            edges = [(row, one, value) for row, (made, *_) in enumerate(fresh.values()) for one, value in made.items()]
+            edges = [(row, one, value) for row, (made, _) in enumerate(fresh.values()) for one, value in made.items()]
             child, parent = (torch.tensor([edge[at] for edge in edges]) for at in (0, 1))
             weight = torch.tensor([edge[2] for edge in edges], dtype=torch.float64)
-            written = torch.tensor([one[2] for one in fresh.values()])
-            of_attention = torch.zeros(len(fresh), dtype=torch.long).index_add_(
-                0, child, self.of("branch")[parent].long()
-            )
-            labels = self.make(child, parent, weight, written, of_attention > 0).tolist()
-            self.known.update(zip(fresh, labels, strict=True))
-            self.parts.update({label: one[1] for label, one in zip(labels, fresh.values(), strict=True)})
-        return torch.tensor([self.known[one] if isinstance(one, bytes) else one for one in found])
+            terms = torch.tensor([one for _, one in fresh.values()])
+            of_attention = torch.zeros(len(fresh), dtype=torch.long).index_add_(0, child, branch[parent].long())
+            labels = self.make(child, parent, weight, branch[terms].all(dim=1), of_attention > 0)
+            self.of("terms")[labels] = terms
+            self.known.update(zip(fresh, labels.tolist(), strict=True))
+        return torch.tensor([self.known[one] if isinstance(one, bytes) else one for one in found], dtype=torch.long)
+
+    def _parts(self, label: int) -> frozenset[int]:
+        """What a token is the sum of; itself where it is no sum."""
+        if label not in self.parts:
+            one, other = self.of("terms")[label].tolist()
+            self.parts[label] = self._parts(one) | self._parts(other) if one else frozenset({label})
+        return self.parts[label]
 
     def products(self, pairs: Int[Tensor, "pairs two"]) -> Int[Tensor, " pairs"]:
         """Returns the tokens that are left of products of two: one of them is a gate, which scales and moves nothing.
@@ -156,6 +190,12 @@ class Tokens:
             >>> tokens.merge(torch.tensor([[1.0, 1.0], [1.0, 2.0], [0.0, 2.0]]))
             tensor([1., 3., 2.], dtype=torch.float64)
         """
+        shape, labels = labels.shape[:-1], once(labels)
+        return self._merge(labels).expand(shape)
+
+    def _merge(self, labels: Float[Tensor, "*shape parents"]) -> Float[Tensor, "*shape"]:
+        if labels.shape[-1] == 1:
+            return labels[..., 0].double()
         device, rows = labels.device, labels.reshape(-1, labels.shape[-1]).double().cpu()
         low = torch.where(rows == NONE, torch.inf, rows).amin(dim=1)
         high = rows.amax(dim=1)
@@ -176,11 +216,36 @@ class Tokens:
             weight = weight / torch.zeros(len(new), dtype=torch.float64).index_add_(0, child, weight)[child]
             other = torch.zeros(len(new), dtype=torch.long).index_add_(0, child, (~self.of("branch")[parent]).long())
             made = self.make(child, parent, weight, other == 0)
-            self.known.update((keys[at], int(label)) for at, label in zip(new, made, strict=True))
+            self.known.update((keys[at], label) for at, label in zip(new, made.tolist(), strict=True))
         found = torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
         single = single.clone()
         single[several] = found[inverse]
         return single.view(labels.shape[:-1]).to(device)
+
+
+def once(labels: Float[Tensor, "*shape"]) -> Float[Tensor, "*cut"]:
+    """Returns labels that are repeated along a dimension, as `varying` leaves them, but once each."""
+    for dim, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            labels = labels.narrow(dim, 0, 1)
+    return labels
+
+
+def varying(labels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Returns the same labels, stored once along the dimensions that they do not change along.
+
+    Example:
+        >>> varying(torch.tensor([[1.0, 1.0], [2.0, 2.0]])).stride()
+        (1, 0)
+    """
+    few = once(labels)
+    for dim in range(few.dim()):
+        line = few[tuple(slice(None) if at == dim else slice(0, 1) for at in range(few.dim()))]
+        first = few.narrow(dim, 0, 1) if few.shape[dim] > 1 else few
+        if few.shape[dim] > 1 and bool((line == line.narrow(dim, 0, 1)).all()) and bool((few == first).all()):
+            few = first
+    fits = few.is_contiguous() and few.untyped_storage().nbytes() == few.nbytes
+    return (few if fits else few.clone(memory_format=torch.contiguous_format)).expand(labels.shape)
 
 
 def _columns(rows: Float[Tensor, "rows parents"]) -> tuple[Float[Tensor, "rows runs"], Float[Tensor, " runs"]]:

@@ -86,9 +86,9 @@ def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph
     if not any(isinstance(step, Attend) for step in steps):
         raise UnsupportedAttentionError("the logits follow from no attention")
     leaves, steps = _leaves(tokens, steps)
-    used = sorted({0, root, *(int(one) for step in steps for one in _mentioned(step)), *leaves.flatten().tolist()})
+    used = torch.cat([torch.tensor([0, root]), leaves.flatten(), *(_mentioned(step) for step in steps)]).unique()
     number = torch.zeros(tokens.count, dtype=torch.long)
-    number[torch.tensor(used)] = torch.arange(len(used))
+    number[used] = torch.arange(len(used))
     renamed = tuple(
         Merge(number[step.child], number[step.parent], step.weight, step.residual)
         if isinstance(step, Merge)
