@@ -183,9 +183,7 @@ class Run:
 
     def save(self, path: Path, question: dict[str, Any]) -> None:
         """Writes a checkpoint at once."""
-        buffer = io.BytesIO()
         content = {
-            "question": question,
             "step": self.step,
             "order": self.order,
             "generator": self.generator.get_state(),
@@ -194,25 +192,11 @@ class Run:
             "average": self.average,
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
-        torch.save(content, buffer)
-        with atomic_write(path) as file:
-            file.write(buffer.getvalue())
+        write_state(path, question, content)
 
     def load(self, path: Path, question: dict[str, Any]) -> None:
         """Resumes from a checkpoint; raises `CheckpointError` when it is damaged or of another run."""
-        try:
-            content = torch.load(path, weights_only=True)
-            found = content["question"]
-        except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
-            raise CheckpointError(
-                f"the checkpoint {path} is damaged ({type(error).__name__}); delete it or pass resume=False"
-            ) from error
-        if found != question:
-            odd = [name for name in question if found.get(name) != question[name]]
-            raise CheckpointError(
-                f"the checkpoint {path} is of a run with another {' and '.join(odd)}; "
-                "choose another folder or pass resume=False"
-            )
+        content = read_state(path, question)
         self.step, self.order = content["step"], content["order"]
         self.generator.set_state(content["generator"])
         self.model.load_state_dict(content["model"])
@@ -237,6 +221,32 @@ class Run:
         decay = min(self.recipe.average, (self.step + 1) / (self.step + 20))
         for name, value in self.model.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
+
+
+def write_state(path: Path, question: dict[str, Any], content: dict[str, Any]) -> None:
+    """Writes a checkpoint at once, with the `question` that its run answers."""
+    buffer = io.BytesIO()
+    torch.save({"question": question, **content}, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+def read_state(path: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of a checkpoint; raises `CheckpointError` when it is damaged or of another run."""
+    try:
+        content = torch.load(path, weights_only=True)
+        found = content["question"]
+    except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged ({type(error).__name__}); delete it or pass resume=False"
+        ) from error
+    if found != question:
+        odd = [name for name in question if found.get(name) != question[name]]
+        raise CheckpointError(
+            f"the checkpoint {path} is of a run with another {' and '.join(odd)}; "
+            "choose another folder or pass resume=False"
+        )
+    return content
 
 
 def tokens_forward(

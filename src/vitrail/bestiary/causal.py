@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from vitrail.bestiary.model import SIZE, predict
 from vitrail.bestiary.scene import Scene
 from vitrail.bestiary.species import CLASS_NAMES, species
 
-__all__ = ["CausalTruth", "causal_truth"]
+__all__ = ["CausalTruth", "Interventions", "causal_truth", "draw_interventions"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +69,50 @@ def causal_truth(
     True
     """
     for scene in scenes:
-        drawn = render(scene, size)
-        seen = [
-            (number, slot, mask)
-            for number, view in enumerate(drawn.creatures)
-            for slot, mask in view.parts.items()
-            if mask.any()
-        ]
-        pictures = [_pixels(drawn), *(_pixels(render(scene.without(n, slot), size)) for n, slot, _ in seen)]
-        logits = torch.cat([predict(model, torch.stack(some)) for some in _batches(pictures, batch)])
+        asked = draw_interventions(scene, size)
+        logits = torch.cat([predict(model, some) for some in asked.pictures.split(batch)])
         yield CausalTruth(
             scene=scene,
-            drawn=drawn,
-            parts=tuple((number, slot) for number, slot, _ in seen),
-            masks=_stack([mask for *_, mask in seen], size),
-            creatures=_stack([view.mask for view in drawn.creatures], size),
+            drawn=asked.drawn,
+            parts=asked.parts,
+            masks=asked.masks,
+            creatures=asked.creatures,
             logits=logits[0],
             without=logits[1:],
         )
+
+
+class Interventions(NamedTuple):
+    """A scene as it is and without each of its parts: `pictures` in [0, 1], the whole scene first.
+
+    With `whole=True` the scene without each creature comes before those without a part.
+    """
+
+    drawn: Rendered
+    parts: tuple[tuple[int, str], ...]
+    masks: Bool[Tensor, "parts height width"]
+    creatures: Bool[Tensor, "creatures height width"]
+    pictures: Float[Tensor, "pictures 3 height width"]
+
+
+def draw_interventions(scene: Scene, size: int = SIZE, *, whole: bool = False) -> Interventions:
+    """Draws a scene, and again without each visible part in turn."""
+    drawn = render(scene, size)
+    seen = [
+        (number, slot, mask)
+        for number, view in enumerate(drawn.creatures)
+        for slot, mask in view.parts.items()
+        if mask.any()
+    ]
+    left_out: list[tuple[int, str | None]] = [(number, None) for number in range(len(drawn.creatures)) if whole]
+    left_out += [(number, slot) for number, slot, _ in seen]
+    return Interventions(
+        drawn,
+        tuple((number, slot) for number, slot, _ in seen),
+        _stack([mask for *_, mask in seen], size),
+        _stack([view.mask for view in drawn.creatures], size),
+        torch.stack([_pixels(drawn), *(_pixels(render(scene.without(*one), size)) for one in left_out)]),
+    )
 
 
 def _pixels(drawn: Rendered) -> Float[Tensor, "3 height width"]:
@@ -94,8 +121,3 @@ def _pixels(drawn: Rendered) -> Float[Tensor, "3 height width"]:
 
 def _stack(masks: list[np.ndarray], size: int) -> Bool[Tensor, "some height width"]:
     return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, size, size, dtype=torch.bool)
-
-
-def _batches(items: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
