@@ -37,7 +37,7 @@ ENTRIES = (
     "vitrail.evaluate.evaluate", "vitrail.evaluate.open_data", "vitrail.counterfactual.transfer",
     "vitrail.counterfactual.rewrite", "vitrail.multimodal.explain_pair", "vitrail.experiments.Question",
     "vitrail.plotting.figure.draw", "vitrail.benchmark.run.Plan", "vitrail.bridges.CaptumAttribution.attribute",
-    "vitrail.models.vision_model.VisionModel",
+    "vitrail.models.vision_model.VisionModel", "vitrail.generation.explain_generation",
 )  # fmt: skip
 # Options of `vitrail.load` that go on to the library, and of that library's own function.
 PASSED_ON = {"pretrained", "img_size", "attn_implementation", "scale"}  # the last is of torchvision's ToDtype

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison
     from .explain import explain
     from .explanation import Explanation
+    from .generation import GenerationExplanation, explain_generation, load_vlm
     from .guidance import Guide
     from .methods import list_methods
     from .models import VisionModel, list_models, load, wrap
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Explanation",
+    "GenerationExplanation",
     "Guide",
     "Plan",
     "Preprocess",
@@ -32,12 +34,14 @@ __all__ = [
     "VisionModel",
     "compare",
     "explain",
+    "explain_generation",
     "explain_text",
     "list_methods",
     "list_models",
     "list_objectives",
     "load",
     "load_text",
+    "load_vlm",
     "plan",
     "wrap",
 ]
@@ -47,6 +51,7 @@ __all__ = [
 _MODULES = {
     "Comparison": "comparison",
     "Explanation": "explanation",
+    "GenerationExplanation": "generation",
     "Guide": "guidance",
     "Plan": "plan",
     "Preprocess": "models.preprocess",
@@ -54,12 +59,14 @@ _MODULES = {
     "VisionModel": "models",
     "compare": "compare",
     "explain": "explain",
+    "explain_generation": "generation",
     "explain_text": "text",
     "list_methods": "methods",
     "list_models": "models",
     "list_objectives": "objectives",
     "load": "models",
     "load_text": "models.hugging_face",
+    "load_vlm": "generation",
     "plan": "plan",
     "wrap": "models",
 }

@@ -42,7 +42,7 @@ _REARRANGING = {
     "channel_shuffle", "where", "slice_scatter", "select_scatter", "index_put", "repeat_interleave",
     "lift_fresh_copy", "tril", "triu", "reflection_pad2d", "replication_pad2d", "unfold_copy", "masked_select",
     "view_copy", "permute_copy", "expand_copy", "upsample_nearest2d", "_upsample_nearest_exact2d", "_unsafe_index",
-    "rot90"
+    "rot90", "masked_scatter"
 }
 _NORMS = {
     "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
@@ -187,7 +187,7 @@ class TokenFollower(TorchDispatchMode):
         if self.resting:
             return result
         with self.rest():
-            if any(self._find(one) is not None for one in _tensors((args, kwargs))):
+            if any(self._find(one) is not None and not _keeps_all(func, one) for one in _tensors((args, kwargs))):
                 self._follow(func, args, kwargs, result)
         return result
 
@@ -236,7 +236,11 @@ class TokenFollower(TorchDispatchMode):
 
     def _rearrange(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         """The same operation on the labels; what has none gets zeros."""
-        chosen = [one for one in _tensors((args, kwargs)) if not one.is_floating_point() and self._find(one)]
+        chosen = [
+            one
+            for one in _tensors((args, kwargs))
+            if not one.is_floating_point() and self._find(one) and not _keeps_all(func, one)
+        ]
         name = func.overloadpacket.__name__
         if chosen and name.rstrip("_") != "where":
             raise UnsupportedAttentionError(f"{name} moves tokens to places that depend on the image")
@@ -389,6 +393,7 @@ class TokenFollower(TorchDispatchMode):
 
     def _convolve(self, args: tuple, result: Tensor) -> None:
         given, weight, stride, padding, dilation, transposed = args[0], args[1], args[3], args[4], args[5], args[6]
+        padding = tuple(padding) * (weight.dim() - 2) if len(padding) == 1 else padding  # of padding="valid"
         labels = self.labels(given)
         if labels is None or self.labels(weight) is not None:
             raise UnsupportedAttentionError("a convolution whose weights are made of tokens has no rule")
@@ -478,6 +483,11 @@ class TokenFollower(TorchDispatchMode):
         for tensor in _tensors(result):
             if tensor.is_floating_point():
                 self.mark(tensor, found)
+
+
+def _keeps_all(func: Any, choice: Tensor) -> bool:
+    """Whether a tensor that was read from the image says that everything is kept, which moves nothing."""
+    return func.overloadpacket.__name__ == "index" and choice.dtype == torch.bool and bool(choice.all())
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -136,26 +136,26 @@ def _gated(input: Tensor, output: Tensor) -> Tensor:
     return _HeldGate.apply(input, output, gate)  # pyright: ignore
 
 
-def _is_tokens(tensor: Any) -> bool:
+def _is_tokens(tensor: Any, dimensions: int) -> bool:
     # Logits and pooled features have two dimensions: only inside the token stream is a sigmoid a gate.
-    return isinstance(tensor, Tensor) and tensor.dim() >= 3 and tensor.is_floating_point()
+    return isinstance(tensor, Tensor) and tensor.dim() >= dimensions and tensor.is_floating_point()
 
 
-def _held(function: Callable[..., Any]) -> Callable[..., Any]:
+def _held(function: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
     """A gate or a deviation that a model computes by itself (QuickGELU, hand-written norms): constant."""
 
     def rule(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        return result.detach() if args and _is_tokens(args[0]) and isinstance(result, Tensor) else result
+        return result.detach() if args and _is_tokens(args[0], dimensions) and isinstance(result, Tensor) else result
 
     return rule
 
 
-def _product(function: Callable[..., Any]) -> Callable[..., Any]:
+def _product(function: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
     """A product in which both factors carry a gradient (SwiGLU): half to each."""
 
     def rule(*args: Any, **kwargs: Any) -> Any:
-        both = len(args) == 2 and not kwargs and all(_is_tokens(a) and a.requires_grad for a in args)
+        both = len(args) == 2 and not kwargs and all(_is_tokens(a, dimensions) and a.requires_grad for a in args)
         return _SharedProduct.apply(*args) if both else function(*args, **kwargs)
 
     return rule
@@ -165,20 +165,22 @@ def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, 
     return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
 
 
-def _power(function: Callable[..., Any]) -> Callable[..., Any]:
+def _power(function: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
     """x ** −½ and other negative powers are normalisers; positive ones are not."""
 
     def rule(base: Any, exponent: Any, *args: Any, **kwargs: Any) -> Any:
         result = function(base, exponent, *args, **kwargs)
-        held = isinstance(exponent, int | float) and exponent < 0 and _is_tokens(base)
+        held = isinstance(exponent, int | float) and exponent < 0 and _is_tokens(base, dimensions)
         return result.detach() if held else result
 
     return rule
 
 
 @cache
-def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+def libra_rules(dimensions: int = 3) -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """Returns the operations that `libra` replaces, by the function that PyTorch is called with.
+
+    Tensors of fewer `dimensions` are no token stream, and what is done to them stays as it is.
 
     LayerNorm and RMSNorm (x − μ)·[1/σ]; GELU and SiLU x·[gate]; sigmoid, tanh, erf, roots, norms, negative powers and
     deviations of hand-written gates and normalisers constant; products `a * b` of two activations shared. ReLU's gate
@@ -193,16 +195,16 @@ def libra_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         F.gelu: _gelu,
         F.silu: _silu,
         F.normalize: _normalize,
-        torch.linalg.vector_norm: _held(torch.linalg.vector_norm),
-        torch.pow: _power(torch.pow),
-        Tensor.pow: _power(Tensor.pow),
-        Tensor.__pow__: _power(Tensor.__pow__),
+        torch.linalg.vector_norm: _held(torch.linalg.vector_norm, dimensions),
+        torch.pow: _power(torch.pow, dimensions),
+        Tensor.pow: _power(Tensor.pow, dimensions),
+        Tensor.__pow__: _power(Tensor.__pow__, dimensions),
     }
     for name in ("sigmoid", "tanh", "erf", "rsqrt", "sqrt", "std", "var", "norm"):
         for owner in (torch, Tensor):
-            rules[getattr(owner, name)] = _held(getattr(owner, name))
+            rules[getattr(owner, name)] = _held(getattr(owner, name), dimensions)
     for function in (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__):
-        rules[function] = _product(function)
+        rules[function] = _product(function, dimensions)
     return rules
 
 

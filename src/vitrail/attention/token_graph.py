@@ -242,6 +242,10 @@ class GraphRow:
         self._row = readout.new_zeros(len(readout), self.graph.size)
         self._next = len(self.graph.steps)
 
+    def begin_at(self, row: Float[Tensor, "images tokens"]) -> None:
+        """Starts a backward pass from a row over all tokens of the graph, as where another model reads its tokens."""
+        self._row, self._next = row, len(self.graph.steps)
+
     def current_row(self, layer: int) -> Float[Tensor, "windows queries"]:
         """Returns the row at the tokens that call `layer` writes, one per window of every image."""
         if layer in self.graph.among_channels and self._row is not None:

@@ -1,0 +1,299 @@
+"""What one call of `explain_generation` found: for every word a map, scores of words, a share."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ..errors import ExplanationFileError, OptionError, OutputFileError
+from ..explanation_file import read_explanation, write_explanation
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["GenerationExplanation"]
+
+KIND = "generation"
+ROLES = ("image", "prompt", "answer")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class GenerationExplanation:
+    """For each explained token a signed map of every image, a signed score of every word before it, and three shares.
+
+    `image_scores` hold one tensor for each image, (tokens, rows, cols), of its patches or (with vision="tokens") of its
+    image tokens. `text_scores` are zero at the image tokens and from the explained token on. `grounding` are the shares
+    of |relevance| at the text model's input that lie on the image tokens, on the prompt and on the answer's earlier
+    tokens, in this order: a word with hardly any share on the image was not read off it.
+
+    `tokens` are the explained tokens as they read behind the one before, at `positions` of `sequence`; `roles` says of
+    each token of the sequence whether it stands for a piece of an "image", for the "prompt" or the "answer". `logits`
+    are those at the position that predicts the token, `target` its id, `against` the id that it is compared with.
+    `pictures` are the images as the model was shown them, which the maps lie on exactly.
+
+    >>> ex = GenerationExplanation(
+    ...     tokens=("a", " tavel"),
+    ...     positions=(3, 4),
+    ...     image_scores=(torch.tensor([[[0.0, 0.1]], [[-0.2, 0.5]]]),),
+    ...     text_scores=torch.zeros(2, 5),
+    ...     grounding=torch.tensor([[0.2, 0.8, 0.0], [0.7, 0.2, 0.1]]),
+    ...     logits=torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]]),
+    ...     target=torch.tensor([1, 2]),
+    ...     sequence=("<image>", "<image>", "what?", "a", " tavel"),
+    ...     roles=("image", "image", "prompt", "answer", "answer"),
+    ...     method="complete",
+    ...     objective="logit",
+    ... )
+    >>> ex.question(1), ex.map(1).argmax().item()
+    ('tavel 90.9 %', 1)
+    """
+
+    tokens: tuple[str, ...]
+    positions: tuple[int, ...]
+    image_scores: tuple[Float[Tensor, "tokens rows cols"], ...]
+    text_scores: Float[Tensor, "tokens sequence"]
+    grounding: Float[Tensor, "tokens three"]
+    logits: Float[Tensor, "tokens vocabulary"]
+    target: Int[Tensor, " tokens"]
+    against: Int[Tensor, " tokens"] | None = None
+    against_tokens: tuple[str, ...] | None = None
+    sequence: tuple[str, ...]
+    roles: tuple[str, ...]
+    prompt: str = ""
+    answer: str = ""
+    pictures: tuple[UInt8[Tensor, "height width 3"], ...] | None = None
+    method: str
+    objective: str
+    signed: bool = True
+    gradient: str | None = None
+    vision: str = "patches"
+    model: str = ""
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count, length = len(self.tokens), len(self.sequence)
+        for name, found, expected in (
+            ("positions", (len(self.positions),), (count,)),
+            ("roles", (len(self.roles),), (length,)),
+            ("text_scores", tuple(self.text_scores.shape), (count, length)),
+            ("grounding", tuple(self.grounding.shape), (count, 3)),
+            ("logits", tuple(self.logits.shape[:1]), (count,)),
+            ("target", tuple(self.target.shape), (count,)),
+            *(() if self.against is None else (("against", tuple(self.against.shape), (count,)),)),
+            *((f"image_scores[{i}]", (one.ndim, len(one)), (3, count)) for i, one in enumerate(self.image_scores)),
+        ):
+            if found != expected:
+                raise ValueError(f"{name} is {found}, but {count} tokens of a sequence of {length} need {expected}")
+
+    # -- the question ------------------------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> int:
+        """Returns the number of images."""
+        return len(self.image_scores)
+
+    @property
+    def words(self) -> tuple[slice, ...]:
+        """Returns the explained tokens that make one word together, word by word: slices of `tokens`.
+
+        A token begins a word where it begins with a space, or does not follow the one before.
+
+        >>> from types import SimpleNamespace
+        >>> answer = SimpleNamespace(tokens=("a", " str", "iped"), positions=(5, 6, 7))
+        >>> [answer.tokens[one] for one in GenerationExplanation.words.fget(answer)]
+        [('a',), (' str', 'iped')]
+        """
+        starts = [
+            number
+            for number, (text, at) in enumerate(zip(self.tokens, self.positions, strict=True))
+            if number == 0 or text[:1].isspace() or at != self.positions[number - 1] + 1
+        ]
+        ends = [*starts[1:], len(self.tokens)]
+        return tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))
+
+    def probability(self, token: int = 0, *, other: bool = False) -> float:
+        """Returns the model's probability of an explained token, or of the `other` that it is compared with."""
+        index = self._other(token) if other else int(self.target[token])
+        return float(self.logits[token].double().softmax(dim=0)[index])
+
+    def question(self, token: int = 0) -> str:
+        """Returns the question of a token's map: "left 71.2 % against right 28.1 %"."""
+        sides = [(self.tokens[token].strip() or repr(self.tokens[token]), self.probability(token))]
+        if self.against is not None:
+            name = f"[{self._other(token)}]" if self.against_tokens is None else self.against_tokens[token].strip()
+            sides.append((name, self.probability(token, other=True)))
+        return " against ".join(f"{name} {100 * value:.1f} %" for name, value in sides)
+
+    def _other(self, token: int) -> int:
+        if self.against is None:
+            raise OptionError("the tokens were compared with no others: ask with against=")
+        return int(self.against[token])
+
+    def map(self, token: int = 0, image: int = 0) -> Float[Tensor, "rows cols"]:
+        """Returns the raw map of one token. Raises `IndexError` beyond the last token or image."""
+        return self.image_scores[image][token]
+
+    def before(self, token: int = 0) -> list[tuple[str, str, float]]:
+        """Returns the words that a token follows: each as it reads, "prompt" or "answer", and its score."""
+        end = self.positions[token]
+        return [
+            (text, role, float(score))
+            for text, role, score in zip(self.sequence[:end], self.roles[:end], self.text_scores[token], strict=False)
+            if role != "image"
+        ]
+
+    # -- one token at a time -----------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int | slice) -> "GenerationExplanation":
+        """The explanation of one token, or of a slice of them."""
+        if not isinstance(index, slice):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"token {index} of an explanation of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
+        return replace(
+            self,
+            tokens=self.tokens[index],
+            positions=self.positions[index],
+            image_scores=tuple(one[index] for one in self.image_scores),
+            text_scores=self.text_scores[index],
+            grounding=self.grounding[index],
+            logits=self.logits[index],
+            target=self.target[index],
+            against=None if self.against is None else self.against[index],
+            against_tokens=None if self.against_tokens is None else self.against_tokens[index],
+        )
+
+    def __iter__(self) -> Iterator["GenerationExplanation"]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        count = f"{len(self)} token{'s' if len(self) != 1 else ''}"
+        sizes = " and ".join(f"{one.shape[1]} x {one.shape[2]}" for one in self.image_scores)
+        how = f"{self.method} of {self.objective}" + (f", {self.gradient} gradient" if self.gradient else "")
+        said = f", {self.question()}" if len(self) == 1 else f" of {self.answer!r}"
+        return f"GenerationExplanation({how}, {count}{said}, maps of {sizes} {self.vision})"
+
+    def by_word(self) -> "GenerationExplanation":
+        """Returns the explanation of whole words: the scores of a word's tokens added up, their grounding averaged.
+
+        Logits, target and position are those of a word's first token, which decides what follows.
+        """
+        words = self.words
+        first = [one.start for one in words]
+
+        def joined(scores: Tensor, mean: bool = False) -> Tensor:
+            return torch.stack([scores[one].mean(dim=0) if mean else scores[one].sum(dim=0) for one in words])
+
+        return replace(
+            self,
+            tokens=tuple("".join(self.tokens[one]) for one in words),
+            positions=tuple(self.positions[at] for at in first),
+            image_scores=tuple(joined(one) for one in self.image_scores),
+            text_scores=joined(self.text_scores),
+            grounding=joined(self.grounding, mean=True),
+            logits=self.logits[first],
+            target=self.target[first],
+            against=None if self.against is None else self.against[first],
+            against_tokens=None if self.against_tokens is None else tuple(self.against_tokens[at] for at in first),
+        )
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    def overlay(
+        self, token: int = 0, image: int = 0, *, size: int | tuple[int, int] | None = None, **look: Any
+    ) -> "PIL.Image.Image":
+        """Returns one token's map laid over its image, an RGB picture of the image's size or of another.
+
+        The options are those of `vitrail.plotting.overlay`: opacity, smooth, limit, colormap and threshold.
+        """
+        from PIL import Image
+
+        from ..plotting.overlay import overlay
+
+        picture = None if self.pictures is None else self.pictures[image].numpy(force=True)
+        sides = (size, size) if isinstance(size, int) else size
+        scores = self.map(token, image).numpy(force=True).astype(np.float64)
+        return Image.fromarray(overlay(scores, picture, size=sides, signed=self.signed, **look))
+
+    # -- the file ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes everything to a .safetensors file, whole or not at all, and returns its path.
+
+        Raises `OutputFileError` when the file cannot be written, or its name ends otherwise.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise OutputFileError(f"cannot save to {path}: name it .safetensors")
+        words = {name: getattr(self, name) for name in _WORDS}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        for name in ("image_scores", "pictures"):
+            for number, one in enumerate(getattr(self, name) or ()):
+                tensors[f"{name}.{number}"] = one
+        write_explanation(path, {**words, "kind": KIND, "version": 1, "versions": dict(self.versions)}, tensors)
+        return path
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "GenerationExplanation":
+        """Reads what `save` wrote; the tensors come back on the CPU, bit for bit.
+
+        Raises `ExplanationFileError` when the file is missing, damaged, or holds no explanation of generated words.
+        """
+
+        def build(text: dict[str, Any], tensors: dict[str, Tensor]) -> GenerationExplanation:
+            if text.get("kind") != KIND:
+                raise ExplanationFileError(f"{os.fspath(path)} is an explanation, but none of generated words")
+            return GenerationExplanation(**_fields(text, tensors))
+
+        return read_explanation(Path(path), build)
+
+
+_LISTS = ("tokens", "positions", "sequence", "roles", "notes", "against_tokens")
+_STRINGS = ("prompt", "answer", "method", "objective", "vision", "model", "gradient")
+_WORDS = (*_LISTS, *_STRINGS, "signed")
+_TENSORS = ("text_scores", "grounding", "logits", "target", "against")
+
+
+def _fields(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of an explanation from a file, once each is of its kind.
+
+    Raises:
+        ValueError: naming one that is not.
+    """
+    found: dict[str, Any] = {"signed": bool(text["signed"]), "versions": dict(text["versions"])}
+    for name in _LISTS:
+        value, kind = text[name], int if name == "positions" else str
+        if value is None and name == "against_tokens":
+            found[name] = None
+        elif not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
+            raise ValueError(f"{name} holds other things than {kind.__name__}")
+        else:
+            found[name] = tuple(value)
+    for name in _STRINGS:
+        if not isinstance(text[name], str) and not (name == "gradient" and text[name] is None):
+            raise ValueError(f"{name} is {type(text[name]).__name__}, expected str")
+        found[name] = text[name]
+    if not set(found["roles"]) <= set(ROLES):
+        raise ValueError(f"roles are {sorted(set(found['roles']))}, expected {', '.join(ROLES)}")
+    for name in _TENSORS:
+        found[name] = tensors.get(name) if name == "against" else tensors[name]
+    for name in ("image_scores", "pictures"):
+        parts = []
+        while f"{name}.{len(parts)}" in tensors:
+            parts.append(tensors[f"{name}.{len(parts)}"])
+        found[name] = tuple(parts) or None
+    for name in ("target", "against"):
+        ids, vocabulary = found[name], found["logits"].shape[-1]
+        if ids is not None and (ids.is_floating_point() or bool(((ids < 0) | (ids >= vocabulary)).any())):
+            raise ValueError(f"{name} names no token of {vocabulary}")
+    return found

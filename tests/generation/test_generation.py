@@ -1,0 +1,191 @@
+"""What `explain_generation` leaves as it was, what it refuses, and what its result holds."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from vlm_families import ANSWER, VLMS
+
+from vitrail.errors import (
+    ExplanationFileError,
+    ModelError,
+    NoAttentionError,
+    OptionError,
+    SameClassError,
+    UnsupportedAttentionError,
+    UnsupportedOperationError,
+)
+from vitrail.generation import GenerationExplanation, explain_generation
+
+
+def state_of(model: nn.Module) -> list[object]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return [
+        *((id(one), one._version, one.requires_grad, one.grad is None) for one in tensors),
+        *((part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def llava() -> tuple[nn.Module, dict[str, Tensor]]:
+    return VLMS["llava"].build()
+
+
+@pytest.fixture(scope="module")
+def explained(llava: tuple[nn.Module, dict[str, Tensor]]) -> GenerationExplanation:
+    model, inputs = llava
+    return explain_generation(model, inputs=inputs, answer=ANSWER, against=5)
+
+
+def test_the_model_stays_as_it_was_also_after_an_error(llava: tuple[nn.Module, dict[str, Tensor]]) -> None:
+    model, inputs = llava
+    model(**inputs)  # the first pass leaves hooks of Hugging Face's own, which note hidden states
+    before = state_of(model)
+    explain_generation(model, inputs=inputs, answer=ANSWER)
+    assert state_of(model) == before
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(Exception, match="enough"):
+        explain_generation(model, inputs=inputs, answer=ANSWER, progress=fail)
+    assert state_of(model) == before
+    given = dict(inputs)
+    explain_generation(model, inputs=given, answer=ANSWER, vision="tokens")
+    assert given.keys() == inputs.keys()
+
+
+@pytest.mark.parametrize("vision", ["tokens", "patches"])
+def test_tokens_together_are_tokens_one_by_one(llava: tuple[nn.Module, dict[str, Tensor]], vision: Any) -> None:
+    model, inputs = llava
+    together = explain_generation(model, inputs=inputs, answer=ANSWER, vision=vision)
+    for number, position in enumerate(together.positions):
+        alone = explain_generation(model, inputs=inputs, answer=ANSWER, positions=position, vision=vision)
+        torch.testing.assert_close(alone.image_scores[0][0], together.image_scores[0][number])
+        torch.testing.assert_close(alone.text_scores[0], together.text_scores[number])
+        torch.testing.assert_close(alone.grounding[0], together.grounding[number])
+
+
+def test_bfloat16_is_summed_in_float32() -> None:
+    model, inputs = VLMS["llava"].build(torch.bfloat16)
+    ex = explain_generation(model, inputs=inputs, answer=ANSWER)
+    wide = explain_generation(model.float(), inputs=inputs, answer=ANSWER)
+    assert ex.image_scores[0].dtype == ex.text_scores.dtype == ex.logits.dtype == torch.float32
+    agreement = torch.corrcoef(torch.stack([ex.image_scores[0].flatten(), wide.image_scores[0].flatten()]))[0, 1]
+    assert float(agreement) > 0.98
+
+
+@pytest.mark.parametrize("method", ["gae", "absolute", "rollout", "raw"])
+def test_other_methods_are_not_negative(llava: tuple[nn.Module, dict[str, Tensor]], method: str) -> None:
+    model, inputs = llava
+    ex = explain_generation(model, inputs=inputs, answer=ANSWER, method=method, vision="tokens")
+    assert not ex.signed
+    assert float(ex.image_scores[0].min()) >= 0 == float(ex.text_scores.min())
+
+
+def test_shares_sum_to_one_and_later_words_have_no_score(explained: GenerationExplanation) -> None:
+    torch.testing.assert_close(explained.grounding.sum(dim=1), torch.ones(ANSWER))
+    assert float(explained.grounding[0, 2]) == 0  # of the first word no answer is earlier
+    for number, position in enumerate(explained.positions):
+        assert not bool(explained.text_scores[number, position:].any())
+    assert [role for _, role, _ in explained.before(1)] == ["prompt"] * 6 + ["answer"]
+
+
+def test_a_stop_keeps_what_is_done(llava: tuple[nn.Module, dict[str, Tensor]]) -> None:
+    model, inputs = llava
+    done: list[int] = []
+    ex = explain_generation(
+        model, inputs=inputs, answer=ANSWER, progress=lambda _, at, __: done.append(at), stop=lambda: len(done) == 2
+    )
+    assert len(ex) == 2
+    assert ex.notes == ("Stopped after 2 of 3 tokens.",)
+
+
+def test_the_file_gives_back_every_number(explained: GenerationExplanation, tmp_path: Path) -> None:
+    path = explained.save(tmp_path / "answer.safetensors")
+    back = GenerationExplanation.load(path)
+    assert torch.equal(back.image_scores[0], explained.image_scores[0])
+    assert all(torch.equal(getattr(back, name), getattr(explained, name)) for name in ("text_scores", "logits"))
+    assert (back.tokens, back.roles, back.question(1)) == (explained.tokens, explained.roles, explained.question(1))
+    assert back.save(tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ExplanationFileError):
+        GenerationExplanation.load(damaged)
+
+
+def test_words_are_their_tokens_together(explained: GenerationExplanation) -> None:
+    ex = replace(explained, tokens=("a", " str", "iped"))
+    words = ex.by_word()
+    assert words.tokens == ("a", " striped")
+    torch.testing.assert_close(words.image_scores[0][1], ex.image_scores[0][1:].sum(dim=0))
+    assert [one.tokens for one in ex] == [("a",), (" str",), ("iped",)]
+
+
+def test_what_cannot_be_explained_is_refused(llava: tuple[nn.Module, dict[str, Tensor]]) -> None:
+    model, inputs = llava
+    length = inputs["input_ids"].shape[1]
+
+    def refused(error: type[Exception], match: str, **options: Any) -> None:
+        with pytest.raises(error, match=match):
+            explain_generation(**{"model": model, "inputs": inputs, "answer": ANSWER, **options})
+
+    without = {name: one for name, one in inputs.items() if name != "pixel_values"}
+    refused(OptionError, "hold no image", inputs=without)
+    refused(OptionError, rf"positions=\[{length}\] are outside", positions=length)
+    refused(OptionError, r"positions=\[0\] are outside", positions=[0])
+    refused(OptionError, "where the answer begins", answer=None)
+    refused(OptionError, "one at a time", inputs={name: torch.cat([one, one]) for name, one in inputs.items()})
+    refused(SameClassError, "against itself", positions=[-1], against=int(inputs["input_ids"][0, -1]))
+    refused(UnsupportedOperationError, "made for classifiers", method="gradcam")
+    refused(OptionError, "uses no gradient", method="raw", gradient="full")
+    refused(OptionError, "needs the model's processor", inputs=None, image=torch.zeros(8, 8, 3).byte().numpy())
+
+
+def test_attention_that_is_not_seen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AttentionInterface
+
+    def beneath(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "beneath", beneath)
+    model, inputs = VLMS["llava"].build()
+    model.set_attn_implementation("beneath")
+    with pytest.raises(NoAttentionError, match="attn_implementation"):
+        explain_generation(model, inputs=inputs, answer=ANSWER, vision="tokens")
+
+
+def test_a_model_of_text_alone_is_refused() -> None:
+    from transformers import LlamaForCausalLM
+    from vlm_families import text_config
+
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with pytest.raises(ModelError, match="of text alone"):
+        explain_generation(LlamaForCausalLM(text_config()).eval(), inputs={"input_ids": ids}, answer=1)
+
+
+def test_an_answer_that_is_read_as_prompt_is_refused() -> None:
+    model, inputs = VLMS["paligemma"].build()
+    with pytest.raises(UnsupportedAttentionError, match="token_type_ids"):
+        explain_generation(
+            model, inputs={**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}, answer=ANSWER
+        )
+
+
+def test_a_tower_that_cannot_be_followed_still_has_a_map_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = VLMS["llava"].build()
+    whole = explain_generation(model, inputs=inputs, answer=ANSWER, vision="tokens")
+    model, inputs = VLMS["llava"].build()
+    forward = type(model.model.vision_tower).forward
+
+    def mixed(self: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
+        return forward(self, pixel_values + 0 * pixel_values.flatten(1).cumsum(dim=1).view_as(pixel_values), **kwargs)
+
+    monkeypatch.setattr(type(model.model.vision_tower), "forward", mixed)
+    with pytest.raises(UnsupportedAttentionError, match="cumsum.*vision='tokens'"):
+        explain_generation(model, inputs=inputs, answer=ANSWER)
+    ex = explain_generation(model, inputs=inputs, answer=ANSWER, vision="tokens")
+    torch.testing.assert_close(ex.image_scores[0], whole.image_scores[0])

@@ -1,0 +1,59 @@
+"""Every class of vision-language models against literal products of dense matrices in float64."""
+
+import pytest
+import torch
+from dense_generation import dense_explanation, dense_florence, dense_maps
+from torch import Tensor
+from vlm_families import ANSWER, IMAGE, VLMS
+
+from vitrail.generation import explain_generation
+
+TILES = {"idefics3": (2, 3), "smolvlm": (2, 3), "internvl": (1, 2)}
+QUICK = {"llava", "qwen2_5_vl"}
+OTHER = 5  # the word of contrastive questions
+
+
+def cases() -> list:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VLMS]
+
+
+def close(found: Tensor, wanted: Tensor, what: str) -> None:
+    assert found.shape == wanted.shape
+    error = float((found.double() - wanted).abs().max() / wanted.abs().max())
+    assert error < 2e-5, f"{what} is {error:.1e} off"
+
+
+@pytest.mark.parametrize("contrast", [False, True], ids=["plain", "contrast"])
+@pytest.mark.parametrize("name", cases())
+def test_every_class_is_the_product_of_its_dense_matrices(name: str, contrast: bool) -> None:
+    model, inputs = VLMS[name].build()
+    against = OTHER if contrast else None
+    asked = {"inputs": inputs, "answer": ANSWER, "against": against, "tiles": TILES.get(name), "gradient": "full"}
+    by_token, by_patch = (explain_generation(model, **asked, vision=vision) for vision in ("tokens", "patches"))
+    ids, length = inputs.get("decoder_input_ids", inputs["input_ids"])[0], len(by_token.sequence)
+    image = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    if name in ("llava_next", "llava_onevision"):
+        width = 8 if name == "llava_next" else 4
+        image = image[[at for at in range(len(image)) if at < 16 or (at - 16) % (width + 1) != width]]  # no new lines
+    wide, given = VLMS[name].build(torch.float64)
+    encoder = length - len(ids)
+    for number, position in enumerate(by_token.positions):
+        at = position - encoder
+
+        def scalar(logits: Tensor, at: int = at) -> Tensor:
+            return logits[at - 1, ids[at]] - (logits[at - 1, OTHER] if contrast else 0)
+
+        maps = dense_maps(wide, given, scalar)
+        if encoder:
+            row = dense_florence(maps, encoder, length, position)
+            words = row.clone()
+            words[image] = 0
+            # Four tokens of a grid, and the mean of all, which is spread over it.
+            grid = row[image][1:].view(2, 2) + row[image][0] / 4
+        else:
+            words, grid, patches = dense_explanation(name, maps, length, position, image)
+            close(by_patch.image_scores[0][number], patches, "the map by patches")
+        close(by_token.image_scores[0][number], grid, "the map by image tokens")
+        close(by_token.text_scores[number], words, "the words")
+        close(by_patch.text_scores[number], words, "the words")
+    assert tuple(by_token.image_scores[0].shape[1:]) == VLMS[name].tokens
