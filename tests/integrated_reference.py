@@ -188,3 +188,43 @@ def norm_rollout(module: nn.Module, image: Tensor, row: Tensor, start: int, part
         n = n / n.sum(1, keepdim=True)
         row = row @ (n + torch.eye(queries, dtype=a.dtype)) / 2 if queries == keys else row @ n
     return row
+
+
+def transformation(before: Tensor, after: Tensor) -> Tensor:
+    """diag(‖y‖ / ‖x‖ · softmax over tokens of cos(x, y))."""
+    cosine = [torch.dot(x, y) / (x.norm() * y.norm()) for x, y in zip(before, after, strict=True)]
+    weight = torch.stack(cosine).exp() / torch.stack(cosine).exp().sum()
+    return torch.diag(after.norm(dim=-1) / before.norm(dim=-1) * weight)
+
+
+def tokentm(
+    module: nn.Module, image: Tensor, target: int, row: Tensor, parts: list[tuple[nn.Module, nn.Module]], identity: bool
+) -> Tensor:
+    """The row of U_L … U_1 ‖x_0‖, U = (I + W_mlp)(I + E_h[A] W_attention ⊙ E_h[G⁺]); `parts` are blocks, second norms.
+
+    Attention that pools the tokens is U = E_h[A] ⊙ E_h[G⁺]. Without `identity`, U without attention is subtracted.
+    """
+    seen: list[list[Tensor]] = []
+    handles = []
+    for block, norm in parts:
+        handles += [
+            block.register_forward_pre_hook(lambda _m, args: seen.append([args[0][0].detach().clone()])),
+            norm.register_forward_pre_hook(lambda _m, args: seen[-1].append(args[0][0].detach().clone())),
+            block.register_forward_hook(lambda _m, _a, out: seen[-1].append(out[0].detach().clone())),
+        ]
+    logits, maps = run(module, image)
+    for handle in handles:
+        handle.remove()
+    contribution = torch.diag(seen[0][0].norm(dim=-1))
+    alone = contribution
+    for layer, (a, g) in enumerate(zip([m.detach()[0] for m in maps], gradients(logits[target], maps), strict=True)):
+        mixed, kept = a.mean(0), g.clamp(min=0).mean(0)
+        if layer == len(parts):
+            contribution, alone = (mixed * kept) @ contribution, 0 * (mixed * kept)
+            continue
+        before, between, after = seen[layer]
+        eye = torch.eye(len(before), dtype=torch.float64)
+        grown = eye + transformation(between, after)
+        contribution = grown @ (eye + mixed @ transformation(before, between) * kept) @ contribution
+        alone = grown @ alone
+    return row @ contribution if identity else row @ (contribution - alone)

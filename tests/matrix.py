@@ -71,6 +71,7 @@ UNSERVED: dict[tuple[str, str], str] = {
 REFERENCES: dict[str, Callable[..., Any]] = {
     **{name: getattr(reference, name) for name in ("raw", "rollout", "gae", "complete", "absolute")},
     "norm_rollout": integrated_reference.norm_rollout,
+    "tokentm": integrated_reference.tokentm,
     "gmar_l1": reference.gmar,
     "gmar_l2": reference.gmar,
     "attention_flow": perturbation_reference.flow_map,

@@ -1,4 +1,4 @@
-"""TAM, Beyond Intuition, DIX and IIA against their formulas written out, and what they refuse."""
+"""TAM, Beyond Intuition, DIX, IIA and TokenTM against their formulas written out, and what they refuse."""
 
 import copy
 
@@ -102,6 +102,24 @@ def test_norm_rollout_weighs_attention_by_what_it_moves(name, start):
     assert relative(ours.scores, expected) < 1e-11
 
 
+def blocks_and_second_norms(name: str, module: nn.Module) -> list:
+    if name == "torchvision_vit":
+        return [(b, b.ln_2) for b in module.encoder.layers]
+    return [(b, b.norm2) for b in module.blocks]
+
+
+@pytest.mark.parametrize("identity", [False, True])
+@pytest.mark.parametrize("name", ["timm_vit_average", "timm_siglip", "user_written_out", "torchvision_vit"])
+def test_tokentm_weighs_tokens_by_their_transformations(name, identity):
+    family, module, images, row = setting(name)
+    pieces = blocks_and_second_norms(name, module)
+    expected = by_formula(family, images, lambda image, t: literal.tokentm(module, image, t, row, pieces, identity))
+    ours = vitrail.explain(copy.deepcopy(module), images, TARGETS, method="tokentm", identity=identity)
+    assert relative(ours.scores, expected) < 1e-11
+    single = vitrail.explain(family.model(), family.images(2), TARGETS, method="tokentm", identity=identity)
+    assert relative(single.scores, expected) < 1e-5
+
+
 @pytest.mark.parametrize("options", [{"variant": "released"}, {"gradient": "leaf"}], ids=str)
 def test_variants_of_dix(options):
     family, module, images, row = setting("timm_vit")
@@ -185,6 +203,25 @@ class AddsInPlace(Block):
         x += self.attention(self.norm1(x.clone()))
         x += self.mlp(self.norm2(x.clone()))
         return x
+
+
+class Parallel(Block):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (self.attention(self.norm1(x)) + self.mlp(self.norm2(x)))
+
+
+def test_tokentm_bears_sums_in_place_and_refuses_parallel_blocks():
+    def model(kind: type[Block]) -> nn.Module:
+        torch.manual_seed(0)
+        return UserViT(nn.Sequential(*(kind(48, FusedAttention(48, 3)) for _ in range(3)))).eval()
+
+    images = torch.randn(1, 3, 64, 64)
+    plain, in_place = (
+        vitrail.explain(model(kind), images, 1, method="tokentm").scores for kind in (Block, AddsInPlace)
+    )
+    torch.testing.assert_close(plain, in_place)
+    with pytest.raises(UnsupportedOperationError, match="block 0 does not add its attention to the tokens before"):
+        vitrail.explain(model(Parallel), images, 1, method="tokentm")
 
 
 def test_a_model_that_writes_over_its_tokens_gets_the_same_map():

@@ -13,9 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedOperationError
 from .calls import compute_dtype, without_autocast
+from .modules import tokens_first
 from .record import CallRecorder
 
-__all__ = ["ATTENTION", "NORMS", "NormWatcher", "ValueProjection"]
+__all__ = ["ATTENTION", "NORMS", "NormWatcher", "TokenTransformations", "ValueProjection"]
 
 NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
 ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
@@ -50,6 +51,82 @@ class NormWatcher(TorchFunctionMode):
             if self._begun and self.first is None:
                 self.first = result
         return result
+
+
+_SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+_ATTENDING = ATTENTION | {F.softmax, torch.softmax, Tensor.softmax}
+
+
+class TokenTransformations(TorchFunctionMode):
+    """Measures what the attention and the MLP of each block, residuals included, make of every token.
+
+    Enter it inside the tap's block, with `enter_block` and `leave_block` at each block's input and output. A token x
+    that becomes y has the weight ‖y‖ / ‖x‖ · softmax over the tokens of cos(x, y): `by_attention` and `by_mlp` hold
+    them, block by block, `lengths` are ‖x‖ of the tokens that enter the first block, all (images, tokens). Between the
+    two stands the first sum, after the attention, of the block's input and something.
+    """
+
+    def __init__(self, images: int, tokens: int) -> None:
+        super().__init__()
+        self.images, self.tokens = images, tokens
+        self.lengths: Tensor | None = None
+        self.by_attention: list[Tensor] = []
+        self.by_mlp: list[Tensor] = []
+        self._input = self._before = self._between = self._sum = None
+        self._attended = self._added_to = False
+
+    def enter_block(self, tokens: Tensor) -> Tensor:
+        """Notes a block's input, and returns it."""
+        # Copies, since a block may add to its tokens in place.
+        self._input, self._before = tokens, self._in_order(tokens).clone()
+        self._between, self._attended, self._added_to = None, False, False
+        if self.lengths is None:
+            self.lengths = self._before.norm(dim=2)
+        return tokens
+
+    def leave_block(self, tokens: Tensor) -> Tensor:
+        """Measures the block whose output this is, and returns it.
+
+        Raises:
+            UnsupportedOperationError: where the attention is not added to the block's input before the MLP.
+        """
+        if self._before is None or self._between is None or not self._added_to:
+            raise UnsupportedOperationError(
+                f"block {len(self.by_mlp)} does not add its attention to the tokens before its MLP reads them, so the "
+                "two cannot be told apart: use gae or complete"
+            )
+        between = self._in_order(self._between)
+        self.by_attention.append(_transformation(self._before, between))
+        self.by_mlp.append(_transformation(between, self._in_order(tokens)))
+        self._input = self._before = self._between = self._sum = None
+        return tokens
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._input is None:
+            return result
+        if func in _ATTENDING:
+            self._attended = True
+        elif self._attended and func in _SUMS and result.shape == self._input.shape:
+            if self._between is None and any(one is self._input for one in args):
+                self._sum, self._between = result, result.detach().clone()
+            elif any(one is self._sum for one in args):
+                self._added_to = True
+        return result
+
+    def _in_order(self, tokens: Tensor) -> Float[Tensor, "images tokens width"]:
+        ordered = tokens_first(tokens.detach(), self.images, self.tokens)
+        assert ordered is not None
+        return ordered.to(compute_dtype(tokens.dtype))
+
+
+def _transformation(
+    before: Float[Tensor, "images tokens width"], after: Float[Tensor, "images tokens width"]
+) -> Float[Tensor, "images tokens"]:
+    ratio = after.norm(dim=2) / before.norm(dim=2).clamp(min=torch.finfo(before.dtype).tiny)
+    return ratio * F.cosine_similarity(before, after, dim=2).softmax(dim=1)
 
 
 # How much an attention's value and output projection scale every token: ‖z_j W_V W_O‖ / ‖z_j‖, found by watching.

@@ -3,26 +3,32 @@
 `raw`, `rollout` and `norm_rollout` are made of attention alone: one forward pass, the same for every class, never
 negative. `gae`, `complete` and `absolute` take one backward pass per target, too, and multiply
 Ā^l = I + E_h[f(∇A^l) ⊙ A^l]; they differ in what f does with the sign of the gradient. The formulas stand in
-`attention.relevance_row`.
+`attention.relevance_row`. `tokentm` also weighs each token by what attention and MLP make of it.
 
 With a gradient, the identity's own share of the row is left out unless `identity=True`. For a class token it lies
 outside the patches and changes nothing. For a head that reads the mean of P patches it is the same 1/P on every patch,
 hundreds of times larger than what the layers add: a signed map would be red everywhere.
 """
 
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..attention.calls import Block
+from ..attention.modules import at_input, at_output
 from ..attention.record import CallRecorder, RecordedLayer, each_head_times_attention, row_times_attention
-from ..attention.relevance_row import add_update
+from ..attention.relevance_row import Collector, add_update
 from ..attention.token_graph import rollout_row
-from ..attention.watchers import ValueProjection
+from ..attention.watchers import TokenTransformations, ValueProjection
 from ..errors import OptionError, UnsupportedOperationError
+from ..models.blocks import blocks_of
 from .context import AttributionContext
 from .registry import register_method
 
-__all__ = ["absolute", "complete", "gae", "norm_rollout", "raw", "rollout"]
+__all__ = ["absolute", "complete", "gae", "norm_rollout", "raw", "rollout", "tokentm"]
 
 
 @register_method(
@@ -190,3 +196,98 @@ def _relevance(
     readout = context.readout_row()[:, None]
     # A head that pools by attention has queries of its own, and no identity joins them to the tokens.
     return rows + readout if identity and not context.layout.pools else rows
+
+
+@register_method(
+    "tokentm",
+    signed=False,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Wu et al. 2024, as in LibraGrad",
+    accepts=("compete",),
+)
+def tokentm(context: AttributionContext, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
+    """TokenTM: GAE with tokens weighted by how attention and MLP change their length and direction."""
+    layout = context.layout
+    blocks = blocks_of(context.model, context.images, layout)
+    tokens = layout.tokens if layout.pools else len(layout.readout)
+    transformations = TokenTransformations(len(context.images), tokens)
+    with ExitStack() as stack:
+        for number, block in enumerate(blocks):
+            if block is None:
+                raise UnsupportedOperationError(
+                    f"tokentm needs the tokens around every block, but around attention {number} of "
+                    f"{context.model.name} no module takes and returns all tokens: use gae or complete"
+                )
+            stack.enter_context(at_input(block, transformations.enter_block))
+            stack.enter_context(at_output(block, transformations.leave_block))
+        rows = context.differentiate(TransformedRow(transformations, identity), watcher=transformations)
+    return torch.stack(rows, dim=1)
+
+
+@dataclass
+class ProductOfMeans:
+    """Collects r · (E_h[A] ⊙ E_h[(∇A)⁺]): two whole matrices per image."""
+
+    row: Float[Tensor, "images queries"]
+    heads: int = field(init=False)
+    attention: Float[Tensor, "images queries keys"] = field(init=False)
+    gradient: Float[Tensor, "images queries keys"] = field(init=False)
+    every_row = False
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None:
+        del like
+        self.heads = heads
+        self.attention = self.row.new_zeros(images, self.row.shape[1], keys)
+        self.gradient = torch.zeros_like(self.attention)
+
+    def add(self, block: Block, attention: Tensor, gradient: Tensor) -> None:
+        self.attention[block.images, block.rows] += attention.sum(dim=1).to(self.row.dtype)
+        self.gradient[block.images, block.rows] += gradient.clamp(min=0).sum(dim=1).to(self.row.dtype)
+
+    def result(self) -> Float[Tensor, "images keys"]:
+        return (self.row[:, None] @ (self.attention * self.gradient))[:, 0] / self.heads**2
+
+
+class TransformedRow:
+    """Keeps the readout's row of ∏ (I + W_mlp)(I + E_h[A] W_attention ⊙ E_h[(∇A)⁺]) · ‖x‖; see `RelevanceRow`.
+
+    W are diagonal, so that each scales the columns of what stands in front of it.
+    """
+
+    only_complete = False
+    sums_queries = False
+
+    def __init__(self, transformations: TokenTransformations, identity: bool) -> None:
+        self.transformations, self.keeps_identity = transformations, identity
+
+    def begin(self, readout: Float[Tensor, "images queries"]) -> None:
+        self._identity, self._added = readout, torch.zeros_like(readout)
+
+    def collector(self, layer: int) -> ProductOfMeans:
+        if layer < len(self.transformations.by_mlp):
+            grown = 1 + self.transformations.by_mlp[layer]
+            self._identity, self._added = self._identity * grown, self._added * grown
+        return ProductOfMeans(self._identity + self._added)
+
+    def take(self, layer: int, collector: Collector) -> None:
+        assert isinstance(collector, ProductOfMeans)
+        update = collector.result()
+        if layer < len(self.transformations.by_attention):
+            self._added = self._added + update * self.transformations.by_attention[layer]
+        else:  # a few queries pool the tokens: no residual, and no MLP of the tokens
+            self._identity, self._added = torch.zeros_like(update), update
+
+    def result(self) -> Float[Tensor, "images tokens"]:
+        lengths = self.transformations.lengths
+        assert lengths is not None
+        return (self._identity + self._added if self.keeps_identity else self._added) * lengths
+
+    def current_row(self, layer: int) -> Tensor:
+        del layer
+        raise RuntimeError("a product of two means does not come from the fused backward")
+
+    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
+        del layer, update
+        raise RuntimeError("a product of two means does not come from the fused backward")
