@@ -6,6 +6,7 @@ from what the class does: which patches an image token is made of. Nothing is sh
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from unittest import mock
 
 import torch
@@ -263,3 +264,39 @@ def dense_florence(maps: list[Tensor], encoder: int, length: int, position: int)
     seen = seen + decoder @ cross_1
     decoder = through(decoder, [self_1])
     return torch.cat([through(seen, [first, second]), decoder - begun])
+
+
+# --- LibraGrad, written out: what it holds constant is detached by hand in every part ---------------------------------
+
+
+def libra(model: nn.Module) -> None:
+    """Changes a model's parts so that autograd gives LibraGrad's gradient: of norms, activations and gated products."""
+    for part in model.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.forward = partial(_layer_norm, part)
+        elif type(part).__name__.endswith("RMSNorm"):
+            part.forward = partial(_rms_norm, part)
+        elif type(part).__name__ in ("GELU", "GELUActivation", "QuickGELUActivation", "SiLUActivation", "SiLU"):
+            part.forward = partial(_activation, part.forward)
+        elif all(hasattr(part, name) for name in ("gate_proj", "up_proj", "down_proj")):
+            part.forward = partial(_gated, part)
+
+
+def _layer_norm(part: nn.Module, x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    deviation = (centred.square().mean(dim=-1, keepdim=True) + part.eps).sqrt().detach()
+    return centred / deviation * part.weight + part.bias
+
+
+def _rms_norm(part: nn.Module, x: Tensor) -> Tensor:
+    eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt().detach() * part.weight
+
+
+def _activation(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return x * (act(x) / x).detach()
+
+
+def _gated(part: nn.Module, x: Tensor) -> Tensor:
+    left, right = part.act_fn(part.gate_proj(x)), part.up_proj(x)
+    return part.down_proj((left * right.detach() + left.detach() * right) / 2)

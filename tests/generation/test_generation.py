@@ -125,6 +125,19 @@ def test_words_are_their_tokens_together(explained: GenerationExplanation) -> No
     assert [one.tokens for one in ex] == [("a",), (" str",), ("iped",)]
 
 
+def test_the_sheet_shows_content_words(explained: GenerationExplanation, tmp_path: Path) -> None:
+    from vitrail.plotting.generation import content_words
+
+    ex = replace(explained, tokens=(" a", " striped", "."), pictures=(torch.full((32, 32, 3), 200, dtype=torch.uint8),))
+    assert content_words(ex) == [1]
+    assert content_words(ex[:1]) == [0]
+    assert ex.save(tmp_path / "sheet.png").stat().st_size > 5000
+    said = [text.get_text() for text in ex.plot().texts]
+    assert any("against [5]" in text for text in said)
+    assert any(text.startswith("image ") for text in said)
+    assert "<img" in ex._repr_html_()
+
+
 def test_what_cannot_be_explained_is_refused(llava: tuple[nn.Module, dict[str, Tensor]]) -> None:
     model, inputs = llava
     length = inputs["input_ids"].shape[1]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_generation import dense_explanation, dense_florence, dense_maps
+from dense_generation import dense_explanation, dense_florence, dense_maps, libra
 from torch import Tensor
 from vlm_families import ANSWER, IMAGE, VLMS
 
@@ -57,3 +57,32 @@ def test_every_class_is_the_product_of_its_dense_matrices(name: str, contrast: b
         close(by_token.text_scores[number], words, "the words")
         close(by_patch.text_scores[number], words, "the words")
     assert tuple(by_token.image_scores[0].shape[1:]) == VLMS[name].tokens
+
+
+@pytest.mark.parametrize("mode", ["leaf", "libra"])
+@pytest.mark.parametrize("name", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+def test_the_gradient_modes_hold_constant_what_they_say(name: str, mode: str) -> None:
+    model, inputs = VLMS[name].build()
+    found = explain_generation(model, inputs=inputs, answer=ANSWER, positions=-1, gradient=mode)
+    wide, given = VLMS[name].build(torch.float64)
+    if mode == "libra":
+        libra(wide)
+    ids = inputs["input_ids"][0]
+    image = (ids == IMAGE).nonzero()[:, 0]
+    maps = dense_maps(wide, given, lambda logits: logits[-2, ids[-1]], constant=True)
+    words, _, patches = dense_explanation(name, maps, len(ids), len(ids) - 1, image)
+    close(found.image_scores[0][0], patches, "the map by patches")
+    close(found.text_scores[0], words, "the words")
+
+
+@pytest.mark.parametrize("method", ["gae", "absolute"])
+def test_other_rules_are_their_products(method: str) -> None:
+    model, inputs = VLMS["llava"].build()
+    found = explain_generation(model, inputs=inputs, answer=ANSWER, positions=-1, method=method)
+    wide, given = VLMS["llava"].build(torch.float64)
+    ids = inputs["input_ids"][0]
+    image = (ids == IMAGE).nonzero()[:, 0]
+    maps = dense_maps(wide, given, lambda logits: logits[-2, ids[-1]], rule=method)
+    words, _, patches = dense_explanation("llava", maps, len(ids), len(ids) - 1, image)
+    close(found.image_scores[0][0], patches, "the map by patches")
+    close(found.text_scores[0], words, "the words")

@@ -12,9 +12,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ..errors import ExplanationFileError, OptionError, OutputFileError
+from ..explanation import PICTURES
 from ..explanation_file import read_explanation, write_explanation
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import PIL.Image
 
 __all__ = ["GenerationExplanation"]
@@ -225,16 +227,46 @@ class GenerationExplanation:
         scores = self.map(token, image).numpy(force=True).astype(np.float64)
         return Image.fromarray(overlay(scores, picture, size=sides, signed=self.signed, **look))
 
+    def plot(
+        self, path: str | os.PathLike[str] | None = None, *, opacity: float | int = 1.0, smooth: bool = True
+    ) -> "matplotlib.figure.Figure":
+        """Draws the sheet of the content words, and writes it to `path` (.png, .jpg, .pdf or .svg) where one is given.
+
+        Each word and image has a panel: the map over the image, the question, and the shares of image, prompt and
+        earlier answer. Scores of the tokens of one word are added up; function words and punctuation are left out.
+        """
+        from ..plotting.generation import draw_generation
+        from ..plotting.saving import save_figure, suffix_of
+
+        if path is not None:
+            suffix_of(path)  # before the drawing, which takes longer than a refusal should
+        figure = draw_generation(self, opacity=opacity, smooth=smooth)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+    def _repr_html_(self) -> str:
+        """The sheet and what it shows, for notebooks."""
+        from ..plotting.saving import figure_html
+
+        return figure_html(self.plot(), repr(self))
+
     # -- the file ----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes everything to a .safetensors file, whole or not at all, and returns its path.
+        """Writes everything to a .safetensors file, or the sheet to a .png, .jpg, .pdf or .svg file; returns the path.
 
         Raises `OutputFileError` when the file cannot be written, or its name ends otherwise.
         """
         path = Path(path)
+        if path.suffix.lower().removeprefix(".") in PICTURES:
+            self.plot(path)
+            return path
         if path.suffix != ".safetensors":
-            raise OutputFileError(f"cannot save to {path}: name it .safetensors")
+            raise OutputFileError(
+                f"cannot save to {path}: name it .safetensors for the numbers and the question, or "
+                f"{', '.join(f'.{kind}' for kind in PICTURES)} for the sheet"
+            )
         words = {name: getattr(self, name) for name in _WORDS}
         tensors = {name: getattr(self, name) for name in _TENSORS}
         for name in ("image_scores", "pictures"):
