@@ -14,7 +14,7 @@ WEIGHTS = Path(vitrail.__file__).parent / "bestiary" / "weights"
 
 
 def test_the_shipped_models_load_by_name_and_know_their_classes() -> None:
-    assert vitrail.list_models("bestiary*") == ["bestiary", "bestiary/label-errors", "bestiary/pvt"]
+    assert vitrail.list_models("bestiary*") == ["bestiary", "bestiary/label-errors", "bestiary/pvt", "bestiary/swin"]
     for name in vitrail.list_models("bestiary*"):
         model = vitrail.load(name)
         assert model.class_names == CLASS_NAMES
@@ -41,12 +41,13 @@ def test_a_larger_input_resamples_the_position_embeddings() -> None:
         vitrail.load("bestiary", size=(100, 96))
 
 
-def test_the_pyramid_has_a_map_on_its_finest_grid_at_any_size() -> None:
+@pytest.mark.parametrize("name", ["pvt", "swin"])
+def test_a_pyramid_has_a_map_on_its_finest_grid_at_any_size(name: str) -> None:
     for size, grid in (((96, 96), (24, 24)), ((96, 128), (24, 32))):
-        pyramid = vitrail.load("bestiary/pvt", size=size)
+        pyramid = vitrail.load(f"bestiary/{name}", size=size)
         assert vitrail.explain(pyramid, torch.randn(1, 3, *size), "tavel").scores.shape == (1, *grid)
     with pytest.raises(ModelError, match="size 104 x 96 is not a whole number of patches of 16 x 16 pixels"):
-        vitrail.load("bestiary/pvt", size=(104, 96))
+        vitrail.load(f"bestiary/{name}", size=(104, 96))
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ Checkpoint = Annotated[
     typer.Option("--checkpoint", "-c", help="Weights from your own training run. Default: the built-in ones."),
 ]
 ModelName = Annotated[
-    str, typer.Option("--model", "-m", help="Built-in model: bestiary, bestiary/pvt or bestiary/label-errors.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Built-in model: bestiary, bestiary/pvt, bestiary/swin or bestiary/label-errors."
+    ),
 ]
 PERCENT = "{:.1f} %"
 
@@ -174,5 +177,7 @@ def _load(name: str, checkpoint: Path | None) -> "VisionModel":
     from vitrail.models import load
 
     if name.partition("/")[0] != "bestiary":
-        raise UnknownModelError(f"{name} knows no creatures: give bestiary, bestiary/pvt or bestiary/label-errors")
+        raise UnknownModelError(
+            f"{name} knows no creatures: give bestiary, bestiary/pvt, bestiary/swin or bestiary/label-errors"
+        )
     return load(name, checkpoint=checkpoint)

@@ -2,8 +2,8 @@
 
 - timm: `timm/vit_base_patch16_224`, `timm/vit_base_patch16_224.augreg2_in21k_ft_in1k`, `timm/hf_hub:owner/name`.
 - torchvision: `torchvision/vit_b_16`, with option `weights="IMAGENET1K_SWAG_E2E_V1"`.
-- The built-in models, which need no network: `bestiary` (a ViT), `bestiary/pvt`, and
-  `bestiary/label-errors` with planted label errors.
+- The built-in models, which need no network: `bestiary` (a ViT), `bestiary/pvt`, `bestiary/swin`,
+  and `bestiary/label-errors` with planted label errors.
 """
 
 import difflib
@@ -274,7 +274,7 @@ def _head(module: nn.Module) -> Any:
     return next((part for name in ("heads", "head", "classifier", "fc") if (part := getattr(module, name, None))), None)
 
 
-_WEIGHTS = {name: f"{name or 'bestiary'}.safetensors" for name in ("", "label-errors", "pvt")}
+_WEIGHTS = {name: f"{name or 'bestiary'}.safetensors" for name in ("", "label-errors", "pvt", "swin")}
 
 
 def bestiary_names() -> list[str]:
@@ -286,7 +286,8 @@ def bestiary_names() -> list[str]:
 def load_bestiary(request: Request) -> VisionModel:
     """Returns a small timm model trained on the bestiary's creatures, from the package itself or from `checkpoint`.
 
-    With another `size` the position embeddings are resampled (a PVT has none); `pretrained=False` gives random weights.
+    With another `size` a ViT's position embeddings are resampled, and a Swin's windows stay; `pretrained=False` gives
+    random weights.
     """
     # Not before: `import vitrail` shall not wait for the libraries that draw.
     from ..bestiary.model import ARCHITECTURES, MEAN, SIZE, STD, build_model, load_weights
@@ -318,6 +319,8 @@ def load_bestiary(request: Request) -> VisionModel:
     if size[0] % patch or size[1] % patch:
         raise ModelError(f"size {size[0]} x {size[1]} is not a whole number of patches of {patch} x {patch} pixels")
     if size != (SIZE, SIZE) and hasattr(module, "set_input_size"):
-        module.set_input_size(img_size=size)
+        # A Swin keeps the windows that it was trained with, and pads to whole ones.
+        windows = {} if not hasattr(module, "layers") else {"window_size": module.layers[0].blocks[0].window_size}
+        module.set_input_size(img_size=size, **windows)
     preprocess = Preprocess(size, None, "bicubic", MEAN, STD)
     return VisionModel(module, f"bestiary/{request.name}".rstrip("/"), preprocess, CLASS_NAMES, metadata=metadata)
