@@ -140,3 +140,40 @@ def block_inputs(name: str, target: int, gradient: str) -> tuple[list[Tensor], l
     grads = torch.autograd.grad(captured.logits[0, target], inputs)
     products = [(x * g).sum(2)[0].detach() for x, g in zip(inputs, grads, strict=True)]
     return products, [m[0].mean(dim=(0, 1)).detach() for m in captured.maps]
+
+
+def bicam(name: str, target: int, gradient: str, share: float = 2 / 3) -> Tensor:
+    """Σ_l mean_h Σ_q r_q A_hqj G_hqj over the last blocks; where queries pool the tokens, r is uniform in blocks."""
+    family = FAMILIES[name]
+    captured = reference.capture(family.build(), family.images(1), gradient)
+    gradients = captured.gradients(captured.logits[0, target])
+    patches = family.grid[0] * family.grid[1]
+    first = int(family.depth * (1 - share) + 1e-9)
+    total = torch.zeros(family.tokens, dtype=torch.float64)
+    for layer, (attention, grad) in enumerate(zip(captured.maps, gradients, strict=True)):
+        _, heads, queries, _ = attention.shape
+        row = reference.readout(family.readout, family.prefix, patches, queries)
+        if family.readout == "pool" and queries == family.tokens:
+            row = torch.full((queries,), 1 / queries, dtype=torch.float64)
+        for h in range(heads):
+            for q in range(queries):
+                if layer >= first:
+                    total += row[q] * attention[0, h, q].detach() * grad[0, h, q] / heads
+    return total[family.prefix :]
+
+
+def attention_value_gradient(name: str, target: int, blocks: list[str]) -> Tensor:
+    """Σ_l mean_h A_h0j ⟨v_hj, ∂s/∂o_h0⟩ for the named `qkv`, `proj` of a family that reads its class token."""
+    family = FAMILIES[name]
+    module, qkv, before = family.build(), [], []
+    for block in blocks:
+        module.get_submodule(f"{block}.qkv").register_forward_hook(lambda *hooked: qkv.append(hooked[-1]))
+        module.get_submodule(f"{block}.proj").register_forward_pre_hook(lambda _, args: before.append(args[0]))
+    captured = reference.capture(module, family.images(1))
+    total = torch.zeros(family.tokens, dtype=torch.float64)
+    grads = torch.autograd.grad(captured.logits[0, target], before)
+    for attention, values, grad in zip(captured.maps[-len(blocks) :], qkv, grads, strict=True):
+        v, g = (t[0].detach().unflatten(1, (family.heads, -1)) for t in (values.chunk(3, dim=2)[2], grad))
+        for h in range(family.heads):
+            total += attention[0, h, 0].detach() * (v[:, h] @ g[0, h]) / family.heads
+    return total[family.prefix :]

@@ -1,4 +1,4 @@
-"""The CAM family, Grad-ECLIP, LeGrad, AttCAT, FullGrad+ against a literal float64 reference, and what they refuse."""
+"""The CAM family, BiCAM, Grad-ECLIP, LeGrad, AttCAT, FullGrad+ against a literal float64 reference, and refusals."""
 
 import cam_reference as literal
 import pytest
@@ -119,6 +119,18 @@ def test_sums_over_block_inputs(name: str, gradient: str):
     assert relative(ours(name, "attcat", gradient=gradient), attcat) < 1e-9
 
 
+@pytest.mark.parametrize("name", families(["timm_vit", "timm_siglip", "timm_beit", "user_non_square", "user_encoder"]))
+def test_bicam(name: str):
+    gradient = "libra" if name == "timm_beit" else "full"
+    assert relative(ours(name, "bicam", gradient=gradient), literal.bicam(name, TARGET, gradient)) < 1e-11
+    if name == "timm_vit":
+        by_value = literal.attention_value_gradient(name, TARGET, ["blocks.1.attn", "blocks.2.attn"])
+        assert relative(ours(name, "bicam"), by_value) < 1e-11
+        assert relative(ours(name, "bicam", share=1.0), literal.bicam(name, TARGET, "full", 1)) < 1e-11
+        single = vitrail.explain(FAMILIES[name].model(), FAMILIES[name].images(1), TARGET, method="bicam").scores
+        assert relative(single[0].flatten().double(), by_value) < 1e-5
+
+
 def test_nothing_before_the_layer_is_differentiated():
     """The backward pass ends there: the first block's weights would have to be read by it otherwise."""
     module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
@@ -164,6 +176,7 @@ def test_the_sign_follows_the_relu():
         ("grad_eclip", {"heads": "all"}, OptionError, "heads='all' is none of true, merged"),
         ("grad_eclip", {"similarity": "some"}, OptionError, "similarity='some' is none of full, per_head, none"),
         ("legrad", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
+        ("bicam", {"share": 0.0}, OptionError, r"share=0\.0 is the part of the blocks"),
         ("attcat", {"start_layer": 2}, OptionError, r"the model has 3 block\(s\); give 1 or less"),
     ],
 )
