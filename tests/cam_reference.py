@@ -62,6 +62,31 @@ def gradcam(a: Tensor, g: Tensor) -> Tensor:
     return torch.stack([sum(weights[c] * a[p, c] for c in range(a.shape[1])) for p in range(len(a))])
 
 
+def finercam(name: str, target: int, references: int, alpha: float, relu: bool, released: bool) -> Tensor:
+    """The mean of the Grad-CAMs of l_t − α l_d over the classes d nearest to t; or of the released code's objective."""
+    family = FAMILIES[name]
+    module, kept = family.build(), []
+    module.get_submodule(NORM[name]).register_forward_hook(lambda *hooked: kept.append(hooked[-1]))
+    logits = reference.capture(module, family.images(1)).logits[0]
+    others = sorted((d for d in range(len(logits)) if d != target), key=lambda d: abs(logits[d] - logits[target]))
+    others = others[:references]
+
+    def cam(scalar: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(scalar, kept[:1], retain_graph=True)
+        found = gradcam(kept[0][0, family.prefix :].detach(), grad[0, family.prefix :])
+        return torch.maximum(found, torch.zeros(())) if relu else found
+
+    if released:
+        weights = {d: torch.exp(logits[d]) / sum(torch.exp(one) for one in logits) for d in others}
+        total = sum(weights[d] * (logits[target] - alpha * logits[d]) for d in others)
+        return cam(total / (sum(weights.values()) + 1e-9))
+    return sum(cam(logits[target] - alpha * logits[d]) for d in others) / len(others)
+
+
+def cdam(a: Tensor, g: Tensor) -> Tensor:
+    return torch.stack([sum(token[c] * grad[c] for c in range(len(token))) for token, grad in zip(a, g, strict=True)])
+
+
 def layercam(a: Tensor, g: Tensor) -> Tensor:
     return (torch.maximum(g, torch.zeros_like(g)) * a).sum(1)
 

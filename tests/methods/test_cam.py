@@ -46,6 +46,52 @@ def test_every_rule_of_the_family():
     assert relative(ours("timm_vit", "eigencam", layer="blocks.1.norm1"), literal.eigencam(a)) < 1e-7
 
 
+@pytest.mark.parametrize("name", families(["timm_vit", "torchvision_vit", "timm_siglip", "timm_deit_distilled"]))
+def test_cdam_and_finercam(name: str):
+    a, g = literal.features(name, literal.NORM[name], TARGET, "full")
+    assert relative(ours(name, "cdam"), literal.cdam(a, g)) < 1e-11
+    for relu, variant in ((False, "paper"), (True, "paper"), (False, "released")):
+        expected = literal.finercam(name, TARGET, 2, 0.6, relu, variant == "released")
+        found = ours(name, "finercam", references=2, alpha=0.6, relu=relu, variant=variant)
+        assert relative(found, expected) < 1e-11
+    if name == "timm_vit":
+        ask = {"method": "finercam", "references": 2, "alpha": 0.6, "variant": "released"}
+        single = vitrail.explain(FAMILIES[name].model(), FAMILIES[name].images(1), TARGET, **ask).scores[0].flatten()
+        assert relative(single.double(), expected) < 1e-5
+
+
+def test_finercam_against_the_nearest_class_is_gradcam_against_it():
+    model, images = FAMILIES["timm_vit"].model(), FAMILIES["timm_vit"].images(1)
+    logits = model.logits(images)[0].detach()
+    nearest = min((d for d in range(7) if d != TARGET), key=lambda d: abs(logits[d] - logits[TARGET]))
+    one = vitrail.explain(model, images, TARGET, method="finercam", references=1)
+    torch.testing.assert_close(
+        one.scores, vitrail.explain(model, images, TARGET, against=nearest, method="gradcam").scores
+    )
+    many = vitrail.explain(model, images, TARGET, method="finercam", references=50)
+    six = vitrail.explain(model, images, TARGET, method="finercam", references=6)
+    assert torch.equal(many.scores, six.scores)
+    pair = FAMILIES["timm_vit"].images(2)
+    both = vitrail.explain(model, pair, [[1, 4], [3, 0]], method="finercam", references=2, relu=True).scores
+    alone = vitrail.explain(model, pair[1:], 0, method="finercam", references=2, relu=True).scores
+    torch.testing.assert_close(both[1:, 1], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_cdam_of_a_concept():
+    """The likeness to another picture's embedding is the target."""
+    module, images = FAMILIES["timm_vit"].build().double(), FAMILIES["timm_vit"].images(2).double()
+    module.head = nn.Identity()
+    concept = module(images[1:])[0].detach()
+    found = vitrail.explain(
+        vitrail.wrap(module, output="embedding"), images[:1], lambda vector: vector @ concept, method="cdam"
+    )
+    kept = []
+    module.blocks[2].norm1.register_forward_hook(lambda *hooked: kept.append(hooked[-1]))
+    (grad,) = torch.autograd.grad(module(images[:1])[0] @ concept, kept[:1])
+    expected = literal.cdam(kept[0][0, 1:].detach(), grad[0, 1:])
+    assert relative(found.scores[0].flatten(), expected) < 1e-11
+
+
 @pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
 def test_gradient_modes(gradient: str):
     a, g = literal.features("timm_vit", "blocks.0.norm1", TARGET, gradient)
@@ -177,6 +223,10 @@ def test_the_sign_follows_the_relu():
         ("grad_eclip", {"similarity": "some"}, OptionError, "similarity='some' is none of full, per_head, none"),
         ("legrad", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
         ("bicam", {"share": 0.0}, OptionError, r"share=0\.0 is the part of the blocks"),
+        ("finercam", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
+        ("finercam", {"references": 0}, OptionError, "references=0 must be 1 or more"),
+        ("finercam", {"objective": "probability"}, OptionError, "finercam has an objective of its own"),
+        ("finercam", {"against": 2}, OptionError, "finercam holds the target against similar classes itself"),
         ("attcat", {"start_layer": 2}, OptionError, r"the model has 3 block\(s\); give 1 or less"),
     ],
 )

@@ -6,7 +6,7 @@ papers, max(·, 0), so that the map keeps its sign; `relu=True` takes that step.
 Nothing before the layer is differentiated, so a layer near the end costs little more than a forward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeAlias
 
@@ -26,9 +26,11 @@ from .registry import register_method
 
 __all__ = [
     "Features",
+    "cdam",
     "eigencam",
     "features_and_gradients",
     "features_of",
+    "finercam",
     "gradcam",
     "gradcam_plus_plus",
     "hirescam",
@@ -46,11 +48,14 @@ class Features(NamedTuple):
     gradients: list[Float[Tensor, "images patches width"]]
 
 
-def features_and_gradients(context: AttributionContext, layer: str | None) -> Features:
+Scalars: TypeAlias = Callable[[Float[Tensor, "images classes"]], Iterable[Float[Tensor, ""]]]
+
+
+def features_and_gradients(context: AttributionContext, layer: str | None, scalars: Scalars | None = None) -> Features:
     """Runs a forward pass, and per target a backward pass that ends at the layer: a module's name, or the default.
 
-    The default is the last block's first norm. (At the last block's output the patches of a model that reads its class
-    token have no gradient at all.)
+    `scalars` are differentiated in the place of the context's questions. The default layer is the last block's first
+    norm. (At the last block's output the patches of a model that reads its class token have no gradient at all.)
 
     Raises:
         OptionError: for a name that the model does not have, or a module whose output is no features of the patches.
@@ -61,10 +66,9 @@ def features_and_gradients(context: AttributionContext, layer: str | None) -> Fe
     logits = context.graph(visitor, *watchers, images=images)
     output = _last(seen, context, layer)
     gradients = []
-    for number in range(context.questions):
-        (gradient,) = torch.autograd.grad(
-            context.scalar(logits, number), [output], retain_graph=True, allow_unused=True
-        )
+    asked = (context.scalar(logits, number) for number in range(context.questions))
+    for scalar in asked if scalars is None else scalars(logits):
+        (gradient,) = torch.autograd.grad(scalar, [output], retain_graph=True, allow_unused=True)
         gradient = torch.zeros_like(output) if gradient is None else gradient
         gradients.append(patches_of(gradient, context.layout, len(context.images), layer))
         _refuse_silence(gradients[-1], layer)
@@ -190,7 +194,7 @@ def gradcam(
     context: AttributionContext, *, layer: str | None = None, relu: bool = False
 ) -> Float[Tensor, "images targets tokens"]:
     """Grad-CAM: features weighted by their mean gradient, Σ_c w_c a_c with w_c = mean_p g_c."""
-    return _cam(context, layer, relu, lambda a, g: (g.mean(dim=1, keepdim=True) * a).sum(dim=2))
+    return _cam(context, layer, relu, _gradcam)
 
 
 @register_method(
@@ -273,6 +277,81 @@ def layercam(
 
 
 @register_method(
+    "cdam",
+    signed=True,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Brocki et al. 2024",
+    accepts=("compete",),
+)
+def cdam(context: AttributionContext, *, layer: str | None = None) -> Float[Tensor, "images targets tokens"]:
+    """CDAM: how relevant each token that enters the last attention is, Σ_c T_c ∂s/∂T_c; HiResCAM at that layer.
+
+    With a function as the target, such as the likeness to a concept's embedding, it explains the concept.
+    """
+    return _cam(context, layer, False, lambda a, g: (g * a).sum(dim=2))
+
+
+@register_method(
+    "finercam",
+    signed=True,
+    class_specific=True,
+    uses_gradient=True,
+    passes="1F 1B",
+    reference="Zhang et al. 2025",
+)
+def finercam(
+    context: AttributionContext,
+    *,
+    layer: str | None = None,
+    relu: bool = False,
+    references: int = 3,
+    alpha: float = 1.0,
+    variant: str = "paper",
+) -> Float[Tensor, "images targets tokens"]:
+    """Finer-CAM: Grad-CAM of the target's logit less α times those of the most similar classes.
+
+    Similar are the `references` classes whose logits are the nearest to the target's. `variant="paper"` takes the mean
+    of the maps against each; "released" weighs the classes by their probability, and differentiates that, too.
+    """
+    if variant not in ("paper", "released"):
+        raise OptionError(f"variant={variant!r} is none of paper, released")
+    if references < 1 or not alpha >= 0:
+        raise OptionError(f"references={references} must be 1 or more, and alpha={alpha} 0 or more")
+    if context.against is not None:
+        raise OptionError("finercam holds the target against similar classes itself: for one of your own, use gradcam")
+    if context.objective != "logit":
+        raise OptionError("finercam has an objective of its own, made of logits: leave objective= out, or use gradcam")
+    singly = relu and variant == "paper"  # max(·, 0) of each map, before the mean
+
+    def scalars(logits: Float[Tensor, "images classes"]) -> Iterable[Float[Tensor, ""]]:
+        if context.targets.functions is not None or logits.shape[1] < 2:
+            raise OptionError("finercam compares classes: with target= a function, or a single number, use gradcam")
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        for number in range(context.targets.index.shape[1]):
+            target = context.targets.index[:, number, None].to(logits.device)
+            own = wide.gather(1, target)[:, 0]
+            distance = (wide - own[:, None]).detach().abs().scatter(1, target, torch.inf)
+            similar = distance.topk(min(references, logits.shape[1] - 1), dim=1, largest=False).indices
+            others = wide.gather(1, similar)
+            if singly:
+                yield from (own[:, None] - alpha * others).sum(dim=0).unbind()
+            elif variant == "released":
+                weights = wide.softmax(dim=1).gather(1, similar)
+                differences = (weights * (own[:, None] - alpha * others)).sum(dim=1)
+                yield (differences / (weights.sum(dim=1) + 1e-9)).sum()
+            else:
+                yield (own - alpha * others.mean(dim=1)).sum()
+
+    values, gradients = features_and_gradients(context, layer, scalars)
+    maps = torch.stack([_gradcam(values, gradient) for gradient in gradients], dim=1)
+    targets = context.targets.index.shape[1]
+    maps = _rectified(maps, relu).unflatten(1, (targets, -1)).mean(dim=2)
+    return torch.nn.functional.pad(maps, (context.layout.prefix, 0))
+
+
+@register_method(
     "eigencam",
     signed=False,
     class_specific=False,
@@ -309,5 +388,9 @@ def _cam(
     return torch.stack(maps, dim=1)
 
 
-def _rectified(scores: Float[Tensor, "images patches"], relu: bool) -> Float[Tensor, "images patches"]:
+def _gradcam(values: Matrix, gradient: Matrix) -> Float[Tensor, "images patches"]:
+    return (gradient.mean(dim=1, keepdim=True) * values).sum(dim=2)
+
+
+def _rectified(scores: Float[Tensor, "*maps patches"], relu: bool) -> Float[Tensor, "*maps patches"]:
     return scores.clamp(min=0) if relu else scores
