@@ -10,13 +10,10 @@ from torch import Tensor
 
 from .attention.gradient_modes import GradientMode, check_gradient_mode
 from .errors import (
-    LayoutError,
     MovingTokensError,
-    NoAttentionError,
     NonFiniteError,
     NoSignalError,
     OptionError,
-    UnsupportedAttentionError,
     VitrailError,
 )
 from .explanation import Explanation
@@ -24,7 +21,7 @@ from .inputs import ImagesLike, prepare
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method, list_methods
 from .methods.context import AttributionContext, Progress
-from .models.layout import Readout, TokenLayout, layout_of, layout_of_layer, readout_weights
+from .models.layout import Readout, TokenLayout, layout_for_features, layout_of, readout_weights
 from .models.readiness import refuse_training
 from .models.vision_model import VisionModel
 from .objectives import (
@@ -263,17 +260,20 @@ def _function_values(
 
 
 def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]) -> TokenLayout:
-    """How the model's tokens lie; for a method that looks at one named layer only, how that layer's output does."""
+    """How the model's tokens lie; for a method that looks at one layer only, which goes into its options, how that
+    layer's output does.
+    """
     try:
-        return layout_of(model, batch, follow=info.follows)
-    except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
-        layer = options.get("layer")
-        if not (info.reads_layer and isinstance(layer, str)):
-            if isinstance(error, MovingTokensError) and not info.follows:
-                able = ", ".join(one.name for one in list_methods() if one.follows)
-                error.args = (f"{error}; {info.name} follows no tokens that move, as {able} do",)
-            raise
-        return layout_of_layer(model, batch, layer)
+        if not info.reads_layer:
+            return layout_of(model, batch, follow=info.follows)
+        layout, layer = layout_for_features(model, batch, options.get("layer"))
+        options |= {} if layer is None else {"layer": layer}
+        return layout
+    except MovingTokensError as error:
+        if not info.follows:
+            able = ", ".join(one.name for one in list_methods() if one.follows)
+            error.args = (f"{error}; {info.name} follows no tokens that move, as {able} do",)
+        raise
 
 
 @cache

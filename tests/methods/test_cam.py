@@ -7,7 +7,7 @@ from families import FAMILIES
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.errors import NoSignalError, OptionError, UnsupportedOperationError
+from vitrail.errors import NoAttentionError, NoSignalError, OptionError, UnsupportedOperationError
 
 TARGET = 2
 QUICK = ("timm_vit", "torchvision_vit", "user_encoder")
@@ -261,3 +261,37 @@ def test_a_model_without_blocks_or_norms():
     for method in ("legrad", "attcat", "fullgrad_plus"):
         with pytest.raises(UnsupportedOperationError, match=r"around attention \d .* no module takes and returns all"):
             vitrail.explain(model, images, 1, method=method)
+
+
+class Stages(nn.Module):
+    """A convolutional network: a grid of 16 × 16, and one of 8 × 8 that the head averages, or of 16 × 16 again."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 4, 4)
+        self.stage = nn.Sequential(nn.GELU(), nn.Conv2d(4, 6, 3, stride, 1))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stage(self.stem(images)).mean((2, 3)))
+
+
+def test_without_tokens_the_last_stage_is_taken_and_named():
+    torch.manual_seed(0)
+    module, images = Stages(2).eval(), torch.randn(2, 3, 64, 64)
+    ex = vitrail.explain(module, images, TARGET, method="gradcam")
+    features = module.stage(module.stem(images))  # which the head averages
+    expected = torch.einsum("c,bchw->bhw", module.head.weight[TARGET], features) / 64
+    assert relative(ex.scores, expected.detach()) < 1e-5
+    assert ex.provenance.image_notes[0][-1].startswith("Made of the features of 'stage', the last layer that gives")
+    named = vitrail.explain(module, images, TARGET, method="gradcam", layer="stage")
+    assert torch.equal(named.scores, ex.scores)
+    with pytest.raises(NoAttentionError, match='method="gradcam" with layer="stage"'):
+        vitrail.explain(Stages(1).eval(), images, TARGET, method="gradcam")  # no stages: nothing tells which layer
+
+
+def test_a_pyramid_needs_no_name_of_a_layer():
+    pyramid = vitrail.load("bestiary/pvt")
+    ex = vitrail.explain(pyramid, torch.randn(1, 3, 96, 96), TARGET, method="gradcam")
+    named = vitrail.explain(pyramid, torch.randn(1, 3, 96, 96), TARGET, method="gradcam", layer="stages")
+    assert ex.scores.shape == named.scores.shape == (1, 6, 6)

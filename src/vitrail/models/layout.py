@@ -1,8 +1,9 @@
 """How a model's tokens lie: prefix, grid of patches, and the row that its head reads. Worked out, not asked for."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -26,6 +27,7 @@ from ..errors import (
 )
 from .observation import (
     grid_candidates,
+    grid_layers,
     map_in,
     no_chain,
     noise_like,
@@ -39,7 +41,14 @@ from .observation import (
 from .readiness import model_errors, refuse_replaced
 from .vision_model import VisionModel
 
-__all__ = ["Readout", "TokenLayout", "layout_of", "layout_of_layer", "readout_weights", "work_out_layout"]
+__all__ = [
+    "Readout",
+    "TokenLayout",
+    "layout_for_features",
+    "layout_of",
+    "readout_weights",
+    "work_out_layout",
+]
 
 # The share of a token's gradient that comes from other tokens by another way than attention which is too much. Any
 # share is worth a word: how small it is says how a layer scale begins, and not how the model is built.
@@ -112,6 +121,7 @@ class TokenLayout:
 
 _LAYOUTS: WeakKeyDictionary[VisionModel, dict[tuple[int, ...], TokenLayout]] = WeakKeyDictionary()
 _GRAPHS: WeakKeyDictionary[VisionModel, dict[tuple[int, ...], TokenLayout]] = WeakKeyDictionary()
+_OF_LAYERS: WeakKeyDictionary[VisionModel, dict[tuple, tuple[TokenLayout, str | None]]] = WeakKeyDictionary()
 
 
 def layout_of(
@@ -176,7 +186,38 @@ def _followed(model: VisionModel, images: Tensor, refusal: MovingTokensError) ->
     return layout
 
 
-def layout_of_layer(
+def layout_for_features(
+    model: VisionModel, images: Float[Tensor, "batch channels height width"], layer: str | None
+) -> tuple[TokenLayout, str | None]:
+    """Returns the layout for methods that look at the features of one layer alone, and that layer's name.
+
+    Where the tokens have no place, as in pyramids and convolutional networks, the grid is that of the layer's output.
+    Without a name this is the last layer that gives a grid, if it is coarser than the first one's and no embedding of
+    patches: the end of the last stage.
+
+    Raises:
+        OptionError: when the output of the named layer is no map of features.
+        VitrailError: as `layout_of`, where no layer is named and none of a last stage is found.
+    """
+    known, key = _OF_LAYERS.setdefault(model, {}), (tuple(images.shape[1:]), layer)
+    if key not in known:
+        try:
+            known[key] = layout_of(model, images), layer
+        except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
+            if layer is not None:
+                known[key] = _layout_of_layer(model, images, layer), layer
+                return known[key]
+            layers = grid_layers(model, noise_like(images, 1, seed=0))
+            last, grid = layers[-1] if layers else ("", (0, 0))
+            stages = layers and math.prod(grid) < math.prod(layers[0][1]) and "embed" not in last
+            if not stages or not isinstance(error, MovingTokensError | NoAttentionError):
+                raise
+            note = f"Made of the features of {last!r}, the last layer that gives a grid; layer= names another."
+            known[key] = replace(_layout_of_layer(model, images, last), notes=(note,)), last
+    return known[key]
+
+
+def _layout_of_layer(
     model: VisionModel, images: Float[Tensor, "batch channels height width"], layer: str
 ) -> TokenLayout:
     """Returns the grid that a layer's output forms, for methods that look at nothing else: any network will do.

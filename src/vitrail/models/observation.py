@@ -21,6 +21,7 @@ from .vision_model import VisionModel
 
 __all__ = [
     "grid_candidates",
+    "grid_layers",
     "map_in",
     "no_chain",
     "noise_like",
@@ -331,6 +332,20 @@ def other_way(model: VisionModel, image: Float[Tensor, "one channels height widt
     """Returns the advice to use Grad-CAM at the last layer that gives a grid, or how to make one where there is
     none.
     """
+    layers = grid_layers(model, image)
+    if not layers:
+        return (
+            'method="gradcam" with layer= would need none of this, but no layer here gives a grid: lead the features '
+            "through an nn.Identity as (images, channels, rows, columns), and name that"
+        )
+    name, (rows, cols) = layers[-1]
+    return f'method="gradcam" with layer="{name}", the last layer that gives a grid ({rows}×{cols}), needs none of this'
+
+
+def grid_layers(
+    model: VisionModel, image: Float[Tensor, "one channels height width"]
+) -> list[tuple[str, tuple[int, int]]]:
+    """Returns the layers whose output is a map of features, with its rows and columns, in the order of their end."""
     layers: list[tuple[str, tuple[int, int]]] = []
 
     def note(name: str, part: nn.Module, _args: Any, output: Any) -> None:
@@ -345,13 +360,7 @@ def other_way(model: VisionModel, image: Float[Tensor, "one channels height widt
     finally:
         for handle in handles:
             handle.remove()
-    if not layers:
-        return (
-            'method="gradcam" with layer= would need none of this, but no layer here gives a grid: lead the features '
-            "through an nn.Identity as (images, channels, rows, columns), and name that"
-        )
-    name, (rows, cols) = layers[-1]
-    return f'method="gradcam" with layer="{name}", the last layer that gives a grid ({rows}×{cols}), needs none of this'
+    return layers
 
 
 def map_in(output: Tensor, size: Sequence[int]) -> tuple[int, int] | None:
