@@ -376,7 +376,7 @@ class TestEverywhere:
         assert found.reached
 
     def test_a_page_shows_scores_as_numbers(self):
-        from vitrail.app.components import draw_classes
+        from vitrail.app.page import draw_classes
         from vitrail.app.question import ViewContext
 
         class Scored(ViewContext):

@@ -1,8 +1,8 @@
 """What the tests of the page share: the page on a free port, and the system's Chromium with the network beyond shut."""
 
-import base64
 import importlib.util
 import io
+import json
 import os
 import shutil
 import signal
@@ -34,10 +34,6 @@ def encoded(picture: np.ndarray, kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def base64_of(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
 @pytest.fixture(scope="session")
 def creature() -> bytes:
     """A PNG of a tavel, 180 pixels a side."""
@@ -53,6 +49,19 @@ def service() -> Service:
 
 def new_service() -> Service:
     return Service(ModelCache("bestiary", load=lambda name, checkpoint: load(name)), LIMITS)
+
+
+def ask(client: Any, do: str, *, link: str = "", tab: str = "tests", file: tuple | None = None, **given: Any) -> Any:
+    """The answer to a question as the page's script asks it; `file` is (name, bytes)."""
+    question = {"do": do, "tab": tab, "link": link, "given": given}
+    if file is None:
+        return client.post("/ask", json=question)
+    return client.post("/ask", data={"question": json.dumps(question)}, files={"file": file})
+
+
+def events_of(answer: Any) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
 
 
 class Running:
@@ -84,7 +93,7 @@ class Running:
         self.said += iter(self.process.stdout.readline, "")
 
     def _answers(self) -> bool:
-        import httpx
+        import httpx2 as httpx
 
         try:
             return httpx.get(self.address + "/", timeout=5).status_code in (200, 401)
@@ -105,7 +114,7 @@ class Running:
 
 @pytest.fixture(scope="session")
 def page_server() -> Iterator[Running]:
-    if importlib.util.find_spec("gradio") is None:
+    if importlib.util.find_spec("starlette") is None:
         pytest.skip("needs the extra app: pip install 'vitrail[app]'")
     running = Running()
     yield running

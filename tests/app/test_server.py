@@ -1,30 +1,28 @@
 """The gate: closed doors stay closed, whoever knocks and however."""
 
-import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
-from app.conftest import LIMITS, Running
+from app.conftest import LIMITS, Running, ask, events_of
 from typer.testing import CliRunner
 
 from vitrail.app.admission import check_host, parse_auth
 from vitrail.cli import app
 from vitrail.errors import OptionError, how_to_install
 
-httpx = pytest.importorskip("httpx", reason="needs the extra app: pip install 'vitrail[app]'")
+httpx = pytest.importorskip("httpx2", reason="needs the extra app: pip install 'vitrail[app]'")
 
 
 def test_no_file_of_the_server_can_be_read(page_server, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("do not tell")
-    for door in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/file/", "/gradio_api/stream/", "/assets/../../",
-                 "/static/..%2f..%2f", "/assets/%2e%2e/%2e%2e/", "/gradio_api/file=http://169.254.169.254/",
-                 "/gradio_api/proxy=", "/gradio_api/component_server/", "/gradio_api/upload",
-                 "/gradio_api/custom_component/", "/monitoring", "/docs", "/openapi.json"):  # fmt: skip
-        for target in (str(secret), "/etc/passwd", ""):
+    for door in ("/file=", "/file/", "/static/", "/static/../", "/static/..%2f..%2f", "/static/%2e%2e/%2e%2e/",
+                 "/static//", "/ask/", "/docs", "/openapi.json", "/page.py"):  # fmt: skip
+        for target in (str(secret), "/etc/passwd", "", "page.py", "../page.py"):
             answer = _raw(page_server.address, door + target)
             assert b"do not tell" not in answer, door
             assert b"root:" not in answer, door
@@ -32,10 +30,12 @@ def test_no_file_of_the_server_can_be_read(page_server, tmp_path):
 
 
 def _raw(address: str, path: str) -> bytes:
-    """A GET exactly as written; HTTP libraries would tidy the path up."""
+    """A GET exactly as written, by a visitor; HTTP libraries would tidy the path up."""
     place = urlsplit(address)
+    cookie = httpx.get(address).headers["set-cookie"].partition(";")[0]
     with socket.create_connection((place.hostname, place.port), timeout=20) as wire:
-        wire.sendall(f"GET {path} HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n\r\n".encode())
+        head = f"GET {path} HTTP/1.1\r\nHost: {place.netloc}\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n"
+        wire.sendall(head.encode())
         wire.settimeout(2)
         got = b""
         try:
@@ -46,21 +46,6 @@ def _raw(address: str, path: str) -> bytes:
     return got
 
 
-def test_nothing_is_written_to_disk(page_server):
-    """Neither by upload, whose door is closed, nor by a file named in a question."""
-    answer = httpx.post(page_server.address + "/gradio_api/upload", files={"files": ("a.png", b"x")})
-    assert answer.status_code == 404
-
-
-def test_a_path_in_an_answer_is_not_opened(page_server):
-    """Gradio's own way to hand files to the server, tried where the page takes pictures."""
-    file = {"path": "/etc/passwd", "url": "http://169.254.169.254/", "meta": {"_type": "gradio.FileData"}}
-    for sent in (file, {"name": "a.png", "content": file}, {"name": file, "content": "/etc/passwd"}):
-        answer = ask(page_server, "upload", [sent, ""])
-        assert "root:" not in answer
-        assert "Traceback" not in answer
-
-
 @contextmanager
 def come(running: Running) -> Iterator[httpx.Client]:
     """A visitor: somebody with the page's cookie."""
@@ -69,35 +54,18 @@ def come(running: Running) -> Iterator[httpx.Client]:
         yield client
 
 
-def number_of(client: httpx.Client, name: str) -> int:
-    config = client.get("/config").json()
-    return next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
-
-
-def join(client: httpx.Client, name: str, data: list, session: str = "tests") -> httpx.Response:
-    body = {"data": data, "fn_index": number_of(client, name), "session_hash": session}
-    return client.post("/gradio_api/queue/join", json=body)
-
-
-def ask(running: Running, name: str, data: list) -> str:
-    """A question and its answer, as a visitor's browser fetches it; the refusal where there is one."""
-    with come(running) as client:
-        joined = join(client, name, data)
-        if joined.status_code != 200:
-            return joined.text
-        with client.stream("GET", "/gradio_api/queue/data?session_hash=tests") as answer:
-            for line in answer.iter_lines():
-                if '"process_completed"' in line:
-                    return line
-    return ""
+def test_a_path_in_a_question_is_not_opened(page_server):
+    with come(page_server) as client:
+        for given in ({"path": "/etc/passwd"}, {"name": "/etc/passwd", "content": "/etc/passwd"}, {"url": "file:///x"}):
+            [event] = events_of(ask(client, "upload", **given))
+            assert "larger than this page takes" in event["html"]["vt-status"]  # as where the browser kept it back
+            assert "root:" not in str(event)
 
 
 def test_other_names_and_other_origins_are_refused(page_server):
     host = page_server.address.removeprefix("http://")
     assert httpx.get(page_server.address, headers={"host": "evil.example"}).status_code == 403
-    answer = httpx.post(
-        page_server.address + "/gradio_api/queue/join", headers={"origin": "https://evil.example"}, json={}
-    )
+    answer = httpx.post(page_server.address + "/ask", headers={"origin": "https://evil.example"}, json={})
     assert answer.status_code == 403
     assert httpx.get(page_server.address, headers={"host": host.replace("127.0.0.1", "localhost")}).status_code == 200
 
@@ -107,26 +75,30 @@ def test_too_large_a_body_is_refused_before_it_is_read(page_server):
         for _ in range(80):
             yield b"x" * 100_000
 
-    most = LIMITS.bytes * 4 // 3 + 100_000
     with come(page_server) as client:
-        assert client.post("/gradio_api/queue/join", content=b"x" * (most + 1)).status_code == 413
+        assert client.post("/ask", content=b"x" * (LIMITS.bytes + 20_001)).status_code == 413
+        assert client.post("/ask", json={"do": "arrive", "tab": "a", "link": "x" * 20_000}).status_code == 413
         try:
-            answer = client.post("/gradio_api/queue/join", content=stream())
+            answer = client.post("/ask", content=stream())
         except httpx.TransportError:
             pass  # cut off in the middle
         else:
             assert answer.status_code == 413
 
 
-def test_the_page_names_no_other_machine_and_lets_none_in(page_server):
-    answer = httpx.get(page_server.address)
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'self'" in policy
-    assert "http" not in policy.replace("https:", "").replace("'self'", "")
+def test_the_page_and_its_files_name_no_other_machine(page_server):
     with come(page_server) as client:
-        assert "fonts.googleapis" not in client.get("/theme.css").text
-        config = client.get("/config").json()
-    assert config["analytics_enabled"] is False
+        html = client.get("/").text
+        files = re.findall(r'(?:src|href)="(static/[^"]+)"', html)
+        assert len(files) == 2
+        for text in (html, *(client.get(file).text for file in files)):
+            assert not re.findall(
+                r"(?:https?:)?//[\w.-]+\.\w+", unquote(text).replace("http://www.w3.org/2000/svg", "")
+            )
+        style, script = (client.get(file).headers for file in files)
+        assert style["content-type"].startswith("text/css")
+        assert script["content-type"].startswith("text/javascript")
+        assert "immutable" in script["cache-control"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "example.org", ""])
@@ -161,8 +133,23 @@ def test_auth_words():
             parse_auth(text)
 
 
-def test_what_the_page_sends_is_json_without_paths(page_server):
-    answer = ask(page_server, "arrive", ["view=map&example=pair"])
-    data = json.loads(answer.removeprefix("data:"))["output"]["data"]
-    assert any(isinstance(one, str) and "data:image/webp" in one for one in data)
-    assert "/tmp" not in answer
+def test_an_answer_is_lines_of_json_without_paths(page_server):
+    """What others may build on: `html` by the id of an element of the page, `link`, `controls`, `names`."""
+    with come(page_server) as client:
+        html, answer = client.get("/").text, ask(client, "arrive", link="view=map&example=pair")
+        assert answer.headers["content-type"].startswith("application/x-ndjson")
+        [event] = events_of(answer)
+        assert set(event) == {"html", "link", "controls", "names"}
+        assert all(f'id="{name}"' in html for name in event["html"])
+        assert all(f'name="{name}"' in html or name == "view" for name in event["controls"])
+        assert "data:image/webp" in event["html"]["vt-view-map"]
+        assert "/tmp" not in answer.text
+        begun, *_, drawn = events_of(ask(client, "draw", link=event["link"], view="transfer", steps="5"))
+        assert "steps=5" in begun["link"]
+        assert "progressbar" in begun["html"]["vt-view-transfer"]
+        assert "data:image/webp" in drawn["html"]["vt-view-transfer"]
+        saved = ask(client, "download", link=drawn["link"], kind="webp")
+        assert saved.headers["content-disposition"] == "attachment; filename*=utf-8''pair.transfer.webp"
+        assert saved.content[8:12] == b"WEBP"
+        refused = ask(client, "download", link="view=heads", kind="png")
+        assert (refused.status_code, refused.json()["detail"]) == (409, "there is nothing to save yet: draw it first")

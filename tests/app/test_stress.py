@@ -1,23 +1,23 @@
 """Many visitors at once, and uploads of every broken kind: nothing lost, nothing mixed up, nothing left behind."""
 
-import base64
-import json
 import struct
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from app.conftest import Running, base64_of, encoded
+from app.conftest import Running, ask, encoded, events_of
+from app.test_security import temporary_files
 from PIL import Image
 
 from vitrail.bestiary import CLASS_NAMES, render, sample_scene
 from vitrail.models import load
 
+httpx = pytest.importorskip("httpx2", reason="needs the extra app: pip install 'vitrail[app]'")
 psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,6 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    pytest.importorskip("gradio_client", reason="needs the extra app: pip install 'vitrail[app]'")
     one = Running()
     yield one
     one.stop()
@@ -45,38 +44,20 @@ def record(record_property):
     return keep
 
 
-def client_of(running: Running):
-    import httpx
-    from gradio_client import Client
-
-    cookie = httpx.get(running.address).headers["set-cookie"].partition(";")[0]
-    return Client(
-        running.address, headers={"cookie": cookie}, verbose=False, download_files=False, analytics_enabled=False
-    )
+@contextmanager
+def client_of(running: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=running.address, timeout=300) as client:
+        client.get("/")
+        yield client
+        ask(client, "leave")  # as a closed tab says
 
 
-def upload(client, sent):
-    """The answer to an upload, asked again as long as the server says that this visitor asks too much at once."""
-    import httpx
-
-    while True:
-        try:
-            return answer_of(client.predict(sent, "", api_name="/upload"))
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != 429:
-                raise
-            time.sleep(float(error.response.headers["retry-after"]))
-
-
-def answer_of(found: tuple) -> tuple[str, str, str]:
-    """The link, what is said, and the page's words of an upload's answer."""
-    query, status, *rest = found
-    html = "".join(one if isinstance(one, str) else json.dumps(one) for one in rest)
-    return _value(query), _value(status), html
-
-
-def _value(one) -> str:
-    return one if isinstance(one, str) else str((one or {}).get("value", ""))
+def upload(client, name: str, data: bytes) -> tuple[str, str]:
+    """What is said of an upload, and all of its answer; asked again where this visitor asks too much at once."""
+    while (answer := ask(client, "upload", file=(name, data))).status_code == 429:
+        time.sleep(float(answer.headers["retry-after"]))
+    [event] = events_of(answer)
+    return event["html"]["vt-status"], "".join(event["html"].values())
 
 
 def test_fifty_uploads_by_ten_visitors(running, record):
@@ -103,20 +84,17 @@ def _visit(running: Running, pictures: dict[str, bytes], expected: dict[str, str
     done: list[str] = []
 
     def visit(number: int) -> None:
-        client = client_of(running)
         try:
-            for each in range(EACH):
-                name = f"visitor{number}-picture{each}.png"
-                sent = {"name": name, "content": base64_of(pictures[name])}
-                _, status, html = answer_of(client.predict(sent, "", api_name="/upload"))
-                shown = {other for other in pictures if other in html}
-                if status or shown != {name} or f">{expected[name]} <em>" not in html:
-                    wrong.append(f"{name}: {status!r}, {shown}, {expected[name]}")
-                done.append(name)
+            with client_of(running) as client:
+                for each in range(EACH):
+                    name = f"visitor{number}-picture{each}.png"
+                    status, html = upload(client, name, pictures[name])
+                    shown = {other for other in pictures if other in html}
+                    if status or shown != {name} or f">{expected[name]} <em>" not in html:
+                        wrong.append(f"{name}: {status!r}, {shown}, {expected[name]}")
+                    done.append(name)
         except Exception as error:
             wrong.append(f"visitor {number}: {error!r}")
-        finally:
-            client.close()  # as a closed tab does: the page forgets the visitor
 
     threads = [threading.Thread(target=visit, args=(number,)) for number in range(VISITORS)]
     for thread in threads:
@@ -167,28 +145,21 @@ def broken(number: int, rng: np.random.Generator) -> bytes:
 def test_two_hundred_malformed_uploads(running, record):
     """No crash, no trace of the machine; what is refused is refused in a sentence, and the page goes on."""
     rng = np.random.default_rng(7)
-    client = client_of(running)
     refused = 0
-    for number in range(200):
-        data = broken(number, rng)
-        content = base64.b64encode(data).decode()
-        if number % 10 == 9:  # nor is what carries it always whole
-            content = ("data:" + content, content[:-1] + "!", "data:,", "\x00" + content)[number // 10 % 4]
-        sent = {"name": f"<i>{number}.png", "content": content}
-        _, status, html = upload(client, sent)
-        assert "Traceback" not in status + html
-        assert "went wrong here" not in status, (number, data[:40])
-        assert "<i>" not in html
-        refused += bool(status)
-        if status:
-            assert status.startswith('<div class="vt-problem" role="alert">This picture cannot be used: '), status
+    with client_of(running) as client:
+        for number in range(200):
+            data = broken(number, rng)
+            status, html = upload(client, f"<i>{number}.png", data)
+            assert "Traceback" not in html
+            assert "went wrong here" not in status, (number, data[:40])
+            assert "<i>" not in html
+            refused += bool(status)
+            if status:
+                assert status.startswith('<div class="vt-problem" role="alert">This picture cannot be used: '), status
+        good = encoded(render(sample_scene("single", seed=1), 100).image)
+        status, html = upload(client, "a.png", good)
     record(refused_of_200=refused)
     assert refused > 120  # some are pictures still, with a few wrong pixels
-    for sent in (None, 5, "x", [], {"name": 3, "content": None}):
-        _, status, _ = upload(client, sent)
-        assert "cannot be used" in status
-    good = encoded(render(sample_scene("single", seed=1), 100).image)
-    _, status, html = upload(client, {"name": "a.png", "content": base64_of(good)})
     assert status == ""
     assert "a.png" in html
     said = "".join(running.said)
@@ -197,31 +168,26 @@ def test_two_hundred_malformed_uploads(running, record):
 
 def test_the_page_answers_while_long_work_goes_on(running, record):
     """A quick question of another visitor is answered during a film of a hundred steps."""
-    busy, other = client_of(running), client_of(running)
-    other.predict("view=map&example=single", api_name="/arrive")
-    busy.predict("view=map&example=pair", api_name="/arrive")
-    job = busy.submit("view=transfer&example=pair", 100, api_name="/transfer")
-    until = time.monotonic() + 60
-    while not job.outputs() and time.monotonic() < until:
-        time.sleep(0.05)
-    took = []
-    while not job.done() and len(took) < 5:
-        began = time.perf_counter()
-        other.predict(int(len(took) % 3), "view=map&example=single", api_name="/choose")
-        took.append(time.perf_counter() - began)
+    words = {"do": "draw", "tab": "film", "link": "example=pair", "given": {"view": "transfer", "steps": 100}}
+    with client_of(running) as busy, client_of(running) as other, busy.stream("POST", "/ask", json=words) as film:
+        lines = film.iter_lines()
+        next(line for line in lines if "moving attention" in line)
+        took = []
+        for number in range(5):
+            began = time.perf_counter()
+            [event] = events_of(ask(other, "choose", link="example=single", index=number % 3))
+            took.append(time.perf_counter() - began)
+            assert "data:image/webp" in event["html"]["vt-view-map"]
+        *_, last = lines
+        assert "data:image/webp" in last
     record(seconds_of_quick_questions=[round(seconds, 2) for seconds in took])
-    assert not job.done() or len(took) >= 3
     assert min(took) < 5
-    job.result(timeout=300)
 
 
-def test_uploads_leave_no_file(running, tmp_path):
-    import tempfile
-
-    folder = Path(tempfile.gettempdir()) / "gradio"
-    before = {path for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
-    client = client_of(running)
-    pixels = np.random.default_rng(11).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    client.predict({"name": "secret.png", "content": base64_of(encoded(pixels))}, "", api_name="/upload")
-    after = {path for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
-    assert after <= before
+def test_uploads_leave_no_file(running):
+    before = temporary_files(running)
+    pixels = np.random.default_rng(11).integers(0, 256, (800, 800, 3), dtype=np.uint8)
+    with client_of(running) as client:
+        status, _ = upload(client, "secret.png", encoded(pixels))
+    assert status == ""
+    assert temporary_files(running) == before

@@ -1,18 +1,28 @@
-"""Admission of visitors: loopback or a password, the token of the printed address, and the signed cookie."""
+"""Admission of visitors: loopback or a password, the token of the printed address, the signed cookie, the throttle."""
 
 import hashlib
 import hmac
 import ipaddress
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from html import escape
 from urllib.parse import parse_qsl, urlencode
 
 from ..errors import OptionError
-from .limits import Throttle
 
-__all__ = ["Admission", "check_host", "check_root_path", "is_loopback", "login_page", "parse_auth"]
+__all__ = [
+    "Admission",
+    "Throttle",
+    "check_host",
+    "check_root_path",
+    "is_loopback",
+    "login_page",
+    "parse_auth",
+    "plain_page",
+    "without_token",
+]
 
 
 def is_loopback(host: str) -> bool:
@@ -78,6 +88,35 @@ def check_root_path(path: str) -> str:
 
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._~-")
+
+
+class Throttle:
+    """Lets each key act `burst` times at once, and after that once in `every` seconds.
+
+    >>> throttle = Throttle(burst=2, every=10, clock=lambda: 0.0)
+    >>> [throttle.wait("ada") for _ in range(3)], throttle.wait("eve")
+    ([0.0, 0.0, 10.0], 0.0)
+    """
+
+    MOST_KEYS = 10_000
+
+    def __init__(self, *, burst: int, every: float | int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.burst, self.every, self.clock = burst, every, clock
+        self._spent: OrderedDict[str, float] = OrderedDict()  # by key: when everything is regained
+
+    def wait(self, key: str, *, take: bool = True) -> float:
+        """Returns the seconds until the key may act again; 0 if it may act now, which with `take` is counted."""
+        now = self.clock()
+        regained = max(self._spent.get(key, now), now)
+        late = regained + self.every - now - self.burst * self.every
+        if late > 0:
+            return late
+        if take:
+            self._spent[key] = regained + self.every
+            self._spent.move_to_end(key)
+            while len(self._spent) > self.MOST_KEYS:
+                self._spent.popitem(last=False)
+        return 0.0
 
 
 class Admission:

@@ -255,7 +255,7 @@ def player(words: Sequence[str], *, label: str, first: int = 0) -> str:
     """Returns the slider of a film and the button that plays it; `words` describe each frame."""
     said = escape("|".join(words))
     return (
-        '<div class="vt-player"><button type="button" class="vt-button" aria-label="Play">▶</button>'
+        '<div class="vt-player"><button type="button" class="vt-button" data-play aria-label="Play">▶</button>'
         f'<input type="range" min="0" max="{len(words) - 1}" value="{first}" aria-label="{escape(label)}" '
         f'data-words="{said}"><output></output></div>'
     )

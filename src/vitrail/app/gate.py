@@ -1,382 +1,231 @@
-"""The ASGI application in front of Gradio: admits visitors, checks their requests and sets the browser's rules."""
+"""The gate in front of the page's routes: admits visitors, reads their requests and sets the browser's rules."""
 
 import asyncio
-import json
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
-from urllib.parse import parse_qs, parse_qsl, urlsplit
+from collections.abc import Iterable
+from html import escape
+from urllib.parse import parse_qsl, urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .admission import Admission, is_loopback, login_page, plain_page, without_token
-from .gradio_requests import CALL, HEARTBEAT, JOIN, LOGIN, QUEUE, Calls, Refused, check_route, session_of
-from .limits import Listeners, OpenQuestions, Throttle, counted
 
-__all__ = ["Gate"]
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Server = Callable[[Message, Receive, Send], Awaitable[None]]
-Page = Callable[[str], tuple[str, str]]
+__all__ = ["Bodies", "Gate", "Refused"]
 
 log = logging.getLogger("vitrail.app")
 
-# The request headers that Gradio receives.
-HEARD = ("host", "accept", "accept-encoding", "accept-language", "user-agent")
-
+# The browser itself refuses whatever would leave this server, and every script and style sheet but our files: no
+# script in an attribute, none in the page, none made of text. Widths and colours of drawings are style attributes.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src data: blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+CLOSED = (
+    "default-src 'none'; script-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
 HEADERS = {
+    "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",  # with none at all, browsers say origin "null" when the password is posted
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-CLOSED = (
-    "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
-    "script-src 'none'"
-)
-
 SILENCE = 15.0  # seconds without a byte of a body
 SLOWEST = 180.0  # seconds for a whole body
-STREAMS = 64  # open answers of one visitor: two for each tab
-BODIES = 8  # bodies on their way from one visitor
-OPEN = 12  # questions of one visitor without an answer
-ANSWERED = b'"msg":"process_completed"'
+
+
+class Refused(HTTPException):
+    """Refuses a request with an HTTP status, the reason, and the seconds to wait before another try."""
+
+    def __init__(self, status: int, reason: str, wait: float | int = 0) -> None:
+        super().__init__(status, reason, {"retry-after": str(math.ceil(wait))} if wait else None)
+
+
+class Bodies:
+    """Reads bodies of at most `most` bytes each, eight times that of all visitors together, within limits of time."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._held = most, 0
+
+    async def read(self, request: Request, most: int | None = None) -> bytes:
+        """Returns the body of a request.
+
+        Raises:
+            Refused: for one that is too large, does not come, or comes too slowly.
+        """
+        most = self.most if most is None else most
+        length = request.headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 15 or int(length) > most:
+            raise Refused(413, "the upload is larger than this page takes")
+        body, ends = bytearray(), time.monotonic() + SLOWEST
+        try:
+            while True:
+                left = min(SILENCE, ends - time.monotonic())
+                try:
+                    message = await asyncio.wait_for(request.receive(), max(left, 0.001))
+                except TimeoutError:
+                    raise Refused(408, "the question did not arrive in time: try again") from None
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "the question did not arrive whole")
+                part = message.get("body", b"")
+                self._held += len(part)
+                body += part
+                if len(body) > most:
+                    raise Refused(413, "the upload is larger than this page takes")
+                if self._held > 8 * self.most:
+                    raise Refused(503, "too many pictures arrive at once: try again in a minute", 30)
+                if not message.get("more_body"):
+                    return bytes(body)
+        finally:
+            self._held -= len(body)
 
 
 class Gate:
-    """Stands before the server: admits visitors, limits what they ask, and sets the rules of the browser.
+    """Stands before the routes: admits visitors, answers their refusals, and sets the rules of the browser.
 
-    Every visitor has a signed cookie, and Gradio's session is the visitor's key with the tab's name, so that nobody can
-    name another's session. Bodies are read, checked and rebuilt before Gradio sees them. A page on loopback answers to
+    Every visitor has a signed cookie; its key is `request.state.visitor` behind the gate. A page on loopback answers to
     the names of loopback and to those in `hosts` only, so that no website can pose as it (DNS rebinding), and no other
     origin may post to it.
     """
 
     def __init__(
         self,
-        inner: Server,
+        routes: ASGIApp,
         admission: Admission,
-        calls: Calls,
+        bodies: Bodies,
         *,
-        page: Page,
-        policy: str,
         loopback: bool,
-        most_bytes: int,
         root_path: str = "",
         hosts: Iterable[str] = (),
     ) -> None:
-        self.inner, self.admission, self.calls, self.page, self.policy = inner, admission, calls, page, policy
-        self.loopback, self.most_bytes, self.root_path = loopback, most_bytes, root_path
+        self.routes, self.admission, self.bodies = routes, admission, bodies
+        self.loopback, self.root_path = loopback, root_path
         self.hosts = frozenset(host.lower() for host in hosts)
-        self.listeners = Listeners()
-        self.asks = Throttle(burst=40, every=0.2)
-        self.tabs = Throttle(burst=30, every=4)
-        self._streams: Counter[str] = Counter()
-        self.open = OpenQuestions(self.listeners, OPEN)
-        self._bodies: Counter[str] = Counter()
-        self._held = 0  # bytes of bodies on their way
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.inner(scope, receive, send)
-            return
+            await self.routes(scope, receive, send)
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        try:
-            await self._pass(scope, headers, receive, send)
-        except Refused as no:
-            await self._answer(send, no.status, no.reason, wait=no.wait, page=_wants_page(scope, headers))
+        scope = dict(scope) | {"app": self, "state": {}, "root_path": ""}
+        request = Request(scope, receive)
+        begun = False
 
-    async def _pass(self, scope: Message, headers: dict[str, str], receive: Receive, send: Send) -> None:
-        method, path, query = scope["method"], scope["path"], scope["query_string"].decode("latin-1")
-        self._check_origin(method, headers)
+        async def ruled(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if cookie := scope["state"].get("cookie"):
+                    headers.append("set-cookie", cookie)
+            await send(message)
+
+        try:
+            answer = await self._admit(request, scope)
+            await (self.routes if answer is None else answer)(scope, receive, ruled)
+        except HTTPException as no:
+            await _refusal(request, no)(scope, receive, ruled)
+        except Exception as error:
+            log.error("a request could not be answered", exc_info=error)
+            if not begun:
+                words = "something went wrong here; whoever runs this page finds the reason in its log"
+                await _refusal(request, Refused(500, words))(scope, receive, ruled)
+
+    async def _admit(self, request: Request, scope: Scope) -> Response | None:
+        """Returns the answer to whoever asks for admission; None for a visitor, whose request goes on to the routes."""
+        self._check_origin(request)
+        query, path = scope["query_string"].decode("latin-1"), scope["path"]
         if self.root_path and (path + "/").startswith(self.root_path + "/"):
-            path = path[len(self.root_path) :]
+            path = scope["path"] = path[len(self.root_path) :]
             if not path:
-                await self._redirect(send, query)
-                return
-        check_route(method, path)
+                return self._redirect(query)
         name = f"{self.admission.NAME}-{(scope.get('server') or ('', 0))[1]}"  # browsers share cookies among ports
-        address = _address(scope)
-        visitor = self.admission.visitor(headers.get("cookie", ""), name)
+        visitor = self.admission.visitor(request.headers.get("cookie", ""), name)
         given, rest = without_token(query)
-        if path == LOGIN or (path == "/" and given):
-            if method == "POST" and self.admission.closed:
-                given = await self._typed(headers, receive)
+        if path == "/login" or (path == "/" and given):
+            if request.method == "POST" and self.admission.closed:
+                given = await self._typed(request)
             elif not self.admission.closed or visitor is not None:
-                await self._redirect(send, rest)
-                return
-            await self._log_in(scope, send, given, rest, name, address)
-            return
-        fresh = None
+                return self._redirect(rest)
+            return self._log_in(request, given, rest, name)
         if visitor is None:
-            if path == "/" and self.admission.closed:
-                await self._ask_for_login(send, 401, "", query)
-                return
             if path != "/":
                 raise Refused(401, "the page does not know you (any more): load it again")
-            fresh = self._new_visitor(scope, name, address)
-        await self._forward(scope, headers, receive, send, method, path, query, visitor or "", fresh)
+            if self.admission.closed:
+                return self._login(401, "", query)
+            self._welcome(request, name)
+        scope["state"]["visitor"] = visitor
+        return None
 
-    # -- what is refused at once -------------------------------------------------------------------------------------
-
-    def _check_origin(self, method: str, headers: dict[str, str]) -> None:
-        host = headers.get("host", "")
+    def _check_origin(self, request: Request) -> None:
+        host = request.headers.get("host", "")
         name = _name(host)
         if (self.loopback or self.hosts) and not (is_loopback(name) or name in self.hosts):
             raise Refused(403, "this page answers to 127.0.0.1, localhost and the names that whoever runs it allows")
-        origin = headers.get("origin")
-        if origin and method not in ("GET", "HEAD"):
+        origin = request.headers.get("origin")
+        if origin and request.method not in ("GET", "HEAD"):
             asking = _netloc(origin)
             if asking != host.lower() and _name(asking) not in self.hosts:
                 raise Refused(403, "another website may not ask this page")
 
-    # -- who comes in --------------------------------------------------------------------------------------------------
+    def _welcome(self, request: Request, name: str) -> None:
+        """Has the answer give a new visitor a cookie."""
+        if wait := self.admission.arrivals.wait(_address(request)):
+            words = "too many visitors from your address at once: wait a moment and load the page again"
+            raise Refused(429, words, wait)
+        secure = "; Secure" if request.scope.get("scheme") == "https" else ""
+        cookie = f"{name}={self.admission.cookie()}; Path={self.root_path}/; HttpOnly; SameSite=Lax{secure}"
+        request.scope["state"]["cookie"] = cookie
 
-    def _new_visitor(self, scope: Message, name: str, address: str) -> bytes:
-        """Returns the Set-Cookie header of a new visitor."""
-        if wait := self.admission.arrivals.wait(address):
-            raise Refused(
-                429, "too many visitors from your address at once: wait a moment and load the page again", wait
-            )
-        secure = "; Secure" if scope.get("scheme") == "https" else ""
-        return (f"{name}={self.admission.cookie()}; Path={self.root_path}/; HttpOnly; SameSite=Lax{secure}").encode()
-
-    async def _typed(self, headers: dict[str, str], receive: Receive) -> dict[str, str]:
+    async def _typed(self, request: Request) -> dict[str, str]:
         """Returns the fields of the login form."""
-        raw = await self._body(headers, receive, 10_000)
         try:
-            return dict(parse_qsl(raw.decode(), max_num_fields=5))
+            return dict(parse_qsl((await self.bodies.read(request, 10_000)).decode(), max_num_fields=5))
         except ValueError:
             raise Refused(400, "what was typed did not arrive whole: load the page and try again") from None
 
-    async def _log_in(
-        self, scope: Message, send: Send, given: dict[str, str], rest: str, name: str, address: str
-    ) -> None:
+    def _log_in(self, request: Request, given: dict[str, str], rest: str, name: str) -> Response:
         """Redirects whoever has the token or the password to the page, with a cookie; asks others again."""
+        address = _address(request)
         if not given:
-            await self._ask_for_login(send, 401, "", rest)
-        elif wait := self.admission.wrong.wait(address, take=False):
+            return self._login(401, "", rest)
+        if wait := self.admission.wrong.wait(address, take=False):
             words = f"Too many wrong attempts from your address: wait {math.ceil(wait)} seconds."
-            await self._ask_for_login(send, 429, words, rest, wait)
-        elif self.admission.admits(given):
-            await self._redirect(send, rest, self._new_visitor(scope, name, address))
-        else:
-            self.admission.wrong.wait(address)
-            what = "the token" if self.admission.auth is None else "the name or the password"
-            await self._ask_for_login(send, 401, f"This is not {what}.", rest)
+            return self._login(429, words, rest, {"retry-after": str(math.ceil(wait))})
+        if self.admission.admits(given):
+            self._welcome(request, name)
+            return self._redirect(rest)
+        self.admission.wrong.wait(address)
+        what = "the token" if self.admission.auth is None else "the name or the password"
+        return self._login(401, f"This is not {what}.", rest)
 
-    async def _ask_for_login(self, send: Send, status: int, problem: str, query: str, wait: float | int = 0) -> None:
+    def _login(self, status: int, problem: str, query: str, headers: dict[str, str] | None = None) -> Response:
         html = login_page(problem, query, password=self.admission.auth is not None)
-        await self._answer(send, status, html, wait=wait, page=True, whole=True)
+        return HTMLResponse(html, status, {"content-security-policy": CLOSED} | (headers or {}))
 
-    # -- what is let through -----------------------------------------------------------------------------------------
-
-    async def _forward(
-        self,
-        scope: Message,
-        headers: dict[str, str],
-        receive: Receive,
-        send: Send,
-        method: str,
-        path: str,
-        query: str,
-        visitor: str,
-        fresh: bytes | None,
-    ) -> None:
-        kept = {name: value for name, value in headers.items() if name in HEARD}
-        body, stream, asked = b"", None, ""
-        if path in (JOIN, CALL):
-            call, tab = await self._question(headers, receive, visitor, queued=path == JOIN)
-            body = json.dumps(call | {"session_hash": self._session(visitor, tab)}).encode()
-            kept |= {"content-type": "application/json", "content-length": str(len(body))}
-        elif path == QUEUE:
-            stream = self._session(visitor, session_of("".join(parse_qs(query).get("session_hash", []))))
-            asked = f"session_hash={stream}"
-        elif path.startswith(HEARTBEAT):
-            stream = self._session(visitor, session_of(path.rpartition("/")[2]))
-            path = f"{HEARTBEAT}{stream}"
-        elif path == "/":
-            kept.pop("accept-encoding", None)
-        inner = dict(scope) | {
-            "path": path,
-            "raw_path": path.encode("utf-8", "replace"),
-            "root_path": "",
-            "query_string": asked.encode(),
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in kept.items()],
-        }
-        answer = _Answer(send, self, fresh, whole=path == "/" and method == "GET")
-        if path == QUEUE and stream is not None:
-            answer.answered = lambda count: self.open.answered(visitor, stream, count)
-        try:
-            if stream is None:
-                await self.inner(inner, _once(body, receive), answer)
-                return
-            if self._streams[visitor] >= STREAMS:
-                raise Refused(429, "this page is open in too many tabs: close some")
-            try:
-                with counted(self._streams, visitor), self.listeners.listening(stream):
-                    await self.inner(inner, _once(body, receive), answer)
-            finally:
-                if answer.answered is not None:
-                    self.open.answered(visitor, stream)
-        except Refused:
-            raise
-        except Exception as error:
-            log.error("a request could not be answered", exc_info=error)
-            if not answer.begun:
-                raise Refused(
-                    500, "something went wrong here; whoever runs this page finds the reason in its log"
-                ) from None
-
-    async def _question(
-        self, headers: dict[str, str], receive: Receive, visitor: str, *, queued: bool
-    ) -> tuple[dict[str, Any], str]:
-        """Returns the checked question in a body, and the tab that asks; both count towards the visitor's limits."""
-        if wait := self.asks.wait(visitor):
-            raise Refused(429, "too many questions at once: wait a moment", wait)
-        if self._bodies[visitor] >= BODIES:
-            raise Refused(429, "too many questions at once: wait until the others have arrived", 1)
-        with counted(self._bodies, visitor):
-            call, tab = self.calls.read(await self._body(headers, receive, self.most_bytes), queued=queued)
-        session = self._session(visitor, tab)
-        if not self.listeners.known(session) and (wait := self.tabs.wait(visitor)):
-            raise Refused(429, "this page was opened too often in a short time: wait a moment", wait)
-        self.listeners.touch(session)
-        if queued and not self.open.add(visitor, session):
-            raise Refused(429, "too many questions at once: wait for the answers to the others", 1)
-        return call, tab
-
-    async def _body(self, headers: dict[str, str], receive: Receive, most: int) -> bytes:
-        """Reads a body within its limits of time and size."""
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or len(length) > 15 or int(length) > most:
-            raise Refused(413, "the upload is larger than this page takes")
-        read, ends = bytearray(), time.monotonic() + SLOWEST
-        held = 0
-        try:
-            while True:
-                try:
-                    left = min(SILENCE, ends - time.monotonic())
-                    message = await asyncio.wait_for(receive(), max(left, 0.001))
-                except TimeoutError:
-                    raise Refused(408, "the question did not arrive in time: try again") from None
-                if message["type"] == "http.disconnect":
-                    raise Refused(400, "the question did not arrive whole")
-                read += message.get("body", b"")
-                self._held += len(read) - held
-                held = len(read)
-                if held > most:
-                    raise Refused(413, "the upload is larger than this page takes")
-                if self._held > 8 * self.most_bytes:
-                    raise Refused(503, "too many pictures arrive at once: try again in a minute", 30)
-                if not message.get("more_body"):
-                    return bytes(read)
-        finally:
-            self._held -= held
-
-    @staticmethod
-    def _session(visitor: str, tab: str) -> str:
-        return f"{visitor}.{tab}"
-
-    # -- what goes out -------------------------------------------------------------------------------------------------
-
-    async def _redirect(self, send: Send, query: str, cookie: bytes | None = None) -> None:
-        place = f"{self.root_path}/{'?' + query if query else ''}".encode("ascii", "replace")
-        headers = [(b"location", place), (b"content-length", b"0"), *_own(CLOSED)]
-        if cookie is not None:
-            headers.append((b"set-cookie", cookie))
-        await send({"type": "http.response.start", "status": 303, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _answer(
-        self, send: Send, status: int, words: str, *, wait: float | int = 0, page: bool = False, whole: bool = False
-    ) -> None:
-        if page:
-            text, kind = words if whole else plain_page(f"<p>{words}</p>"), b"text/html; charset=utf-8"
-        else:
-            text, kind = json.dumps({"detail": words}), b"application/json"
-        body = text.encode()
-        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *_own(CLOSED)]
-        if wait:
-            headers.append((b"retry-after", str(math.ceil(wait)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    def _redirect(self, query: str) -> Response:
+        return RedirectResponse(f"{self.root_path}/{'?' + query if query else ''}", 303)
 
 
-class _Answer:
-    """Forwards an answer with our headers; the page itself (`whole`) with our scripts and their hashes."""
-
-    def __init__(self, send: Send, gate: Gate, cookie: bytes | None, *, whole: bool) -> None:
-        self.send, self.gate, self.cookie, self.whole = send, gate, cookie, whole
-        self.begun = False
-        self.answered: Callable[[int], None] | None = None
-        self._start: Message = {}
-        self._body = bytearray()
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-            if not (self.whole and message["status"] == 200):
-                self.whole = False
-                await self._begin(self.gate.policy)
-        elif self.whole and message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            if not message.get("more_body"):
-                html, policy = self.gate.page(self._body.decode())
-                body = html.encode()
-                await self._begin(policy, len(body))
-                await self.send({"type": "http.response.body", "body": body})
-        else:
-            if self.answered is not None and (count := message.get("body", b"").count(ANSWERED)):
-                self.answered(count)
-            await self.send(message)
-
-    async def _begin(self, policy: str, length: int | None = None) -> None:
-        dropped = {*HEADERS, "content-security-policy", "set-cookie", "server"}
-        dropped |= set() if length is None else {"content-length", "cache-control"}
-        headers = [pair for pair in self._start.get("headers", []) if pair[0].lower().decode() not in dropped]
-        headers += _own(policy)
-        if length is not None:
-            headers += [(b"content-length", str(length).encode()), (b"cache-control", b"no-store")]
-        if self.cookie is not None:
-            headers.append((b"set-cookie", self.cookie))
-        self.begun = True
-        await self.send({**self._start, "headers": headers})
+def _refusal(request: Request, no: HTTPException) -> Response:
+    headers = {"content-security-policy": CLOSED} | dict(no.headers or {})
+    if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(plain_page(f"<p>{escape(no.detail)}</p>"), no.status_code, headers)
+    return JSONResponse({"detail": no.detail}, no.status_code, headers)
 
 
-def _own(policy: str) -> list[tuple[bytes, bytes]]:
-    own = HEADERS | {"content-security-policy": policy}
-    return [(name.encode(), value.encode()) for name, value in own.items()]
-
-
-def _once(body: bytes, receive: Receive) -> Receive:
-    """Returns a receiver of the body that was read already, then of whatever comes."""
-    given = False
-
-    async def take() -> Message:
-        nonlocal given
-        if given:
-            while (message := await receive())["type"] == "http.request":
-                pass  # what a GET had for a body
-            return message
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return take
-
-
-def _wants_page(scope: Message, headers: dict[str, str]) -> bool:
-    return scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", "")
-
-
-def _address(scope: Message) -> str:
+def _address(request: Request) -> str:
     """Returns the address that wrong passwords are counted for; in IPv6 that of the home network."""
-    host = str((scope.get("client") or ("",))[0])
+    host = request.client.host if request.client else ""
     return ":".join(host.split(":")[:4]) if host.count(":") > 4 else host
 
 

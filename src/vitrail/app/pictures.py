@@ -1,7 +1,5 @@
 """Images of visitors and examples: decoded from memory within limits, and preprocessed for the model."""
 
-import base64
-import binascii
 import hashlib
 import io
 from collections.abc import Collection
@@ -109,33 +107,23 @@ def offered(model: VisionModel) -> tuple[str, ...]:
     return known or tuple(key for key, example in EXAMPLES.items() if example.files)
 
 
-def uploaded(name: str, content: str, limits: Limits) -> Picture:
-    """Decodes an upload; `content` is the file in base64, with or without the head of a data address.
+def uploaded(name: str, content: bytes | None, limits: Limits) -> Picture:
+    """Decodes an uploaded file; `content` is None where the browser kept it back as too large.
 
     It is decoded once here, so that whatever is wrong with it is reported at once.
 
     Raises:
-        NotAnImageError: for what is no base64, or no picture.
+        NotAnImageError: for what is no picture.
         ImageTooLargeError: for more bytes or pixels than `limits` allow, before anything is decoded.
         ImageError: for other reasons why it cannot be used.
     """
-    _, comma, body = content.rpartition(",") if content.startswith("data:") else ("", ",", content)
-    if not comma or len(body) > 4 * (limits.bytes // 3 + 2):
+    if content is None or len(content) > limits.bytes:
         raise ImageTooLargeError(
             f"the file is larger than this page takes ({limits.bytes / 1e6:.3g} MB): scale the picture down"
         )
-    try:
-        data = base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise NotAnImageError("the upload did not arrive whole; try again") from error
-    if len(data) > limits.bytes:
-        raise ImageTooLargeError(
-            f"the file has {len(data) / 1e6:.3g} MB, more than the {limits.bytes / 1e6:.3g} MB that this page takes: "
-            "scale the picture down"
-        )
-    read_image(data, max_pixels=limits.pixels)
+    read_image(content, max_pixels=limits.pixels)
     shown = safe_name(name)
-    return Picture(shown, data, limits.pixels, "".join(c for c in name if c.isprintable())[-200:] or shown)
+    return Picture(shown, content, limits.pixels, "".join(c for c in name if c.isprintable())[-200:] or shown)
 
 
 def safe_name(name: str) -> str:

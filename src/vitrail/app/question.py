@@ -19,11 +19,23 @@ from ..outputs import Output
 from .fragments import data_address
 from .pictures import Picture, Seen
 
-__all__ = ["LONG", "VIEWS", "Question", "ViewContext"]
+__all__ = ["DRAW", "LONG", "VIEWS", "WAITING", "Question", "ViewContext"]
 
 # The views in the order of the page; those that take long are drawn when asked for, not when looked at.
 VIEWS = ("map", "methods", "layers", "heads", "detail", "guide", "transfer", "rewrite")
-LONG = ("methods", "guide", "transfer", "rewrite")
+WAITING = {
+    "methods": "Every method's map for the same question, side by side, with the time that it took.",
+    "guide": "The picture next to one of another class: what argues against moves there, and the map gets clearer.",
+    "transfer": "What if the model looked elsewhere? Its attention is moved, step by step, until the class is lost.",
+    "rewrite": "As small a change as it takes until the model names another class, as a file that proves it.",
+}
+DRAW = {  # what is pressed to have them drawn
+    "methods": "Compare methods",
+    "guide": "Explain beside a guide",
+    "transfer": "Move attention",
+    "rewrite": "Rewrite the picture",
+}
+LONG = tuple(DRAW)
 
 # What the long views depend on in addition to image, model and classes.
 _OWN = {

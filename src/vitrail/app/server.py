@@ -1,37 +1,44 @@
-"""The page's server: Gradio behind the gate, the content security policy, and limits for slow connections."""
+"""The page's server: three routes behind the gate, questions answered as a stream, limits for slow connections."""
 
 import asyncio
-import base64
-import hashlib
 import json
-import re
 import socket
-from collections.abc import Iterable
-from importlib.resources import files
+from collections import Counter
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
-from .admission import Admission, check_host, check_root_path, is_loopback
-from .gate import Gate
-from .gradio_requests import calls_of
+from anyio import CapacityLimiter, to_thread
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.routing import Route, Router
 
-__all__ = ["application", "policy", "serve"]
+from ..errors import VitrailError
+from .admission import Admission, Throttle, check_host, check_root_path, is_loopback
+from .fragments import on_page
+from .gate import Bodies, Gate, Refused
+from .jobs import MOST_LONG
+from .page import examples, page, page_files, taking_home
+from .service import PageUpdate, Service
+from .session import person_of
 
-# The browser itself refuses whatever would leave this server, and every script but ours and Gradio's files: no script
-# in an attribute, none of text (strict.js stands in where Gradio makes code of its own texts).
-POLICY = (
-    "default-src 'self'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'none'"
-)
-INLINE = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
-MANIFEST = re.compile(r'<link rel="manifest"[^>]*>')  # it asks at the root of the host, whatever the page's own root is
+__all__ = ["application", "serve"]
+
+OPEN = 12  # questions of one visitor that are under way
+WORDS = 20_000  # bytes of a question without its file
 
 HEAD_WITHIN = 10.0  # seconds from the first byte of a request's head to its last, or from a connection to its first
 MOST_CONNECTIONS = 512
 
+ACTIONS = frozenset(("arrive", "upload", "example", "guide", "choose", "change", "draw", "download", "stop", "leave"))
+
 
 def application(
-    service: Any,
+    service: Service,
     *,
     host: str = "127.0.0.1",
     admission: Admission | None = None,
@@ -49,81 +56,204 @@ def application(
     admission = Admission() if admission is None else admission
     check_host(host, admission.auth)
     root_path = check_root_path(root_path)
-    import gradio as gr
-    from fastapi import FastAPI
-
-    from .page import HEAD, STYLE, build, theme  # before any other import of Gradio: it sets its switches
-
-    blocks = build(service)
-    blocks.queue(max_size=1000, api_open=False)  # the gate counts what each visitor asks
-    blocks.state_session_capacity = 1000
-    inner: FastAPI = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        blocks,
-        path="",
-        server_name=host,
-        root_path=root_path or None,
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        max_file_size=1,
-        theme=theme(),
-        css=STYLE,
-    )
-    blocks.has_launched = True  # else Gradio does not check paths of files, though none comes as far as that
-    strict = _strict(blocks)
-
-    def page(html: str) -> tuple[str, str]:
-        """Returns Gradio's page with our scripts, and the policy that lets these run and no others."""
-        html = MANIFEST.sub('<link rel="icon" href="data:,">', html, count=1)
-        html = html.replace("<head>", f"<head><script>{strict}</script>", 1)
-        before, end, after = html.rpartition("</body>")
-        html = f"{before}{HEAD}{end}{after}"
-        return html, policy(INLINE.findall(html))
-
-    # An upload in base64 takes four bytes for three; the rest is for the words around it.
-    most = service.limits.bytes * 4 // 3 + 100_000
-    gate = Gate(
-        inner,
-        admission,
-        calls_of(blocks),
-        page=page,
-        policy=policy(),
-        loopback=is_loopback(host),
-        most_bytes=most,
-        root_path=root_path,
-        hosts=hosts,
-    )
-    service.present = lambda visitor: gate.listeners.present(visitor.rpartition(":")[2])
-    return gate
+    bodies = Bodies(service.limits.bytes + WORDS)
+    pages = Pages(service, bodies)
+    return Gate(pages.routes, admission, bodies, loopback=is_loopback(host), root_path=root_path, hosts=hosts)
 
 
-def policy(scripts: Iterable[str] = ()) -> str:
-    """Returns the Content-Security-Policy of a page with these inline scripts.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Holds one question: the action, the tab that asks, the link of what it shows, the action's words and file."""
 
-    >>> "script-src 'self' 'sha256-" in policy(["1"]), "unsafe-eval" in policy()
-    (True, False)
+    do: str
+    tab: str
+    link: str = ""
+    given: dict[str, Any]
+    name: str = ""
+    file: bytes | None = None
+
+    def word(self, name: str) -> str:
+        """Returns a word of the action where it is a text, else ""."""
+        return value if isinstance(value := self.given.get(name), str) else ""
+
+
+class Pages:
+    """Answers at the page's routes: the page, its two files, and `POST /ask`.
+
+    A question is JSON, `{"do": …, "tab": …, "link": …, "given": {…}}`, or a multipart form of that (`question`) and a
+    `file`. The answer to `download` is the file; any other is a stream of events, a line of JSON each:
+    `html` (fragments by the id of their element), `link` (the link of what is shown), `controls` (values by the name of
+    the control) and `names` (the model's classes). Parts that stay as they are are not sent.
     """
-    digests = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
-    return POLICY.format(hashes="".join(f" 'sha256-{digest}'" for digest in dict.fromkeys(digests)))
+
+    def __init__(self, service: Service, bodies: Bodies) -> None:
+        self.service, self.bodies = service, bodies
+        self.html = page(service.models.names, service.limits.bytes)
+        self.asks = Throttle(burst=40, every=0.2)
+        self._open: Counter[str] = Counter()
+        self._quick, self._long = CapacityLimiter(4), CapacityLimiter(2 * MOST_LONG)  # the service has them wait
+        self.routes = Router(
+            [Route("/", self.show), Route("/static/{name}", self.file), Route("/ask", self.ask, methods=["POST"])],
+            redirect_slashes=False,
+        )
+
+    async def show(self, request: Request) -> Response:
+        """Returns the page."""
+        del request
+        return HTMLResponse(self.html, headers={"cache-control": "no-store"})
+
+    async def file(self, request: Request) -> Response:
+        """Returns the style sheet or the script, which the page asks for under a name that changes with them."""
+        if request.path_params["name"] not in page_files():
+            raise Refused(404, "there is nothing here")
+        content, kind = page_files()[request.path_params["name"]]
+        return Response(content, media_type=kind, headers={"cache-control": "private, max-age=31536000, immutable"})
+
+    async def ask(self, request: Request) -> Response:
+        """Answers a question of the page."""
+        person = request.state.visitor
+        if wait := self.asks.wait(person):
+            raise Refused(429, "too many questions at once: wait a moment", wait)
+        if self._open[person] >= OPEN:
+            raise Refused(429, "too many questions at once: wait for the answers to the others", 1)
+        with self._counted(person):
+            asked = await _read(await self.bodies.read(request), request.headers)
+        visitor = f"{person}.{asked.tab}"
+        if asked.do in ("stop", "leave"):
+            (self.service.stop if asked.do == "stop" else self.service.sessions.leave)(visitor)
+            return Response(status_code=204)
+        if asked.do == "download":
+            with self._counted(person):
+                return await to_thread.run_sync(self._download, visitor, asked, limiter=self._quick)
+        headers = {"cache-control": "no-store"}
+        return StreamingResponse(self._stream(visitor, asked), media_type="application/x-ndjson", headers=headers)
+
+    @contextmanager
+    def _counted(self, person: str) -> Iterator[None]:
+        """Counts one more question of the person while it is under way."""
+        self._open[person] += 1
+        try:
+            yield
+        finally:
+            self._open[person] -= 1
+            if not self._open[person]:
+                del self._open[person]
+
+    async def _stream(self, visitor: str, asked: Asked) -> AsyncIterator[str]:
+        """Yields the events as lines; where the reader leaves, Starlette ends this, and with it the work."""
+        updates = self._updates(visitor, asked)
+
+        def line() -> str:
+            shown = next(updates, None)
+            return "" if shown is None else json.dumps(self._event(shown, asked)) + "\n"
+
+        try:
+            with self._counted(person_of(visitor)):
+                while text := await to_thread.run_sync(line, limiter=self._long if asked.do == "draw" else self._quick):
+                    yield text
+        finally:
+            updates.close()
+
+    def _updates(self, visitor: str, asked: Asked) -> Generator[PageUpdate]:
+        service, link, given = self.service, asked.link, asked.given
+        match asked.do:
+            case "arrive":
+                yield service.arrive(visitor, link, back=given.get("back") is True)
+            case "upload":
+                yield service.upload(visitor, link, asked.name, asked.file)
+            case "guide":
+                yield service.guide(visitor, link, asked.name, asked.file)
+            case "example":
+                yield service.example(visitor, link, asked.word("example"))
+            case "choose":
+                index = given.get("index")
+                yield service.choose(visitor, link, index if type(index) is int else None)
+            case "draw":
+                changes = dict(given)
+                if str(changes.get("budget", "")).isdecimal():  # in levels on the page, as a share in a link
+                    changes["budget"] = float(changes["budget"]) / 255
+                yield from service.draw(visitor, link, changes)
+            case _:
+                yield service.change(visitor, link, given)
+
+    def _event(self, shown: PageUpdate, asked: Asked) -> dict[str, Any]:
+        """Returns the update as an event; a new picture or model comes with its names, an arrival with its controls."""
+        html = {f"vt-view-{view}": text for view, text in shown.views.items()}
+        event: dict[str, Any] = {"html": html}
+        question = shown.question
+        if question is None:  # only how far a drawing has come
+            return event
+        event["link"] = question.query()
+        html["vt-status"] = shown.status
+        if shown.classes is not None:
+            html["vt-classes"] = shown.classes
+        if shown.recipes is not None:
+            html["vt-taking"] = taking_home(question.example, shown.files or (), shown.recipes)
+        if asked.do in ("arrive", "upload", "example") or "model" in asked.given:
+            html |= {} if shown.examples is None else {"vt-offer": examples(shown.examples)}
+            event |= {} if shown.names is None else {"names": shown.names}
+        if asked.do == "arrive":
+            names = ("view", "method", "gradient", "methods", "layout", "steps", "until")
+            models = self.service.models
+            event["controls"] = {name: getattr(question, name) for name in names} | {
+                "model": question.model if question.model in models.names else models.first,
+                "budget": round(255 * question.budget),
+            }
+        return event
+
+    def _download(self, visitor: str, asked: Asked) -> Response:
+        try:
+            name, kind, content = self.service.download(visitor, asked.link, asked.word("kind"))
+        except VitrailError as error:
+            raise Refused(409, on_page(str(error))) from None
+        headers = {"content-disposition": f"attachment; filename*=utf-8''{quote(name, safe='')}"}
+        return Response(content, media_type=kind, headers=headers | {"cache-control": "no-store"})
 
 
-def _strict(blocks: Any) -> str:
-    """Returns the script that holds as code every text that Gradio's page would evaluate as code."""
-    config = blocks.config
-    values = {one["js"] for one in config["dependencies"] if isinstance(one.get("js"), str)}
-    bodies = {one["props"].get("js_on_load") for one in config["components"]} - {None, ""}
-    texts = [f"[{json.dumps(text)}, ({text})]" for text in sorted(values)]
-    loads = [
-        f"[{json.dumps(text)}, function (element, trigger, props, server, upload, watch) {{\n{text}\n}}]"
-        for text in sorted(bodies)
-    ]
-    script = files("vitrail.app").joinpath("strict.js").read_text(encoding="utf-8")
-    return script.replace("/* values */", ",\n".join(texts)).replace("/* bodies */", ",\n".join(loads))
+async def _read(body: bytes, headers: Headers) -> Asked:
+    """Returns the question in a body.
+
+    Raises:
+        Refused: for anything else.
+    """
+    name, content, words = "", None, body
+    try:
+        if headers.get("content-type", "").startswith("multipart/form-data"):
+
+            async def whole() -> AsyncIterator[bytes]:
+                yield body
+
+            parser = MultiPartParser(headers, whole(), max_files=1, max_fields=1, max_part_size=WORDS)  # type: ignore[arg-type]
+            parser.spool_max_size = len(body)  # nothing goes to the disk
+            form = await parser.parse()
+            words, file = str(form.get("question", "")).encode(), form.get("file")
+            if isinstance(file, UploadFile):
+                name, content = file.filename or "", await file.read()
+            await form.close()
+        if len(words) > WORDS:
+            raise Refused(413, "this is no question of the page: it is too long")
+        told = json.loads(words)
+        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()  # neither infinite nor half a character
+        asked = Asked(
+            do=told["do"],
+            tab=told["tab"],
+            link=told.get("link", ""),
+            given=told.get("given", {}),
+            name=name,
+            file=content,
+        )
+        if asked.do not in ACTIONS:
+            raise Refused(400, "the page has no such question: load it again, it may be older than the server")
+        if not (isinstance(asked.link, str) and isinstance(asked.given, dict) and _is_tab(asked.tab)):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MultiPartException):
+        raise Refused(400, "this is no question of the page: load it again") from None
+    return asked
+
+
+def _is_tab(word: Any) -> bool:
+    """Returns whether it is a tab's name, which its browser draws at random: up to forty letters and digits."""
+    return isinstance(word, str) and 0 < len(word) <= 40 and word.isascii() and word.isalnum()
 
 
 def serve(server: Gate, listening: socket.socket, *, proxied: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The actions of a visitor on the page, one method each, without HTTP or Gradio."""
+"""The actions of a visitor on the page, one method each, without HTTP."""
 
 import logging
 import threading
@@ -9,16 +9,16 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from ..errors import ImageError, VitrailError
-from .components import draw_classes
 from .exports import ExportContext, ViewResult, as_command, as_python
 from .fragments import nothing, problem, progress
 from .jobs import ModelQueue, Report, Stopped, follow
+from .page import draw_classes
 from .pictures import EXAMPLES, Limits, Picture, example_picture, look, offered, uploaded
-from .question import LONG, OPEN, Question, ViewContext
+from .question import DRAW, LONG, OPEN, WAITING, Question, ViewContext
 from .session import ModelCache, Session, Sessions, person_of
 from .views import LONG_VIEWS, QUICK_VIEWS
 
-__all__ = ["WAITING", "PageUpdate", "Service"]
+__all__ = ["PageUpdate", "Service"]
 
 log = logging.getLogger("vitrail.app")
 
@@ -29,18 +29,6 @@ TYPES = {
     "safetensors": "application/octet-stream",
 }
 
-WAITING = {
-    "methods": "Every method's map for the same question, side by side, with the time that it took.",
-    "guide": "The picture next to one of another class: what argues against moves there, and the map gets clearer.",
-    "transfer": "What if the model looked elsewhere? Its attention is moved, step by step, until the class is lost.",
-    "rewrite": "As small a change as it takes until the model names another class, as a file that proves it.",
-}
-DRAW = {  # what is pressed to have them drawn
-    "methods": "Compare methods",
-    "guide": "Explain beside a guide",
-    "transfer": "Move attention",
-    "rewrite": "Rewrite the picture",
-}
 NEW: dict[str, None] = dict.fromkeys(OPEN)  # for another picture
 EMPTY = nothing("Choose a picture, or take one of the examples.")
 SORRY = "Something went wrong here, and it was not your doing. Whoever runs this page finds the reason in its log."
@@ -78,7 +66,6 @@ class Service:
         self.limits = Limits() if limits is None else limits
         self.sessions = Sessions() if sessions is None else sessions  # an empty one is false
         self.queue = ModelQueue()
-        self.present: Callable[[str], bool] = lambda _: True  # whether anybody waits for a visitor's answers
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
@@ -99,7 +86,8 @@ class Service:
         )
         hint = f'<div class="vt-hint" role="status">{said}</div>'
         session.picture = None
-        return PageUpdate(question=question, status=hint, classes="", views={question.view: EMPTY}, names=())
+        views, suited = {question.view: EMPTY}, offered(self.models.model(""))
+        return PageUpdate(question=question, status=hint, classes="", views=views, names=(), examples=suited)
 
     def example(self, visitor: str, query: str, key: str) -> PageUpdate:
         """Explains an example image; two objects in it are contrasted with each other."""
@@ -114,8 +102,8 @@ class Service:
                 return PageUpdate(question=question, status=excuse(error))
         return self._with_picture(session, question, lambda: example_picture(key))
 
-    def upload(self, visitor: str, query: str, name: str, content: str) -> PageUpdate:
-        """Explains an uploaded image (base64)."""
+    def upload(self, visitor: str, query: str, name: str, content: bytes | None) -> PageUpdate:
+        """Explains an uploaded image; None stands for one that the browser kept back as too large."""
         session = self.sessions.of(visitor)
         question = read(query)
         try:
@@ -128,7 +116,7 @@ class Service:
         question = question.changed(example="", picture=picture.key, **kept)
         return self._with_picture(session, question, lambda: picture)
 
-    def guide(self, visitor: str, query: str, name: str, content: str) -> PageUpdate:
+    def guide(self, visitor: str, query: str, name: str, content: bytes | None) -> PageUpdate:
         """Keeps an uploaded image as the guide."""
         question, session = read(query), self.sessions.of(visitor)
         try:
@@ -173,15 +161,10 @@ class Service:
         stop = session.stop = threading.Event()
 
         def work(report: Callable[[str, int, int], None]) -> tuple[ViewContext, ViewResult]:
-            def tell(doing: str, done: int, total: int) -> None:
-                if not self.present(visitor):
-                    stop.set()
-                report(doing, done, total)
-
-            with self.queue.long(person_of(visitor), lambda ahead: tell(f"waiting, {ahead} ahead", 0, 0)) as breathe:
+            with self.queue.long(person_of(visitor), lambda ahead: report(f"waiting, {ahead} ahead", 0, 0)) as breathe:
 
                 def tick(doing: str, done: int, total: int) -> None:
-                    tell(doing, done, total)
+                    report(doing, done, total)
                     breathe()
 
                 context = self._context(session, question)
@@ -240,7 +223,7 @@ class Service:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _uploaded(self, name: str, content: str) -> Picture:
+    def _uploaded(self, name: str, content: bytes | None) -> Picture:
         try:
             return uploaded(name, content, self.limits)
         except ImageError as error:
@@ -305,8 +288,6 @@ class Service:
         try:
             self.models.model(question.model)  # loaded before the turn is taken: it may come from far
             with self.queue.quick():
-                if not self.present(session.visitor):
-                    return PageUpdate(question=question)
                 context = self._context(session, question)
                 if view in LONG:
                     return self._long(session, context, turned)

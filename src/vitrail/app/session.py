@@ -38,7 +38,6 @@ class Session:
     working: str | None = None
     latest: Question | None = None
     used: float = 0.0
-    visitor: str = ""
     left: bool = False
 
     def put(self, picture: Picture) -> None:
@@ -94,7 +93,7 @@ class Sessions:
     def of(self, visitor: str) -> Session:
         """Returns the visitor's session, an empty one for a new visitor."""
         with self._lock:
-            session = self._desks.setdefault(visitor, Session(visitor=visitor))
+            session = self._desks.setdefault(visitor, Session())
             self._desks.move_to_end(visitor)
             session.used, session.left = self.clock(), False
             self._tidy()

@@ -82,7 +82,7 @@ def app_command(
     from vitrail.errors import OptionError, how_to_install
 
     try:
-        for package in ("gradio", "uvicorn"):
+        for package in ("starlette", "uvicorn", "python_multipart"):
             if importlib.util.find_spec(package) is None:
                 raise OptionError(f"the page needs {package}; install it with: {how_to_install('app')}")
         from vitrail.app.admission import Admission, check_host, check_root_path, parse_auth
@@ -192,12 +192,11 @@ def _own_folder() -> Iterator[None]:
             shutil.rmtree(left, ignore_errors=True)  # another user's stays, as it should
     before = tempfile.tempdir
     folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
-    tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+    tempfile.tempdir = folder
     try:
         yield
     finally:
         tempfile.tempdir = before
-        os.environ.pop("GRADIO_TEMP_DIR", None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
