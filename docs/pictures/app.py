@@ -49,6 +49,7 @@ def keep(page: Page, name: str) -> None:
     page.mouse.move(2, 2)
     page.wait_for_timeout(400)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=name != "phone"))).convert("RGB")
+    file = io.BytesIO()
     for quality in range(90, 40, -5):
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
