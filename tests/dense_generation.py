@@ -254,8 +254,10 @@ def dense_explanation(
     return words, tokens, patches
 
 
-def dense_florence(maps: list[Tensor], encoder: int, length: int, position: int) -> Tensor:
-    """Returns the row at the encoder's and the decoder's sequence, less e_{t−1}; two layers each."""
+def dense_seq2seq(
+    name: str, maps: list[Tensor], encoder: int, length: int, position: int, image: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the same of an encoder with a decoder, two layers each."""
     first, second, self_1, cross_1, self_2, cross_2 = (one[0] for one in maps[-6:])
     decoder = start(length - encoder, position - encoder)
     begun = decoder
@@ -263,7 +265,36 @@ def dense_florence(maps: list[Tensor], encoder: int, length: int, position: int)
     decoder = through(decoder, [self_2])
     seen = seen + decoder @ cross_1
     decoder = through(decoder, [self_1])
-    return torch.cat([through(seen, [first, second]), decoder - begun])
+    row = torch.cat([through(seen, [first, second]), decoder - begun])
+    words = row.clone()
+    words[image] = 0
+    return words, *(florence2 if name == "florence2" else qformer)(row[image], maps[:-6])
+
+
+def florence2(row: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean of all tokens and then a grid of 2 × 2, of a tower of four stages.
+
+    Windows of 4 × 4 look at themselves (the last stage's is padded to that), attention among channels moves nothing,
+    and between the stages a kernel of 3 × 3 makes every other token of those below it.
+    """
+    grid = row[1:].view(2, 2) + row[0] / 4
+    tokens = grid
+    for number, windowed in enumerate(reversed(maps[::2])):
+        side = len(tokens)
+        whole = torch.zeros(max(4, side), max(4, side), dtype=torch.float64)
+        whole[:side, :side] = tokens
+        count = len(whole) // 4
+        windows = whole.view(count, 4, count, 4).transpose(1, 2).reshape(-1, 16)
+        windows = windows + torch.einsum("wq,wqk->wk", windows, windowed)
+        whole = windows.view(count, count, 4, 4).transpose(1, 2).reshape(whole.shape)
+        tokens = whole[:side, :side]
+        if number < 3:
+            below = torch.zeros(side, 2 * side, dtype=torch.float64)
+            for at in range(side):
+                support = [one for one in range(2 * at - 1, 2 * at + 2) if one >= 0]
+                below[at, support] = 1 / len(support)
+            tokens = below.T @ tokens @ below
+    return grid, tokens
 
 
 # --- LibraGrad, written out: what it holds constant is detached by hand in every part ---------------------------------

@@ -49,7 +49,7 @@ class Family:
     make: Callable[[], nn.Module]
     inputs: Callable[[], dict[str, Tensor]]
     tokens: tuple[int, int]
-    patches: tuple[int, int] | None
+    patches: tuple[int, int]
 
     def build(self, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dict[str, Tensor]]:
         with torch.random.fork_rng(devices=[]):
@@ -496,18 +496,18 @@ def instructblip() -> nn.Module:
     )
 
 
-def _florence() -> dict[str, Tensor]:
+def _seq2seq(start: int) -> dict[str, Tensor]:
     ids = words(5, answer=0)
     answer = words(0, before=0, after=0)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values": pixels(1, 3, 32, 32),
-        "decoder_input_ids": torch.cat([torch.tensor([[2]]), answer], dim=1),
+        "decoder_input_ids": torch.cat([torch.tensor([[start]]), answer], dim=1),
     }
 
 
-@family("florence2", inputs=_florence, tokens=(2, 2), patches=None)
+@family("florence2", inputs=lambda: _seq2seq(2), tokens=(2, 2), patches=(16, 16))
 def florence2() -> nn.Module:
     from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
 
@@ -542,4 +542,32 @@ def florence2() -> nn.Module:
     }
     return Florence2ForConditionalGeneration(
         Florence2Config(vision_config=vision, text_config=text.to_dict(), image_token_id=IMAGE, is_encoder_decoder=True)
+    )
+
+
+@family("blip_2_t5", inputs=lambda: _seq2seq(0), tokens=(1, 5), patches=(4, 4))
+def blip_2_t5() -> nn.Module:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, T5Config
+
+    text = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    return Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=vision_config("Blip2VisionConfig").to_dict(),
+            qformer_config=Blip2QFormerConfig(**QFORMER).to_dict(),
+            text_config=text.to_dict(),
+            num_query_tokens=5,
+            image_token_index=IMAGE,
+        )
     )

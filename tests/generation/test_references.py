@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_generation import dense_explanation, dense_florence, dense_maps, libra
+from dense_generation import dense_explanation, dense_maps, dense_seq2seq, libra
 from torch import Tensor
 from vlm_families import ANSWER, IMAGE, VLMS
 
@@ -44,19 +44,18 @@ def test_every_class_is_the_product_of_its_dense_matrices(name: str, contrast: b
             return logits[at - 1, ids[at]] - (logits[at - 1, OTHER] if contrast else 0)
 
         maps = dense_maps(wide, given, scalar)
-        if encoder:
-            row = dense_florence(maps, encoder, length, position)
-            words = row.clone()
-            words[image] = 0
-            # Four tokens of a grid, and the mean of all, which is spread over it.
-            grid = row[image][1:].view(2, 2) + row[image][0] / 4
-        else:
-            words, grid, patches = dense_explanation(name, maps, length, position, image)
-            close(by_patch.image_scores[0][number], patches, "the map by patches")
+        found = (
+            dense_seq2seq(name, maps, encoder, length, position, image)
+            if encoder
+            else dense_explanation(name, maps, length, position, image)
+        )
+        words, grid, patches = found
+        close(by_patch.image_scores[0][number], patches, "the map by patches")
         close(by_token.image_scores[0][number], grid, "the map by image tokens")
         close(by_token.text_scores[number], words, "the words")
         close(by_patch.text_scores[number], words, "the words")
     assert tuple(by_token.image_scores[0].shape[1:]) == VLMS[name].tokens
+    assert tuple(by_patch.image_scores[0].shape[1:]) == VLMS[name].patches
 
 
 @pytest.mark.parametrize("mode", ["leaf", "libra"])
