@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,11 @@ from vitrail.errors import (
     NoAttentionError,
     OptionError,
     SameClassError,
+    TextError,
     UnsupportedAttentionError,
     UnsupportedOperationError,
 )
-from vitrail.generation import GenerationExplanation, explain_generation
+from vitrail.generation import GenerationExplanation, VisionLanguageModel, explain_generation
 
 
 def state_of(model: nn.Module) -> list[object]:
@@ -69,6 +71,13 @@ def test_tokens_together_are_tokens_one_by_one(llava: tuple[nn.Module, dict[str,
         torch.testing.assert_close(alone.grounding[0], together.grounding[number])
 
 
+@pytest.mark.slow
+def test_a_notebook_shows_the_sheet(explained: GenerationExplanation, tmp_path: Path) -> None:
+    assert "<img" in explained._repr_html_()
+    assert explained.save(tmp_path / "sheet.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
 def test_bfloat16_is_summed_in_float32() -> None:
     model, inputs = VLMS["llava"].build(torch.bfloat16)
     ex = explain_generation(model, inputs=inputs, answer=ANSWER)
@@ -131,11 +140,11 @@ def test_the_sheet_shows_content_words(explained: GenerationExplanation, tmp_pat
     ex = replace(explained, tokens=(" a", " striped", "."), pictures=(torch.full((32, 32, 3), 200, dtype=torch.uint8),))
     assert content_words(ex) == [1]
     assert content_words(ex[:1]) == [0]
-    assert ex.save(tmp_path / "sheet.png").stat().st_size > 5000
-    said = [text.get_text() for text in ex.plot().texts]
+    figure = ex.plot(tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 5000
+    said = [text.get_text() for text in figure.texts]
     assert any("against [5]" in text for text in said)
     assert any(text.startswith("image ") for text in said)
-    assert "<img" in ex._repr_html_()
 
 
 def test_what_cannot_be_explained_is_refused(llava: tuple[nn.Module, dict[str, Tensor]]) -> None:
@@ -202,3 +211,43 @@ def test_a_tower_that_cannot_be_followed_still_has_a_map_by_tokens(monkeypatch: 
         explain_generation(model, inputs=inputs, answer=ANSWER)
     ex = explain_generation(model, inputs=inputs, answer=ANSWER, vision="tokens")
     torch.testing.assert_close(ex.image_scores[0], whole.image_scores[0])
+
+
+@pytest.fixture(scope="module")
+def captioner() -> VisionLanguageModel:
+    """The bestiary's captioner with drawn weights: a processor, a picture and words."""
+    from vlm_families import enliven
+
+    from vitrail.bestiary.captioner import build_captioner, build_processor
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_captioner(width=32, layers=2).eval()
+        enliven(model)
+    return VisionLanguageModel(model, build_processor(), "captioner")
+
+
+def test_image_and_prompt_are_all_that_is_needed(captioner: VisionLanguageModel) -> None:
+    picture = np.full((96, 96, 3), 128, dtype=np.uint8)
+    picture[20:40, 50:80] = (200, 40, 40)
+    ex = explain_generation(captioner, picture, "what is in the picture?", max_new_tokens=3)
+    assert len(ex.tokens) == 3
+    assert ex.pictures is not None
+    np.testing.assert_allclose(ex.pictures[0].numpy(), picture, atol=1)
+    assert ex.image_scores[0].shape == (3, 12, 12)
+    said = explain_generation(captioner, picture, ex.prompt, answer=ex.answer)
+    torch.testing.assert_close(said.image_scores[0], ex.image_scores[0])
+    assert said.sequence == ex.sequence
+    other = explain_generation(captioner, picture, ex.prompt, answer="a tavel", against="murlo", positions=-1)
+    assert other.question().startswith("tavel ")
+    assert " against murlo " in other.question()
+
+
+def test_words_that_the_tokenizer_does_not_know_are_refused(captioner: VisionLanguageModel) -> None:
+    picture = np.zeros((96, 96, 3), dtype=np.uint8)
+    with pytest.raises(TextError, match="cannot join the answer 'a zebra'"):
+        explain_generation(captioner, picture, "what is in the picture?", answer="a zebra")
+    with pytest.raises(TextError, match="no token for the word 'zebra'"):
+        explain_generation(captioner, picture, "what is in the picture?", answer="a tavel", against="zebra")
+    with pytest.raises(TextError, match="is empty"):
+        explain_generation(captioner, picture, "what is in the picture?", answer=" ")

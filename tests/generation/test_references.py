@@ -1,20 +1,23 @@
 """Every class of vision-language models against literal products of dense matrices in float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from dense_generation import dense_explanation, dense_maps, dense_seq2seq, libra
+from dense_generation import dense_explanation, dense_maps, dense_row, dense_seq2seq, libra, through
 from torch import Tensor
-from vlm_families import ANSWER, IMAGE, VLMS
+from vlm_families import ANSWER, IMAGE, VLMS, pixels, words
 
 from vitrail.generation import explain_generation
 
 TILES = {"idefics3": (2, 3), "smolvlm": (2, 3), "internvl": (1, 2)}
-QUICK = {"llava", "qwen2_5_vl"}
+QUICK = {("llava", True), ("qwen2_5_vl", False)}
 OTHER = 5  # the word of contrastive questions
 
 
 def cases() -> list:
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VLMS]
+    both = [(name, contrast) for name in VLMS for contrast in (False, True)]
+    return [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in both]
 
 
 def close(found: Tensor, wanted: Tensor, what: str) -> None:
@@ -23,8 +26,7 @@ def close(found: Tensor, wanted: Tensor, what: str) -> None:
     assert error < 2e-5, f"{what} is {error:.1e} off"
 
 
-@pytest.mark.parametrize("contrast", [False, True], ids=["plain", "contrast"])
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize(("name", "contrast"), cases())
 def test_every_class_is_the_product_of_its_dense_matrices(name: str, contrast: bool) -> None:
     model, inputs = VLMS[name].build()
     against = OTHER if contrast else None
@@ -68,7 +70,7 @@ def test_the_gradient_modes_hold_constant_what_they_say(name: str, mode: str) ->
         libra(wide)
     ids = inputs["input_ids"][0]
     image = (ids == IMAGE).nonzero()[:, 0]
-    maps = dense_maps(wide, given, lambda logits: logits[-2, ids[-1]], constant=True)
+    maps = dense_maps(wide, given, last(ids), constant=True)
     words, _, patches = dense_explanation(name, maps, len(ids), len(ids) - 1, image)
     close(found.image_scores[0][0], patches, "the map by patches")
     close(found.text_scores[0], words, "the words")
@@ -81,7 +83,25 @@ def test_other_rules_are_their_products(method: str) -> None:
     wide, given = VLMS["llava"].build(torch.float64)
     ids = inputs["input_ids"][0]
     image = (ids == IMAGE).nonzero()[:, 0]
-    maps = dense_maps(wide, given, lambda logits: logits[-2, ids[-1]], rule=method)
+    maps = dense_maps(wide, given, last(ids), rule=method)
     words, _, patches = dense_explanation("llava", maps, len(ids), len(ids) - 1, image)
     close(found.image_scores[0][0], patches, "the map by patches")
     close(found.text_scores[0], words, "the words")
+
+
+def test_images_in_one_sequence_have_a_map_each() -> None:
+    model, _ = VLMS["pixtral"].build()
+    ids = torch.cat([words(24, before=1, after=0, answer=0), words(16)], dim=1)
+    inputs = {"input_ids": ids, "pixel_values": pixels(2, 3, 32, 48), "image_sizes": torch.tensor([[32, 48], [32, 32]])}
+    found = explain_generation(model, inputs=inputs, answer=ANSWER, positions=-1, gradient="full")
+    maps = dense_maps(model.double(), {**inputs, "pixel_values": inputs["pixel_values"].double()}, last(ids[0]))
+    image = (ids[0] == IMAGE).nonzero()[:, 0]
+    row, _, vision = dense_row("pixtral", maps, len(ids[0]), len(ids[0]) - 1, image)
+    first, second = through(row[image], [one[0] for one in vision]).split([24, 16])
+    close(found.image_scores[0][0], first.view(4, 6), "the first map")
+    close(found.image_scores[1][0], second.view(4, 4), "the second map")
+
+
+def last(ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """The logit of the last word."""
+    return lambda logits: logits[-2, ids[-1]]

@@ -98,14 +98,18 @@ def explain_generation(
     vlm = as_vlm(model, processor)
     info, mode = _settled(method, gradient, against, objective, vision)
     refuse_training(vlm.module)
+    text_model_of(vlm.module, 0, 0)  # of a model of text alone, nothing else is worth saying
     question = prepare(vlm, image, prompt, answer, inputs, positions, against, max_new_tokens)
     text = text_model_of(vlm.module, question.encoder, len(question.ids))
     marked = _marked(vlm.module, question)
     places = places_of(vlm.module.config, question.inputs, tiles, _runs(marked))
-    tower = follow_tower(
-        vlm.module, text.entrance, lambda given: vlm.module(**_arguments(vlm.module, given)), question.inputs, places,
-        marked,
-    )  # fmt: skip
+
+    def run(given: Mapping[str, Any]) -> Any:
+        return vlm.module(**_arguments(vlm.module, given))
+
+    named = vlm.name or type(vlm.module).__name__
+    with model_errors(named, vlm.module, images=False):
+        tower = follow_tower(vlm.module, text.entrance, run, question.inputs, places, marked)
     if vision == "patches" and tower.graph is None:
         raise UnsupportedAttentionError(
             f"the image tokens cannot be followed to the patches ({tower.reason}); vision='tokens' stops at the image "
@@ -113,7 +117,7 @@ def explain_generation(
         )
     stops = replace(tower, graph=None) if vision == "tokens" else tower
     label = objective_name(objective, against)
-    with model_errors(vlm.name or type(vlm.module).__name__, vlm.module, images=False):
+    with model_errors(named, vlm.module, images=False):
         logits, found, replaced = _ask(
             vlm.module, question, stops, METHODS[info.name], info.name, mode, objective or label, progress, stop
         )
@@ -128,6 +132,10 @@ def explain_generation(
     at_image = torch.stack([one.image for one in found]).cpu()
     at_text[:, tower.positions] = 0
     notes += tower.notes if vision == "patches" else ()
+    if not all(
+        any(grid.cell[0] and places.views[grid.view].image == i for grid in grids) for i in range(places.images)
+    ):
+        notes.append("The image tokens have no place in the image that is known (learnt queries): the map is one row.")
     if any(replaced):
         notes.append(f"A logit is zero or negative, where {label} means nothing: the logits' difference is shown.")
     return GenerationExplanation(

@@ -58,7 +58,7 @@ class GenerationExplanation:
 
     tokens: tuple[str, ...]
     positions: tuple[int, ...]
-    image_scores: tuple[Float[Tensor, "tokens rows cols"], ...]
+    image_scores: tuple[Float[Tensor, "tokens _ _"], ...]
     text_scores: Float[Tensor, "tokens sequence"]
     grounding: Float[Tensor, "tokens three"]
     logits: Float[Tensor, "tokens vocabulary"]
@@ -69,7 +69,7 @@ class GenerationExplanation:
     roles: tuple[str, ...]
     prompt: str = ""
     answer: str = ""
-    pictures: tuple[UInt8[Tensor, "height width 3"], ...] | None = None
+    pictures: tuple[UInt8[Tensor, "_ _ 3"], ...] | None = None
     method: str
     objective: str
     signed: bool = True

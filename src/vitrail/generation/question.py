@@ -147,7 +147,7 @@ def _opened(image: Any) -> Any:
 def _placed(value: Any, model: VisionLanguageModel) -> Any:
     if not isinstance(value, Tensor):
         return value
-    value = value.detach().to(model.device)
+    value = (value.clone() if value.is_inference() else value.detach()).to(model.device)
     return value.to(model.dtype) if value.is_floating_point() else value
 
 
@@ -226,10 +226,12 @@ def _joined(model: VisionLanguageModel, prompt: Tensor, answer: str, seq2seq: bo
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise OptionError(NO_TOKENIZER)
+    if not answer.strip():
+        raise TextError("the answer is empty: give its words, or none at all for the model's own answer")
     tokens = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"], dtype=torch.long)
     before = torch.zeros(0, dtype=torch.long) if seq2seq else prompt.cpu()
     read = [tokenizer.decode(one, skip_special_tokens=False) for one in (before, torch.cat([before, tokens]))]
-    if not len(tokens) or _letters(read[1]) != _letters(read[0] + answer):
+    if _letters(read[1]) != _letters(read[0] + answer):
         end = read[1][len(read[0]) :] if read[1].startswith(read[0]) else read[1][-40:]
         raise TextError(
             f"the tokenizer cannot join the answer {answer!r} to the prompt: the sequence then reads …{end!r}; give an "

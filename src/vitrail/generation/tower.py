@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..attention.tap import Tap, eager
 from ..attention.token_graph import Attend, Merge, Step, TokenGraph, carry
 from ..attention.tokens import MIXED, NONE, Tokens
 from ..attention.trace_graph import FollowingVisitor
-from ..errors import UnsupportedAttentionError, VitrailError
+from ..errors import PackedBatchError, UnsupportedAttentionError, VitrailError
 from .views import Grid, Places
 
 __all__ = ["DEEPSTACK", "Tower", "follow_tower", "rollout_through", "text_inputs"]
@@ -97,11 +98,14 @@ def follow_tower(
         if len(known) >= MOST_KNOWN:
             known.pop(next(iter(known)))
         try:
-            known[key] = _follow(entrance, run, inputs, places)
+            try:
+                known[key] = _follow(entrance, run, inputs, places)
+            except PackedBatchError:  # Pixtral's images are one sequence, of which a mask keeps them apart
+                known[key] = _follow(entrance, run, inputs, places, packed=True)
         except VitrailError as error:
-            if positions is None:
+            if positions is None or (grids := _unfollowed(positions, places)) is None:
                 raise
-            known[key] = Tower(positions, _square(positions, places), reason=str(error))
+            known[key] = Tower(positions, grids, reason=str(error))
     return known[key]
 
 
@@ -116,10 +120,10 @@ def _key(inputs: Mapping[str, Any], positions: Tensor | None) -> Any:
             said.append((name, tuple(value.shape), tuple(empty), value.dtype))
         elif name == "input_ids" and positions is not None:
             said.append((name, tuple(value.shape), tuple(positions.tolist())))
-        elif value.shape == inputs["input_ids"].shape and name != "input_ids":
+        elif name != "input_ids" and (value.shape == inputs["input_ids"].shape or name.endswith("input_ids")):
             said.append((name, tuple(value.shape)))
         else:
-            said.append((name, tuple(value.shape), value.cpu().numpy().tobytes()))
+            said.append((name, tuple(value.shape), sha256(value.cpu().numpy().tobytes()).digest()))
     return tuple(said)
 
 
@@ -145,14 +149,19 @@ def text_inputs(entrance: nn.Module, see: Callable[[Tensor, Mapping[str, Any]], 
 
 
 def _follow(
-    entrance: nn.Module, run: Callable[[Mapping[str, Any]], object], inputs: Mapping[str, Any], places: Places
+    entrance: nn.Module,
+    run: Callable[[Mapping[str, Any]], object],
+    inputs: Mapping[str, Any],
+    places: Places,
+    *,
+    packed: bool = False,
 ) -> Tower:
     found: dict[str, Any] = {}
     with torch.inference_mode(False), torch.no_grad():
         pixels = inputs["pixel_values"].clone()
-        follower = _PlacedFollower(pixels, places)
+        follower = _PlacedFollower(pixels, places, packed)
         visitor = FollowingVisitor(follower)
-        visitor.images = len(places.views)
+        visitor.images = 1 if packed else len(places.views)
 
         def see(embeddings: Tensor, kwargs: Mapping[str, Any]) -> None:
             found["tokens"] = _labels(follower, embeddings)
@@ -188,6 +197,8 @@ def _follow(
     if any(len(one) != len(positions) for one in again):
         raise UnsupportedAttentionError(f"{DEEPSTACK} holds other tokens than those of the image in the sequence")
     tokens = follower.tokens
+    if packed:
+        _unpack(tokens, places)
     made = _made_by(tokens)
     token_grids = _grids(roots, tokens, made)
     if not any(isinstance(step, Attend) for step in tokens.steps):
@@ -197,16 +208,39 @@ def _follow(
     return Tower(positions, token_grids, grids, own, tuple(others), graph, "", tuple(follower.notes))
 
 
-class _PlacedFollower(TokenFollower):
-    """Follows the pixels of several views, each where it lies on its own canvas."""
+FAR = 2.0**20  # pixels between one view and the next where views are one sequence
 
-    def __init__(self, pixels: Tensor, places: Places) -> None:
+
+class _PlacedFollower(TokenFollower):
+    """Follows the pixels of several views, each where it lies on its own canvas.
+
+    Views that are `packed` count as one image, and lie far below each other.
+    """
+
+    def __init__(self, pixels: Tensor, places: Places, packed: bool) -> None:
         count = places.view.numel()
         super().__init__(torch.zeros(1, 1, count, 1))
         tokens, belongs = self.tokens, places.view.flatten()
         tokens.y[-1], tokens.x[-1], tokens.image[-1] = places.y.flatten(), places.x.flatten(), belongs
+        if packed:
+            tokens.y[-1], tokens.image[-1] = tokens.y[-1] + FAR * belongs, belongs.clamp(max=0)
         labels = torch.arange(1, 1 + count, dtype=torch.float64).masked_fill(belongs < 0, NONE).view(places.view.shape)
         self.mark(pixels, labels.to(pixels.device).unsqueeze(1 if pixels.dim() == 2 else -3).expand(pixels.shape))
+
+
+def _unpack(tokens: Tokens, places: Places) -> None:
+    """Gives the tokens of packed views their view and their place in it.
+
+    Raises:
+        PackedBatchError: where a token is made of several.
+    """
+    y, placed = tokens.of("y"), ~tokens.of("y").isnan()
+    view = torch.where(placed, y.nan_to_num() // FAR, -1).long()
+    y = y - FAR * view.clamp(min=0)
+    tallest = max(one.canvas[0] for one in places.views)
+    if bool((y[placed] > tallest).any()) or not bool(placed[1:].all()):
+        raise PackedBatchError("the model joins tokens of several images; explain one image at a time")
+    tokens.y, tokens.image = [y], [view]
 
 
 def _labels(follower: TokenFollower, embeddings: Tensor) -> Int[Tensor, " sequence"]:
@@ -222,19 +256,25 @@ def _labels(follower: TokenFollower, embeddings: Tensor) -> Int[Tensor, " sequen
     return labels.flatten()
 
 
-def _square(positions: Tensor, places: Places) -> tuple[Grid, ...]:
-    """The grids of image tokens of which nothing is known but their number: squares, or one row without a place."""
-    each, rest = divmod(len(positions), places.images)
-    side = int(each**0.5)
+def _unfollowed(positions: Tensor, places: Places) -> tuple[Grid, ...] | None:
+    """The grids of image tokens of which nothing is known but their number: squares, or one row without a place.
+
+    None where nothing tells which of them are of which image.
+    """
+    runs = positions.tensor_split((positions.diff() != 1).nonzero()[:, 0] + 1)
+    if len(runs) != places.images and places.images > 1:
+        return None
+    counts = [len(positions)] if places.images == 1 else [len(run) for run in runs]
     views = {view.image: number for number, view in reversed(list(enumerate(places.views)))}
-    if rest or side**2 != each:
-        return tuple(Grid(views[image], part[None]) for image, part in enumerate(
-            torch.arange(len(positions)).tensor_split(places.images)))  # fmt: skip
     found = []
-    for image in range(places.images):
-        canvas = places.views[views[image]].canvas
-        tokens = torch.arange(image * each, (image + 1) * each).view(side, side)
-        found.append(Grid(views[image], tokens, (canvas[0] / side, canvas[1] / side)))
+    for image, tokens in enumerate(torch.arange(len(positions)).split(counts)):
+        side = round(len(tokens) ** 0.5)
+        alone = sum(view.image == image for view in places.views) == 1  # tiles are in no order that is known
+        if side**2 != len(tokens) or not alone:
+            found.append(Grid(views[image], tokens[None]))
+            continue
+        rows, cols = places.views[views[image]].canvas
+        found.append(Grid(views[image], tokens.view(side, side), (rows / side, cols / side)))
     return tuple(found)
 
 

@@ -243,7 +243,7 @@ def _arrangement(tiles: Float[Tensor, "tiles channels height width"]) -> tuple[i
 
 def put_together(
     scores: Float[Tensor, "questions tokens"], grids: Sequence[Grid], places: Places
-) -> tuple[Float[Tensor, "questions rows cols"], ...]:
+) -> tuple[Float[Tensor, "questions _ _"], ...]:
     """Returns one map for each image, on its finest grid; what other views of it have is spread over the same area.
 
     Cells that are padding are left out. Otherwise the sum of a map is that of its tokens' scores.
@@ -300,7 +300,7 @@ def _overlap(of: Float[Tensor, "cells two"], on: Float[Tensor, "new two"]) -> Fl
 
 def pictures_of(
     pixels: Tensor, places: Places, mean: Sequence[float], std: Sequence[float], patch: int | None = None
-) -> tuple[UInt8[Tensor, "height width 3"], ...]:
+) -> tuple[UInt8[Tensor, "_ _ 3"], ...]:
     """Returns what the model was shown of each image, in colours: its largest view without padding.
 
     `patch` is the side of the patches that `pixel_values` are, where they are patches.
