@@ -13,15 +13,14 @@ weights and inputs, for one word of a sequence of that length, at a tiny width.
 import argparse
 import statistics
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vitrail
+from benchmarks.pyramids import held
 from vitrail.benchmark.measure import describe_machine, describe_versions, interleave, ratio
 from vitrail.benchmark.peaks import fit_peaks
 
@@ -35,7 +34,11 @@ class Passes:
     def __init__(self, width: int, layers: int, size: int, length: int) -> None:
         torch.manual_seed(0)
         tokens = (size // 14) ** 2
-        shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": max(2, width // 64)}
+        shape: dict[str, Any] = {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": max(2, width // 64),
+        }
         vision = CLIPVisionConfig(**shape, intermediate_size=4 * width, image_size=size, patch_size=14)
         text = LlamaConfig(
             **shape,
@@ -83,14 +86,6 @@ class Passes:
         vitrail.explain_generation(
             self.module, inputs=self.inputs, answer=WORDS, positions=positions, vision=vision, gradient=gradient
         )
-
-
-def held(work: Callable[[], None]) -> int:
-    """The most bytes of tensors made by `work` that are held at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def times(width: int, layers: int, size: int, length: int, rounds: int) -> None:

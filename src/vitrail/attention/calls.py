@@ -214,4 +214,6 @@ def probabilities(call: AttentionCall, block: Block | None = None) -> Float[Tens
         row = torch.arange(block.rows.start, block.rows.stop, device=scores.device)[:, None]
         scores = scores.masked_fill(torch.arange(call.keys, device=scores.device) > row, -torch.inf)
     attention = torch.softmax(scores, dim=-1)
+    if call.mask is None:
+        return attention  # a causal row has the first key at least
     return torch.where(torch.isneginf(scores).all(dim=-1, keepdim=True), 0.0, attention)
