@@ -25,6 +25,7 @@ from vitrail.cli import (
     rewrite,
     text,
     transfer,
+    vlm,
 )
 from vitrail.cli.console import show
 from vitrail.cli.options import Group, spelled
@@ -89,6 +90,7 @@ app.command(
     ),
 )(bench.bench_command)
 app.command("text", cls=spelled())(text.text_command)
+app.command("vlm", cls=spelled())(vlm.vlm_command)
 app.command("demo", cls=spelled())(demo.demo_command)
 app.command("app", cls=spelled())(app_page.app_command)
 app.command("models", cls=spelled())(lists.models_command)

@@ -1,19 +1,25 @@
-"""The sheet of an explained answer: for each content word its map over the image, and what it was read off."""
+"""An explained answer as a sheet, for each content word its map over the image, and as a page for all its words."""
 
+import io
+import math
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from .canvas import FRAME, INK, PALE, Box, axes_at, blank, fitted, lines, signed_map, write, write_notes
-from .overlay import AGAINST, FOR
+from .overlay import AGAINST, FOR, colour
+from .saving import picture_address, web_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..generation.explanation import GenerationExplanation
 
-__all__ = ["content_words", "draw_generation"]
+__all__ = ["content_words", "draw_generation", "generation_page", "word_rows"]
 
 SIDE, WIDEST, NARROWEST = 2.0, 3.2, 1.8  # of a panel, in inches
 MARGIN, GAP = 0.3, 0.3
@@ -23,12 +29,16 @@ NOTE, NOTE_SIZE = 0.16, 7.5
 MOST = 48  # panels
 SHARES = (("image", "#3d7a4f"), ("prompt", "#b9b9b9"), ("answer", "#dedede"))
 
-_FUNCTION = (
+COLOURS = 128  # of the page, on either side of white
+QUALITY = 92  # of the page's pictures
+
+_LISTED = (
     "a an the this that these those it its he his she her they their them we our us you your i my me who which what "
     "is are was were be been being am do does did has have had can could will would may might must shall should "
     "and or but nor so yet if then than as of in on at to by for from with without into onto over out up off about "
     "there here also very just not no"
 )
+_FUNCTION = frozenset(_LISTED.split())
 
 
 def content_words(ex: "GenerationExplanation") -> list[int]:
@@ -113,10 +123,99 @@ def _shares(figure: "Figure", parts: list[float], box: Box) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     begun = 0.0
-    for part, (_, colour) in zip(parts, SHARES, strict=True):
-        axes.axvspan(begun, begun + part, color=colour, linewidth=0)
+    for part, (_, tone) in zip(parts, SHARES, strict=True):
+        axes.axvspan(begun, begun + part, color=tone, linewidth=0)
         begun += part
     for spine in axes.spines.values():
         spine.set(color=FRAME, linewidth=0.6)
     said = " · ".join(f"{name} {100 * part:.0f} %" for part, (name, _) in zip(parts, SHARES, strict=True))
     write(figure, x, y - 0.14, said, width=wide, size=7.0, smallest=5.0, color=PALE)
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def generation_page(ex: "GenerationExplanation") -> str:
+    """Returns one HTML page without addresses from elsewhere: its scripts and pictures are in it.
+
+    A word of several tokens has the sum of their scores, and the mean of their shares.
+    """
+    data = {
+        "words": word_rows(ex),
+        "answer": _pieces(ex),
+        "start": int(np.argmax([float(ex.grounding[one, 0].mean()) for one in ex.words])),
+        "tokens": _tokens(ex),
+        "grids": [list(one.shape[1:]) for one in ex.image_scores],
+        "pictures": [None] * ex.images if ex.pictures is None else [_picture(one) for one in ex.pictures],
+        "colours": np.rint(255 * colour(np.arange(-COLOURS, COLOURS + 1) / COLOURS)).astype(int).tolist(),
+    }
+    by = " · ".join(filter(None, (ex.method, ex.objective, ex.gradient and f"{ex.gradient} gradient", ex.vision)))
+    return web_page(
+        "vitrail.plotting",
+        "generation.html",
+        title=f"{ex.answer} · {ex.model or 'Vitrail'}",
+        model=Path(ex.model).name if Path(ex.model).is_absolute() else ex.model or "the model",
+        prompt=ex.prompt,
+        by=by,
+        notes=ex.notes,
+        data=data,
+    )
+
+
+def word_rows(ex: "GenerationExplanation") -> list[dict[str, Any]]:
+    """Returns a row for each explained word, as the page and the command's JSON have it.
+
+    `text` are the scores of the sequence's tokens in front of the word, `maps` those of each image row by row.
+    """
+    rows = []
+    for tokens, word in zip(ex.words, ex.by_word(), strict=True):
+        said = word.tokens[0].strip() or repr(word.tokens[0])
+        probability = math.prod(ex.probability(one) for one in range(tokens.start, tokens.stop))
+        _, against, other = word.question().partition(" against ")
+        rows.append(
+            {
+                "word": said,
+                "question": f"{said} {100 * probability:.1f} %{against}{other}",
+                "position": word.positions[0],
+                "probability": probability,
+                "grounding": _numbers(word.grounding),
+                "maps": [_numbers(one) for one in word.image_scores],
+                "text": _numbers(word.text_scores[0, : word.positions[0]]),
+            }
+        )
+    return rows
+
+
+def _numbers(scores: Tensor) -> list[float]:
+    return [float(f"{one:.5g}") for one in scores.double().flatten().tolist()]
+
+
+def _pieces(ex: "GenerationExplanation") -> list[dict[str, Any]]:
+    """The answer in pieces: the words that are explained, and what lies between them."""
+    starts = {ex.positions[one.start]: number for number, one in enumerate(ex.words)}
+    covered = {ex.positions[token] for one in ex.words for token in range(one.start, one.stop)}
+    first = ex.roles.index("answer") if "answer" in ex.roles else min(covered)
+    pieces: list[dict[str, Any]] = []
+    for at in range(first, len(ex.sequence)):
+        if at in starts:
+            pieces.append({"word": starts[at], "text": ""})
+        elif at not in covered and at < max(covered):
+            pieces.append({"word": None, "text": ex.sequence[at]})
+    return pieces
+
+
+def _tokens(ex: "GenerationExplanation") -> list[dict[str, Any]]:
+    """The tokens of prompt and answer; each run of image tokens is one mark, at -1."""
+    found: list[dict[str, Any]] = []
+    for at, (text, role) in enumerate(zip(ex.sequence, ex.roles, strict=True)):
+        if role != "image":
+            found.append({"at": at, "text": text})
+        elif not found or found[-1]["at"] >= 0:
+            found.append({"at": -1, "text": "image"})
+    return found
+
+
+def _picture(picture: Tensor) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(picture.numpy(force=True)).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return {"address": picture_address(buffer.getvalue(), "jpeg"), "size": list(picture.shape[:2])}
