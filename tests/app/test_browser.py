@@ -155,6 +155,7 @@ def test_any_class_and_method_from_the_lists(visitor):
     visitor.linked("gradient=libra")
     page.get_by_label("Model", exact=True).select_option("bestiary/label-errors")
     visitor.linked("model=bestiary%2Flabel-errors", "method=attn_lrp", "example=pair")
+    page.locator(".vt-who", has_text="bestiary/label-errors").wait_for()
     page.locator(".vt-reading").wait_for(state="hidden")
     assert page.locator("[role=alert]").count() == 0
 

@@ -530,6 +530,32 @@ def _is_closed(line: socket.socket) -> bool:
         return True
 
 
+def test_an_answer_that_nobody_waits_for_ends_and_gives_its_share_back(monkeypatch):
+    gate, echo = gate_of()
+    ended = threading.Event()
+
+    def draw(*given):
+        try:
+            while True:
+                time.sleep(0.02)
+                yield PageUpdate(question=None)
+        finally:
+            ended.set()
+
+    echo.draw = draw
+    with served(monkeypatch, within=10.0, most=100, app=gate) as port:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            client.get("/")
+            with client.stream("POST", "/ask", json={"do": "draw", "tab": "a"}) as answer:
+                assert next(answer.iter_lines()) == '{"html": {}}'
+                assert len(echo.pages._open) == 1
+        assert ended.wait(5)
+        until = time.monotonic() + 5
+        while echo.pages._open:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("vitrail.app.gate.SILENCE", 0.2)
     gate, echo = gate_of()

@@ -23,7 +23,7 @@ log = logging.getLogger("vitrail.app")
 # The browser itself refuses whatever would leave this server, and every script and style sheet but our files: no
 # script in an attribute, none in the page, none made of text. Widths and colours of drawings are style attributes.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 CLOSED = (

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 from urllib.parse import quote
 
@@ -189,16 +190,16 @@ class Pages:
             html["vt-classes"] = shown.classes
         if shown.recipes is not None:
             html["vt-taking"] = taking_home(question.example, shown.files or (), shown.recipes)
+        models = self.service.models
+        model = question.model if question.model in models.names else models.first
         if asked.do in ("arrive", "upload", "example") or "model" in asked.given:
+            html["vt-who"] = escape(model)
             html |= {} if shown.examples is None else {"vt-offer": examples(shown.examples)}
             event |= {} if shown.names is None else {"names": shown.names}
         if asked.do == "arrive":
             names = ("view", "method", "gradient", "methods", "layout", "steps", "until")
-            models = self.service.models
-            event["controls"] = {name: getattr(question, name) for name in names} | {
-                "model": question.model if question.model in models.names else models.first,
-                "budget": round(255 * question.budget),
-            }
+            chosen = {name: getattr(question, name) for name in names}
+            event["controls"] = chosen | {"model": model, "budget": round(255 * question.budget)}
         return event
 
     def _download(self, visitor: str, asked: Asked) -> Response:

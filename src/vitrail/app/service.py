@@ -49,7 +49,6 @@ class PageUpdate:
     views: Mapping[str, str] = field(default_factory=dict)
     recipes: tuple[str, str] | None = None
     files: tuple[str, ...] | None = None
-    target: int | None = None
     names: tuple[str, ...] | None = None
     examples: tuple[str, ...] | None = None
 
@@ -327,7 +326,6 @@ class Service:
             views=views,
             recipes=(as_python(told), as_command(told)),
             files=() if answer is None else tuple(answer.files),
-            target=context.target,
             names=tuple(model.class_name(index) for index in range(len(context.logits))),
             examples=offered(model),
         )

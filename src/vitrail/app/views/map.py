@@ -183,7 +183,7 @@ def draw_heads(context: ViewContext) -> ViewResult:
         f"sign; sums to {escape(number(float(scores.sum()), sign=True))}</p></figure>"
     )
     table, both = _table(found, layer, head), section(whole, one, kind="vt-large")
-    html = f'<p class="vt-lead">{WEIGHTS}</p>{table}{both}'
+    html = f'<p class="vt-lead">{WEIGHTS}</p><div class="vt-beside">{table}{both}</div>'
     return ViewResult(html, files_of(ex), "heads", {"layer": layer, "head": head})
 
 
