@@ -1,9 +1,10 @@
 """What an explanation of generated words costs: passes, time for each word, and peak memory against the sequence.
 
-Time: rounds in which each row runs once. The cost of a word is the time of nine words less that of one, divided by
-eight: all share one forward pass. The limit is the same of the plain model: one backward pass of activations alone for
-each word, down to the tower's first tokens (by patches) or the text model's (by tokens). A figure is the median over
-rounds of a row's cost divided by its limit's in the same round. Memory: the most bytes of tensors held at once beyond
+Time: rounds in which each row runs once, in seconds of the processor, so that other work on the machine does not count.
+The cost of a word is the time of nine words less that of one, divided by eight: all share one forward pass. The limit
+is the same of the plain model: one backward pass of activations alone for each word, down to the tower's first tokens
+(by patches) or the text model's (by tokens). A figure is the median over rounds of a row's cost divided by its limit's
+in the same round. Memory: the most bytes of tensors held at once beyond
 weights and inputs, for one word of a sequence of that length, at a tiny width.
 
     python -m benchmarks.generation                          # 12 layers of 384, 576 image tokens
@@ -12,6 +13,7 @@ weights and inputs, for one word of a sequence of that length, at a tiny width.
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +107,7 @@ def times(width: int, layers: int, size: int, length: int, rounds: int) -> None:
                 work[f"{mode} {vision} {words}"] = lambda words=words, vision=vision, mode=mode: passes.explain(
                     words, vision, mode
                 )
-    seconds = interleave(work, rounds=rounds).seconds
+    seconds = interleave(work, rounds=rounds, clock=time.process_time).seconds
     print(f"plain forward {statistics.median(seconds['plain forward']):.3f} s")
     print("\n| for one word | by patches, s | × limit | by tokens, s | × limit |\n|---|---|---|---|---|")
 

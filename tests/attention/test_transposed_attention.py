@@ -12,7 +12,9 @@ from vitrail.attention.differentiate import swaps
 from vitrail.attention.kernels import attention_transposed
 
 
-def a_call(images=2, heads=3, queries=17, keys=17, width=8, dtype=torch.float64, scale=0.4, seed=0) -> AttentionCall:
+def a_call(
+    images=2, heads=3, queries=17, keys=17, width=8, dtype=torch.float64, scale=0.4, seed=0, causal=False
+) -> AttentionCall:
     generator = torch.Generator().manual_seed(seed)
     # As models have them: heads lie within the tokens in memory.
     query, key, value = (
@@ -22,11 +24,13 @@ def a_call(images=2, heads=3, queries=17, keys=17, width=8, dtype=torch.float64,
         .requires_grad_()
         for count in (queries, keys, keys)
     )
-    return AttentionCall(query, key, value, None, False, scale)
+    return AttentionCall(query, key, value, None, causal, scale)
 
 
 def literal(call: AttentionCall, rows: torch.Tensor) -> torch.Tensor:
     scores = call.scale * torch.einsum("bhic,bhjc->bhij", call.query.double(), call.key.double())
+    if call.causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
     attention = scores.exp() / scores.exp().sum(-1, keepdim=True)
     return torch.einsum("bhij,bhic->bhjc", attention, rows.double()).detach()
 
@@ -39,9 +43,11 @@ def literal(call: AttentionCall, rows: torch.Tensor) -> torch.Tensor:
     keys=st.integers(1, 80),
     width=st.integers(1, 40),
     scale=st.floats(0.01, 2),
+    causal=st.booleans(),
 )
-def test_any_shape(images, heads, queries, keys, width, scale):
-    call = a_call(images, heads, queries, keys, width, scale=scale, seed=queries)
+def test_any_shape(images, heads, queries, keys, width, scale, causal):
+    keys = queries if causal else keys
+    call = a_call(images, heads, queries, keys, width, scale=scale, seed=queries, causal=causal)
     rows = torch.randn(images, heads, queries, width, generator=torch.Generator().manual_seed(keys)).double()
     found = attention_transposed(call.detached(), call.output(), rows)
     assert found is not None
@@ -80,6 +86,7 @@ def test_an_answer_of_another_kernel_keeps_nothing():
     [
         {"keys": differentiate.FROM_KEYS - 1},
         {"dtype": torch.bfloat16},
+        {"keys": differentiate.FROM_KEYS + 1, "causal": True},
     ],
 )
 def test_what_it_does_not_serve(unfit):

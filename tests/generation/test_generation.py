@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from vlm_families import ANSWER, VLMS
 
+from vitrail.attention import differentiate
 from vitrail.errors import (
     ExplanationFileError,
     ModelError,
@@ -251,3 +252,24 @@ def test_words_that_the_tokenizer_does_not_know_are_refused(captioner: VisionLan
         explain_generation(captioner, picture, "what is in the picture?", answer="a tavel", against="zebra")
     with pytest.raises(TextError, match="is empty"):
         explain_generation(captioner, picture, "what is in the picture?", answer=" ")
+
+
+@pytest.mark.parametrize("gradient", ["full", "libra"])
+def test_fused_sweeps_give_the_map_of_the_blocks(
+    llava: tuple[nn.Module, dict[str, Tensor]], gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = llava
+    blocks = explain_generation(model, inputs=inputs, answer=ANSWER, gradient=gradient)
+    taken: list[bool] = []
+    plain = differentiate.attention_transposed
+    monkeypatch.setattr(
+        differentiate, "attention_transposed", lambda call, *rest: taken.append(call.causal) or plain(call, *rest)
+    )
+    monkeypatch.setattr(differentiate, "FROM_KEYS", 4)
+    monkeypatch.setattr(differentiate, "FROM_KEYS_CAUSAL", 4)
+    sweeps = explain_generation(model, inputs=inputs, answer=ANSWER, gradient=gradient)
+    assert any(taken) == (gradient == "full")  # constant causal attention is quicker by blocks
+    assert not all(taken)
+    size = float(blocks.image_scores[0].abs().max())
+    torch.testing.assert_close(sweeps.image_scores[0], blocks.image_scores[0], rtol=0, atol=1e-5 * size)
+    torch.testing.assert_close(sweeps.text_scores, blocks.text_scores, rtol=0, atol=1e-5 * size)

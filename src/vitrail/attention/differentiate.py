@@ -71,7 +71,8 @@ MANY_TIMES_FEWER = 16
 WIDEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 128}
 
 # From this number of keys on the fused sweeps are the faster: below, all heads of an image fit the cache in one block.
-FROM_KEYS = 512
+# Of causal attention blocks walk what is masked, too.
+FROM_KEYS, FROM_KEYS_CAUSAL = 512, 256
 
 
 def swaps(call: AttentionCall) -> bool:
@@ -81,9 +82,9 @@ def swaps(call: AttentionCall) -> bool:
     one_kind = call.query.dtype == call.key.dtype == call.value.dtype
     return (
         call.query.device.type == "cpu"
-        and min(call.queries, call.keys) >= FROM_KEYS
+        and min(call.queries, call.keys) >= (FROM_KEYS_CAUSAL if call.causal else FROM_KEYS)
         and call.mask is None
-        and not call.causal
+        and not (call.causal and call.queries != call.keys)
         and one_kind
         and call.query.dtype in (torch.float32, torch.float64)
         and call.query.shape[-1] == call.value.shape[-1]
@@ -105,9 +106,12 @@ def tiles_fit(call: AttentionCall, forced: bool = False) -> bool:
     return (forced or (query.is_cuda and query.dtype != torch.float32)) and launches(call, forced)
 
 
-def fused_by_default(call: AttentionCall) -> bool:
-    """Returns whether the fused backward is the faster way here: on a GPU, and on a CPU where many tokens attend."""
-    return call.query.is_cuda or swaps(call)
+def fused_by_default(call: AttentionCall, through_scores: bool) -> bool:
+    """Returns whether the fused backward is the faster way here: on a GPU, and on a CPU where many tokens attend.
+
+    Of causal attention that is held constant, blocks form all that is needed in fewer products.
+    """
+    return call.query.is_cuda or (swaps(call) and (through_scores or not call.causal))
 
 
 class DifferentiatedAttention:
@@ -153,7 +157,7 @@ class DifferentiatedAttention:
         anchor = self._anchor_for(layer, call.query)
         if layer == self.start_layer and not self.branches:
             call = call.detached()
-        fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call))
+        fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call, self.through_scores))
         tiled = self.kernel in ("auto", "triton") and tiles_fit(call, forced=self.kernel == "triton")
         if tiled and self.listener.sums_queries:
             function = _TiledAttention

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .calls import AttentionCall, compute_dtype, without_autocast
 from .relevance_row import QuerySum
@@ -69,7 +70,10 @@ def _kept(call: AttentionCall, output: Tensor) -> Float[Tensor, "images heads qu
 def _as_meant(call: AttentionCall, kept: Float[Tensor, "images heads queries"]) -> bool:
     dtype = compute_dtype(call.query.dtype)
     query, key = (tensor.detach().to(dtype) for tensor in (call.query[..., :WRITTEN_OUT, :], call.key))
-    own = torch.logsumexp(query @ key.transpose(-1, -2) * call.scale, dim=-1)
+    scores = query @ key.transpose(-1, -2) * call.scale
+    if call.causal:
+        scores = scores.masked_fill(scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+    own = torch.logsumexp(scores, dim=-1)
     return torch.allclose(kept[..., :WRITTEN_OUT], own, rtol=1e-3, atol=1e-2, equal_nan=True)
 
 
@@ -78,6 +82,9 @@ def _as_meant(call: AttentionCall, kept: Float[Tensor, "images heads queries"]) 
 # With L_i = ln Σ_j exp(s_ij), as the model's own forward pass keeps it, A_ij = exp(s_ij − L_i). Attention in which key
 # j asks and query i answers, its scores lowered by L_i, has as normaliser the column sum Z_j = Σ_i A_ij, and so gives
 # (Aᵀ X)_j / Z_j; and ln Z_j is what that pass keeps. Two products and one sweep, where a backward has five.
+#
+# Causal attention, in which key j is looked at by the queries from j on, is causal again when both are counted from the
+# end. PyTorch takes no bias then, so L_i goes in as one more channel of the queries, which the keys multiply by one.
 
 
 def attention_transposed(
@@ -92,6 +99,13 @@ def attention_transposed(
     logsumexp = kept_logsumexp(call, output)
     if logsumexp is None:
         return None
+    if call.causal:
+        one, lowered = torch.ones_like(call.key[..., :1]), -logsumexp[..., None] / call.scale
+        query, key = torch.cat([call.query, lowered], dim=-1).flip(-2), torch.cat([call.key, one], dim=-1).flip(-2)
+        mean, of_columns = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            key, query, pad(rows, (0, 1)).flip(-2), 0.0, True, scale=call.scale
+        )
+        return mean.mul_(of_columns.exp()[..., None])[..., :-1].flip(-2)
     # The kernel keeps the heads side by side in memory; as a bias it reads them twice as fast one after another.
     lowered = -logsumexp[:, :, None, :].contiguous()
     mean, of_columns = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
