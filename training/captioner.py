@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,19 +43,46 @@ CHUNK = 500
 PREFIX = 145  # <s> and the picture
 
 
+class Round(NamedTuple):
+    """A part of the training with a schedule of its own: steps, questions asked of each picture in a step, the weight
+    of words that follow from the form of the sentence, and how often presence and place are asked about.
+    """
+
+    steps: int
+    questions: int
+    function: float
+    presence: int
+    place: int
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the training; the defaults made the shipped weights."""
+    """Every number of the training; the defaults made the shipped weights.
+
+    First what is in the picture is learnt, then whether what is asked about is there.
+    """
 
     scenes: int = 8000
-    steps: int = 2400
+    rounds: tuple[Round, ...] = (Round(2400, 5, 1.0, 2, 1), Round(1000, 8, 0.1, 3, 2))
     batch: int = 24
-    questions: int = 5  # asked of each picture in a step
     rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.02
     average: float = 0.998  # decay of the average of the weights
     interval: int = 200  # steps between two checkpoints
+
+    @property
+    def steps(self) -> int:
+        """Returns the steps of all rounds."""
+        return sum(one.steps for one in self.rounds)
+
+    def round_of(self, step: int) -> tuple[Round, int]:
+        """Returns the round that a step belongs to, and the number of the step in it."""
+        for one in self.rounds:
+            if step < one.steps:
+                return one, step
+            step -= one.steps
+        return self.rounds[-1], self.rounds[-1].steps
 
 
 def train(
@@ -76,7 +103,7 @@ def train(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     report = progress if progress is not None else lambda _: None
-    question = {"recipe": asdict(recipe), "seed": seed}
+    question = {"recipe": asdict(recipe) | {"rounds": [list(one) for one in recipe.rounds]}, "seed": seed}
     run = Run(recipe, seed)
     state = folder / "state.pt"
     if resume and state.exists():
@@ -125,8 +152,8 @@ def mirrored(scene: Scene) -> Scene:
     return replace(scene, creatures=creatures)
 
 
-def draw_dialogues(scene: Scene, count: int, rng: np.random.Generator) -> list[Dialogue]:
-    """Returns the caption of a scene and other dialogues, `count` in all.
+def draw_dialogues(scene: Scene, asked: Round, rng: np.random.Generator) -> list[Dialogue]:
+    """Returns the caption of a scene and other dialogues, `asked.questions` in all.
 
     A creature that is of no species is called by one of those that its parts speak for, at random: what is left open
     by the picture is then left open by the captioner, part by part.
@@ -135,9 +162,10 @@ def draw_dialogues(scene: Scene, count: int, rng: np.random.Generator) -> list[D
     for creature in scene.creatures:
         certain = certain and creature.species is not None
         names.append(creature.species or CLASS_NAMES[int(rng.choice(len(CLASS_NAMES), p=posterior(creature.parts)))])
-    kinds = ["traits"] + ["presence"] * 2 * certain + ["place", "neighbour"] * (len(names) == 2)
+    kinds = ["traits"] + ["presence"] * asked.presence * certain
+    kinds += (["place"] * asked.place + ["neighbour"]) * (len(names) == 2)
     said = [caption(scene, names)]
-    while len(said) < count:
+    while len(said) < asked.questions:
         about, name = str(rng.choice(kinds)), str(rng.choice(names))
         if about == "presence" and rng.uniform() < 0.5:
             absent = siblings(name) if rng.uniform() < 0.5 else CLASS_NAMES
@@ -209,7 +237,9 @@ class Run:
     def advance(self, tokens: list[np.ndarray], scenes: list[Scene]) -> float:
         """Makes one step and returns its loss. What is drawn depends on the seed and the number of the step alone."""
         recipe = self.recipe
-        rate = recipe.rate * self._schedule()
+        asked, number = recipe.round_of(self.step)
+        warm = min(1.0, (number + 1) / recipe.warmup)
+        rate = recipe.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * number / asked.steps)))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -219,10 +249,10 @@ class Run:
             np.stack([tokens[k // CHUNK][k % CHUNK, flip] for k, flip in zip(chosen, flips, strict=True)])
         )
         said = [
-            draw_dialogues(mirrored(scenes[k]) if flip else scenes[k], recipe.questions, rng)
+            draw_dialogues(mirrored(scenes[k]) if flip else scenes[k], asked, rng)
             for k, flip in zip(chosen, flips, strict=True)
         ]
-        loss = self._loss(pictures.float(), said)
+        loss = self._loss(pictures.float(), said, asked.function)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -237,8 +267,8 @@ class Run:
                 self.average[name].lerp_(value, 1 - decay)
         return float(loss.detach())
 
-    def _loss(self, pictures: Float[Tensor, "batch tokens dim"], said: list[list[Dialogue]]) -> Tensor:
-        ids, labels, owner, position = packed(said, self.processor.tokenizer)
+    def _loss(self, pictures: Float[Tensor, "batch tokens dim"], said: list[list[Dialogue]], function: float) -> Tensor:
+        ids, labels, weights, owner, position = packed(said, self.processor.tokenizer, function)
         model, batch = self.model.model, len(pictures)
         embeddings = self.model.get_input_embeddings()
         first = embeddings(torch.full((batch, 1), self.processor.tokenizer.bos_token_id))
@@ -250,11 +280,8 @@ class Run:
             use_cache=False,
         ).last_hidden_state[:, PREFIX:]
         asked = labels >= 0
-        return functional.cross_entropy(self.model.lm_head(found[asked]), labels[asked])
-
-    def _schedule(self) -> float:
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup)
-        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps)))
+        losses = functional.cross_entropy(self.model.lm_head(found[asked]), labels[asked], reduction="none")
+        return (losses * weights[asked]).sum() / weights[asked].sum()
 
     def save(self, path: Path, question: dict[str, Any]) -> None:
         """Writes a checkpoint at once."""
@@ -289,32 +316,38 @@ class Run:
         return folder
 
 
-Packed = tuple[
-    Int[Tensor, "batch length"], Int[Tensor, "batch length"], Int[Tensor, "batch length"], Int[Tensor, "batch length"]
-]
-
-
-def packed(said: list[list[Dialogue]], tokenizer: Any) -> Packed:
-    """Joins the dialogues of each picture in one row: token ids, labels (the next answer token, −1: not asked), the
-    number of the dialogue (−1: padding), and positions, which start behind the picture in every dialogue.
+class Packed(NamedTuple):
+    """Dialogues in one row for each picture: token ids, labels (the next answer token, −1: not asked) and what they
+    weigh, the number of the dialogue (−1: padding), and positions, which start behind the picture in every dialogue.
     """
+
+    ids: Int[Tensor, "batch length"]
+    labels: Int[Tensor, "batch length"]
+    weights: Float[Tensor, "batch length"]
+    owner: Int[Tensor, "batch length"]
+    position: Int[Tensor, "batch length"]
+
+
+def packed(said: list[list[Dialogue]], tokenizer: Any, function: float) -> Packed:
+    """Joins the dialogues of each picture; words that follow from the form of the sentence weigh `function`."""
     rows = []
     for dialogues in said:
-        ids, labels, owner, position = [], [], [], []
+        ids, labels, weights, owner, position = [], [], [], [], []
         for number, dialogue in enumerate(dialogues):
             prompt = tokenizer(dialogue.prompt, add_special_tokens=False)["input_ids"]
             answer = tokenizer(dialogue.answer, add_special_tokens=False)["input_ids"]
+            weighed = [function if word.kind == "function" else 1.0 for word in dialogue.words]
             ids += prompt + answer
             labels += [-1] * (len(prompt) - 1) + answer + [tokenizer.eos_token_id]
+            weights += [0.0] * (len(prompt) - 1) + weighed + [function]
             owner += [number] * (len(prompt) + len(answer))
             position += range(PREFIX, PREFIX + len(prompt) + len(answer))
-        rows.append((ids, labels, owner, position))
+        rows.append((ids, labels, weights, owner, position))
     longest = max(len(ids) for ids, *_ in rows)
-    fill = (tokenizer.pad_token_id, -1, -1, PREFIX)
-    padded = [
-        torch.tensor([row[field] + [fill[field]] * (longest - len(row[field])) for row in rows]) for field in range(4)
-    ]
-    return padded[0], padded[1], padded[2], padded[3]
+    fill = (tokenizer.pad_token_id, -1, 0.0, -1, PREFIX)
+    return Packed(
+        *(torch.tensor([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows]) for k in range(len(fill)))
+    )
 
 
 def packed_mask(owner: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 whole whole"]:
@@ -328,7 +361,6 @@ def packed_mask(owner: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 who
 @app.command(cls=spelled(python={"resume": "--restart"}))
 def command(
     output: Annotated[Path, typer.Argument(help="Folder for the tokens, the checkpoints and the captioner.")],
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of training.")] = Recipe.steps,
     scenes: Annotated[int, typer.Option("--scenes", min=1, help="Number of training scenes.")] = Recipe.scenes,
     seed: Annotated[int, typer.Option("--seed", help="Random seed of scenes and training.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Processor cores to use.")] = 1,
@@ -344,8 +376,7 @@ def command(
                 loss = "" if now.stage == "draw" else f", loss {now.loss:.3f}"
                 report({"draw": "drawing scenes", "train": "training"}[now.stage] + loss, now.done, now.total)
 
-            recipe = Recipe(steps=steps, scenes=scenes)
-            folder = train(output, recipe=recipe, resume=not restart, progress=progress, seed=seed)
+            folder = train(output, recipe=Recipe(scenes=scenes), resume=not restart, progress=progress, seed=seed)
     except VitrailError as error:
         stop(error)
     except KeyboardInterrupt:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from training.captioner import PREFIX, Recipe, Run, draw_dialogues, mirrored, mixed_scene, train
+from training.captioner import PREFIX, Recipe, Round, Run, draw_dialogues, mirrored, mixed_scene, train
 from vitrail.bestiary import captioner
 from vitrail.bestiary.scene import extent
 from vitrail.errors import CheckpointError
 
 pytest.importorskip("transformers")
-TINY = Recipe(scenes=6, steps=2, batch=3, questions=3, warmup=1, interval=1)
+ROUNDS = (Round(1, 3, 1.0, 2, 1), Round(1, 4, 0.1, 3, 2))
+TINY = Recipe(scenes=6, rounds=ROUNDS, batch=3, warmup=1, interval=1)
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path):
@@ -32,9 +33,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_a_packed_step_is_the_loss_of_the_model_asked_one_by_one():
     run = Run(TINY, 0)
     scenes = [mixed_scene(0, index) for index in range(3)]
-    said = [draw_dialogues(scene, 3, np.random.default_rng(index)) for index, scene in enumerate(scenes)]
+    said = [draw_dialogues(scene, ROUNDS[0], np.random.default_rng(index)) for index, scene in enumerate(scenes)]
     tokens = torch.randn(3, 144, 128, generator=torch.Generator().manual_seed(0))
-    losses, tokenizer = [], run.processor.tokenizer
+    losses, weights, tokenizer = [], [], run.processor.tokenizer
     for picture, dialogues in zip(tokens, said, strict=True):
         for dialogue in dialogues:
             ids = tokenizer(f"{'<image>' * 144} {dialogue.prompt} {dialogue.answer}</s>", return_tensors="pt")
@@ -45,7 +46,9 @@ def test_a_packed_step_is_the_loss_of_the_model_asked_one_by_one():
             losses.append(
                 torch.nn.functional.cross_entropy(logits[-asked:], ids["input_ids"][0, -asked:], reduction="none")
             )
-    torch.testing.assert_close(run._loss(tokens, said), torch.cat(losses).mean(), rtol=1e-5, atol=1e-6)
+            weights += [0.1 if word.kind == "function" else 1.0 for word in dialogue.words] + [0.1]
+    mean = torch.cat(losses) @ torch.tensor(weights) / sum(weights)
+    torch.testing.assert_close(run._loss(tokens, said, 0.1), mean, rtol=1e-5, atol=1e-6)
 
 
 def test_a_mirrored_scene_has_its_creatures_on_the_other_side():
@@ -60,5 +63,10 @@ def test_a_mirrored_scene_has_its_creatures_on_the_other_side():
 def test_a_creature_of_no_species_is_called_by_what_its_parts_speak_for():
     scene = replace(mixed_scene(5, 1), labels=())
     scene = scene.without(0, captioner.species(scene.creatures[0].species).family.diagnostic[0])
-    names = {draw_dialogues(scene, 1, np.random.default_rng(k))[0].words[-1].text for k in range(20)}
+    names = {draw_dialogues(scene, ROUNDS[0], np.random.default_rng(k))[0].words[-1].text for k in range(20)}
     assert len(names) > 1
+
+
+def test_each_round_has_a_schedule_of_its_own():
+    assert TINY.steps == 2
+    assert [TINY.round_of(step) for step in range(3)] == [(ROUNDS[0], 0), (ROUNDS[1], 0), (ROUNDS[1], 1)]
