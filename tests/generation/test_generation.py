@@ -1,5 +1,6 @@
 """What `explain_generation` leaves as it was, what it refuses, and what its result holds."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,15 @@ def test_tokens_together_are_tokens_one_by_one(llava: tuple[nn.Module, dict[str,
 def test_a_notebook_shows_the_sheet(explained: GenerationExplanation, tmp_path: Path) -> None:
     assert "<img" in explained._repr_html_()
     assert explained.save(tmp_path / "sheet.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_threads_do_not_disturb_each_other(llava: tuple[nn.Module, dict[str, Tensor]]) -> None:
+    model, inputs = llava
+    wanted = explain_generation(model, inputs=inputs, answer=ANSWER)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: explain_generation(model, inputs=inputs, answer=ANSWER), range(8)))
+    assert all(torch.equal(one.image_scores[0], wanted.image_scores[0]) for one in found)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ encoder's sequence. What has come to the image tokens goes on through the vision
 pass.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -125,11 +126,15 @@ class TextVisitor:
             if self.tower.tokens is not None and len(kwargs.get(DEEPSTACK) or ()) != len(self.tower.again):
                 raise UnsupportedAttentionError(f"the vision tower gives other {DEEPSTACK} than when it was followed")
 
+        thread = threading.get_ident()
+
         def decode(*_: Any) -> None:
-            self.stage = "decoder"
+            if threading.get_ident() == thread:
+                self.stage = "decoder"
 
         def leave(*_: Any) -> None:
-            tap.end()
+            if threading.get_ident() == thread:
+                tap.end()
 
         handles = [self.text.decoder.register_forward_hook(leave)]
         if self.text.encoder:

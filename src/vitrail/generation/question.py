@@ -120,11 +120,14 @@ def _processed(model: VisionLanguageModel, image: Any, prompt: str) -> dict[str,
     marker = str(getattr(model.processor, "image_token", "") or "<image>")
     if marker not in prompt and getattr(model.processor, "chat_template", None):
         parts = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-        text = model.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        asked = [{"role": "user", "content": parts}]
+        text = model.processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     elif marker not in prompt and _wants_marker(model, marker):
         text = f"{marker * len(images)}\n{prompt}"
+    first = getattr(model.tokenizer, "bos_token", None)
+    once = {"add_special_tokens": False} if first and text.startswith(first) else {}  # the dialogue's form begins it
     try:
-        return dict(model.processor(images=images, text=text, return_tensors="pt"))
+        return dict(model.processor(images=images, text=text, return_tensors="pt", **once))
     except (ValueError, TypeError, IndexError, KeyError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ImageError(f"the processor cannot prepare {len(images)} image(s) and the prompt: {said}") from error
@@ -268,7 +271,9 @@ def _lengthened(model: VisionLanguageModel, given: dict[str, Any]) -> dict[str, 
     short = {n: v for n in names if isinstance(v := given.get(n), Tensor) and v.shape[-1] < length}
     module: Any = model.module
     while short and next(iter(short.values())).shape[-1] < length:
-        short = module._update_model_kwargs_for_generation({}, dict(short))
+        known = {**short, "cache_position": torch.zeros(1, dtype=torch.long)}  # which earlier releases count on
+        longer = module._update_model_kwargs_for_generation({}, known)
+        short = {name: longer[name] for name in short}
     wrong = [name for name, value in short.items() if value.shape[-1] != length]
     if wrong:
         raise OptionError(f"{', '.join(wrong)} and input_ids are of different lengths")

@@ -5,6 +5,7 @@ embeddings that the text model is given, so pixel shuffle, merging, windows, poo
 their own here. What is found is one token graph, with many roots where a classifier has one.
 """
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,9 +130,14 @@ def _key(inputs: Mapping[str, Any], positions: Tensor | None) -> Any:
 
 @contextmanager
 def text_inputs(entrance: nn.Module, see: Callable[[Tensor, Mapping[str, Any]], object]) -> Iterator[None]:
-    """Within the block, `see` is told the embeddings that a text model is given, and its other arguments."""
+    """Within the block, `see` is told the embeddings that a text model is given in this thread, and its other
+    arguments.
+    """
+    thread = threading.get_ident()
 
     def hook(_part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != thread:
+            return
         embeddings = kwargs.get("inputs_embeds")
         if embeddings is None:
             embeddings = next((one for one in args if isinstance(one, Tensor) and one.is_floating_point()), None)
