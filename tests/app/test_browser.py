@@ -113,10 +113,12 @@ def test_back_and_reload_keep_picture_and_view(visitor, creature):
     page.go_forward()
     page.locator("#vt-view-map", has_text="tavel.png").wait_for()
     before = scores(visitor)
+    page.evaluate("navigator.sendBeacon = where => localStorage.setItem('said', where)")
     page.reload()
     page.locator("#vt-view-map", has_text="tavel.png").wait_for()
     assert scores(visitor) == before
     assert page.evaluate("history.length") == entries + 3
+    assert page.evaluate("localStorage.getItem('said')") == "ask"  # that it leaves: the server counts from there
 
 
 @slow
@@ -461,6 +463,13 @@ def test_a_refusal_is_said_in_a_sentence_and_the_page_goes_on(visitor):
     page.reload()
     page.locator(".vt-class", has_text="murlo").click()
     visitor.linked("target=8")
+    visitor.context.set_offline(True)
+    page.locator(".vt-class", has_text="konka").click()
+    page.get_by_text("The server does not answer: is it still running?").wait_for()
+    visitor.context.set_offline(False)
+    page.locator(".vt-class", has_text="konka").click()
+    visitor.linked("against=9")
+    page.get_by_text("The server does not answer").wait_for(state="detached")
 
 
 @slow
