@@ -33,7 +33,7 @@ def capture(module: nn.Module, images: Tensor, gradient: str = "full") -> Captur
     maps: list[Tensor] = []
 
     def keep(attention: Tensor) -> Tensor:
-        if gradient != "full":
+        if gradient in ("leaf", "libra"):
             attention = attention.detach()
         if not attention.requires_grad:
             attention.requires_grad_()
@@ -46,18 +46,36 @@ def capture(module: nn.Module, images: Tensor, gradient: str = "full") -> Captur
         scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        if gradient == "gim":
+            return plain_matmul(keep(softened(scores)), halved(value))
         return keep(plain_softmax(scores, -1)) @ value
 
     plain_softmax = torch.softmax
     tensor_softmax = Tensor.softmax
 
+    plain_matmul, written_out = Tensor.__matmul__, []
+
     def softmax(self, dim=None, *args, **kwargs):
+        if gradient == "gim" and self.dim() == 4:
+            written_out.append(keep(softened(self)))
+            return written_out[-1]
         result = tensor_softmax(self, dim, *args, **kwargs)
         return keep(result) if result.dim() == 4 else result
+
+    def matmul(a, b):
+        return plain_matmul(a, halved(b) if any(a is one for one in written_out) else b)
+
+    def softened(scores):
+        """A, whose gradient is that of the softmax at twice the temperature; a quarter of it flows on."""
+        slope = Slope.apply(scores, tensor_softmax(scores.detach() / 2, -1))
+        return tensor_softmax(scores, -1).detach() + slope
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", sdpa))
         stack.enter_context(mock.patch.object(Tensor, "softmax", softmax))
+        if gradient == "gim":
+            stack.enter_context(mock.patch.object(Tensor, "__matmul__", matmul))
+            stack.enter_context(held_constants(gates=False))
         if gradient == "libra":
             stack.enter_context(held_constants())
             for part in module.modules():
@@ -78,9 +96,31 @@ def capture(module: nn.Module, images: Tensor, gradient: str = "full") -> Captur
     return Captured(logits, maps)
 
 
+class Slope(torch.autograd.Function):
+    """Zero, with a quarter of the gradient of a softmax whose rows are given, by its Jacobian."""
+
+    @staticmethod
+    def forward(ctx, scores, rows):
+        ctx.save_for_backward(rows)
+        return torch.zeros_like(scores)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (rows,) = ctx.saved_tensors
+        jacobian = torch.diag_embed(rows) - rows[..., :, None] * rows[..., None, :]
+        return torch.einsum("...ij,...j->...i", jacobian, gradient) / 4, None
+
+
+def halved(x: Tensor) -> Tensor:
+    return x / 2 + (x - x / 2).detach()
+
+
 @contextlib.contextmanager
-def held_constants() -> Iterator[None]:
-    """LayerNorm's deviation and the gates of activations constant; a product of two activations passes half to each."""
+def held_constants(gates: bool = True) -> Iterator[None]:
+    """LayerNorm's deviation and the gates of activations constant; a product of two activations passes half to each.
+
+    Without `gates` the activations are differentiated, and no product inside of one (x σ(1.702 x)) is such a product.
+    """
 
     def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
         deviation = (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt().detach()
@@ -105,17 +145,20 @@ def held_constants() -> Iterator[None]:
     def mul(a, b):
         product = plain_mul(a, b)
         activations = isinstance(b, Tensor) and a.grad_fn is not None and b.grad_fn is not None
-        if activations and a.dim() == 3 and b.dim() == 3 and a.shape == b.shape:
+        # QuickGELU is the only activation that is written out here.
+        inside = not gates and activations and "Sigmoid" in str(b.grad_fn)
+        if activations and a.dim() == 3 and b.dim() == 3 and a.shape == b.shape and not inside:
             halved = product / 2
             return halved + (product - halved).detach()
         return product
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(F, "layer_norm", layer_norm))
-        stack.enter_context(mock.patch.object(F, "gelu", gelu))
-        stack.enter_context(mock.patch.object(F, "silu", silu))
-        stack.enter_context(mock.patch.object(torch, "sigmoid", sigmoid))
-        stack.enter_context(mock.patch.object(Tensor, "sigmoid", sigmoid))
+        if gates:
+            stack.enter_context(mock.patch.object(F, "gelu", gelu))
+            stack.enter_context(mock.patch.object(F, "silu", silu))
+            stack.enter_context(mock.patch.object(torch, "sigmoid", sigmoid))
+            stack.enter_context(mock.patch.object(Tensor, "sigmoid", sigmoid))
         stack.enter_context(mock.patch.object(Tensor, "__mul__", mul))
         yield
 

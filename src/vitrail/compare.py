@@ -59,7 +59,7 @@ def compare(
             "complete:libra" asks a method in a gradient mode of its own.
         options: by method, options for it alone: its own, and gradient, compete, start_layer, centred.
         objective: as for `explain`.
-        gradient: "full", "leaf" or "libra", for the methods that use gradients; default: each method's own.
+        gradient: "full", "leaf", "libra" or "gim", for the methods that use gradients; default: each method's own.
         seed: given to every method that takes a seed.
         progress: called with (label, methods done, methods) before each method and at the end.
 

@@ -74,7 +74,8 @@ def explain(
         objective: a name from `vitrail.list_objectives()`, or a callable from the model's output (batch, classes) to
             one number per image, which decides alone what is explained (`target` then only names it). Default: the
             target's logit, with `against` "difference"; "normalized_difference" is Eq. 8 of Cui, Fan, Chen.
-        gradient: "full", "leaf" (attention held constant in the backward pass) or "libra" (norms and gates too).
+        gradient: "full", "leaf" (attention held constant in the backward pass), "libra" (norms and gates too) or "gim"
+            (attention corrected for self-repair, norms held constant).
             Default: libra for `complete`; for other methods, and beside a guide, full. `gradient="full"` is the map of
             Cui, Fan, Chen.
         compete: subtract what argues for other classes that are present elsewhere in the image (see

@@ -241,7 +241,7 @@ class Explanation:
         return self.provenance.source(image)
 
     def gradient_mode(self) -> str | None:
-        """Returns the gradient mode, "full", "leaf" or "libra"; None where the method uses no gradient."""
+        """Returns the gradient mode, "full", "leaf", "libra" or "gim"; None where the method uses no gradient."""
         return None if self.provenance.uses_gradient is False else self.provenance.gradient
 
     def gradient_words(self) -> str:

@@ -1,4 +1,4 @@
-"""What `libra` holds constant, each operation alone against its formula in float64."""
+"""What `libra` and `gim` hold constant, each operation alone against its formula in float64."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.attention.gradient_modes import libra_rules
+from vitrail.attention.gradient_modes import gim_rules, libra_rules
+from vitrail.attention.relevance_row import softened_backward
+from vitrail.attention.tap import Tap
+from vitrail.attention.visitors import LeafAttention
 
 
 def flow_of(rule: Callable[..., Tensor], function: Callable[..., Tensor], *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -60,3 +63,34 @@ def test_a_layer_norm_in_half_precision():
     expected = (scaled - scaled.mean(-1, keepdim=True)) / (x.double().var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     assert flow.dtype == torch.bfloat16
     torch.testing.assert_close(flow.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(("function", "share"), [
+    (gelu, 1),
+    (lambda x: x * torch.sigmoid(1.702 * x), 1),
+    (lambda x: x.square() * x * x, 1),
+    (lambda x: F.silu(x.chunk(2, dim=2)[0]) * x.chunk(2, dim=2)[1], 0.5),
+    (lambda x: x * torch.sigmoid(x @ torch.eye(4, dtype=x.dtype)), 0.5),
+])  # fmt: skip
+def test_gim_halves_products_of_two_activations_but_none_inside_of_one(function, share):
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    entering = x + 0  # a leaf would be taken for a weight
+    (plain,) = torch.autograd.grad(function(entering).sum(), [x], retain_graph=True)
+    with Tap(LeafAttention("gim"), images=2, gradient="gim"):
+        output = function(entering).sum()
+    (ours,) = torch.autograd.grad(output, [x])
+    torch.testing.assert_close(ours, share * plain)
+
+
+def test_gim_sees_a_score_that_has_won_its_row():
+    scores, gradient = torch.tensor([[9.0, 0.0, -1e4]]).double(), torch.tensor([[1.0, 0.0, 0.0]]).double()
+    rows = torch.softmax(scores / 2, -1)
+    found = softened_backward(torch.softmax(scores, -1), gradient)
+    torch.testing.assert_close(found, rows * (gradient - (rows * gradient).sum()) / 4)
+    assert found[0, 0] > 10 * (torch.softmax(scores, -1)[0, 0] * (1 - torch.softmax(scores, -1)[0, 0]))
+    assert not softened_backward(torch.zeros(1, 3), torch.ones(1, 3)).any()  # every key is masked
+    assert F.gelu not in gim_rules()

@@ -74,6 +74,19 @@ def test_float64_is_exact(family: str):
     assert relative(ours.scores, references(family, "libra")["complete"]) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "family", [one if one in matrix.VARIED else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
+)
+def test_the_gradient_mode_against_self_repair(family: str):
+    expected = references(family, "gim")["complete"]
+    assert relative(expected, references(family, "full")["complete"]) > 1e-2
+    images = FAMILIES[family].images(2)
+    ours = vitrail.explain(FAMILIES[family].build().double(), images.double(), TARGETS, gradient="gim")
+    assert relative(ours.scores, expected) < 1e-11
+    single = vitrail.explain(FAMILIES[family].model(), images, TARGETS, gradient="gim")
+    assert relative(single.scores, expected) < 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_centred(family: str):
     ours = vitrail.explain(FAMILIES[family].model(), FAMILIES[family].images(2), TARGETS, gradient="full", centred=True)

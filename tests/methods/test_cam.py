@@ -65,9 +65,9 @@ def test_finercam_against_the_nearest_class_is_gradcam_against_it():
     logits = model.logits(images)[0].detach()
     nearest = min((d for d in range(7) if d != TARGET), key=lambda d: abs(logits[d] - logits[TARGET]))
     one = vitrail.explain(model, images, TARGET, method="finercam", references=1)
-    torch.testing.assert_close(
-        one.scores, vitrail.explain(model, images, TARGET, against=nearest, method="gradcam").scores
-    )
+    for method in ("gradcam", "finercam"):
+        named = vitrail.explain(model, images, TARGET, against=nearest, method=method)
+        torch.testing.assert_close(one.scores, named.scores)
     many = vitrail.explain(model, images, TARGET, method="finercam", references=50)
     six = vitrail.explain(model, images, TARGET, method="finercam", references=6)
     assert torch.equal(many.scores, six.scores)
@@ -92,10 +92,11 @@ def test_cdam_of_a_concept():
     assert relative(found.scores[0].flatten(), expected) < 1e-11
 
 
-@pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
-def test_gradient_modes(gradient: str):
-    a, g = literal.features("timm_vit", "blocks.0.norm1", TARGET, gradient)
-    found = ours("timm_vit", "hirescam", layer="blocks.0.norm1", gradient=gradient)
+@pytest.mark.parametrize("name", ["timm_vit", "user_written_out"])
+@pytest.mark.parametrize("gradient", ["full", "leaf", "libra", "gim"])
+def test_gradient_modes(gradient: str, name: str):
+    a, g = literal.features(name, "blocks.0.norm1", TARGET, gradient)
+    found = ours(name, "hirescam", layer="blocks.0.norm1", gradient=gradient)
     assert relative(found, literal.hirescam(a, g)) < 1e-9
 
 
@@ -223,10 +224,12 @@ def test_the_sign_follows_the_relu():
         ("grad_eclip", {"similarity": "some"}, OptionError, "similarity='some' is none of full, per_head, none"),
         ("legrad", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
         ("bicam", {"share": 0.0}, OptionError, r"share=0\.0 is the part of the blocks"),
+        ("dix", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined for maps that are put in"),
+        ("tattr", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined next to the rules of LRP"),
         ("finercam", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
         ("finercam", {"references": 0}, OptionError, "references=0 must be 1 or more"),
         ("finercam", {"objective": "probability"}, OptionError, "finercam has an objective of its own"),
-        ("finercam", {"against": 2}, OptionError, "finercam holds the target against similar classes itself"),
+        ("finercam", {"against": 2, "objective": "ratio"}, OptionError, "finercam has an objective of its own"),
         ("attcat", {"start_layer": 2}, OptionError, r"the model has 3 block\(s\); give 1 or less"),
     ],
 )

@@ -72,7 +72,7 @@ def test_lists_commas_aliases_modes_and_what_is_taken_out():
         ("raw,-raw", OptionError, "names no method; there are raw, .* and all, fast"),
         ("", OptionError, "names no method"),
         ("raw:libra", OptionError, "raw uses no gradient, so 'libra' changes nothing"),
-        ("complete:half", OptionError, "choose one of full, leaf, libra"),
+        ("complete:half", OptionError, "choose one of full, leaf, libra, gim"),
     ],
 )
 def test_words_that_mean_nothing_are_refused(given, error, message):

@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .calls import AttentionCall, compute_dtype
-from .gradient_modes import GradientMode, nonzero_rows
+from .gradient_modes import GradientMode, half_of_gradient, holds_attention, nonzero_rows
 from .kernels import attention_transposed, launches, sum_over_queries
 from .relevance_row import (
     Collector,
@@ -20,6 +20,7 @@ from .relevance_row import (
     collect_whole,
     constant_attention_backward,
     fused_row,
+    softened_backward,
     softmax_backward,
 )
 
@@ -137,7 +138,8 @@ class DifferentiatedAttention:
         branches: bool = False,
     ) -> None:
         self.listener = listener
-        self.through_scores = gradient == "full"
+        self.through_scores = not holds_attention(gradient)
+        self.softened = gradient == "gim"
         self.start_layer = start_layer
         self.kernel: Kernel = kernel
         self.layers = 0
@@ -150,7 +152,7 @@ class DifferentiatedAttention:
             assert call.mask is not None
             # A bias made of queries (SAM), which the model holds in full: written out, its gradient passes, too.
             scores = call.query @ call.key.transpose(-1, -2) * call.scale + call.mask
-            return self.normalise(scores) @ call.value
+            return self.normalise(scores) @ (half_of_gradient(call.value) if self.softened else call.value)
         layer = self._next_layer()
         if layer < self.start_layer:
             return call.output()
@@ -159,7 +161,9 @@ class DifferentiatedAttention:
             call = call.detached()
         fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call, self.through_scores))
         tiled = self.kernel in ("auto", "triton") and tiles_fit(call, forced=self.kernel == "triton")
-        if tiled and self.listener.sums_queries:
+        if self.softened:  # no kernel has another softmax backward than forward
+            function = _BlockAttention
+        elif tiled and self.listener.sums_queries:
             function = _TiledAttention
         elif fused and self.listener.only_complete:
             function = _FusedAttention
@@ -237,6 +241,7 @@ def _by_blocks(ctx: Any, call: AttentionCall, grad_output: Tensor) -> Gradients:
         collector,
         through_scores=visitor.through_scores and (to_query or to_key),
         through_value=to_value,
+        softened=visitor.softened,
     )
     visitor.listener.take(ctx.layer, collector)
     return gradients
@@ -360,4 +365,5 @@ class _WrittenOutAttention(Function):
         collect_whole(collector, wide, gradient)
         visitor.listener.take(ctx.layer, collector)
         flows = visitor.through_scores and ctx.needs_input_grad[0]
-        return softmax_backward(wide, gradient).to(attention.dtype) if flows else None, None, None, None
+        backward = softened_backward if visitor.softened else softmax_backward
+        return backward(wide, gradient).to(attention.dtype) if flows else None, None, None, None

@@ -5,6 +5,10 @@ leaf    the attention probabilities are constant: nothing flows to queries and k
 libra   as `leaf`; besides, the deviation of a normalisation and the gate of an activation are constant, and a product
         of two activations passes half to each (LibraGrad: Mehri et al., CVPR 2025). Then a
         backward pass splits the logit over its inputs instead of following its slope.
+gim     against self-repair (GIM: Edin et al. 2025): the softmax of attention is differentiated at twice its
+        temperature, so that a score which has won its row still counts; the deviation of a normalisation is constant,
+        and a product of two activations passes half to each: half to the values, and a quarter, by A V and Q Kᵀ, to
+        queries and keys.
 
 Where a gradient is exactly zero, so is all that flows on from it through finite numbers: `linear` multiplies only the
 rows and columns that it reaches. Behind the last attention of a model read at [CLS] that is one row of hundreds; where
@@ -25,21 +29,46 @@ from torch.autograd import Function
 
 from ..errors import OptionError
 
-__all__ = ["GradientMode", "check_gradient_mode", "libra_rules", "linear", "nonzero_columns", "nonzero_rows"]
+__all__ = [
+    "QUARTER",
+    "TEMPERATURE",
+    "GradientMode",
+    "check_gradient_mode",
+    "gim_rules",
+    "half_of_gradient",
+    "holds_attention",
+    "libra_rules",
+    "linear",
+    "nonzero_columns",
+    "nonzero_rows",
+]
 
-GradientMode: TypeAlias = Literal["full", "leaf", "libra"]
+GradientMode: TypeAlias = Literal["full", "leaf", "libra", "gim"]
+
+TEMPERATURE = 2.0  # of the softmax that `gim` differentiates in the place of the model's own
+QUARTER = 0.25  # what of a score's gradient reaches queries and keys there
 
 
 def check_gradient_mode(mode: str) -> GradientMode:
     """Returns the gradient mode of that name.
 
     Raises:
-        OptionError: for anything but "full", "leaf" and "libra".
+        OptionError: for anything but "full", "leaf", "libra" and "gim".
     """
     for known in get_args(GradientMode):
         if mode == known:
             return known
     raise OptionError(f"gradient={mode!r} is not a gradient mode; choose one of {', '.join(get_args(GradientMode))}")
+
+
+def holds_attention(mode: GradientMode) -> bool:
+    """Returns whether nothing flows through the attention probabilities to queries and keys.
+
+    Example:
+        >>> [mode for mode in get_args(GradientMode) if holds_attention(mode)]
+        ['leaf', 'libra']
+    """
+    return mode in ("leaf", "libra")
 
 
 class _HeldDeviation(Function):
@@ -93,6 +122,21 @@ class _SharedProduct(Function):
         left, right = ctx.saved_tensors
         half = grads[0] / 2
         return (half * right).sum_to_size(left.shape), (half * left).sum_to_size(right.shape)
+
+
+class _HalfOfGradient(Function):
+    @staticmethod
+    def forward(ctx, input: Tensor):
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx, *grads: Any):
+        return grads[0] / 2
+
+
+def half_of_gradient(tensor: Tensor) -> Tensor:
+    """Returns the tensor, to which half of its gradient flows."""
+    return _HalfOfGradient.apply(tensor) if tensor.requires_grad else tensor  # pyright: ignore
 
 
 def _layer_norm(
@@ -161,6 +205,54 @@ def _product(function: Callable[..., Any], dimensions: int) -> Callable[..., Any
     return rule
 
 
+# By these a function of one activation is written out (QuickGELU is x · σ(1.702 x)): products among them are no
+# interaction. As many steps as the longest of such functions, GELU's approximation by tanh.
+_POINTWISE = {
+    "Mul",
+    "Add",
+    "Sub",
+    "Rsub",
+    "Div",
+    "Neg",
+    "Pow",
+    "Exp",
+    "Tanh",
+    "Sigmoid",
+    "Erf",
+    "Gelu",
+    "Silu",
+    "ToCopy",
+}
+_STEPS = 12
+
+
+def _made_of(tensor: Tensor) -> set[tuple[Any, int]]:
+    """What the tensor is made of by pointwise operations, itself included, as places in autograd's graph."""
+    found = {(tensor.grad_fn, tensor.output_nr)}
+    latest = found
+    for _ in range(_STEPS):
+        steps = (
+            fn.next_functions for fn, _ in latest if fn is not None and fn.name().split("Backward")[0] in _POINTWISE
+        )
+        latest = {place for step in steps for place in step if place[0] is not None} - found
+        if not latest:
+            break
+        found = found | latest
+    return found
+
+
+def _interaction(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A product of two activations neither of which is made of the other, or of what it is made of: half to each."""
+
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        both = len(args) == 2 and not kwargs and all(_is_tokens(a, 3) and a.requires_grad for a in args)
+        if both and not _made_of(args[0]) & _made_of(args[1]):
+            return _SharedProduct.apply(*args)
+        return function(*args, **kwargs)
+
+    return rule
+
+
 def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
     return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
 
@@ -174,6 +266,9 @@ def _power(function: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
         return result.detach() if held else result
 
     return rule
+
+
+PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 
 
 @cache
@@ -203,9 +298,21 @@ def libra_rules(dimensions: int = 3) -> Mapping[Callable[..., Any], Callable[...
     for name in ("sigmoid", "tanh", "erf", "rsqrt", "sqrt", "std", "var", "norm"):
         for owner in (torch, Tensor):
             rules[getattr(owner, name)] = _held(getattr(owner, name), dimensions)
-    for function in (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__):
+    for function in PRODUCTS:
         rules[function] = _product(function, dimensions)
     return rules
+
+
+GATES = {F.gelu, F.silu, *(getattr(owner, name) for owner in (torch, Tensor) for name in ("sigmoid", "tanh", "erf"))}
+
+
+@cache
+def gim_rules() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+    """Returns the operations that `gim` replaces, attention apart: those of `libra` but the gates of activations, which
+    are differentiated; of a product of two activations half flows to each, unless it is an activation written out.
+    """
+    rules = {function: rule for function, rule in libra_rules().items() if function not in GATES}
+    return rules | {function: _interaction(function) for function in PRODUCTS}
 
 
 def nonzero_rows(gradient: Float[Tensor, "*batch rows width"]) -> slice:

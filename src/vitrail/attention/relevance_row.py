@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .calls import AttentionCall, Block, blocks, compute_dtype, probabilities, without_autocast
-from .gradient_modes import nonzero_rows
+from .gradient_modes import QUARTER, TEMPERATURE, nonzero_rows
 
 __all__ = [
     "ELEMENTWISE",
@@ -36,6 +36,7 @@ __all__ = [
     "constant_attention_backward",
     "fused_row",
     "positive",
+    "softened_backward",
     "softmax_backward",
 ]
 
@@ -242,6 +243,18 @@ def softmax_backward(
     return torch.ops.aten._softmax_backward_data(gradient, attention, -1, attention.dtype)
 
 
+def softened_backward(
+    attention: Float[Tensor, "*shape keys"], gradient: Float[Tensor, "*shape keys"]
+) -> Float[Tensor, "*shape keys"]:
+    """Returns what `gim` takes for the gradient of the scores: that of a softmax of twice the temperature, quartered.
+
+    The softmax of s / T is that of s to the power 1/T, each row divided by its sum.
+    """
+    softened = attention.pow(1 / TEMPERATURE)
+    softened = softened / softened.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(softened.dtype).tiny)
+    return QUARTER * softmax_backward(softened, gradient)
+
+
 def collect_whole(
     collector: Collector,
     attention: Float[Tensor, "images heads queries keys"],
@@ -261,13 +274,14 @@ def attention_backward(
     *,
     through_scores: bool,
     through_value: bool,
+    softened: bool = False,
 ) -> Gradients:
     """Differentiates attention, holding one block of A and ∇A = dO Vᵀ at a time.
 
     Every row of A is formed whole within its block, so the softmax needs no statistics from the forward pass, and any
     function of A and ∇A can be collected on the way at no further matrix product. Rows that no gradient reaches are not
     walked, unless the collector asks for every row. Sums are in float32 (float64 for float64); the gradients come back
-    in the dtype of what they belong to.
+    in the dtype of what they belong to. `softened` are the gradients of `gim`; ∇A itself stays as it is.
     """
     dtype = compute_dtype(call.query.dtype)
     if collector is not None:
@@ -287,12 +301,14 @@ def attention_backward(
         upstream = grad_output[rows].to(dtype)
         attention = probabilities(call, block)
         if d_value is not None:
-            _multiply(attention.transpose(-1, -2), upstream, d_value[some], add=not starts)
+            _multiply(
+                attention.transpose(-1, -2), upstream, d_value[some], scale=0.5 if softened else 1.0, add=not starts
+            )
         if collector is None and d_query is None:
             continue
         gradient = upstream @ call.value[some].to(dtype).transpose(-1, -2)
         if d_query is not None and d_key is not None:
-            d_scores = softmax_backward(attention, gradient)
+            d_scores = (softened_backward if softened else softmax_backward)(attention, gradient)
             scale, query = call.scale, call.query[rows].to(dtype)
             _multiply(d_scores, call.key[some].to(dtype), d_query[rows], scale=scale)
             _multiply(d_scores.transpose(-1, -2), query, d_key[some], scale=scale, add=not starts)

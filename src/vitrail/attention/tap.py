@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import MovingTokensError, PackedBatchError, TrainingModeError
 from .calls import AnyCall, AttentionCall, from_scaled_dot_product
-from .gradient_modes import GradientMode, libra_rules, linear
+from .gradient_modes import GradientMode, gim_rules, half_of_gradient, holds_attention, libra_rules, linear
 
 __all__ = ["OTHER_WAY", "PRODUCTS", "Tap", "Visitor", "bound_arguments", "eager", "run_multi_head_attention"]
 
@@ -168,7 +168,11 @@ class Tap(TorchFunctionMode):
             self._rules[F.linear] = partial(self._linear, layers)
         if gradient == "libra":
             self._rules |= libra_rules()
-        self._constant_attention = gradient != "full"
+        elif gradient == "gim":
+            self._rules |= gim_rules()
+        self._constant_attention = holds_attention(gradient)
+        self._halves_values = gradient == "gim"
+        self._written_out: Tensor | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -237,6 +241,7 @@ class Tap(TorchFunctionMode):
         scores = scores if dtype is None else scores.to(dtype)
         self._check_images(scores.shape[0])
         output = self.visitor.normalise(scores)
+        self._written_out = output if self._halves_values else None
         self.attention_calls += 1
         return output.reshape(input.shape)
 
@@ -269,7 +274,20 @@ class Tap(TorchFunctionMode):
     def _multiply(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         # Weights have no gradient here: a product of two tensors that have one is attention of some form.
         self.products += sum(isinstance(one, Tensor) and one.requires_grad for one in args) > 1
+        if self._written_out is not None:
+            args = self._with_values_halved(args)
         return function(*args, **kwargs)
+
+    def _with_values_halved(self, args: tuple) -> tuple:
+        """The factors of A V, if it is this product, half of the gradient to V (that to A is `normalise`'s matter)."""
+        assert self._written_out is not None
+        memory = self._written_out.untyped_storage().data_ptr()
+        attention = [isinstance(one, Tensor) and one.untyped_storage().data_ptr() == memory for one in args]
+        if not any(attention):
+            return args
+        self._written_out = None
+        pairs = zip(args, attention, strict=True)
+        return tuple(one if is_a or not isinstance(one, Tensor) else half_of_gradient(one) for one, is_a in pairs)
 
     def _convolve(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         output = function(*args, **kwargs)

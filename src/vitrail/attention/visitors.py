@@ -5,15 +5,19 @@ The tap hands each of them every attention of a forward pass, in the order of th
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from ..errors import UnsupportedAttentionError, UnsupportedOperationError
 from .calls import AnyCall, AttentionCall, probabilities
-from .gradient_modes import GradientMode
+from .gradient_modes import GradientMode, holds_attention
 from .record import RecordedLayer
+from .relevance_row import attention_backward, softened_backward
 
 __all__ = ["DenseAttention", "LeafAttention", "Replacement"]
 
@@ -29,7 +33,8 @@ class LeafAttention:
     def __init__(
         self, gradient: GradientMode, at: Collection[int] = (), reached: Callable[[int], None] | None = None
     ) -> None:
-        self.held = gradient != "full"
+        self.held = holds_attention(gradient)
+        self.softened = gradient == "gim"
         self.at = frozenset(at)
         self.reached = reached
         self.count = 0
@@ -40,11 +45,16 @@ class LeafAttention:
         layer = self._next()
         if self.held:
             call = replace(call, query=call.query.detach(), key=call.key.detach())
-        output = call.output()
+        output = _softened_output(call) if self.softened else call.output()
         return self._leaf(layer, output, RecordedLayer(call.detached(), None)) if layer in self.at else output
 
     def attend_any(self, call: AnyCall) -> Tensor:
         """Computes attention within windows, which is never a leaf."""
+        if self.softened:
+            raise UnsupportedOperationError(
+                f"gradient='gim' differentiates attention in its own way, and attention {self.count} works on tensors "
+                f"of {call.query.dim()} dimensions: use gradient='full' or 'libra'"
+            )
         held = call._replace(query=call.query.detach(), key=call.key.detach()) if self.held else call
         return held.output()
 
@@ -52,7 +62,10 @@ class LeafAttention:
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
         layer = self._next()
-        attention = torch.softmax(scores.detach() if self.held else scores, dim=-1)
+        if self.softened:
+            attention = _SoftenedSoftmax.apply(scores)  # pyright: ignore
+        else:
+            attention = torch.softmax(scores.detach() if self.held else scores, dim=-1)
         return self._leaf(layer, attention, RecordedLayer(None, attention.detach())) if layer in self.at else attention
 
     def _next(self) -> int:
@@ -66,6 +79,44 @@ class LeafAttention:
         self.leaves[layer], self.layers[layer] = leaf, record
         # The tap takes a leaf that asks for a gradient for a weight; a copy is none.
         return leaf.clone()
+
+
+class _SoftenedAttention(Function):
+    """Forward: the fused kernel. Backward: what the gradient mode `gim` takes for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.rest = call.mask, call.causal, call.scale, call.windows
+        return call.output()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        to_query, to_key, to_value, _ = ctx.needs_input_grad
+        call = AttentionCall(*ctx.saved_tensors, *ctx.rest)
+        flow = attention_backward(
+            call, grads[0], through_scores=to_query or to_key, through_value=to_value, softened=True
+        )
+        return *flow, None
+
+
+def _softened_output(call: AttentionCall) -> Tensor:
+    return _SoftenedAttention.apply(call.query, call.key, call.value, call)  # pyright: ignore
+
+
+class _SoftenedSoftmax(Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        attention = torch.softmax(scores, dim=-1)
+        ctx.save_for_backward(attention)
+        return attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (attention,) = ctx.saved_tensors
+        return softened_backward(attention, grads[0])
 
 
 class DenseAttention:

@@ -99,8 +99,8 @@ def score_command(
         list[str] | None,
         typer.Option(
             "--gradient",
-            help="Gradient mode: full, leaf, libra, or compete (libra with class competition); repeat for several. "
-            "Default: all.",
+            help="Gradient mode: full, leaf, libra, gim, or compete (libra with class competition); repeat for "
+            "several. Default: all but gim.",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=2, help="Number of scenes of each kind.")] = 200,
@@ -142,7 +142,7 @@ def score_command(
 @group.command("label-errors", cls=spelled(("--methods",), method="--methods"))
 def label_errors_command(
     methods: Annotated[list[str] | None, typer.Option("--methods", help="Methods by name. Default: complete.")] = None,
-    gradient: Annotated[str, typer.Option("--gradient", help="Gradient mode: full, leaf or libra.")] = "full",
+    gradient: Annotated[str, typer.Option("--gradient", help="Gradient mode: full, leaf, libra or gim.")] = "full",
     count: Annotated[int, typer.Option("--count", "-n", min=2, help="Number of images.")] = 100,
     as_json: AsJson = False,
 ) -> None:

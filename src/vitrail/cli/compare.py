@@ -62,7 +62,7 @@ def compare_command(
         shared.Gradient | None,
         typer.Option(
             "--gradient",
-            help="Gradient mode (full, leaf, libra) of methods that use gradients. Default: each method's own.",
+            help="Gradient mode (full, leaf, libra, gim) of methods that use gradients. Default: each method's own.",
         ),
     ] = None,
     option: Annotated[

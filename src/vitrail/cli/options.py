@@ -19,13 +19,16 @@ from vitrail.errors import VitrailError
 Figure = StrEnum("Figure", "png jpg pdf svg")
 Format = StrEnum("Format", "png jpg pdf svg safetensors all")
 FolderFormat = StrEnum("FolderFormat", "png jpg pdf svg safetensors overlay all")
-Gradient = StrEnum("Gradient", "full leaf libra")
+Gradient = StrEnum("Gradient", "full leaf libra gim")
 Precision = StrEnum("Precision", "float32 float64 bfloat16 float16")
 Kind = StrEnum("Kind", "logits multilabel probabilities log_probabilities scores embedding")
 
 DEFAULT_OUTPUT = Path("out")
 MODEL_HELP = "Name of the model: one that `vitrail models` lists, or hf/ followed by an id or a folder."
-GRADIENT_HELP = "Gradient mode. full: plain gradient; leaf: attention held constant; libra: norms and gates too."
+GRADIENT_HELP = (
+    "Gradient mode. full: plain gradient; leaf: attention held constant; libra: norms and gates too; gim: attention "
+    "corrected for self-repair."
+)
 
 Images: TypeAlias = Annotated[
     list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")

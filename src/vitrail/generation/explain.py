@@ -179,6 +179,8 @@ def _settled(
     if not info.uses_gradient and gradient is not None:
         raise OptionError(f"gradient={gradient!r} changes nothing for {info.name}, which uses no gradient")
     objective_name(objective, against)
+    if gradient == "gim":
+        raise OptionError("gradient='gim' is not defined for generated words: use 'full', 'leaf' or 'libra'")
     return info, check_gradient_mode(gradient or info.gradient)
 
 

@@ -312,16 +312,16 @@ def finercam(
 ) -> Float[Tensor, "images targets tokens"]:
     """Finer-CAM: Grad-CAM of the target's logit less α times those of the most similar classes.
 
-    Similar are the `references` classes whose logits are the nearest to the target's. `variant="paper"` takes the mean
-    of the maps against each; "released" weighs the classes by their probability, and differentiates that, too.
+    Similar are the `references` classes whose logits are the nearest to the target's, or the one that `against` names.
+    `variant="paper"` takes the mean of the maps against each; "released" weighs the classes by their probability, and
+    differentiates that, too.
     """
     if variant not in ("paper", "released"):
         raise OptionError(f"variant={variant!r} is none of paper, released")
     if references < 1 or not alpha >= 0:
         raise OptionError(f"references={references} must be 1 or more, and alpha={alpha} 0 or more")
-    if context.against is not None:
-        raise OptionError("finercam holds the target against similar classes itself: for one of your own, use gradcam")
-    if context.objective != "logit":
+    against = context.against
+    if context.objective != ("logit" if against is None else "difference"):
         raise OptionError("finercam has an objective of its own, made of logits: leave objective= out, or use gradcam")
     singly = relu and variant == "paper"  # max(·, 0) of each map, before the mean
 
@@ -332,8 +332,11 @@ def finercam(
         for number in range(context.targets.index.shape[1]):
             target = context.targets.index[:, number, None].to(logits.device)
             own = wide.gather(1, target)[:, 0]
-            distance = (wide - own[:, None]).detach().abs().scatter(1, target, torch.inf)
-            similar = distance.topk(min(references, logits.shape[1] - 1), dim=1, largest=False).indices
+            if against is None:
+                distance = (wide - own[:, None]).detach().abs().scatter(1, target, torch.inf)
+                similar = distance.topk(min(references, logits.shape[1] - 1), dim=1, largest=False).indices
+            else:
+                similar = against.index[:, number, None].to(logits.device)
             others = wide.gather(1, similar)
             if singly:
                 yield from (own[:, None] - alpha * others).sum(dim=0).unbind()

@@ -99,6 +99,8 @@ class Rerun:
     """
 
     def __init__(self, context: AttributionContext, layers: Collection[int]) -> None:
+        if context.gradient == "gim":
+            raise OptionError("gradient='gim' is not defined for maps that are put in: use 'full', 'leaf' or 'libra'")
         self._run = context
         self._replay = Replay(last=max(layers))
         self.first = self._forward(

@@ -15,6 +15,7 @@ from ..attention.listeners import HeadNormListener
 from ..attention.record import CallRecorder, RecordedLayer, row_times_attention
 from ..attention.relevance_row import add_update
 from ..attention.tap import Tap, eager
+from ..attention.visitors import LeafAttention
 from ..attention.watchers import NormWatcher
 from ..errors import NoSignalError, OptionError
 from .context import AttributionContext
@@ -222,6 +223,7 @@ def _gradients_at_last_norm(
     if not isinstance(context.images, Tensor):  # of texts the graph begins at the first attention, not at pixels
         raise OptionError("grad_at='last_ln' is for pictures: take grad_at='attention' for texts")
     watcher = NormWatcher()
+    recorder.inner = LeafAttention(context.gradient)
     gradients = []
     with torch.enable_grad():
         # The sum is no leaf, so the tap takes it for an activation and the whole graph is built.

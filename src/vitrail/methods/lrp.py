@@ -174,6 +174,8 @@ def _propagate(
 
     Returns the listener's result for each target; or, without a listener, the relevance of the pixels.
     """
+    if context.gradient == "gim":
+        raise OptionError("gradient='gim' is not defined next to the rules of LRP: use 'full', 'leaf' or 'libra'")
     walk = Walk(find_precision(precision, context.model.device))
     to_pixels = listener is None
     attention = RelevantAttention(walk, listener, first, through_scores=context.gradient == "full", to_pixels=to_pixels)
