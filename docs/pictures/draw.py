@@ -19,7 +19,7 @@ import vitrail
 from vitrail.bestiary import CLASS_NAMES, render, sample_scene
 from vitrail.bestiary.benchmark import COMPARED
 from vitrail.counterfactual import rewrite, transfer
-from vitrail.demo.page import PAIR, SIBLING, chapters
+from vitrail.demo.page import PAIR, SIBLING, SINGLE, chapters
 from vitrail.guidance import detail
 from vitrail.plotting import draw_transfer
 from vitrail.plotting.class_pair import draw_pair
@@ -120,6 +120,23 @@ def compare_bestiary(_: vitrail.VisionModel) -> None:
     )
 
 
+def pyramids(_: vitrail.VisionModel) -> None:
+    """Two creatures, and one on a photograph of a kind that the model has never seen, asked of the bestiary's Swin."""
+    swin, methods = vitrail.load("bestiary/swin"), "gradcam,gae,complete"
+    scene = Image.fromarray(render(PAIR, 96).image)
+    keep(vitrail.compare(swin, scene, list(PAIR.labels), methods=methods).plot(), "compare-swin")
+    drawn, photo = render(SINGLE, 96), np.array(square(data.coffee()).resize((96, 96), Image.Resampling.BICUBIC))
+    photo[drawn.creatures[0].mask] = drawn.image[drawn.creatures[0].mask]
+    found = vitrail.compare(swin, Image.fromarray(photo), SINGLE.labels[0], methods=methods)
+    keep(found.plot(), "compare-swin-photo")
+
+
+def words(_: vitrail.VisionModel) -> None:
+    """A map for each content word that the bestiary's captioner writes about two creatures."""
+    captioner, scene = vitrail.load_vlm("bestiary/captioner"), Image.fromarray(render(PAIR, 96).image)
+    keep(vitrail.explain_generation(captioner, scene, "what is in the picture?").plot(), "words")
+
+
 def moved(model: vitrail.VisionModel) -> None:
     """Attention transfer from the cat to the coffee."""
     keep(draw_transfer(transfer(model, side_by_side(data.chelsea(), data.coffee()), "tabby", "espresso")), "transfer")
@@ -151,6 +168,8 @@ PICTURES: dict[str, Callable[[vitrail.VisionModel], None]] = {
     "compare": compare,
     "compare-classes": compare_classes,
     "compare-bestiary": compare_bestiary,
+    "pyramids": pyramids,
+    "words": words,
     "transfer": moved,
     "guide": guided,
     "detail": details,

@@ -3,6 +3,7 @@
 Each of its chapters asks one thing of a scene of the bestiary and draws the answer.
 """
 
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,9 @@ CHIMERA = sample_scene("chimera", seed=5, species=("lindle", "skarn"))
 # Of all questions about siblings the clearest: the difference of the two logits, with LayerNorm's normaliser constant.
 DETAIL = {"objective": "difference", "gradient": "libra"}
 
+CAPTION = "what is in the picture?"
+CAN_WRITE = importlib.util.find_spec("transformers") is not None
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -59,7 +63,7 @@ def write_demo(
     output = writable_folder(folder)
     model, mistaught = load("bestiary"), load("bestiary/label-errors")
     parts = []
-    steps = 1 if quick else 5
+    steps = 1 if quick else 5 + CAN_WRITE
     for chapter in islice(chapters(model, mistaught, output), 1 if quick else None):
         parts.append(chapter)
         report("drawing pictures", len(parts), steps)
@@ -85,11 +89,12 @@ def write_demo(
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture of the page, with the words that stand below it and those for who cannot see it."""
+    """One picture of the page, the words below it and those for who cannot see it, and a page that it leads to."""
 
     file: str
     caption: str
     alt: str
+    leads_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def chapters(model: VisionModel, mistaught: VisionModel, folder: Path) -> Iterat
     yield _single(model, folder)
     yield _siblings(model, folder)
     yield _errors(model, mistaught, folder)
+    if CAN_WRITE:
+        yield _words(folder)
 
 
 def tiles(model: VisionModel, folder: Path) -> Iterator[Tile]:
@@ -213,6 +220,27 @@ def _errors(model: VisionModel, mistaught: VisionModel, folder: Path) -> Chapter
             "model's does not. In ImageNet the same question uncovered that pictures labelled kite show bald eagles.",
         ),
         tuple(figures),
+    )
+
+
+def _words(folder: Path) -> Chapter:
+    # Its libraries are no part of every installation.
+    from vitrail.generation import explain_generation, load_vlm
+    from vitrail.plotting.generation import generation_page
+
+    ex = explain_generation(load_vlm("bestiary/captioner"), _seen(PAIR), CAPTION)
+    ex.plot(folder / "words.png")
+    with atomic_write(folder / "words.html") as file:
+        file.write(generation_page(ex).encode())
+    return Chapter(
+        "Why that word?",
+        (
+            f"A small vision-language model was asked “{CAPTION}” and wrote: {ex.answer}. Each word has a map of its "
+            "own, and a share of the evidence that lies on the image; the rest lies on the question and on the words "
+            "before it. The picture leads to a page on which every word can be pointed at, and two held against each "
+            "other.",
+        ),
+        (Figure("words.png", repr(ex), "A map for each word of the answer", "words.html"),),
     )
 
 

@@ -66,16 +66,14 @@ def load_vlm(
         ...
         vitrail.errors.UnknownModelError: hf/no/such-folder/here is no folder, nor an id of the form owner/name
     """
-    if name == "bestiary/captioner":
-        try:
-            module, processor = import_module("vitrail.bestiary.captioner").load()
-        except ModuleNotFoundError as error:
-            raise UnknownModelError(f"{name} is not part of this installation of Vitrail") from error
-        return VisionLanguageModel(module.to(device, dtype).eval(), processor, name)
     try:
         import transformers
     except ImportError as error:
         raise missing_package("transformers", "hf") from error
+    if name == "bestiary/captioner":
+        with quietly():
+            module, processor = import_module("vitrail.bestiary.captioner").load()
+        return VisionLanguageModel(module.to(device, dtype).eval(), processor, name)
     name = name.removeprefix("hf/")
     local = Path(name).is_dir()
     if not local and (not name or name.count("/") > 1 or name.startswith((".", "/", "~"))):
