@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from vlm_families import ANSWER, VLMS
 
@@ -135,6 +137,19 @@ def test_the_file_gives_back_every_number(explained: GenerationExplanation, tmp_
     damaged.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ExplanationFileError):
         GenerationExplanation.load(damaged)
+    with safe_open(path, framework="pt") as file:
+        text, tensors = file.metadata(), load_file(path)
+    for changed in (
+        {"text_scores": torch.full_like(tensors["text_scores"], torch.nan)},
+        {"image_scores.0": torch.zeros(ANSWER, 0, 4)},
+        {"image_scores.2": torch.zeros(ANSWER, 4, 4)},
+        {"pictures.0": torch.zeros(4, 4, 3)},
+        {"target": tensors["target"] + 100},
+        {"more": torch.zeros(1)},
+    ):
+        save_file({**tensors, **changed}, damaged, metadata=text)
+        with pytest.raises(ExplanationFileError, match=next(iter(changed))):
+            GenerationExplanation.load(damaged)
 
 
 def test_words_are_their_tokens_together(explained: GenerationExplanation) -> None:

@@ -324,8 +324,37 @@ def _fields(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str,
         while f"{name}.{len(parts)}" in tensors:
             parts.append(tensors[f"{name}.{len(parts)}"])
         found[name] = tuple(parts) or None
+    _check_numbers(tensors, found)
     for name in ("target", "against"):
         ids, vocabulary = found[name], found["logits"].shape[-1]
         if ids is not None and (ids.is_floating_point() or bool(((ids < 0) | (ids >= vocabulary)).any())):
             raise ValueError(f"{name} names no token of {vocabulary}")
     return found
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
+    """Refuses numbers that no explanation holds, and a file may.
+
+    Raises:
+        ValueError: naming them.
+    """
+    for name, tensor in tensors.items():
+        kind, _, number = name.partition(".")
+        if kind in ("image_scores", "text_scores", "grounding", "logits"):
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} are {tensor.dtype}")
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} hold NaN or infinity")
+        elif kind == "pictures":
+            if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[2] != 3:
+                raise ValueError(f"{name} is {tensor.dtype} of {tuple(tensor.shape)}, expected colours of uint8")
+        elif name not in _TENSORS:
+            raise ValueError(f"it holds {name}, which is unknown")
+        if not tensor.numel() or (number and int(number) >= len(found[kind] or ())):
+            raise ValueError(f"{name} is empty, or the one before it is missing")
+    maps, pictures = found["image_scores"], found["pictures"]
+    if maps is None or (pictures is not None and len(pictures) != len(maps)):
+        raise ValueError(f"there are {len(maps or ())} maps and {len(pictures or ())} pictures")
+    outside = [one for one in found["positions"] if not 0 < one < len(found["sequence"])]
+    if outside:
+        raise ValueError(f"positions {outside} are outside of a sequence of {len(found['sequence'])}")
