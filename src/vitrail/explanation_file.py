@@ -79,6 +79,8 @@ def fields_of(text: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: for an entry of another kind.
     """
+    if "kind" in text:
+        raise ValueError("it is of generated words, which GenerationExplanation.load reads")
     names, guided = text["class_names"], text.get("guided", [])
     fields = {key: text[key] for key in ("method", "objective", "signed")}
     for key, value, kind in (

@@ -24,6 +24,7 @@ from vitrail.errors import (
     UnsupportedAttentionError,
     UnsupportedOperationError,
 )
+from vitrail.explanation import Explanation
 from vitrail.generation import GenerationExplanation, VisionLanguageModel, explain_generation
 
 
@@ -133,6 +134,8 @@ def test_the_file_gives_back_every_number(explained: GenerationExplanation, tmp_
     assert all(torch.equal(getattr(back, name), getattr(explained, name)) for name in ("text_scores", "logits"))
     assert (back.tokens, back.roles, back.question(1)) == (explained.tokens, explained.roles, explained.question(1))
     assert back.save(tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    with pytest.raises(ExplanationFileError, match="GenerationExplanation.load reads"):
+        Explanation.load(path)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ExplanationFileError):
