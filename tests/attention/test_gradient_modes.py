@@ -94,3 +94,14 @@ def test_gim_sees_a_score_that_has_won_its_row():
     assert found[0, 0] > 10 * (torch.softmax(scores, -1)[0, 0] * (1 - torch.softmax(scores, -1)[0, 0]))
     assert not softened_backward(torch.zeros(1, 3), torch.ones(1, 3)).any()  # every key is masked
     assert F.gelu not in gim_rules()
+
+
+@pytest.mark.parametrize(("rule", "options"), [(F.layer_norm, {"normalized_shape": (6,)}), (F.gelu, {}), (F.silu, {})])
+def test_what_comes_out_may_be_changed_in_place(rule, options):
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    flows = []
+    for change in (Tensor.mul, Tensor.mul_):
+        first = x.clone().requires_grad_()
+        output = change(libra_rules()[rule](first, **options), 3)
+        flows.append(torch.autograd.grad(output.square().sum(), [first])[0])
+    assert torch.equal(*flows)

@@ -78,7 +78,8 @@ class _HeldDeviation(Function):
     def forward(ctx, input: Tensor, output: Tensor, scale: Tensor, weight: Tensor | None, dims: int, centred: bool):
         ctx.save_for_backward(scale, weight)
         ctx.dims, ctx.centred = tuple(range(-dims, 0)), centred
-        return output.view_as(output)
+        ctx.mark_dirty(output)  # given out as it is, and no view, so that the model may change it in place
+        return output
 
     @staticmethod
     def backward(ctx, *grads: Any):
@@ -101,7 +102,8 @@ class _HeldGate(Function):
     @staticmethod
     def forward(ctx, input: Tensor, output: Tensor, gate: Tensor):
         ctx.save_for_backward(gate)
-        return output.view_as(output)
+        ctx.mark_dirty(output)  # given out as it is, and no view, so that the model may change it in place
+        return output
 
     @staticmethod
     def backward(ctx, *grads: Any):
