@@ -126,7 +126,9 @@ class Walk:
 class Family:
     """`walk(walk, T)` gives the row at the grid's tokens; `grid` is the finest that attention looks at.
 
-    `head_axis` is that of attention in five dimensions, `last` the last call that joins tokens.
+    `head_axis` is that of attention in five dimensions, `last` the last call that joins tokens; `heads` is given where
+    the first dimension counts them, too. `literal` gives the module whose softmax is its attention, where its own has
+    none.
     """
 
     make: Callable[[], nn.Module]
@@ -134,6 +136,8 @@ class Family:
     grid: Grid
     size: Grid = (32, 32)
     head_axis: int = 1
+    heads: int = 1
+    literal: Callable[[nn.Module], nn.Module] = lambda module: module
     last: int = -1
     seed: int = 0
     slow: bool = False
@@ -171,7 +175,7 @@ def reference_maps(
     gradient: str = "full",
 ) -> dict[str, Tensor]:
     """The maps of all methods in float64, attentions before `first` left out; the module is changed to it."""
-    captured = reference.capture(module, images, gradient)
+    captured = reference.capture(family.literal(module.double()), images, gradient)
     scalar = captured.logits[:, target].sum()
     gradients = captured.gradients(scalar if against is None else scalar - captured.logits[:, against].sum())
     leaves = family.grid[0] * family.grid[1]
@@ -180,6 +184,8 @@ def reference_maps(
     for method, rule in RULES.items():
         parts = []
         for a, g in zip(captured.maps, gradients, strict=True):
+            if family.heads > 1 or a.dim() == 3:
+                a, g = (one.unflatten(0, (-1, family.heads)) for one in (a, g))
             axis = family.head_axis if a.dim() == 5 else 1
             parts.append(rule(a, g).mean(axis).flatten(0, -3).detach())
         raw = method == "raw"

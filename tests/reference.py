@@ -60,7 +60,9 @@ def capture(module: nn.Module, images: Tensor, gradient: str = "full") -> Captur
             written_out.append(keep(softened(self)))
             return written_out[-1]
         result = tensor_softmax(self, dim, *args, **kwargs)
-        return keep(result) if result.dim() == 4 else result
+        return (
+            keep(result) if result.dim() >= 4 or (result.dim() == 3 and result.shape[1] == result.shape[2]) else result
+        )
 
     def matmul(a, b):
         return plain_matmul(a, halved(b) if any(a is one for one in written_out) else b)

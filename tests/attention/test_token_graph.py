@@ -309,6 +309,16 @@ def blurred_scores(x: torch.Tensor) -> torch.Tensor:
     return x + (scores.softmax(-1) @ x[:, None])[:, 0]
 
 
+def read_by_columns(x: torch.Tensor) -> torch.Tensor:
+    attention = (x @ x.transpose(1, 2))[:, None].softmax(-1)
+    return x + (x.transpose(1, 2)[:, None] @ attention)[:, 0].transpose(1, 2)
+
+
+def read_twice(x: torch.Tensor) -> torch.Tensor:
+    attention = x[:, None].softmax(-1)  # of queries alone: what it looks at is told by what it is multiplied with
+    return x + (attention @ x[:, None, :8] + attention @ x[:, None, 8:])[:, 0]
+
+
 def product(x: torch.Tensor) -> torch.Tensor:
     return torch.cumprod(x, 1)
 
@@ -326,6 +336,8 @@ def in_one_sequence(x: torch.Tensor) -> torch.Tensor:
         (each_with_those_before, UnsupportedAttentionError, "cumsum joins every token with those before it"),
         (added_up, UnsupportedAttentionError, "index_put adds tokens up"),
         (blurred_scores, UnsupportedAttentionError, "attention scores are joined by avg_pool2d"),
+        (read_by_columns, UnsupportedAttentionError, "reads its values from other tokens than its keys"),
+        (read_twice, UnsupportedAttentionError, "attention 1 reads values of several sets of tokens"),
         (product, UnsupportedAttentionError, "the operation cumprod, which has no rule"),
         (in_one_sequence, PackedBatchError, "joins tokens of several images of a batch"),
     ],
@@ -335,6 +347,17 @@ def test_what_cannot_be_followed_is_refused_by_name(between, kind, message):
     enliven(module)
     with pytest.raises(kind, match=message):
         trace_graph(module, FAMILIES["swin"].images()[..., :16, :16].float())
+
+
+@pytest.mark.parametrize("method", ["complete", "rollout", "raw"])
+def test_a_softmax_over_no_tokens_is_refused_by_every_method(method):
+    def shared_out(x: torch.Tensor) -> torch.Tensor:
+        return (x + x.reshape(len(x), 1, 4, 32).softmax(-1).reshape(x.shape))[:, ::2]
+
+    module = Mixed(shared_out).eval()
+    enliven(module)
+    with pytest.raises(UnsupportedAttentionError, match="attention 1, a softmax over scores that are not made of"):
+        explained(vitrail.wrap(module), FAMILIES["swin"].images()[..., :16, :16].float(), method=method)
 
 
 def test_a_choice_between_tokens_is_of_both():
@@ -386,6 +409,13 @@ def test_a_refusal_says_what_was_in_the_way():
     enliven(module)
     with pytest.raises(MovingTokensError, match=r"nor can its tokens be followed: .* cumprod"):
         explained(vitrail.wrap(module), FAMILIES["swin"].images()[..., :16, :16].float())
+
+
+def test_linear_attention_has_no_softmax_to_soften():
+    with pytest.raises(UnsupportedAttentionError, match='"gim" softens the softmax of attention, and attention 0 is'):
+        explained(
+            vitrail.wrap(FAMILIES["efficientvit"].build()), FAMILIES["efficientvit"].images(1).float(), gradient="gim"
+        )
 
 
 def test_a_method_that_follows_no_tokens_names_those_that_do():

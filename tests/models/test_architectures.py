@@ -327,7 +327,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, type[ModelError], str]
     "Hiera": (
         lambda: hugging_face("HieraForImageClassification", image_size=[64, 64], embed_dim=16, depths=[1, 1, 2, 1],
             num_heads=[1, 2, 4, 8], mask_unit_size=[4, 4], num_labels=CLASSES),
-        images(1), NoAttentionError, "5 dimensions: attention within windows",
+        images(1), UnsupportedAttentionError, "5 dimensions: attention within windows",
     ),
     "Swin": (
         lambda: hugging_face("SwinForImageClassification", image_size=64, patch_size=4, embed_dim=8, depths=[1, 1],
@@ -455,7 +455,7 @@ TIMM_SERVED = [
 ]
 TIMM_REFUSED = {
     "cait_xxs24_224": r"1 token\(s\) join after the blocks",
-    "volo_d1_224": r"1 token\(s\) join after the blocks",
+    "volo_d1_224": "5 dimensions: attention within windows",
     "xcit_nano_12_p16_224": "attention among channels does",
     "levit_128s": "queries are fewer than keys",
     "pvt_v2_b0": "keys are fewer than queries",
@@ -474,7 +474,8 @@ TIMM_REFUSED = {
     "vit_small_patch16_18x2_224": "blocks stand side by side",
     "mobilevitv2_050": "already the first attention reads the tokens by fewer queries",
     "coat_tiny": "attention that is factorised",
-    "efficientvit_b0": "products of activations without a softmax: linear attention",
+    "efficientvit_b0": "the number of tokens changes between attentions",
+    "bat_resnext26ts": "products of activations without a softmax: linear attention",
     "regnetz_d8_evos": "it looks like a convolutional network",
 }
 

@@ -144,10 +144,12 @@ def test_a_grid_that_was_guessed_from_a_convolution_gives_way_to_the_one_that_th
     assert (layout.rows, layout.cols, layout.prefix) == (ROWS, COLS, 0)
 
 
-def test_an_order_that_overlapping_patches_hide_is_refused():
-    module = build(ConvolutionalStem, blocks_of_four())
+def test_an_order_that_overlapping_patches_hide_is_found_by_following_the_tokens_or_refused():
+    plain, module = build(ConvolutionalStem), build(ConvolutionalStem, blocks_of_four())
+    expected, found = (vitrail.explain(m, images(2), 2).scores for m in (plain, module))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(LayoutError, match=r"24 tokens.*taken for 4×6 patches.*both grid=\(rows, columns\) and prefix="):
-        vitrail.explain(module, images())
+        vitrail.explain(module, images(), method="gmar_l1")
     # Whoever knows better says so; the look is then overruled.
     assert vitrail.explain(vitrail.wrap(module, grid=(4, 6), prefix=0), images()).scores.shape == (1, 4, 6)
 
@@ -267,8 +269,17 @@ class SummaryOfTheImage(Plain):
 def test_a_prefix_never_carries_the_image(attention):
     with pytest.raises(LayoutError, match="48 tokens.*48 carry the image, but they lie over 24 .*places.*video"):
         vitrail.explain(build(FramesInChannels, attention=attention), torch.randn(1, 6, ROWS * PATCH, COLS * PATCH))
+    module = build(SummaryOfTheImage, attention=attention)
     with pytest.raises(LayoutError, match="25 tokens of a 32×48 image.*carry the image"):
-        vitrail.explain(build(SummaryOfTheImage, attention=attention), images())
+        vitrail.explain(module, images(), method="gmar_l1")
+    # Where tokens are followed, the relevance of the mean is every patch's in equal parts.
+    found, patches = (
+        vitrail.explain(vitrail.wrap(module, **given), images(), 2, compete=False, gradient="full").scores
+        for given in ({}, {"grid": (ROWS, COLS), "prefix": 1})
+    )
+    of_the_mean = found - patches
+    torch.testing.assert_close(of_the_mean, of_the_mean.mean().expand_as(of_the_mean), rtol=1e-3, atol=1e-7)
+    assert abs(float(of_the_mean.mean())) > 1e-6
 
 
 class NeighboursMixed(Plain):
@@ -515,7 +526,7 @@ class PoolsPatches(Plain):
 @pytest.mark.parametrize(
     ("kind", "error", "reason"),
     [
-        (FiveDimensions, NoAttentionError, "a softmax over .*5 dimensions: attention within windows"),
+        (FiveDimensions, UnsupportedAttentionError, "a softmax over .*5 dimensions: attention within windows"),
         (FactorisedAttention, NoAttentionError, r"softmax over dimension 1 of \(1, 24, 24\):.*factorised"),
         (LinearAttention, NoAttentionError, "products of activations without a softmax: linear attention"),
         (SqueezeExcite, NoAttentionError, "it has no attention: it looks like a convolutional network"),

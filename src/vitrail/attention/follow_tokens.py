@@ -9,20 +9,18 @@ rule is refused by name.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from operator import mul
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import UnsupportedAttentionError
-from .token_grids import between, boxes, one_channel, windows
-from .tokens import MIXED, NONE, Tokens, once, varying
+from ..errors import PackedBatchError, UnsupportedAttentionError
+from .labels import Labels, once
+from .token_grids import between, boxes, one_channel, overlaps, windows
+from .tokens import MIXED, NONE, OF_VALUES, Tokens
 
 __all__ = ["TokenFollower"]
 
@@ -69,41 +67,6 @@ _VIEWS = {"as_strided", "squeeze", "unsqueeze", "transpose", "t", "swapaxes", "r
 # fmt: on
 
 
-@dataclass
-class _Marked:
-    """The labels of a storage's elements, in their order, in any number of dimensions."""
-
-    storage: StorageWeakRef
-    labels: list[Tensor]
-
-    def view(self, tensor: Tensor) -> list[Tensor]:
-        """Returns the labels of a tensor that lies in the storage."""
-        return [_labels_of(one, tensor) for one in self.labels]
-
-
-def _labels_of(stored: Tensor, tensor: Tensor) -> Tensor:
-    """The labels of a tensor, given those of its storage; no more of them are written out than its shape asks for."""
-    while True:
-        sizes, strides = stored.shape, [stored.shape[at + 1 :].numel() for at in range(stored.dim())]
-        ends = [tensor.storage_offset() // step % size for step, size in zip(strides, sizes, strict=True)]
-        start = stored.storage_offset() + sum(map(mul, ends, stored.stride()))
-        steps = []
-        for size, step in zip(tensor.shape, tensor.stride(), strict=True):
-            if size <= 1 or step == 0:
-                steps.append(0)
-                continue
-            at = next(at for at, one in enumerate(strides) if one <= step and step % one == 0)
-            steps.append(stored.stride(at) * (step // strides[at]))
-            ends[at] += (size - 1) * (step // strides[at])
-        # A step along one dimension must not lead on into the one before it; then the two have to be one.
-        over = next((at for at in reversed(range(len(sizes))) if ends[at] >= sizes[at]), None)
-        if over is None:
-            return stored.as_strided(tensor.shape, steps, start)
-        kept = (step or at in (over - 1, over) for at, step in enumerate(stored.stride()))
-        flat = stored[tuple(slice(None if one else 1) for one in kept)].flatten(over - 1, over)
-        stored = flat.expand(*sizes[: over - 1], -1, *sizes[over + 1 :])
-
-
 class TokenFollower(TorchDispatchMode):
     """Within the block, labels follow the tokens of `image`, a batch that must keep its images apart.
 
@@ -117,8 +80,7 @@ class TokenFollower(TorchDispatchMode):
         self.tokens = Tokens()
         self.notes: dict[str, None] = {}
         self.resting = False
-        self._marked: dict[int, _Marked] = {}
-        self._room = 64
+        self._labels = Labels()
         images, _, height, width = image.shape
         place = torch.arange(images * height * width, dtype=torch.float64)
         within = place.remainder(height * width)
@@ -144,40 +106,11 @@ class TokenFollower(TorchDispatchMode):
         """Returns the labels of a tensor: one tensor of its shape, or of scores two (query, key); None where it
         has none.
         """
-        marked = self._find(tensor)
-        return None if marked is None else marked.view(tensor)
+        return self._labels.of(tensor)
 
     def mark(self, tensor: Tensor, *labels: Tensor) -> None:
         """Gives a tensor its labels; what views share its storage have them, too."""
-        if not tensor.numel():
-            return
-        storage = tensor.untyped_storage()
-        size, marked = storage.nbytes() // tensor.element_size(), self._find(tensor)
-        if marked is None or len(marked.labels) != len(labels):
-            nothing = torch.zeros((), dtype=torch.float64, device=tensor.device).expand(size)
-            marked = self._marked[storage._cdata] = _Marked(StorageWeakRef(storage), [nothing] * len(labels))
-        given = [one.double().expand(tensor.shape) for one in labels]
-        order = sorted((at for at, one in enumerate(tensor.shape) if one > 1), key=lambda at: -tensor.stride(at))
-        order += [at for at, one in enumerate(tensor.shape) if one <= 1]
-        ordered = tensor.permute(order)
-        if tensor.numel() == size and ordered.is_contiguous():
-            marked.labels = [varying(one.permute(order)) for one in given]
-        else:
-            for part, one in zip(self._written_out(tensor), given, strict=True):
-                part.copy_(one)
-        if len(self._marked) > self._room:
-            self._marked = {key: one for key, one in self._marked.items() if not one.storage.expired()}
-            self._room = 2 * len(self._marked) + 64
-
-    def _find(self, tensor: Tensor) -> _Marked | None:
-        marked = self._marked.get(tensor.untyped_storage()._cdata)
-        return None if marked is None or marked.storage.expired() else marked
-
-    def _written_out(self, tensor: Tensor) -> list[Tensor]:
-        """The labels of a tensor that has some, one for each element, to be changed in place."""
-        marked = self._marked[tensor.untyped_storage()._cdata]
-        marked.labels = [one.clone(memory_format=torch.contiguous_format).view(-1) for one in marked.labels]
-        return marked.view(tensor)
+        self._labels.mark(tensor, *labels)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -187,7 +120,7 @@ class TokenFollower(TorchDispatchMode):
         if self.resting:
             return result
         with self.rest():
-            if any(self._find(one) is not None and not _keeps_all(func, one) for one in _tensors((args, kwargs))):
+            if any(self._labels.has(one) and not _keeps_all(func, one) for one in _tensors((args, kwargs))):
                 self._follow(func, args, kwargs, result)
         return result
 
@@ -225,6 +158,8 @@ class TokenFollower(TorchDispatchMode):
             self._pool(plain, args, first)
         elif plain in ("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"):
             self._adaptive_pool(plain, args[0], first)
+        elif plain == "col2im":
+            self.mark(first, overlaps(self.tokens, self._of_tokens(args[0], name), *args[1:]).expand(first.shape))
         elif plain in _RESAMPLING:
             self._resample(plain, func, args, kwargs, first)
         elif plain in _REDUCING:
@@ -239,7 +174,7 @@ class TokenFollower(TorchDispatchMode):
         chosen = [
             one
             for one in _tensors((args, kwargs))
-            if not one.is_floating_point() and self._find(one) and not _keeps_all(func, one)
+            if not one.is_floating_point() and self._labels.has(one) and not _keeps_all(func, one)
         ]
         name = func.overloadpacket.__name__
         if chosen and name.rstrip("_") != "where":
@@ -272,7 +207,7 @@ class TokenFollower(TorchDispatchMode):
             if name.endswith("_"):  # in place: the labels lie where the result's do
                 if self.labels(result) is None:
                     self.mark(result, *(torch.zeros(()) for _ in range(depth)))
-                swapped[0] = self._written_out(result)[number]
+                swapped[0] = self._labels.written_out(result)[number]
                 func(*swapped, **kwargs)
             else:
                 self._mark_part(result, number, depth, func(*swapped, **kwargs))
@@ -312,11 +247,21 @@ class TokenFollower(TorchDispatchMode):
         parts = []
         for number in range(depth):
             sides = [one[number].expand(result.shape) for one in found if len(one) > number]
+            if number == 1 and len(sides) > 1:
+                sides = self._one_set_of_keys([one[0].expand(result.shape) for one in found if len(one) > 1], sides)
             total = sides[0]
             for side in sides[1:]:
                 total = self._join(total, side, name)
             parts.append(total)
         return parts
+
+    def _one_set_of_keys(self, written: list[Tensor], keys: list[Tensor]) -> list[Tensor]:
+        """The keys of attention probabilities that are added up, where some tell what those of the others are."""
+        told = [one for one in keys if not _of_values(one)]
+        for of, one in zip(written, keys, strict=True):
+            if told and _of_values(one):
+                self._close(of, one, told[0][..., 0, :])
+        return told or keys
 
     def _join(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         """The label of every element of a sum or product of two."""
@@ -352,14 +297,17 @@ class TokenFollower(TorchDispatchMode):
                 self.mark(result, *(one[..., None].expand(result.shape) for one, _ in sides))
                 return
             self.mark(result, lefts[0][..., :1].expand(result.shape))
-            self._check_keys(lefts[1], rights)
+            self._check_keys(lefts, rights)
             return
         if rights is not None and len(rights) == 2:
             self.mark(result, rights[0][..., :1, :].expand(result.shape))
+            turned = None if lefts is None else [one.transpose(-1, -2) for one in lefts]
+            self._check_keys([one.transpose(-1, -2) for one in rights], turned)
             return
         rows = None if lefts is None else self._contract(lefts[0])
         columns = None if rights is None else self._contract(rights[0].transpose(-1, -2))
         if rows is not None and columns is not None:
+            self._check_images(rows[0], columns[0])
             mixed = bool((rows[0] == MIXED).any() or (columns[0] == MIXED).any())
             if rows[1] and columns[1] and not mixed:
                 self.mark(
@@ -374,6 +322,14 @@ class TokenFollower(TorchDispatchMode):
             assert rights is not None
             self.mark(result, self.tokens.merge(rights[0].transpose(-1, -2))[..., None, :].expand(result.shape))
 
+    def _check_images(self, rows: Tensor, columns: Tensor) -> None:
+        """Refuses a product of what is made of one image with what is made of another."""
+        image = self.tokens.of("image")
+        row, column = (image[one.clamp(min=0).long().cpu()] for one in (once(rows), once(columns)))
+        joined = row[..., :, None] != column[..., None, :]
+        if bool((joined & (row[..., :, None] >= 0) & (column[..., None, :] >= 0)).any()):
+            raise PackedBatchError("the model multiplies tokens of several images of a batch with each other")
+
     def _contract(self, labels: Tensor) -> tuple[Tensor, bool]:
         """The label along the last dimension, and whether there is but one."""
         shape, labels = labels.shape[:-1], once(labels)
@@ -383,13 +339,24 @@ class TokenFollower(TorchDispatchMode):
         mixed = (labels == MIXED).any(dim=-1)
         return torch.where(mixed, MIXED, torch.where(low.isinf(), NONE, high)).expand(shape), alone
 
-    def _check_keys(self, keys: Tensor, values: list[Tensor] | None) -> None:
+    def _check_keys(self, attention: list[Tensor], values: list[Tensor] | None) -> None:
+        """Refuses probabilities that are multiplied with other tokens than their keys; which may say what these are."""
         if values is None or len(values) != 1:
             raise UnsupportedAttentionError("attention probabilities are multiplied with what carries no tokens")
-        value, alone = self._contract(values[0])
-        key = keys[..., 0, :]
+        (value, alone), (written, key) = self._contract(values[0]), attention
+        if alone and _of_values(key):
+            self._close(written, key, value)
+            return
+        key = key[..., 0, :]
         if not alone or bool(((value != key) & (value != NONE) & (key != NONE)).any()):
             raise UnsupportedAttentionError("attention reads its values from other tokens than its keys")
+
+    def _close(self, written: Tensor, key: Tensor, values: Tensor) -> None:
+        """Says of an attention whose keys are not known what they are: the tokens of the values."""
+        call = int(OF_VALUES - key[(0,) * key.dim()])
+        leading = written.shape[:-2]
+        asked, found = written[..., 0], values.expand(*leading, values.shape[-1])
+        self.tokens.close(call, *(one.reshape(-1, one.shape[-1]).cpu() for one in (asked, found)))
 
     def _convolve(self, args: tuple, result: Tensor) -> None:
         given, weight, stride, padding, dilation, transposed = args[0], args[1], args[3], args[4], args[5], args[6]
@@ -397,8 +364,6 @@ class TokenFollower(TorchDispatchMode):
         labels = self.labels(given)
         if labels is None or self.labels(weight) is not None:
             raise UnsupportedAttentionError("a convolution whose weights are made of tokens has no rule")
-        if transposed:
-            raise UnsupportedAttentionError("a transposed convolution moves the tokens, which has no rule")
         kernel = tuple(weight.shape[2:])
         if len(labels) == 2:
             if kernel != (1, 1) or any(bool((one != one[:, :1]).any()) for one in labels):
@@ -406,7 +371,11 @@ class TokenFollower(TorchDispatchMode):
             self.mark(result, *(one[:, :1].expand(result.shape) for one in labels))  # heads are mixed, token by token
             return
         (found,) = labels
-        if result.dim() == 3:
+        if transposed:
+            if result.dim() != 4:
+                raise UnsupportedAttentionError("a transposed convolution that is not over two dimensions has no rule")
+            self.mark(result, self._spread(found, kernel, stride, padding, dilation, result).expand(result.shape))
+        elif result.dim() == 3:
             at = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
             self.mark(result, self._slide(found[:, :, None], *at, result[:, :, None])[:, :, 0].expand(result.shape))
         elif result.dim() == 5:
@@ -427,6 +396,17 @@ class TokenFollower(TorchDispatchMode):
                 self.notes[LOCAL] = None
             return grid
         return windows(self.tokens, grid, kernel, stride, padding, dilation, size)
+
+    def _spread(
+        self, labels: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
+    ) -> Float[Tensor, "images 1 rows cols"]:
+        """The labels of a transposed convolution: a place is made of the tokens whose kernels lie over it."""
+        grid = one_channel(self.tokens, labels)
+        rows, cols = grid.shape[-2:]
+        apart = grid.new_zeros(len(grid), 1, (rows - 1) * stride[0] + 1, (cols - 1) * stride[1] + 1)
+        apart[:, :, :: stride[0], :: stride[1]] = grid
+        around = [gap * (extent - 1) - margin for gap, extent, margin in zip(dilation, kernel, padding, strict=True)]
+        return self._slide(apart, kernel, (1, 1), around, dilation, result)
 
     def _pool(self, name: str, args: tuple, result: Tensor) -> None:
         labels = self._of_tokens(args[0], name)
@@ -468,15 +448,24 @@ class TokenFollower(TorchDispatchMode):
         return labels[0]
 
     def _reduce(self, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-        labels, target = self._of_tokens(args[0], name), next(iter(_tensors(result)))
-        shape = labels.shape
-        given = once(labels)
+        target, shape = next(iter(_tensors(result))), args[0].shape
         at = 2 if name in ("norm", "linalg_vector_norm") else 1
         dims = args[at] if len(args) > at else kwargs.get("dim")
         dims = (
             list(range(len(shape))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
         )
         dims = [one % len(shape) for one in dims]
+        scores = self.labels(args[0])
+        if scores is not None and len(scores) == 2 and dims == [len(shape) - 1]:
+            self.mark(target, scores[0][..., 0].reshape(target.shape))  # what probabilities of a query are divided by
+            return
+        given = once(self._of_tokens(args[0], name))
+        if name == "sum" and len(dims) == 1 and self.tokens.side_by_side(given.movedim(dims[0], 0)):
+            total, *others = given.movedim(dims[0], 0)
+            for one in others:
+                total = self._join(total, one, "add")
+            self.mark(target, total.expand([n for at, n in enumerate(shape) if at != dims[0]]).reshape(target.shape))
+            return
         kept = [one for one in range(len(shape)) if one not in dims]
         rows = given.permute(*kept, *dims).reshape(*[given.shape[one] for one in kept], -1)
         found = self.tokens.merge(rows).expand([shape[one] for one in kept]).reshape(target.shape)
@@ -488,6 +477,11 @@ class TokenFollower(TorchDispatchMode):
 def _keeps_all(func: Any, choice: Tensor) -> bool:
     """Whether a tensor that was read from the image says that everything is kept, which moves nothing."""
     return func.overloadpacket.__name__ == "index" and choice.dtype == torch.bool and bool(choice.all())
+
+
+def _of_values(key: Tensor) -> bool:
+    """Whether the keys of probabilities are those of the values."""
+    return bool((once(key) <= OF_VALUES).all())
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import MovingTokensError, PackedBatchError, TrainingModeError
+from ..errors import MovingTokensError, PackedBatchError, TrainingModeError, UnsupportedAttentionError
 from .calls import AnyCall, AttentionCall, from_scaled_dot_product
 from .gradient_modes import GradientMode, gim_rules, half_of_gradient, holds_attention, libra_rules, linear
 
@@ -107,6 +107,10 @@ class AnyAttention(Protocol):
         """Returns the output of attention over the last two dimensions."""
         ...
 
+    def normalise_any(self, scores: Float[Tensor, "*groups queries keys"]) -> Float[Tensor, "*groups queries keys"]:
+        """Returns the probabilities of attention that a model writes out in more than four dimensions."""
+        ...
+
 
 @runtime_checkable
 class Visitor(Protocol):
@@ -151,6 +155,8 @@ class Tap(TorchFunctionMode):
         self.attention_calls = 0
         self.other_softmax: list[tuple[tuple[int, ...], int | None]] = []
         self.products = 0
+        self._ones = False
+        self._summary: tuple[Tensor, Tensor, Tensor] | None = None
         self._rules: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._attend,
             F.multi_head_attention_forward: self._multi_head,
@@ -162,6 +168,7 @@ class Tap(TorchFunctionMode):
             torch.dropout: partial(_refuse_dropout, torch.dropout),
             F.conv2d: partial(self._convolve, F.conv2d),
             torch.conv2d: partial(self._convolve, torch.conv2d),
+            F.pad: self._pad,
             **{function: partial(self._multiply, function) for function in PRODUCTS},
         }
         if layers is not None:
@@ -232,6 +239,12 @@ class Tap(TorchFunctionMode):
     def _softmax(
         self, function: Callable[..., Tensor], input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
+        if input.dim() > 4 and dim in (-1, input.dim() - 1) and isinstance(self.visitor, AnyAttention):
+            dtype = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), None)
+            output = self.visitor.normalise_any(input if dtype is None else input.to(dtype))
+            self._written_out = output if self._halves_values else None
+            self.attention_calls += 1
+            return output
         if not self._is_attention(input, dim):
             self.other_softmax.append((tuple(input.shape), dim))
             return function(input, dim, *args, **kwargs)
@@ -276,7 +289,43 @@ class Tap(TorchFunctionMode):
         self.products += sum(isinstance(one, Tensor) and one.requires_grad for one in args) > 1
         if self._written_out is not None:
             args = self._with_values_halved(args)
-        return function(*args, **kwargs)
+        if not self._ones or [one.dim() if isinstance(one, Tensor) else 0 for one in args] != [4, 4]:
+            return function(*args, **kwargs)
+        left, right = args
+        if self._summary is not None and right is self._summary[0] and bool((left >= 0).all()):
+            return self._linear_attention(left, *self._summary[1:])
+        output = function(*args, **kwargs)
+        if bool((right[..., -1] == 1).all()) and bool((left >= 0).all()):
+            self._summary = output, left, right
+        return output
+
+    def _linear_attention(
+        self,
+        query: Float[Tensor, "images heads queries width"],
+        key: Float[Tensor, "images heads width keys"],
+        value: Float[Tensor, "images heads keys value_width_and_one"],
+    ) -> Float[Tensor, "images heads queries value_width_and_one"]:
+        """Computes q (kᵀ [v, 1]), which the model will divide by its last column, with the attention in sight.
+
+        That is A = q kᵀ / Σ q kᵀ, where q and k are not negative; the softmax of the logarithm is this quotient.
+        """
+        if self._halves_values:
+            raise UnsupportedAttentionError(
+                f'gradient="gim" softens the softmax of attention, and attention {self.attention_calls} is linear and '
+                "has none; take another gradient"
+            )
+        scores = query @ key
+        scores = scores.detach() if self._constant_attention else scores
+        self._check_images(len(scores))
+        total = scores.sum(dim=-1, keepdim=True)
+        attention = self.visitor.normalise(scores.clamp(min=torch.finfo(scores.dtype).tiny).log())
+        self.attention_calls += 1
+        return torch.cat([attention @ value[..., :-1] * total, total], dim=-1)
+
+    def _pad(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Linear attention appends a column of ones to the values, whose sum its output is divided by.
+        self._ones |= kwargs.get("value", args[3] if len(args) > 3 else None) == 1
+        return F.pad(*args, **kwargs)
 
     def _with_values_halved(self, args: tuple) -> tuple:
         """The factors of A V, if it is this product, half of the gradient to V (that to A is `normalise`'s matter)."""

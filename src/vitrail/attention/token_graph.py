@@ -38,6 +38,7 @@ __all__ = [
     "join_windows",
     "part_windows",
     "rollout_row",
+    "scores_in_four_dimensions",
 ]
 
 
@@ -62,6 +63,16 @@ class Merge:
     parent: Int[Tensor, " edges"]
     weight: Float[Tensor, " edges"]
     residual: bool = False
+
+    @property
+    def total(self) -> Float[Tensor, " edges"]:
+        """Returns the sum of the weights of each edge's token where it is above one, else one.
+
+        It is above one where what attention wrote in windows that overlap is added up.
+        """
+        total = torch.zeros(int(self.child.max()) + 1, dtype=self.weight.dtype)
+        total = total.index_add_(0, self.child, self.weight)[self.child]
+        return torch.where(total > 1 + 1e-9, total, 1.0)
 
 
 Step: TypeAlias = Attend | Merge
@@ -96,6 +107,13 @@ class TokenGraph:
         return "one token" if parents == 1 else f"the mean of {parents} tokens"
 
     @property
+    def repeats(self) -> bool:
+        """Returns whether the first attention looks at several tokens of the same pixels, as those of frames are."""
+        first = next(step for step in self.steps if isinstance(step, Attend))
+        keys = first.keys.sort(dim=1).values
+        return bool(((keys[:, 1:] == keys[:, :-1]) & (keys[:, 1:] > 0)).any())
+
+    @property
     def remainder(self) -> Float[Tensor, " patches"]:
         """Returns the row at the leaves if no attention moved anything."""
         return self.identity[self.leaves.flatten()]
@@ -107,10 +125,27 @@ class TokenGraph:
         return ", ".join(f"{count} x {w} windows of {q} queries and {k} keys" for (w, q, k), count in runs)
 
     @property
-    def last(self) -> int:
-        """Returns the last call that the logits follow from."""
-        attends = (step for step in self.steps if isinstance(step, Attend))
-        return max(step.call for step in attends if bool(self.identity[step.written].any()))
+    def last(self) -> dict[int, float]:
+        """Returns the last call that the logits follow from, with what makes it a part of a mean.
+
+        The mean is that of all calls whose outputs are joined with its own: heads that a model calls one by one, or
+        attentions side by side.
+        """
+        attends = {step.call: step for step in self.steps if isinstance(step, Attend)}
+        call = torch.full((self.size,), -1)
+        for step in attends.values():
+            call[step.written] = step.call
+        last = max(step.call for step in attends.values() if bool(self.identity[step.written].any()))
+        for step in self.steps:
+            if not isinstance(step, Merge) or not bool((call[step.parent] == last).any()):
+                continue
+            child = step.child[call[step.parent] == last][0]
+            parents, weight = step.parent[step.child == child], step.weight[step.child == child]
+            others = set(call[parents].tolist())
+            looks = torch.cat([attends[one].keys.flatten() for one in others if one >= 0])
+            if -1 not in others and not bool(torch.isin(parents, looks).any()):
+                return dict.fromkeys(sorted(others), 1 / float(weight.sum()))
+        return {last: 1.0}
 
     def lines(self) -> list[str]:
         """Returns each step in words, in the order of the forward pass."""
@@ -172,14 +207,19 @@ def rollout_row(
     """
     row = like.new_zeros(len(like), graph.size)
     row[:, graph.root] = 1
+    known = {step.call for step in graph.steps if isinstance(step, Attend)} | set(graph.among_channels)
+    for layer in sorted(set(range(graph.calls)) - known):
+        raise _of_no_tokens(layer)
     counted = {step.call for step in graph.steps if isinstance(step, Attend) and step.call >= first}
     counted = counted if only is None else {only}
     elsewhere = _lead_on(graph, counted).to(row.device)
     for step in reversed(graph.steps):
         if isinstance(step, Merge):
             kept = elsewhere[step.parent] | ~elsewhere[step.child]
-            equal = halve and step.residual
-            carry(row, step, _equal_parts(step, kept, graph.size) if equal else kept.double())
+            if step.residual:
+                carry(row, step, _equal_parts(step, kept, graph.size) if halve else kept.double())
+            else:
+                carry(row, step, kept / step.total.to(row.device))
         elif bool(row[:, step.written.to(row.device)].any()):
             update = row_times_attention(graph.windows_of(row, step), layers[step.call])
             row = torch.zeros_like(row) if step.call == only else row
@@ -191,13 +231,29 @@ def _lead_on(graph: TokenGraph, counted: set[int]) -> Bool[Tensor, " tokens"]:
     """Which tokens are led on from by more than calls that do not count, such as a residual."""
     found = torch.zeros(graph.size, dtype=torch.bool)
     found[graph.leaves] = True
+    call = torch.full((graph.size,), -1)
+    looked_at: dict[int, Tensor] = {}
     for step in graph.steps:
         if isinstance(step, Attend):
             found[step.written.flatten()] = step.call in counted
-        else:
-            found[step.child[found[step.parent]]] = True
-            if step.residual:  # a class token's own, which is no token
-                found[step.child[torch.bincount(step.child)[step.child] == 1]] = True
+            call[step.written] = step.call
+            looked_at[step.call] = step.keys
+            continue
+        found[step.child[found[step.parent]]] = True
+        if not step.residual:
+            continue
+        found[step.child[torch.bincount(step.child)[step.child] == 1]] = True  # a class token's own, which is no token
+        # Behind a call that writes without a residual, its tokens are the residual of those that look at them.
+        left = ~found[step.child]
+        for number in call[step.parent[left]].unique().tolist():
+            if number >= 0:
+                child = torch.zeros(graph.size, dtype=torch.bool)
+                child[step.child[left & (call[step.parent] == number)]] = True
+                seen = torch.zeros(graph.size, dtype=torch.bool)
+                seen[looked_at[number].flatten()] = True
+                before = left & child[step.child] & seen[step.parent]
+                found[step.parent[before]] = True
+                found[step.child[before]] = True
     return found
 
 
@@ -284,10 +340,7 @@ class GraphRow:
         if self._row is None:
             raise RuntimeError("begin() comes before a backward pass")
         if layer not in self._at:
-            raise UnsupportedAttentionError(
-                f"the logits depend on attention {layer}, a softmax over scores that are not made of queries and keys "
-                f"of tokens (of positions alone, say), so the map would lack it; {OTHER_WAY}"
-            )
+            raise _of_no_tokens(layer)
         self._carry(self._at[layer] + 1)
         step = self.graph.steps[self._at[layer]]
         assert isinstance(step, Attend)
@@ -299,6 +352,13 @@ class GraphRow:
             if isinstance(step, Merge):
                 carry(self._row, step)
         self._next = min(self._next, down_to)
+
+
+def _of_no_tokens(layer: int) -> UnsupportedAttentionError:
+    return UnsupportedAttentionError(
+        f"the logits may depend on attention {layer}, a softmax over scores that are not made of queries and keys of "
+        f"tokens, so the map would lack it; {OTHER_WAY}"
+    )
 
 
 def group_dimensions(tokens: Float[Tensor, "*groups queries"]) -> tuple[int, ...]:
@@ -329,6 +389,19 @@ def in_four_dimensions(attend: Callable[[AttentionCall], Tensor], groups: Sequen
     output = attend(AttentionCall(q, k, v, None, call.causal, scale))
     spread = output.reshape(*outer, *inner, *output.shape[-2:])
     return spread.permute(torch.tensor(order).argsort().tolist())
+
+
+def scores_in_four_dimensions(
+    normalise: Callable[[Tensor], Tensor], groups: Sequence[int], scores: Float[Tensor, "*groups queries keys"]
+) -> Float[Tensor, "*groups queries keys"]:
+    """Gives `normalise` scores of more dimensions as (groups, heads, queries, keys), and its result back as it was."""
+    leading = range(scores.dim() - 2)
+    heads = [one for one in leading if one not in groups]
+    order = [*groups, *heads, scores.dim() - 2, scores.dim() - 1]
+    arranged = scores.permute(order)
+    shape = torch.Size(scores.shape[one] for one in groups), torch.Size(scores.shape[one] for one in heads)
+    found = normalise(arranged.reshape(shape[0].numel(), shape[1].numel(), *scores.shape[-2:]))
+    return found.reshape(arranged.shape).permute(torch.tensor(order).argsort().tolist())
 
 
 def part_windows(
@@ -380,3 +453,7 @@ class GraphVisitor:
     def attend_any(self, call: AnyCall) -> Tensor:
         """Computes attention over the last two of any number of dimensions."""
         return in_four_dimensions(self.attend, self.graph.arrangement[self.calls], call)
+
+    def normalise_any(self, scores: Float[Tensor, "*groups queries keys"]) -> Float[Tensor, "*groups queries keys"]:
+        """Computes probabilities over the last of any number of dimensions."""
+        return scores_in_four_dimensions(self.normalise, self.graph.arrangement[self.calls], scores)

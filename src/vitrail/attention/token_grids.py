@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import UnsupportedAttentionError
 from .tokens import MIXED, NONE, Tokens
 
-__all__ = ["between", "boxes", "one_channel", "windows"]
+__all__ = ["between", "boxes", "one_channel", "overlaps", "windows"]
 
 
 def one_channel(
@@ -50,6 +50,36 @@ def boxes(
     for at, size in enumerate(kernel):
         labels = labels.unfold(2 + at, size, size)
     return tokens.merge(labels.movedim(1, -1).flatten(4))[:, None]
+
+
+def overlaps(
+    tokens: Tokens,
+    labels: Float[Tensor, "*images taps_and_channels windows"],
+    size: Sequence[int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Float[Tensor, "*images 1 rows cols"]:
+    """Returns the labels of a grid that windows which overlap are added up on.
+
+    What attention wrote is added whole, other tokens are averaged.
+    """
+    rows, cols = size
+    number = torch.arange(1.0, rows * cols + 1).double().view(1, 1, rows, cols)
+    place = F.unfold(number, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))[0].long()
+    device, found = labels.device, labels.reshape(-1, *labels.shape[-2:]).cpu().unflatten(1, (-1, len(place)))
+    if bool((found != found[:, :1]).any()) or bool((found == MIXED).any()):
+        raise UnsupportedAttentionError("windows whose channels are of several tokens are added up, which has no rule")
+    image, tap, window = ((found[:, 0] != NONE) & (place > 0)).nonzero(as_tuple=True)
+    parent = found[image, 0, tap, window].long()
+    made, child = (image * rows * cols + place[tap, window] - 1).unique(return_inverse=True)
+    written = tokens.of("branch")[parent]
+    others = torch.zeros(len(made), dtype=torch.long).index_add_(0, child, (~written).long())
+    weight = torch.where(written, 1.0, 1 / others[child].double())
+    grid = torch.zeros(len(found) * rows * cols, dtype=torch.float64)
+    grid[made] = tokens.make(child, parent, weight, others == 0).double()
+    return grid.view(*labels.shape[:-2], 1, rows, cols).to(device)
 
 
 def between(

@@ -1,18 +1,22 @@
 """The tokens of a model that moves them, by label: what each is made of, where it lies, and which image it is of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import PackedBatchError, UnsupportedAttentionError
-from .token_graph import Merge, Step
+from .labels import once
+from .token_graph import Attend, Merge, Step
 
-__all__ = ["MIXED", "NONE", "Tokens", "once", "varying"]
+__all__ = ["MIXED", "NONE", "OF_VALUES", "Tokens"]
 
 NONE, MIXED = 0.0, -1.0
 """The label of what comes from no token, and of a mixture of many tokens that is no token itself (qᵀk over tokens)."""
+MANY = 16  # attentions side by side there are fewer of
+OF_VALUES = -2.0
+"""The label of keys that will be known by the values: this for attention 0, one less for each later one."""
 
 
 @dataclass
@@ -20,7 +24,8 @@ class Tokens:
     """The tokens found so far, by their labels: parents, where they lie, which image they are of, what they are.
 
     `y`, `x` are the centre in pixels (NaN: of no place); `branch` marks what an attention has written and nothing has
-    been added to; `terms` are the two tokens that one is the sum of (0: it is no sum).
+    been added to; `terms` are the two tokens that one is the sum of (0: it is no sum). `of_values`
+    says of attentions whose keys are told by their values which step they are, and `open` of which they are not yet.
     """
 
     y: list[Tensor] = field(default_factory=lambda: [torch.full((1,), torch.nan, dtype=torch.float64)])
@@ -32,6 +37,8 @@ class Tokens:
     known: dict[bytes | tuple[int, int], int] = field(default_factory=dict)
     parts: dict[int, frozenset[int]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    of_values: dict[int, int] = field(default_factory=dict)
+    open: set[int] = field(default_factory=set)
     attended: bool = False
 
     def add(self, y: Tensor, x: Tensor, image: Tensor, branch: bool | Tensor) -> Tensor:
@@ -44,6 +51,11 @@ class Tokens:
         self.terms.append(torch.zeros(len(y), 2, dtype=torch.long))
         self.count += len(y)
         return labels
+
+    @property
+    def known_steps(self) -> list[Step]:
+        """Returns the steps without the attentions whose keys have not been told."""
+        return [step for step in self.steps if not (isinstance(step, Attend) and step.call in self.open)]
 
     def settle(self) -> None:
         """Joins what was added to one tensor each."""
@@ -179,6 +191,39 @@ class Tokens:
             return torch.where(written[:, 0], pairs[:, 0], pairs[:, 1])
         raise UnsupportedAttentionError("tokens are multiplied with other tokens, which has no rule")
 
+    def side_by_side(self, labels: Float[Tensor, "parts ..."]) -> bool:
+        """Returns whether the parts are what several attentions wrote at the same places."""
+        if not 1 < len(labels) <= MANY or bool((labels <= NONE).any()):
+            return False
+        y, x, written = (self.of(name)[labels.long().cpu()] for name in ("y", "x", "branch"))
+        alike = all(bool(((one == one[:1]) | (one.isnan() & one[:1].isnan())).all()) for one in (y, x))
+        return alike and bool(written.all()) and bool((labels != labels[:1]).any())
+
+    def close(self, call: int, written: Float[Tensor, "windows queries"], keys: Float[Tensor, "windows keys"]) -> None:
+        """Says which tokens the keys of an attention are, of each of its windows as often as it has heads.
+
+        Raises:
+            UnsupportedAttentionError: where heads differ, or keys were made after the queries looked at them.
+            PackedBatchError: where a key is of another image than the window.
+        """
+        step = self.steps[self.of_values[call]]
+        assert isinstance(step, Attend)
+        first, (windows, queries) = int(step.written[0, 0]), step.written.shape
+        window = (written[:, 0].long() - first).div(queries, rounding_mode="floor").clamp(0, windows - 1)
+        found = torch.full((windows, keys.shape[1]), -1).index_copy_(0, window, keys.long())
+        same = written.shape[1] == queries and torch.equal(step.written[window], written.long())
+        if not same or not torch.equal(found[window], keys.long()) or bool((found < 0).any() or (found >= first).any()):
+            raise UnsupportedAttentionError(
+                f"the scores of attention {call} are made of queries alone, and the values do not say what its keys are"
+            )
+        image = self.of("image")[found]
+        if bool(((image != step.image[:, None]) & (image >= 0)).any()):
+            raise PackedBatchError(f"attention {call} reads values of another image of the batch")
+        if call not in self.open and not torch.equal(step.keys, found):
+            raise UnsupportedAttentionError(f"attention {call} reads values of several sets of tokens")
+        self.steps[self.of_values[call]] = replace(step, keys=found)
+        self.open.discard(call)
+
     def merge(self, labels: Float[Tensor, "*shape parents"]) -> Float[Tensor, "*shape"]:
         """Returns one label for each row: the only one in it, or a new token made of all, each as often as it occurs.
 
@@ -221,31 +266,6 @@ class Tokens:
         single = single.clone()
         single[several] = found[inverse]
         return single.view(labels.shape[:-1]).to(device)
-
-
-def once(labels: Float[Tensor, "*shape"]) -> Float[Tensor, "*cut"]:
-    """Returns labels that are repeated along a dimension, as `varying` leaves them, but once each."""
-    for dim, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            labels = labels.narrow(dim, 0, 1)
-    return labels
-
-
-def varying(labels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Returns the same labels, stored once along the dimensions that they do not change along.
-
-    Example:
-        >>> varying(torch.tensor([[1.0, 1.0], [2.0, 2.0]])).stride()
-        (1, 0)
-    """
-    few = once(labels)
-    for dim in range(few.dim()):
-        line = few[tuple(slice(None) if at == dim else slice(0, 1) for at in range(few.dim()))]
-        first = few.narrow(dim, 0, 1) if few.shape[dim] > 1 else few
-        if few.shape[dim] > 1 and bool((line == line.narrow(dim, 0, 1)).all()) and bool((few == first).all()):
-            few = first
-    fits = few.is_contiguous() and few.untyped_storage().nbytes() == few.nbytes
-    return (few if fits else few.clone(memory_format=torch.contiguous_format)).expand(labels.shape)
 
 
 def _columns(rows: Float[Tensor, "rows parents"]) -> tuple[Float[Tensor, "rows runs"], Float[Tensor, " runs"]]:

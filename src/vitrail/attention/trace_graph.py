@@ -21,8 +21,9 @@ from .token_graph import (
     in_four_dimensions,
     join_windows,
     part_windows,
+    scores_in_four_dimensions,
 )
-from .tokens import MIXED, NONE, Tokens
+from .tokens import MIXED, NONE, OF_VALUES, Tokens
 
 __all__ = ["Trace", "trace_graph"]
 
@@ -69,7 +70,7 @@ def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph
     needed[root] = True
     steps: list[Step] = []
     window_major = set()
-    for step in reversed(tokens.steps):
+    for step in reversed(tokens.known_steps):
         if isinstance(step, Merge):
             used = needed[step.child] & (image[step.child] == 0)
             if bool(used.any()):
@@ -84,7 +85,8 @@ def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph
             needed[step.keys[mine].flatten()] = True
     steps.reverse()
     if not any(isinstance(step, Attend) for step in steps):
-        raise UnsupportedAttentionError("the logits follow from no attention")
+        mixed = ": it mixes channels alone, and moves nothing between tokens" if visitor.among_channels else ""
+        raise UnsupportedAttentionError(f"the logits follow from no attention{mixed}")
     leaves, steps = _leaves(tokens, steps)
     used = torch.cat([torch.tensor([0, root]), leaves.flatten(), *(_mentioned(step) for step in steps)]).unique()
     number = torch.zeros(tokens.count, dtype=torch.long)
@@ -246,6 +248,8 @@ class FollowingVisitor:
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:
         labels = self.follower.labels(scores)
+        if labels is not None and len(labels) == 1 and _varies(labels[0], -1) and not _varies(labels[0], -2):
+            labels = [torch.zeros_like(labels[0]), labels[0]]  # queries of the model's own, which are no tokens yet
         if labels is not None and len(labels) == 2:
             joined = self._joined(labels[0][..., 0], labels[1][..., 0, :])
             if joined is not None:
@@ -258,14 +262,36 @@ class FollowingVisitor:
             self._among_channels(scores.shape[0], scores.shape[-2])
             return attention
         if labels is None or len(labels) != 2:
-            self.calls += 1
-            return attention
+            return self._of_values(attention, labels)
         query, key = labels[0][..., 0], labels[1][..., 0, :]
         written = self._note(self._by_group(query.cpu()), self._by_group(key.cpu()))
         written = written.to(labels[1].device)
         self.follower.mark(
             attention, written[:, None, :, None].expand(attention.shape), labels[1].expand(attention.shape)
         )
+        return attention
+
+    def normalise_any(self, scores: Float[Tensor, "*groups queries keys"]) -> Float[Tensor, "*groups queries keys"]:
+        """Computes probabilities in five or more dimensions; the labels show which of them are heads."""
+        labels = self.follower.labels(scores)
+        if labels is None:
+            raise UnsupportedAttentionError(f"the scores of attention {self.calls} carry no tokens")
+        tokens = [labels[0][..., 0], *(one[..., 0, :] for one in labels[1:])]
+        groups = self.arrangement[self.calls] = tuple(sorted({at for one in tokens for at in group_dimensions(one)}))
+        return scores_in_four_dimensions(self.normalise, groups, scores)
+
+    def _of_values(self, attention: Tensor, labels: list[Tensor] | None) -> Tensor:
+        """Marks probabilities whose scores were made without keys, of queries or positions alone: the keys are those
+        that they are multiplied with, once they are.
+        """
+        groups, _, queries, keys = attention.shape
+        if groups % self.images or (labels is not None and _varies(labels[0], -1)):
+            self.calls += 1
+            return attention
+        query = torch.zeros(groups, queries) if labels is None else self._by_group(labels[0][..., 0].cpu())
+        written = self._note(query.double(), torch.zeros(groups, keys), of_values=True).to(attention.device)
+        key = torch.tensor(OF_VALUES - (self.calls - 1)).to(written)
+        self.follower.mark(attention, written[:, None, :, None].expand(attention.shape), key.expand(attention.shape))
         return attention
 
     def _joined(self, *labels: Tensor) -> tuple[int, int] | None:
@@ -310,7 +336,7 @@ class FollowingVisitor:
             )
         return labels[:, 0]
 
-    def _note(self, query: Tensor, key: Tensor) -> Float[Tensor, "groups queries"]:
+    def _note(self, query: Tensor, key: Tensor, of_values: bool = False) -> Float[Tensor, "groups queries"]:
         tokens = self.follower.tokens
         image = tokens.of("image")
         groups, count = query.shape
@@ -330,6 +356,11 @@ class FollowingVisitor:
         y, x = (torch.where(at > 0, tokens.of(name)[at], nowhere) for name in ("y", "x"))
         written = tokens.add(y, x, of_group.repeat_interleave(count), True).view(groups, count)
         tokens.steps.append(Attend(self.calls, written, key.long(), of_group))
+        if of_values:
+            tokens.of_values[self.calls] = len(tokens.steps) - 1
+            tokens.open.add(self.calls)
+            self.calls += 1
+            return written.double()
         none, of_key = query == NONE, (key == NONE).sum(dim=1, keepdim=True)
         own = none & (none.sum(dim=1, keepdim=True) == of_key)
         if bool(own.any()):

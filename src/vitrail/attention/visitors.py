@@ -58,6 +58,10 @@ class LeafAttention:
         held = call._replace(query=call.query.detach(), key=call.key.detach()) if self.held else call
         return held.output()
 
+    def normalise_any(self, scores: Float[Tensor, "*groups queries keys"]) -> Float[Tensor, "*groups queries keys"]:
+        """Computes probabilities within windows, which are never leaves."""
+        return torch.softmax(scores.detach() if self.held else scores, dim=-1)
+
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
     ) -> Float[Tensor, "images heads queries keys"]:

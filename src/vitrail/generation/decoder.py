@@ -101,6 +101,11 @@ class TextVisitor:
             )
         return call.output() if self.vision is None else self.vision.attend_any(call)
 
+    def normalise_any(self, scores: Float[Tensor, "*groups queries keys"]) -> Float[Tensor, "*groups queries keys"]:
+        """Computes probabilities in more than four dimensions: of the vision tower, and of nothing that is followed."""
+        towers = self.vision if self.stage == "vision" else None
+        return torch.softmax(scores, dim=-1) if towers is None else towers.normalise_any(scores)
+
     def _note(self, size: tuple[int, int, int]) -> None:
         encoding = self.stage == "encoder"
         whole = slice(0, self.text.encoder)

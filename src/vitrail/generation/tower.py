@@ -336,7 +336,7 @@ def _graph(
     needed = torch.zeros(tokens.count, dtype=torch.bool)
     needed[roots] = True
     steps: list[Step] = []
-    for step in reversed(tokens.steps):
+    for step in reversed(tokens.known_steps):
         if isinstance(step, Attend):
             steps.append(step)
             if bool(needed[step.written].any()):

@@ -45,7 +45,9 @@ def raw(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
     """The last layer's attention at the readout, averaged over heads: E_h[A^L]."""
     layers, graph = context.record(), context.layout.graph
     if graph is not None:
-        return rollout_row(graph, layers, context.readout_row(), only=graph.last)[:, None]
+        row = context.readout_row()
+        rows = [part * rollout_row(graph, layers, row, only=call) for call, part in graph.last.items()]
+        return torch.stack(rows).sum(dim=0)[:, None]
     return row_times_attention(context.readout_row(), layers[-1])[:, None]
 
 

@@ -150,8 +150,9 @@ def layout_of(
                 model, seen, (images.shape[-2], images.shape[-1]), partial(reads_of_another, model, images)
             )
         except (LayoutError, NoAttentionError, UnsupportedAttentionError) as error:
-            if follow and isinstance(error, MovingTokensError):
-                with suppress(MovingTokensError):  # whose reason the refusal then tells
+            told = model.grid is not None or model.prefix is not None
+            if follow and isinstance(error, MovingTokensError if told else MovingTokensError | LayoutError):
+                with suppress(MovingTokensError, LayoutError):  # whose reason the refusal then tells
                     return _followed(model, images, error)
             if OTHER_WAY in str(error):
                 error.args = (str(error).replace(OTHER_WAY, other_way(model, noise_like(images, 1, seed=0))),)
@@ -161,7 +162,7 @@ def layout_of(
     return known[size]
 
 
-def _followed(model: VisionModel, images: Tensor, refusal: MovingTokensError) -> TokenLayout:
+def _followed(model: VisionModel, images: Tensor, refusal: MovingTokensError | LayoutError) -> TokenLayout:
     """The layout of a model whose tokens do not stay in place, by its token graph.
 
     Raises:
@@ -174,6 +175,8 @@ def _followed(model: VisionModel, images: Tensor, refusal: MovingTokensError) ->
     except (UnsupportedAttentionError, PackedBatchError) as error:
         refusal.args = (f"{refusal}; nor can its tokens be followed: {error}",)
         raise refusal from error
+    if isinstance(refusal, LayoutError) and trace.graph.repeats:
+        raise refusal
     refuse_an_order_of_its_own(model, images)
     graph, (rows, cols) = trace.graph, trace.graph.leaves.shape
     layout = TokenLayout(

@@ -97,6 +97,12 @@ def observe(model: VisionModel, images: Float[Tensor, "batch channels height wid
         with eager(), tap:
             numbers = model.answer(noise)
             logits = model.learn_kind(numbers, more).logits(numbers)
+        many = next((shape for shape, dim in tap.other_softmax if len(shape) > 4 and dim in (-1, len(shape) - 1)), None)
+        if many is not None and min(many[-2:]) > 1:
+            raise MovingTokensError(
+                f"{model.name} takes a softmax over {many}, {len(many)} dimensions: attention within windows (Hiera, "
+                f"VOLO), which is not supported; {OTHER_WAY}"
+            )
         if not observer.shapes:
             raise NoAttentionError(no_attention(model, stem_tap))
         if stem.windows:
@@ -227,13 +233,12 @@ def no_attention(model: VisionModel, tap: Tap) -> str:
         if alike.search(type(part).__name__)
         or (alike.search(name.rpartition(".")[2]) and not gates.search(type(part).__name__))
     ]
-    many = next((shape for shape, dim in tap.other_softmax if len(shape) > 4 and dim in (-1, len(shape) - 1)), None)
-    if many is not None:
-        return (
-            f"{start}, but a softmax over {many}, {len(many)} dimensions: attention within windows (Hiera, MaxViT), "
-            f"which is not supported; {OTHER_WAY}"
-        )
     factor = next(((shape, dim) for shape, dim in tap.other_softmax if len(shape) > 2), None)
+    if factor is not None and factor[0][-2] == 1:
+        return (
+            f"{start}, but a softmax over {factor[0]}: one query that pools all places, as for a gate (global "
+            f"context), without a matrix of queries and keys to follow; {OTHER_WAY}"
+        )
     if factor is not None:
         return (
             f"{start}, but a softmax over dimension {factor[1]} of {factor[0]}: attention that is factorised (CoaT) or "
@@ -241,8 +246,8 @@ def no_attention(model: VisionModel, tap: Tap) -> str:
         )
     if tap.products:
         return (
-            f"{start}, but products of activations without a softmax: linear attention (EfficientViT), which has no "
-            f"matrix of queries and keys to follow; {OTHER_WAY}"
+            f"{start}, but products of activations without a softmax: linear attention of another form than "
+            f"EfficientViT's, without a matrix of queries and keys to follow; {OTHER_WAY}"
         )
     if not names and any(isinstance(part, nn.Conv2d | nn.Conv1d | nn.Conv3d) for part in model.module.modules()):
         return (
