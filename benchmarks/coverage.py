@@ -2,10 +2,10 @@
 
 Walks timm's registry and transformers' of image classifiers, with random weights and no download. Names of timm whose
 modules are alike but for width, depth and the number of classes are one architecture: the smallest of them is
-explained, and counts for all. Attention-based is what multiplies activations with activations and takes a softmax, or
-calls PyTorch's attention; architectures that do the former alone (linear attention) have no attention matrix and are
-counted apart. Weights that start at zero are drawn, as they would keep the attention out of the logits. What is larger
-than 150 million weights is built two blocks deep where its constructor takes a depth, transformers' models likewise.
+explained, and counts for all. Attention-based is what multiplies activations with activations, with a softmax or
+without (linear attention), or calls PyTorch's attention. Of an encoder without a head the mean of its output is
+explained. Weights that start at zero are drawn, as they would keep the attention out of the logits. What is larger than
+150 million weights is built two blocks deep where its constructor takes a depth, transformers' models likewise.
 Each few architectures run in a process of their own; `--results` keeps what was found, and a second run goes on there.
 
     python -m benchmarks.coverage --results coverage.json                    # about half an hour on one core
@@ -24,7 +24,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +109,23 @@ def build_timm(name: str) -> tuple[nn.Module, int]:
     with torch.device("meta"):
         plain = timm.create_model(name, num_classes=CLASSES)
     size = size_of(plain)
-    options: list[dict[str, Any]] = [{}]
-    if size > 400:
-        options = [{"img_size": 256}, {"img_size": 224}, *options]
+    smaller = (256, 224, 252, 240) if size > 400 else ()  # multiples of patches of 14, 16 and 3 × 16 among them
+    ways = [*((at, {"img_size": at}) for at in smaller), *((at, {}) for at in smaller), (size, {})]
     if sum(one.numel() for one in plain.parameters()) > LARGE:
-        options = [{**one, "depth": 2} for one in options] + options
-    for given in options:
+        ways = [(at, {**given, "depth": 2}) for at, given in ways] + ways
+    for at, given in ways:
         with contextlib.suppress(Exception):
-            return timm.create_model(name, num_classes=CLASSES, **given), given.get("img_size", size)
+            module = timm.create_model(name, num_classes=CLASSES, **given)
+            if at != size:
+                module.eval()(torch.zeros(1, 3, at, at))  # some say only then that they do not take it
+            return module, at
     raise RuntimeError("cannot be built")
 
 
 def build_hugging_face(name: str) -> tuple[nn.Module, int]:
-    from transformers import CONFIG_MAPPING, AutoModelForImageClassification
+    import transformers
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as TYPES
 
     kind: Any = CONFIG_MAPPING[name]
     config = kind(num_labels=CLASSES)
@@ -132,7 +136,9 @@ def build_hugging_face(name: str) -> tuple[nn.Module, int]:
                 part.num_hidden_layers = min(3, part.num_hidden_layers)
     sizes = [getattr(part, "image_size", None) for part in parts]
     size = next((one for one in sizes if one), 224)
-    model = AutoModelForImageClassification.from_config(config)
+    types: Any = TYPES
+    of_type = types[name]  # of several, the plainest comes first
+    model: Any = getattr(transformers, of_type if isinstance(of_type, str) else of_type[0])(config)
     return model, size if isinstance(size, int) else size[-1]
 
 
@@ -144,24 +150,31 @@ def explain(registry: str, name: str) -> dict[str, Any]:
     try:
         module, image = build(registry, name)
     except Exception as error:
-        return {"kind": "unknown", "reason": f"{type(error).__name__}: {error}"[:300]}
+        return {"kind": "unknown", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
     kinds = _Kinds()
     try:
         with kinds:
-            module(image)
+            output = module(image)
     except Exception as error:
-        return {"kind": "unknown", "reason": f"{type(error).__name__}: {error}"[:300]}
+        return {"kind": "unknown", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
     found: dict[str, Any] = {"kind": kinds.kind}
     if kinds.kind != "none":
         model = None
         for method in METHODS:
             try:
-                model = model or vitrail.wrap(module)
+                model = model or vitrail.wrap(module, logits_from=reader_of(output))
                 vitrail.explain(model, image, target=1, method=method)
                 found[method] = ""
             except Exception as error:
                 found[method] = f"{type(error).__name__}: {error}"
     return {**found, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def reader_of(output: Any) -> Callable[[Any], Tensor] | None:
+    """How to read the output of an encoder without a head, (images, tokens, features) or a grid: by its mean."""
+    if not isinstance(output, Tensor) or output.dim() == 2:
+        return None
+    return lambda found: found.mean(1) if found.dim() == 3 else found.mean((2, 3))
 
 
 def one_by_one(registry: str, names: list[str]) -> None:
@@ -195,9 +208,12 @@ def in_processes(registry: str, names: list[str]) -> Iterator[tuple[str, dict[st
 
 def reason_of(text: str) -> str:
     """The part of a refusal that says why the tokens could not be followed, without the advice."""
+    text = " ".join(text.split())
     text = text.partition("nor can its tokens be followed: ")[2] or text
     text = text.partition("; method=")[0].partition(": ")[2] if text.startswith(tuple(_TYPES)) else text
-    return re.sub(r"\battention \d+( of \d+)?", "attention n", text)[:200].replace("|", "/")
+    text = re.sub(r"^\S+ ran, but no attention reached .*?(queries, keys\)), but ", "", text)
+    text = re.sub(r"\battention \d+( of \d+)?", "attention n", re.sub(r"\(\d+(, \d+)+\)", "(…)", text))
+    return text[:300].replace("|", "/")
 
 
 _TYPES = ("NoAttentionError", "UnsupportedAttentionError", "LayoutError", "MovingTokensError", "NoSignalError")
@@ -211,14 +227,15 @@ def page(architectures: list[dict[str, Any]], results: dict[str, dict[str, Any]]
         "Written by `python -m benchmarks.coverage --results FILE --page docs/coverage.md`, which builds every "
         "architecture of timm and every image classifier of transformers with random weights and asks for maps. A map "
         "counts where Vitrail gives one, and it refuses what it cannot follow; names of timm whose modules are alike "
-        "but for size count together, and the smallest was run.",
+        "but for size count together, and the smallest was run. Of encoders without a head the mean of their output is "
+        "explained. Linear attention, products of activations without a softmax, counts as attention.",
         "",
         "| registry | attention-based names | " + " | ".join(f"`{method}`" for method in METHODS) + " |",
         "|---|---|" + "---|" * len(METHODS),
     ]
     refusals: dict[str, Counter[str]] = {}
-    linear: dict[str, list[str]] = {}
     unknown: list[str] = []
+    partly: list[str] = []
     for registry in ("timm", "transformers"):
         mine = [one for one in architectures if one["registry"] == registry]
         total, explained = 0, Counter[str]()
@@ -226,13 +243,17 @@ def page(architectures: list[dict[str, Any]], results: dict[str, dict[str, Any]]
             found = results.get(f"{registry}/{one['names'][0]}", {"kind": "unknown", "reason": "not run"})
             count = len(one["names"])
             if found["kind"] == "unknown":
-                unknown.append(f"{registry}/{one['names'][0]} ({count}): {found['reason']}")
-            if found["kind"] == "linear":
-                linear.setdefault(registry, []).extend(one["names"])
-            if found["kind"] != "attention":
+                reason = " ".join(found["reason"].split())[:120]
+                unknown.append(f"{registry}/{one['names'][0]} ({count}): {reason}")
+            if found["kind"] not in ("attention", "linear"):
                 continue
             total += count
             explained.update({method: count for method in METHODS if not found[method]})
+            partly += [
+                f"- {registry}/{one['names'][0]} ({count}), `{method}`: {reason_of(found[method])}"
+                for method in METHODS
+                if found[method] and not found["complete"]
+            ]
             if found["complete"]:
                 kept = refusals.setdefault(reason_of(found["complete"]), Counter())
                 kept[f"`{one['names'][0]}` ({registry})"] += count
@@ -241,11 +262,7 @@ def page(architectures: list[dict[str, Any]], results: dict[str, dict[str, Any]]
     lines += ["", "## Refused by `complete`, and why", "", "| names | the smallest of them | reason |", "|---|---|---|"]
     for reason, kept in sorted(refusals.items(), key=lambda item: -item[1].total()):
         lines.append(f"| {kept.total()} | {', '.join(kept)} | {reason} |")
-    lines += ["", "## Without an attention matrix", ""]
-    lines += [
-        f"{registry}, {len(names)} names with products of activations and no softmax: {', '.join(sorted(names))}."
-        for registry, names in linear.items()
-    ]
+    lines += ["", "## Refused by another method alone", "", *partly] if partly else []
     lines += ["", "## Not run", "", *(f"- {one}" for one in unknown)] if unknown else []
     return "\n".join(lines) + "\n"
 
