@@ -202,3 +202,35 @@ def attention_value_gradient(name: str, target: int, blocks: list[str]) -> Tenso
         for h in range(family.heads):
             total += attention[0, h, 0].detach() * (v[:, h] @ g[0, h]) / family.heads
     return total[family.prefix :]
+
+
+def caap(name: str, target: int, chosen: list[int]) -> Tensor:
+    """The logit of an image of zeros with one patch's tokens in the chosen blocks, less that of the zeros alone."""
+    family = FAMILIES[name]
+    module, images = family.build().double(), family.images(1).double()
+    blocks = [list(module.get_submodule(BLOCKS[name]).children())[number] for number in chosen]
+    patches = family.grid[0] * family.grid[1]
+
+    def logit(picture: Tensor, hooks: list) -> Tensor:
+        handles = [b.register_forward_pre_hook(hook) for b, hook in zip(blocks, hooks, strict=False)]
+        with torch.no_grad():
+            found = module(picture)[0, target]
+        for handle in handles:
+            handle.remove()
+        return found
+
+    seen: list[Tensor] = []
+    logit(images, [lambda _, args: seen.append(args[0].clone())] * len(blocks))
+    nothing = logit(0 * images, [])
+    total = torch.zeros(patches, dtype=torch.float64)
+    for j in range(patches):
+        at = family.prefix + j
+
+        def swap(x: Tensor, at: int = at) -> Callable:
+            def hook(_: nn.Module, args: tuple) -> tuple:
+                return (torch.cat([args[0][:, :at], x[:, at : at + 1], args[0][:, at + 1 :]], dim=1), *args[1:])
+
+            return hook
+
+        total[j] = logit(0 * images, [swap(x) for x in seen]) - nothing
+    return total

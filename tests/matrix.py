@@ -85,7 +85,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     **{name: getattr(integrated_reference, name) for name in ("tam", "bi_head", "bi_token", "dix", "iia")},
     **{name: getattr(cam_reference, name) for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam")},
     **{name: getattr(cam_reference, name) for name in ("layercam", "eigencam", "grad_eclip", "legrad", "bicam")},
-    **{name: getattr(cam_reference, name) for name in ("cdam", "finercam")},
+    **{name: getattr(cam_reference, name) for name in ("cdam", "finercam", "caap")},
     "attcat": cam_reference.block_inputs,
     "fullgrad_plus": cam_reference.block_inputs,
 }

@@ -178,6 +178,17 @@ def test_bicam(name: str):
         assert relative(single[0].flatten().double(), by_value) < 1e-5
 
 
+@pytest.mark.parametrize("name", families(["timm_vit", "torchvision_vit", "timm_deit_distilled", "user_non_square"]))
+def test_caap(name: str):
+    middle = {3: [1], 4: [1, 2]}[FAMILIES[name].depth]
+    assert relative(ours(name, "caap"), literal.caap(name, TARGET, middle)) < 1e-11
+    if name == "timm_vit":
+        every = literal.caap(name, TARGET, [0, 1, 2])
+        assert relative(ours(name, "caap", first=0.0, last=1.0, patches_per_pass=5), every) < 1e-11
+        single = vitrail.explain(FAMILIES[name].model(), FAMILIES[name].images(1), TARGET, method="caap").scores
+        assert relative(single[0].flatten().double(), literal.caap(name, TARGET, middle)) < 1e-5
+
+
 def test_nothing_before_the_layer_is_differentiated():
     """The backward pass ends there: the first block's weights would have to be read by it otherwise."""
     module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
@@ -224,6 +235,7 @@ def test_the_sign_follows_the_relu():
         ("grad_eclip", {"similarity": "some"}, OptionError, "similarity='some' is none of full, per_head, none"),
         ("legrad", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
         ("bicam", {"share": 0.0}, OptionError, r"share=0\.0 is the part of the blocks"),
+        ("caap", {"first": 0.5, "last": 0.5}, OptionError, r"first=0\.5 and last=0\.5 are parts of the depth"),
         ("dix", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined for maps that are put in"),
         ("tattr", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined next to the rules of LRP"),
         ("finercam", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),

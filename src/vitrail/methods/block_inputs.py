@@ -1,24 +1,28 @@
-"""Input times gradient at every block: FullGrad+ and AttCAT (Mehri et al. 2025; Qiang et al. 2022).
+"""Maps made of the tokens x_l that enter block l: FullGrad+, AttCAT, CAAP (Mehri et al. 2025; Qiang et al. 2022; Izadi
+et al. 2026).
 
-x_l are the tokens that enter block l, s the objective. Both are sums over blocks, signed, and mean most with
-`gradient="libra"`, where the gradient splits the logit over what makes it up instead of following its slope.
+FullGrad+ and AttCAT take input times gradient, s being the objective. Both are sums over blocks, signed, and mean most
+with `gradient="libra"`, where the gradient splits the logit over what makes it up instead of following its slope. CAAP
+takes no gradient: it puts the tokens of one patch after the other into the pass of an image of nothing.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from ..attention.calls import compute_dtype
 from ..attention.modules import at_input, tokens_first
 from ..attention.record import CallRecorder, RecordedLayer, row_times_attention
 from ..attention.tap import Visitor
-from ..attention.visitors import LeafAttention
+from ..attention.visitors import LeafAttention, Replacement
 from ..errors import OptionError, UnsupportedOperationError
 from ..models.blocks import blocks_of
 from .context import AttributionContext
 from .registry import register_method
 
-__all__ = ["attcat", "fullgrad_plus"]
+__all__ = ["attcat", "caap", "fullgrad_plus"]
 
 
 @register_method(
@@ -76,7 +80,6 @@ def _input_times_gradient(
     """Returns Σ_c (x_l ⊙ ∂s/∂x_l) at the input of each chosen block, per target; the graph begins at the first
     of them.
     """
-    found = blocks_of(context.model, context.images, context.layout)
     inputs: list[Tensor] = []
 
     def see(tokens: Tensor) -> Tensor:
@@ -84,16 +87,7 @@ def _input_times_gradient(
         inputs.append(tokens if inputs else tokens.detach().requires_grad_())
         return tokens if len(inputs) > 1 else inputs[0].clone()
 
-    watchers = []
-    for layer in chosen:
-        block = found[layer]
-        if block is None:
-            raise UnsupportedOperationError(
-                f"the input of every block is needed, but around attention {layer} of {context.model.name} no module "
-                "takes and returns all tokens: use complete, gae or gradcam"
-            )
-        watchers.append(at_input(block, see))
-    logits = context.graph(visitor, *watchers)
+    logits = context.graph(visitor, *(at_input(block, see) for block in _blocks(context, chosen)))
     products = []
     count = context.questions
     for number in range(count):
@@ -102,6 +96,20 @@ def _input_times_gradient(
             torch.stack([_product(x, g, len(context.images)) for x, g in zip(inputs, gradients, strict=True)])
         )
     return products
+
+
+def _blocks(context: AttributionContext, chosen: range) -> list[nn.Module]:
+    found = blocks_of(context.model, context.images, context.layout)
+    blocks = []
+    for layer in chosen:
+        block = found[layer]
+        if block is None:
+            raise UnsupportedOperationError(
+                f"the input of every block is needed, but around attention {layer} of {context.model.name} no module "
+                "takes and returns all tokens: use complete, gae or gradcam"
+            )
+        blocks.append(block)
+    return blocks
 
 
 def _product(tokens: Tensor, gradient: Tensor, images: int) -> Float[Tensor, "images tokens"]:
@@ -118,3 +126,79 @@ def _attention_received(layer: RecordedLayer) -> Float[Tensor, "images keys"]:
     like = layer.call.query if layer.call is not None else layer.probabilities()
     row = torch.full((layer.images, layer.queries), 1 / layer.queries, dtype=compute_dtype(like.dtype))
     return row_times_attention(row.to(like.device), layer)
+
+
+@register_method(
+    "caap",
+    signed=True,
+    class_specific=True,
+    uses_gradient=False,
+    passes="2F + patches F",
+    reference="Izadi et al. 2026",
+)
+def caap(
+    context: AttributionContext, *, first: float = 1 / 3, last: float = 2 / 3, patches_per_pass: int = 32
+) -> Float[Tensor, "images targets tokens"]:
+    """CAAP: how far one patch's tokens, put into the middle blocks of an image of nothing, move the class's score.
+
+    The blocks are those from `first` to `last` of the depth. Nothing is 0 in the model's input space, the mean colour
+    of its normalisation; its own score is subtracted. `patches_per_pass` patches go through the model together.
+    """
+    layout = context.layout
+    depth = layout.layers - layout.pools
+    chosen = range(round(first * depth), max(round(last * depth), round(first * depth) + 1))
+    if not 0 <= first < last <= 1 or chosen.stop > depth or patches_per_pass < 1:
+        raise OptionError(
+            f"first={first} and last={last} are parts of the depth, 0 ≤ first < last ≤ 1, with a block of the {depth} "
+            f"between them, and patches_per_pass={patches_per_pass} is 1 or more"
+        )
+    blocks = _blocks(context, chosen)
+    images, tokens = len(context.images), layout.tokens if layout.pools else len(layout.readout)
+    entered: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        ordered = tokens_first(tensor, images, tokens)
+        assert ordered is not None
+        entered.append(ordered.clone())
+        return tensor
+
+    context.forward(Replacement({}), *(at_input(block, keep) for block in blocks))
+    maps = context.readout_row().new_zeros(images, context.targets.index.shape[1], tokens)
+    every = torch.arange(layout.prefix, layout.prefix + layout.patches)
+    for image in range(images):
+        nothing = _scores_with(context, image, torch.zeros(1, dtype=torch.long), blocks, [])
+        own = [tensor[image] for tensor in entered]
+        for some in every.split(patches_per_pass):
+            scores = _scores_with(context, image, some, blocks, own)
+            maps[image, :, some] = (scores - nothing).to(maps).T
+            done = image * layout.patches + int(some[-1]) + 1 - layout.prefix
+            context.report("patching activations", done, images * layout.patches)
+    return maps
+
+
+def _scores_with(
+    context: AttributionContext,
+    image: int,
+    some: Int[Tensor, " rows"],
+    blocks: Sequence[nn.Module],
+    own: Sequence[Float[Tensor, "tokens width"]],
+) -> Float[Tensor, "rows targets"]:
+    """Returns the scores of images of nothing into which row i takes token `some[i]` of what enters the blocks."""
+    index = torch.full((len(some),), image, device=context.images.device)
+    row = context.at(torch.zeros_like(context.images[index]), index)
+    tokens = len(own[0]) if own else 0
+    numbers = torch.arange(len(some), device=index.device)
+
+    def put(of_block: Tensor) -> Callable[[Tensor], Tensor]:
+        def see(tensor: Tensor) -> Tensor:
+            changed = tensor.clone()
+            ordered = tokens_first(changed, len(some), tokens)
+            assert ordered is not None
+            ordered[numbers, some.to(index.device)] = of_block[some.to(index.device)].to(tensor.dtype)
+            return changed
+
+        return see
+
+    row.forward(Replacement({}), *(at_input(block, put(x)) for block, x in zip(blocks, own, strict=False)))
+    count = context.targets.index.shape[1]
+    return torch.stack([row.objective_values(row.logits, number)[0] for number in range(count)], dim=1)
