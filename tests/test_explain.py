@@ -363,7 +363,7 @@ class TestFusedKernel:
         blocks = vitrail.explain(model, images, [[1, 2], [3, 4]], gradient=gradient).scores
         calls = []
         plain = differentiate._FusedAttention.apply
-        monkeypatch.setattr(differentiate, "fused_by_default", lambda call: True)
+        monkeypatch.setattr(differentiate, "fused_by_default", lambda *_: True)
         monkeypatch.setattr(differentiate._FusedAttention, "apply", lambda *a: calls.append(1) or plain(*a))
         fused = vitrail.explain(model, images, [[1, 2], [3, 4]], gradient=gradient).scores
         assert calls
@@ -373,7 +373,7 @@ class TestFusedKernel:
     def test_float16_does_not_underflow(self, scale, monkeypatch):
         from vitrail.attention import differentiate
 
-        monkeypatch.setattr(differentiate, "fused_by_default", lambda call: True)
+        monkeypatch.setattr(differentiate, "fused_by_default", lambda *_: True)
         family = FAMILIES["timm_vit_average"]
         exact = vitrail.explain(family.build(), family.images(1), objective=lambda z: z[:, 1] * scale).scores
         half = vitrail.explain(

@@ -241,7 +241,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_maps_are_the_same(method: str, gradient: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES["timm_vit"]
     model, images = vitrail.wrap(family.build().double()), family.images(2, dtype=torch.float64)
-    monkeypatch.setattr(differentiate, "fused_by_default", lambda _: kernel == "fused")
+    monkeypatch.setattr(differentiate, "fused_by_default", lambda *_: kernel == "fused")
     maps = []
     for _ in range(2):
         maps.append(vitrail.explain(model, images, [[0, 1], [2, 0]], method=method, gradient=gradient).scores)

@@ -14,6 +14,7 @@ from ..attention.gradient_modes import GradientMode, check_gradient_mode
 from ..attention.record import CallRecorder
 from ..attention.tap import eager
 from ..errors import NonFiniteError, NoSignalError, OptionError, UnsupportedAttentionError, UnsupportedOperationError
+from ..images import PictureLike
 from ..methods import MethodInfo, find_method
 from ..methods.context import Progress
 from ..models.readiness import model_errors, refuse_training
@@ -33,7 +34,7 @@ METHODS = {"complete": "complete", "gae": "positive", "absolute": "absolute", "r
 @torch.inference_mode(False)
 def explain_generation(
     model: VisionLanguageModel | nn.Module,
-    image: Any = None,
+    image: PictureLike | Sequence[PictureLike] | None = None,
     prompt: str | None = None,
     *,
     answer: str | int | None = None,
