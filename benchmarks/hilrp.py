@@ -11,6 +11,8 @@ What is true of each scene is found before HiLRP is called for the first time. I
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +39,11 @@ def main() -> None:
 
     kinds = ("pair", "single", "chimera")
     worlds = {kind: list(draw_truths(model, kind, options.count, SEED, report)) for kind in kinds}
-    import hilrp  # pyright: ignore[reportMissingImports]
+    hilrp: Any = import_module("hilrp")
+    names = list(model.class_names or ())
 
     def pixels(image: Tensor, name: str) -> Tensor:
-        number = model.class_names.index(name)
+        number = names.index(name)
         return hilrp.attribute(model.module, image[None], number, arch=ARCHITECTURES[options.model])["pixel_map"]
 
     def ask(truths: Sequence[CausalTruth], questions: Sequence[Sequence[tuple[str, str | None]]]) -> Tensor:

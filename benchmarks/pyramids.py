@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import timm
 import torch
@@ -37,7 +38,7 @@ class Passes:
 
     def __init__(self, name: str, size: int, batch: int) -> None:
         torch.manual_seed(0)
-        options = {"img_size": size} if "swin" in name else {}
+        options: dict[str, Any] = {"img_size": size} if "swin" in name else {}
         self.module = timm.create_model(name, **options).eval().requires_grad_(False)
         self.images = torch.randn(batch, 3, size, size)
         self.model = vitrail.wrap(self.module)
@@ -55,7 +56,7 @@ class Passes:
             handle.remove()
         logits[:, 0].sum().backward()
 
-    def complete(self, **question: str) -> None:
+    def complete(self, **question: Any) -> None:
         vitrail.explain(self.model, self.images, 0, method="complete", batch_size=len(self.images), **question)
 
     def row(self, name: str) -> Callable[[], None]:
@@ -67,7 +68,7 @@ class Passes:
         }[name]
 
 
-def cut(found: torch.Tensor) -> torch.Tensor:
+def cut(found: Any) -> Any:
     """Begins the graph at the first tokens, also where the module gives its grid beside them."""
     if isinstance(found, tuple):
         return (cut(found[0]), *found[1:])
@@ -94,7 +95,8 @@ def held(work: Callable[[], None]) -> int:
     """The most bytes of tensors made by `work` that are held at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    profiler: Any = seen.profiler
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
