@@ -9,18 +9,17 @@ in the opposite order of the forward pass. A token that attention writes and its
 weight 1 each, so that on a chain of plain blocks this is r ← r + r · B, the row of `relevance_row`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import UnsupportedAttentionError
-from .calls import AnyCall, AttentionCall
 from .record import RecordedLayer, row_times_attention
 from .relevance_row import ELEMENTWISE, ClampedMeanUpdate, Collector, ElementwiseRule, RowUpdate
 from .tap import OTHER_WAY
@@ -28,17 +27,10 @@ from .tap import OTHER_WAY
 __all__ = [
     "Attend",
     "GraphRow",
-    "GraphVisitor",
     "Merge",
     "Step",
     "TokenGraph",
-    "call_by_windows",
-    "group_dimensions",
-    "in_four_dimensions",
-    "join_windows",
-    "part_windows",
     "rollout_row",
-    "scores_in_four_dimensions",
 ]
 
 
@@ -359,101 +351,3 @@ def _of_no_tokens(layer: int) -> UnsupportedAttentionError:
         f"the logits may depend on attention {layer}, a softmax over scores that are not made of queries and keys of "
         f"tokens, so the map would lack it; {OTHER_WAY}"
     )
-
-
-def group_dimensions(tokens: Float[Tensor, "*groups queries"]) -> tuple[int, ...]:
-    """Returns the leading dimensions that count windows and images; along the others, the heads, the tokens are
-    the same.
-    """
-    leading = range(tokens.dim() - 1)
-    return tuple(one for one in leading if tokens.shape[one] > 1 and bool((tokens != tokens.narrow(one, 0, 1)).any()))
-
-
-def in_four_dimensions(attend: Callable[[AttentionCall], Tensor], groups: Sequence[int], call: AnyCall) -> Tensor:
-    """Runs attention of more dimensions as (groups, heads, tokens, width), and gives its output back as it was."""
-    if call.mask is not None or call.grouped:
-        raise UnsupportedAttentionError("attention in more than four dimensions with a mask or grouped queries")
-    query = call.query
-    leading = range(query.dim() - 2)
-    heads = [one for one in leading if one not in groups]
-    order = [*groups, *heads, query.dim() - 2, query.dim() - 1]
-    outer = [query.shape[one] for one in groups]
-    inner = [query.shape[one] for one in heads]
-
-    def arranged(tensor: Tensor) -> Tensor:
-        shape = (torch.Size(outer).numel(), torch.Size(inner).numel(), *tensor.shape[-2:])
-        return tensor.permute(order).reshape(shape)
-
-    scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
-    q, k, v = (arranged(one) for one in (query, call.key, call.value))
-    output = attend(AttentionCall(q, k, v, None, call.causal, scale))
-    spread = output.reshape(*outer, *inner, *output.shape[-2:])
-    return spread.permute(torch.tensor(order).argsort().tolist())
-
-
-def scores_in_four_dimensions(
-    normalise: Callable[[Tensor], Tensor], groups: Sequence[int], scores: Float[Tensor, "*groups queries keys"]
-) -> Float[Tensor, "*groups queries keys"]:
-    """Gives `normalise` scores of more dimensions as (groups, heads, queries, keys), and its result back as it was."""
-    leading = range(scores.dim() - 2)
-    heads = [one for one in leading if one not in groups]
-    order = [*groups, *heads, scores.dim() - 2, scores.dim() - 1]
-    arranged = scores.permute(order)
-    shape = torch.Size(scores.shape[one] for one in groups), torch.Size(scores.shape[one] for one in heads)
-    found = normalise(arranged.reshape(shape[0].numel(), shape[1].numel(), *scores.shape[-2:]))
-    return found.reshape(arranged.shape).permute(torch.tensor(order).argsort().tolist())
-
-
-def part_windows(
-    joined: Float[Tensor, "images windows_and_heads rows width"], heads: int, within: int
-) -> Float[Tensor, "windows heads rows width"]:
-    """Returns a tensor in which windows and heads share dimensions, (windows, heads, `within` windows), with them
-    apart.
-    """
-    return joined.reshape(-1, heads, within, *joined.shape[-2:]).transpose(1, 2).flatten(0, 1)
-
-
-def join_windows(apart: Float[Tensor, "windows heads rows width"], within: int, like: Tensor) -> Tensor:
-    """Returns a tensor as it was before `part_windows`, its first two dimensions those of `like`."""
-    return apart.unflatten(0, (-1, within)).transpose(1, 2).reshape(*like.shape[:2], *apart.shape[-2:])
-
-
-def call_by_windows(call: AttentionCall, heads: int, within: int) -> AttentionCall:
-    """Returns a call with windows and heads apart."""
-    mask = call.mask
-    if mask is not None:
-        mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
-        if mask.shape[:2] != (1, 1):
-            mask = part_windows(mask.expand(call.images, call.heads, *mask.shape[2:]), heads, within)
-    query, key, value = (part_windows(one, heads, within) for one in (call.query, call.key, call.value))
-    return replace(call, query=query, key=key, value=value, mask=mask)
-
-
-class GraphVisitor:
-    """Brings attention to `inner` with windows and heads apart; the graph says which dimensions are which."""
-
-    def __init__(self, inner: Any, graph: TokenGraph) -> None:
-        self.inner, self.graph = inner, graph
-        self.calls = 0
-
-    def attend(self, call: AttentionCall) -> Tensor:
-        joined = self.graph.joined.get(self.calls)
-        self.calls += 1
-        apart = replace(call if joined is None else call_by_windows(call, *joined), windows=True)
-        output = self.inner.attend(apart)
-        return output if joined is None else join_windows(output, joined[1], call.query)
-
-    def normalise(self, scores: Tensor) -> Tensor:
-        joined = self.graph.joined.get(self.calls)
-        self.calls += 1
-        if joined is None:
-            return self.inner.normalise(scores)
-        return join_windows(self.inner.normalise(part_windows(scores, *joined)), joined[1], scores)
-
-    def attend_any(self, call: AnyCall) -> Tensor:
-        """Computes attention over the last two of any number of dimensions."""
-        return in_four_dimensions(self.attend, self.graph.arrangement[self.calls], call)
-
-    def normalise_any(self, scores: Float[Tensor, "*groups queries keys"]) -> Float[Tensor, "*groups queries keys"]:
-        """Computes probabilities over the last of any number of dimensions."""
-        return scores_in_four_dimensions(self.normalise, self.graph.arrangement[self.calls], scores)

@@ -11,11 +11,9 @@ from ..errors import PackedBatchError, UnsupportedAttentionError
 from .calls import AnyCall, AttentionCall
 from .follow_tokens import TokenFollower
 from .tap import Tap, eager
-from .token_graph import (
-    Attend,
-    Merge,
-    Step,
-    TokenGraph,
+from .token_graph import Attend, Merge, Step, TokenGraph
+from .tokens import MIXED, NONE, OF_VALUES, Tokens
+from .windows import (
     call_by_windows,
     group_dimensions,
     in_four_dimensions,
@@ -23,7 +21,6 @@ from .token_graph import (
     part_windows,
     scores_in_four_dimensions,
 )
-from .tokens import MIXED, NONE, OF_VALUES, Tokens
 
 __all__ = ["Trace", "trace_graph"]
 

@@ -21,7 +21,8 @@ from ..attention.gradient_modes import GradientMode, libra_rules
 from ..attention.record import RecordedLayer, row_times_attention
 from ..attention.relevance_row import ELEMENTWISE, Collector, RowUpdate
 from ..attention.tap import Tap, Visitor
-from ..attention.token_graph import GraphRow, GraphVisitor
+from ..attention.token_graph import GraphRow
+from ..attention.windows import GraphVisitor
 from ..errors import NoAttentionError, UnsupportedAttentionError
 from .tower import DEEPSTACK, Tower, rollout_through, text_inputs
 

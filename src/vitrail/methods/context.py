@@ -15,9 +15,10 @@ from ..attention.gradient_modes import GradientMode
 from ..attention.record import CallRecorder, RecordedLayer
 from ..attention.relevance_row import ElementwiseRule, RelevanceRow
 from ..attention.tap import Tap, Visitor, eager
-from ..attention.token_graph import GraphRow, GraphVisitor
+from ..attention.token_graph import GraphRow
 from ..attention.token_stream import StreamWatcher, TokenStream
 from ..attention.visitors import Replacement
+from ..attention.windows import GraphVisitor
 from ..errors import LayoutError, OptionError, PackedBatchError
 from ..models.layout import TokenLayout
 from ..objectives import Objective, evaluate_objective, find_rivals, rival_logit
