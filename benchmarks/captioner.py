@@ -44,19 +44,8 @@ import vitrail
 from vitrail.benchmark.measure import describe_machine
 from vitrail.bestiary import Scene, render
 from vitrail.bestiary.benchmark import part_scores, part_sign
-from vitrail.bestiary.captioner import (
-    HELD_OUT,
-    TRAITS,
-    VOCABULARY,
-    CaptionTruth,
-    Dialogue,
-    ask,
-    caption,
-    caption_truth,
-    held_out,
-    load,
-    prepare,
-)
+from vitrail.bestiary.captioner import VOCABULARY, CaptionTruth, caption_truth, load, prepare
+from vitrail.bestiary.dialogues import HELD_OUT, TRAITS, Dialogue, ask, caption, held_out
 from vitrail.bestiary.species import CLASS_NAMES, siblings
 from vitrail.metrics.aggregation import bootstrap
 from vitrail.metrics.localisation.pointing import highest_inside

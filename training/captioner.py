@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from training.bestiary import Progress, read_state, write_state
 from training.optimise import Muon
-from vitrail.bestiary.captioner import FOLDER, Dialogue, ask, build_captioner, build_processor, caption, tower_weights
+from vitrail.bestiary.captioner import FOLDER, build_captioner, build_processor, tower_weights
 from vitrail.bestiary.dataset import Bestiary
+from vitrail.bestiary.dialogues import Dialogue, ask, caption
 from vitrail.bestiary.draw import render
 from vitrail.bestiary.model import load_weights, normalised
 from vitrail.bestiary.scene import Scene

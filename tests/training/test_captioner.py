@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from training.captioner import PREFIX, Recipe, Round, Run, draw_dialogues, mirrored, mixed_scene, train
-from vitrail.bestiary import captioner
+from vitrail.bestiary.captioner import load
+from vitrail.bestiary.dialogues import ask
 from vitrail.bestiary.scene import extent
+from vitrail.bestiary.species import species
 from vitrail.errors import CheckpointError
 
 pytest.importorskip("transformers")
@@ -23,7 +25,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert train(tmp_path / "b", recipe=TINY, minutes=0.0) is None  # stops at the first checkpoint
     resumed = train(tmp_path / "b", recipe=TINY)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    model, processor = captioner.load(resumed)
+    model, processor = load(resumed)
     assert model.dtype == torch.float32
     assert processor.tokenizer("is there a tavel?")["input_ids"][0] == processor.tokenizer.bos_token_id
     with pytest.raises(CheckpointError, match="another seed; choose another folder"):
@@ -56,13 +58,13 @@ def test_a_mirrored_scene_has_its_creatures_on_the_other_side():
     for one, other in zip(scene.creatures, mirrored(scene).creatures, strict=True):
         left, bottom, right, top = extent(one)
         np.testing.assert_allclose(extent(other), (1 - right, bottom, 1 - left, top), atol=1e-9)
-    assert "right" in captioner.ask(scene, "place", scene.labels[0]).answer
-    assert "left" in captioner.ask(mirrored(scene), "place", scene.labels[0]).answer
+    assert "right" in ask(scene, "place", scene.labels[0]).answer
+    assert "left" in ask(mirrored(scene), "place", scene.labels[0]).answer
 
 
 def test_a_creature_of_no_species_is_called_by_what_its_parts_speak_for():
     scene = replace(mixed_scene(5, 1), labels=())
-    scene = scene.without(0, captioner.species(scene.creatures[0].species).family.diagnostic[0])
+    scene = scene.without(0, species(scene.creatures[0].species).family.diagnostic[0])
     names = {draw_dialogues(scene, ROUNDS[0], np.random.default_rng(k))[0].words[-1].text for k in range(20)}
     assert len(names) > 1
 
