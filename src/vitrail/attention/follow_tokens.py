@@ -12,20 +12,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import PackedBatchError, UnsupportedAttentionError
 from .labels import Labels, once
-from .token_grids import between, boxes, one_channel, overlaps, windows
+from .token_grids import convolved, overlaps, pooled, pooled_to, resampled
 from .tokens import MIXED, NONE, OF_VALUES, Tokens
 
 __all__ = ["TokenFollower"]
 
 CODE = 2.0**26  # more than there are labels
-LOCAL = "Convolutions mix neighbouring tokens between its attentions; the map follows the attentions alone."
 # fmt: off
 _ELEMENTWISE = {
     "add", "sub", "rsub", "mul", "div", "neg", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "pow",
@@ -53,8 +51,11 @@ _REDUCING = {
 _POOLING = {
     "avg_pool2d", "max_pool2d_with_indices", "max_pool2d"
 }
-_RESAMPLING = {
-    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa"
+_ADAPTIVE = {
+    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"
+}
+_GRIDS = _POOLING | _ADAPTIVE | {
+    "col2im", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa"
 }
 _SOFTMAX = {
     "_softmax", "_log_softmax", "_safe_softmax"
@@ -78,7 +79,6 @@ class TokenFollower(TorchDispatchMode):
     def __init__(self, image: Float[Tensor, "images channels height width"]) -> None:
         super().__init__()
         self.tokens = Tokens()
-        self.notes: dict[str, None] = {}
         self.resting = False
         self._labels = Labels()
         images, _, height, width = image.shape
@@ -154,14 +154,17 @@ class TokenFollower(TorchDispatchMode):
             self._product(plain, args, first)
         elif plain in ("convolution", "_convolution"):
             self._convolve(args, first)
-        elif plain in _POOLING:
-            self._pool(plain, args, first)
-        elif plain in ("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"):
-            self._adaptive_pool(plain, args[0], first)
-        elif plain == "col2im":
-            self.mark(first, overlaps(self.tokens, self._of_tokens(args[0], name), *args[1:]).expand(first.shape))
-        elif plain in _RESAMPLING:
-            self._resample(plain, func, args, kwargs, first)
+        elif plain in _GRIDS:
+            labels, size = self._of_tokens(args[0], plain), first.shape[-2:]
+            if plain == "col2im":
+                found = overlaps(self.tokens, labels, *args[1:])
+            elif plain in _POOLING:
+                found = pooled(self.tokens, labels, *args[1:5], dilated=plain.startswith("max"), size=size)
+            elif plain in _ADAPTIVE:
+                found = pooled_to(self.tokens, labels, size)
+            else:
+                found = resampled(self.tokens, labels, lambda grid: func(grid, *args[1:], **kwargs))
+            self.mark(first, found.expand(first.shape))
         elif plain in _REDUCING:
             self._reduce(plain, args, kwargs, result)
         else:
@@ -370,75 +373,8 @@ class TokenFollower(TorchDispatchMode):
                 raise UnsupportedAttentionError("neighbouring attention scores are joined, which has no rule")
             self.mark(result, *(one[:, :1].expand(result.shape) for one in labels))  # heads are mixed, token by token
             return
-        (found,) = labels
-        if transposed:
-            if result.dim() != 4:
-                raise UnsupportedAttentionError("a transposed convolution that is not over two dimensions has no rule")
-            self.mark(result, self._spread(found, kernel, stride, padding, dilation, result).expand(result.shape))
-        elif result.dim() == 3:
-            at = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
-            self.mark(result, self._slide(found[:, :, None], *at, result[:, :, None])[:, :, 0].expand(result.shape))
-        elif result.dim() == 5:
-            if kernel != tuple(stride) or any(padding) or set(dilation) != {1}:
-                raise UnsupportedAttentionError("a convolution over time whose kernels overlap has no rule")
-            self.mark(result, boxes(self.tokens, found, kernel).expand(result.shape))
-        else:
-            self.mark(result, self._slide(found, kernel, stride, padding, dilation, result).expand(result.shape))
-
-    def _slide(
-        self, labels: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
-    ) -> Float[Tensor, "images 1 rows cols"]:
-        """The labels of what slides over a grid: the same where it stays on it, else a token made of its support."""
-        grid = one_channel(self.tokens, labels)
-        size = result.shape[-2:]
-        if tuple(stride) == (1, 1) and grid.shape[-2:] == size:
-            if tuple(kernel) != (1, 1) and self.tokens.attended:
-                self.notes[LOCAL] = None
-            return grid
-        return windows(self.tokens, grid, kernel, stride, padding, dilation, size)
-
-    def _spread(
-        self, labels: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, result: Tensor
-    ) -> Float[Tensor, "images 1 rows cols"]:
-        """The labels of a transposed convolution: a place is made of the tokens whose kernels lie over it."""
-        grid = one_channel(self.tokens, labels)
-        rows, cols = grid.shape[-2:]
-        apart = grid.new_zeros(len(grid), 1, (rows - 1) * stride[0] + 1, (cols - 1) * stride[1] + 1)
-        apart[:, :, :: stride[0], :: stride[1]] = grid
-        around = [gap * (extent - 1) - margin for gap, extent, margin in zip(dilation, kernel, padding, strict=True)]
-        return self._slide(apart, kernel, (1, 1), around, dilation, result)
-
-    def _pool(self, name: str, args: tuple, result: Tensor) -> None:
-        labels = self._of_tokens(args[0], name)
-        given = [*args[1:], *([None] * 4)]
-        kernel, stride, padding = _pair(given[0]), _pair(given[1] or given[0]), _pair(given[2] or 0)
-        dilation = _pair(given[3] or 1) if name.startswith("max") else (1, 1)
-        self.mark(result, self._slide(labels, kernel, stride, padding, dilation, result).expand(result.shape))
-
-    def _adaptive_pool(self, name: str, given: Tensor, result: Tensor) -> None:
-        labels = one_channel(self.tokens, self._of_tokens(given, name))
-        (rows, columns), size = labels.shape[-2:], result.shape[-2:]
-        if (rows, columns) == tuple(size):
-            found = labels
-        elif rows % size[0] or columns % size[1]:  # windows that overlap
-            weights = (
-                F.adaptive_avg_pool1d(torch.eye(old, dtype=torch.float64), new).T
-                for old, new in zip((rows, columns), size, strict=True)
-            )
-            found = between(self.tokens, labels, *weights)
-        else:
-            step = rows // size[0], columns // size[1]
-            found = windows(self.tokens, labels, step, step, (0, 0), (1, 1), size)
+        found = convolved(self.tokens, labels[0], kernel, stride, padding, dilation, transposed, result.shape)
         self.mark(result, found.expand(result.shape))
-
-    def _resample(self, name: str, func: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
-        labels = one_channel(self.tokens, self._of_tokens(args[0], name))
-        weights = []
-        for at, size in enumerate(args[0].shape[-2:]):
-            unit = torch.eye(size, dtype=torch.float64).view(size, 1, *((size, 1) if at == 0 else (1, size)))
-            spread = func(unit.expand(size, 1, *args[0].shape[-2:]).contiguous(), *args[1:], **kwargs)
-            weights.append((spread[:, 0, :, 0] if at == 0 else spread[:, 0, 0]).T)
-        self.mark(result, between(self.tokens, labels, *weights).expand(result.shape))
 
     def _of_tokens(self, given: Tensor, name: str) -> Tensor:
         """The labels of what are tokens, and not attention scores."""
@@ -482,10 +418,6 @@ def _keeps_all(func: Any, choice: Tensor) -> bool:
 def _of_values(key: Tensor) -> bool:
     """Whether the keys of probabilities are those of the values."""
     return bool((once(key) <= OF_VALUES).all())
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1]) if value else (0, 0)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -26,6 +26,7 @@ class Tokens:
     `y`, `x` are the centre in pixels (NaN: of no place); `branch` marks what an attention has written and nothing has
     been added to; `terms` are the two tokens that one is the sum of (0: it is no sum). `of_values`
     says of attentions whose keys are told by their values which step they are, and `open` of which they are not yet.
+    `attended` says whether any attention has been passed, and `notes` are what is to be said of every map.
     """
 
     y: list[Tensor] = field(default_factory=lambda: [torch.full((1,), torch.nan, dtype=torch.float64)])
@@ -40,6 +41,7 @@ class Tokens:
     of_values: dict[int, int] = field(default_factory=dict)
     open: set[int] = field(default_factory=set)
     attended: bool = False
+    notes: dict[str, None] = field(default_factory=dict)
 
     def add(self, y: Tensor, x: Tensor, image: Tensor, branch: bool | Tensor) -> Tensor:
         """Returns the labels of new tokens."""

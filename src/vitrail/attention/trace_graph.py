@@ -24,6 +24,8 @@ from .windows import (
 
 __all__ = ["Trace", "trace_graph"]
 
+AMONG_CHANNELS = "Attention among channels moves nothing between tokens: the map follows the others."
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:
@@ -57,7 +59,7 @@ def trace_graph(
     if root <= 0:
         raise UnsupportedAttentionError("the logits follow from no token")
     graph = _graph(follower.tokens, root, visitor)
-    return Trace(graph, visitor.heads[0], logits.shape[1], tuple(follower.notes))
+    return Trace(graph, visitor.heads[0], logits.shape[1], tuple(follower.tokens.notes))
 
 
 def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph:
@@ -310,7 +312,7 @@ class FollowingVisitor:
 
     def _among_channels(self, groups: int, queries: int) -> None:
         self.among_channels[self.calls] = groups // self.images, queries
-        self.follower.notes["Attention among channels moves nothing between tokens: the map follows the others."] = None
+        self.follower.tokens.notes[AMONG_CHANNELS] = None
         self.calls += 1
 
     def _tokens(self, labels: list[Tensor] | None, size: tuple[int, int, int]) -> Tensor:

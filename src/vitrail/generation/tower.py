@@ -211,7 +211,7 @@ def _follow(
         return Tower(positions, token_grids, reason="the vision tower calls no attention")
     graph, grids, renamed = _graph(tokens, torch.cat([roots, *again]), made, visitor)
     own, *others = renamed.split(len(positions))
-    return Tower(positions, token_grids, grids, own, tuple(others), graph, "", tuple(follower.notes))
+    return Tower(positions, token_grids, grids, own, tuple(others), graph, "", tuple(follower.tokens.notes))
 
 
 FAR = 2.0**20  # pixels between one view and the next where views are one sequence
