@@ -7,13 +7,12 @@ enough: dense labels for every patch, as in token labelling (Jiang et al. 2021),
 the architecture allows it, short token sequences while the landscape is still ballast.
 """
 
-import io
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.optimise import initialise, optimisers
+from training.run import Checkpoint, Progress, Restart, Scenes, Seed, Threads, TrainingRun, reporting
 from training.scenes import (
     CLASS_LABELS,
     PART_LABELS,
@@ -35,11 +35,8 @@ from training.scenes import (
 )
 from vitrail.bestiary.dataset import LabelErrors
 from vitrail.bestiary.model import SIZE, build_model, save_weights
-from vitrail.cli.console import show, stages, stop
+from vitrail.cli.console import show
 from vitrail.cli.options import spelled
-from vitrail.errors import CheckpointError, VitrailError
-from vitrail.files import atomic_write
-from vitrail.threads import thread_count
 
 app = typer.Typer(add_completion=False)
 
@@ -59,15 +56,6 @@ class Recipe:
     dense: float = 1.0  # weight of the dense losses
     average: float = 0.998  # decay of the average of the weights
     interval: int = 200  # steps between two checkpoints
-
-
-class Progress(NamedTuple):
-    """How far training is: scenes drawn or steps made, of how many, and the mean loss since the last report."""
-
-    stage: Literal["draw", "train"]
-    done: int
-    total: int
-    loss: float = math.nan
 
 
 def train(
@@ -110,30 +98,25 @@ def train(
         "label_errors": asdict(label_errors) if label_errors else None,
     }
     run = Run(architecture, recipe, seed)
-    state = folder / "state.pt"
-    if resume and state.exists():
-        run.load(state, question)
+    checkpoint = Checkpoint(folder / "state.pt", question)
+    if resume and checkpoint.path.exists():
+        run.restore(checkpoint.read())
     pool_seed = seed + 1  # the generators of pool and evaluation must not meet
     name = "pool" if label_errors is None else "pool-label-errors"
     for drawn in draw_pool(folder / name, recipe.scenes, seed=pool_seed, label_errors=label_errors, workers=workers):
         report(Progress("draw", drawn, recipe.scenes))
     pool = load_pool(folder / name, recipe.scenes)
-    total = 0.0
-    while run.step < recipe.steps:
-        total += run.advance(pool)
-        if run.step % recipe.interval == 0 or run.step == recipe.steps:
-            run.save(state, question)
-            report(Progress("train", run.step, recipe.steps, total / recipe.interval))
-            total = 0.0
-            if time.monotonic() > end:
-                return None
+    if not run.complete(
+        recipe.steps, lambda: run.advance(pool), checkpoint, interval=recipe.interval, report=report, end=end
+    ):
+        return None
     weights = folder / "weights.safetensors"
     save_weights(run.average, weights, question)
     return weights
 
 
-class Run:
-    """All that changes during training: model, average of its weights, optimisers and random choices."""
+class Run(TrainingRun):
+    """A training of a model and its dense reader, with the random choices that it makes."""
 
     def __init__(self, architecture: str, recipe: Recipe, seed: int) -> None:
         self.recipe = recipe
@@ -147,18 +130,16 @@ class Run:
         self.reader = nn.Linear(tokens.shape[2], PART_LABELS + CLASS_LABELS)
         nn.init.zeros_(self.reader.weight)
         nn.init.zeros_(self.reader.bias)
-        self.optimisers = optimisers(self.model, self.reader, recipe.rate, recipe.weight_decay)
-        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.order = torch.empty(0, dtype=torch.long)
-        self.step = 0
+        super().__init__(optimisers(self.model, self.reader, recipe.rate, recipe.weight_decay), recipe.average)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the model's weights, without the reader's."""
+        return self.model.state_dict()
 
     def advance(self, pool: Pool) -> float:
         """Makes one step and returns the loss of the class token."""
         recipe = self.recipe
-        rate = recipe.rate * self._schedule()
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate
         images, owners, targets, creatures = self._batch(pool)
         images, owners = augmented(images, owners, self.generator)
         parts, classes = patch_labels(owners, creatures, self.patch)
@@ -171,39 +152,21 @@ class Run:
         loss = functional.cross_entropy(logits, targets)
         dense = functional.cross_entropy(part_logits.flatten(0, 1), parts.flatten(0, 1))
         dense = dense + functional.cross_entropy(class_logits.flatten(0, 1), classes.flatten(0, 1))
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        (loss + recipe.dense * dense).backward()
-        nn.utils.clip_grad_norm_([*self.model.parameters(), *self.reader.parameters()], 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self.step += 1
-        self._average()
+        parameters = [*self.model.parameters(), *self.reader.parameters()]
+        self.update(loss + recipe.dense * dense, parameters, recipe.rate * self._schedule())
         return float(loss.detach())
 
-    def save(self, path: Path, question: dict[str, Any]) -> None:
-        """Writes a checkpoint at once."""
-        content = {
-            "step": self.step,
-            "order": self.order,
-            "generator": self.generator.get_state(),
-            "model": self.model.state_dict(),
-            "reader": self.reader.state_dict(),
-            "average": self.average,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-        }
-        write_state(path, question, content)
+    def state(self) -> dict[str, Any]:
+        """Returns the content of a checkpoint."""
+        more = {"order": self.order, "generator": self.generator.get_state(), "reader": self.reader.state_dict()}
+        return super().state() | more
 
-    def load(self, path: Path, question: dict[str, Any]) -> None:
-        """Resumes from a checkpoint; raises `CheckpointError` when it is damaged or of another run."""
-        content = read_state(path, question)
-        self.step, self.order = content["step"], content["order"]
+    def restore(self, content: dict[str, Any]) -> None:
+        """Takes up the content of a checkpoint."""
+        super().restore(content)
+        self.order = content["order"]
         self.generator.set_state(content["generator"])
-        self.model.load_state_dict(content["model"])
         self.reader.load_state_dict(content["reader"])
-        self.average = content["average"]
-        for optimiser, state in zip(self.optimisers, content["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
 
     def _batch(self, pool: Pool) -> list[Tensor]:
         if len(self.order) < self.recipe.batch:
@@ -214,39 +177,6 @@ class Run:
     def _schedule(self) -> float:
         warm = min(1.0, (self.step + 1) / self.recipe.warmup)
         return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps)))
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        # A shorter memory at the start, so that the first random weights are soon forgotten.
-        decay = min(self.recipe.average, (self.step + 1) / (self.step + 20))
-        for name, value in self.model.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
-
-
-def write_state(path: Path, question: dict[str, Any], content: dict[str, Any]) -> None:
-    """Writes a checkpoint at once, with the `question` that its run answers."""
-    buffer = io.BytesIO()
-    torch.save({"question": question, **content}, buffer)
-    with atomic_write(path) as file:
-        file.write(buffer.getvalue())
-
-
-def read_state(path: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of a checkpoint; raises `CheckpointError` when it is damaged or of another run."""
-    try:
-        content = torch.load(path, weights_only=True)
-        found = content["question"]
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
-        raise CheckpointError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}); delete it or pass resume=False"
-        ) from error
-    if found != question:
-        odd = [name for name in question if found.get(name) != question[name]]
-        raise CheckpointError(
-            f"the checkpoint {path} is of a run with another {' and '.join(odd)}; "
-            "choose another folder or pass resume=False"
-        )
-    return content
 
 
 def tokens_forward(
@@ -277,36 +207,23 @@ def command(
         bool, typer.Option("--label-errors", help="Plant label errors, as in bestiary/label-errors.")
     ] = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of training.")] = Recipe.steps,
-    scenes: Annotated[int, typer.Option("--scenes", min=1, help="Number of training scenes.")] = Recipe.scenes,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed of scenes and training.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor cores to use.")] = 2,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew instead of resuming from the last checkpoint.")
-    ] = False,
+    scenes: Scenes = Recipe.scenes,
+    seed: Seed = 0,
+    threads: Threads = 2,
+    restart: Restart = False,
 ) -> None:
     """Train a model of the bestiary from scratch; the same command resumes an interrupted training."""
-    try:
-        with thread_count(threads), stages() as report:
-
-            def progress(now: Progress) -> None:
-                loss = "" if now.stage == "draw" else f", loss {now.loss:.3f}"
-                report({"draw": "drawing scenes", "train": "training"}[now.stage] + loss, now.done, now.total)
-
-            weights = train(
-                output,
-                architecture=architecture,
-                recipe=Recipe(steps=steps, scenes=scenes),
-                resume=not restart,
-                progress=progress,
-                label_errors=LabelErrors() if label_errors else None,
-                seed=seed,
-                workers=threads,
-            )
-    except VitrailError as error:
-        stop(error)
-    except KeyboardInterrupt:
-        show(f"stopped; the same command resumes from the last checkpoint in {output}", err=True)
-        raise typer.Exit(130) from None
+    with reporting(output, threads) as progress:
+        weights = train(
+            output,
+            architecture=architecture,
+            recipe=Recipe(steps=steps, scenes=scenes),
+            resume=not restart,
+            progress=progress,
+            label_errors=LabelErrors() if label_errors else None,
+            seed=seed,
+            workers=threads,
+        )
     show(weights)
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import typer
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from training.bestiary import Progress, read_state, write_state
 from training.optimise import Muon
+from training.run import Checkpoint, Progress, Restart, Scenes, Seed, Threads, TrainingRun, reporting
 from vitrail.bestiary.captioner import FOLDER, build_captioner, build_processor, tower_weights
 from vitrail.bestiary.dataset import Bestiary
 from vitrail.bestiary.dialogues import Dialogue, ask, caption
@@ -30,11 +30,9 @@ from vitrail.bestiary.draw import render
 from vitrail.bestiary.model import load_weights, normalised
 from vitrail.bestiary.scene import Scene
 from vitrail.bestiary.species import CLASS_NAMES, VARIANTS, BestiaryError, posterior, siblings
-from vitrail.cli.console import show, stages, stop
+from vitrail.cli.console import show
 from vitrail.cli.options import spelled
-from vitrail.errors import VitrailError
 from vitrail.files import atomic_write
-from vitrail.threads import thread_count
 
 app = typer.Typer(add_completion=False)
 TOWER = FOLDER.parent / "bestiary.safetensors"
@@ -106,24 +104,18 @@ def train(
     report = progress if progress is not None else lambda _: None
     question = {"recipe": asdict(recipe) | {"rounds": [list(one) for one in recipe.rounds]}, "seed": seed}
     run = Run(recipe, seed)
-    state = folder / "state.pt"
-    if resume and state.exists():
-        run.load(state, question)
+    checkpoint = Checkpoint(folder / "state.pt", question)
+    if resume and checkpoint.path.exists():
+        run.restore(checkpoint.read())
     pool_seed = seed + 101  # the tower was trained on the scenes of seed 1
     for drawn in draw_tokens(folder / "tokens", recipe.scenes, pool_seed):
         report(Progress("draw", drawn, recipe.scenes))
     tokens = [np.load(_chunk_path(folder / "tokens", start), mmap_mode="r") for start in range(0, recipe.scenes, CHUNK)]
     scenes = [mixed_scene(pool_seed, index) for index in range(recipe.scenes)]
-    total = 0.0
-    while run.step < recipe.steps:
-        total += run.advance(tokens, scenes)
-        if run.step % recipe.interval == 0 or run.step == recipe.steps:
-            run.save(state, question)
-            report(Progress("train", run.step, recipe.steps, total / recipe.interval))
-            total = 0.0
-            if time.monotonic() > end:
-                return None
-    return run.export(folder / "captioner")
+    finished = run.complete(
+        recipe.steps, lambda: run.advance(tokens, scenes), checkpoint, interval=recipe.interval, report=report, end=end
+    )
+    return run.export(folder / "captioner") if finished else None
 
 
 # -- scenes and what is said of them ---------------------------------------------------------------------------------
@@ -212,28 +204,28 @@ def _chunk_path(folder: Path, start: int) -> Path:
 # -- the training ----------------------------------------------------------------------------------------------------
 
 
-class Run:
-    """All that changes during training: model, average of its weights and optimisers."""
+class Run(TrainingRun):
+    """A training of projector and decoder on the frozen tower."""
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
-        self.recipe, self.seed, self.step = recipe, seed, 0
+        self.recipe, self.seed = recipe, seed
         torch.manual_seed(seed)  # transformers draws its weights from the global generator
         self.model = build_captioner().train()
         tower, _ = load_weights(TOWER)
         self.model.model.vision_tower.load_state_dict(tower_weights(tower))
         self.model.model.vision_tower.requires_grad_(False)
         self.processor = build_processor()
-        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        matrices = [(value, 1) for name, value in trained.items() if ".layers." in name and value.ndim == 2]
-        decayed = [v for n, v in trained.items() if ".layers." not in n and v.ndim == 2 and "embed" not in n]
-        free = [v for n, v in trained.items() if v.ndim == 1 or "embed" in n]
+        self.trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        matrices = [(value, 1) for name, value in self.trained.items() if ".layers." in name and value.ndim == 2]
+        decayed = [v for n, v in self.trained.items() if ".layers." not in n and v.ndim == 2 and "embed" not in n]
+        free = [v for n, v in self.trained.items() if v.ndim == 1 or "embed" in n]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        self.optimisers: list[torch.optim.Optimizer] = [
-            Muon(matrices, recipe.rate, weight_decay=recipe.weight_decay),
-            torch.optim.AdamW(groups, recipe.rate, betas=(0.9, 0.98)),
-        ]
-        self.trained = trained
-        self.average = {name: value.detach().clone() for name, value in trained.items()}
+        muon = Muon(matrices, recipe.rate, weight_decay=recipe.weight_decay)
+        super().__init__([muon, torch.optim.AdamW(groups, recipe.rate, betas=(0.9, 0.98))], recipe.average)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the weights of projector and decoder."""
+        return {name: value.detach() for name, value in self.trained.items()}
 
     def advance(self, tokens: list[np.ndarray], scenes: list[Scene]) -> float:
         """Makes one step and returns its loss. What is drawn depends on the seed and the number of the step alone."""
@@ -241,9 +233,6 @@ class Run:
         asked, number = recipe.round_of(self.step)
         warm = min(1.0, (number + 1) / recipe.warmup)
         rate = recipe.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * number / asked.steps)))
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate
         rng = np.random.default_rng((self.seed, self.step))
         chosen, flips = rng.choice(len(scenes), recipe.batch), rng.integers(0, 2, recipe.batch)
         pictures = torch.from_numpy(
@@ -254,18 +243,7 @@ class Run:
             for k, flip in zip(chosen, flips, strict=True)
         ]
         loss = self._loss(pictures.float(), said, asked.function)
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(self.trained.values()), 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self.step += 1
-        # A shorter memory at the start, so that the first random weights are soon forgotten.
-        decay = min(recipe.average, (self.step + 1) / (self.step + 20))
-        with torch.no_grad():
-            for name, value in self.trained.items():
-                self.average[name].lerp_(value, 1 - decay)
+        self.update(loss, self.trained.values(), rate)
         return float(loss.detach())
 
     def _loss(self, pictures: Float[Tensor, "batch tokens dim"], said: list[list[Dialogue]], function: float) -> Tensor:
@@ -283,26 +261,6 @@ class Run:
         asked = labels >= 0
         losses = functional.cross_entropy(self.model.lm_head(found[asked]), labels[asked], reduction="none")
         return (losses * weights[asked]).sum() / weights[asked].sum()
-
-    def save(self, path: Path, question: dict[str, Any]) -> None:
-        """Writes a checkpoint at once."""
-        content = {
-            "step": self.step,
-            "model": {name: value.detach() for name, value in self.trained.items()},
-            "average": self.average,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-        }
-        write_state(path, question, content)
-
-    def load(self, path: Path, question: dict[str, Any]) -> None:
-        """Resumes from a checkpoint; raises `CheckpointError` when it is damaged or of another run."""
-        content = read_state(path, question)
-        self.step, self.average = content["step"], content["average"]
-        with torch.no_grad():
-            for name, value in content["model"].items():
-                self.trained[name].copy_(value)
-        for optimiser, state in zip(self.optimisers, content["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
 
     def export(self, folder: Path) -> Path:
         """Writes the averaged model (half precision, to be run in float32) and its processor; returns the folder."""
@@ -362,27 +320,14 @@ def packed_mask(owner: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 who
 @app.command(cls=spelled(python={"resume": "--restart"}))
 def command(
     output: Annotated[Path, typer.Argument(help="Folder for the tokens, the checkpoints and the captioner.")],
-    scenes: Annotated[int, typer.Option("--scenes", min=1, help="Number of training scenes.")] = Recipe.scenes,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed of scenes and training.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor cores to use.")] = 1,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew instead of resuming from the last checkpoint.")
-    ] = False,
+    scenes: Scenes = Recipe.scenes,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    restart: Restart = False,
 ) -> None:
     """Train the bestiary's captioner; the same command resumes an interrupted training."""
-    try:
-        with thread_count(threads), stages() as report:
-
-            def progress(now: Progress) -> None:
-                loss = "" if now.stage == "draw" else f", loss {now.loss:.3f}"
-                report({"draw": "drawing scenes", "train": "training"}[now.stage] + loss, now.done, now.total)
-
-            folder = train(output, recipe=Recipe(scenes=scenes), resume=not restart, progress=progress, seed=seed)
-    except VitrailError as error:
-        stop(error)
-    except KeyboardInterrupt:
-        show(f"stopped; the same command resumes from the last checkpoint in {output}", err=True)
-        raise typer.Exit(130) from None
+    with reporting(output, threads) as progress:
+        folder = train(output, recipe=Recipe(scenes=scenes), resume=not restart, progress=progress, seed=seed)
     show(folder)
 
 

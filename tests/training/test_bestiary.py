@@ -11,8 +11,9 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
-from training.bestiary import Progress, Recipe, Run, app, tokens_forward, train
+from training.bestiary import Recipe, Run, app, tokens_forward, train
 from training.optimise import initialise, orthogonalised
+from training.run import Progress
 from training.scenes import augmented, kept_tokens, patch_labels
 from vitrail.bestiary import UnknownNameError
 from vitrail.bestiary import model as model_file
