@@ -1,6 +1,7 @@
 """What visitors can do, without a browser: views, errors in kind words, downloads, two visitors apart."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from PIL import Image
 
 from vitrail.app import page
 from vitrail.app.fragments import CONTROLS
-from vitrail.app.question import LONG
+from vitrail.app.question import LONG, Question
 from vitrail.app.service import SORRY, PageUpdate, Service, excuse, read
 from vitrail.app.session import ModelCache, Sessions
+from vitrail.cli import options as shared
 from vitrail.errors import ImageError, OptionError, UnknownModelError
 from vitrail.explanation import Explanation
 from vitrail.models import load
@@ -67,6 +69,13 @@ def test_the_caption_says_the_gradient_and_what_competes(service):
     full = service.change("ada", shown.question.query(), {"gradient": "full"})
     assert "full gradient" in full.views["map"]
     assert " gradient" not in service.change("ada", shown.question.query(), {"method": "rollout"}).views["map"]
+
+
+def test_the_page_offers_every_gradient_mode_of_the_command(service):
+    offered = re.findall(r'name="gradient" value="(\w+)"', page.page(["bestiary"], 1))
+    assert offered == [Question.gradient, *shared.Gradient]
+    query = service.arrive("ada", "example=pair").question.query()
+    assert "gim gradient" in service.change("ada", query, {"gradient": "gim"}).views["map"]
 
 
 def test_examples_are_of_the_model(monkeypatch):

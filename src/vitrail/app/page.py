@@ -6,18 +6,20 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from math import cos, pi, sin
+from typing import get_args
 
 import numpy as np
 from PIL import ImageOps
 
 from .. import __version__
+from ..attention.gradient_modes import GradientMode
 from ..methods import list_methods
 from ..outputs import verdict_of
 from ..plotting.overlay import AGAINST, FOR, colour
 from ..plotting.transfer import COLOURS
 from .fragments import css, data_address
 from .pictures import EXAMPLES, example_picture
-from .question import DRAW, WAITING, ViewContext
+from .question import DRAW, WAITING, Question, ViewContext
 from .views.comparisons import GROUPS, LAYOUTS
 
 __all__ = ["best_classes", "draw_classes", "examples", "page", "page_files", "taking_home"]
@@ -69,7 +71,7 @@ def page(models: Sequence[str], limit: int) -> str:
     marks = {name: hashlib.sha256(content).hexdigest()[:12] for name, (content, _) in page_files().items()}
     return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(
         models=models, limit=limit, methods=methods, titles=TITLES, draw=DRAW, waiting=WAITING, groups=GROUPS,
-        layouts=LAYOUTS, rose=_rose(), version=__version__,
+        layouts=LAYOUTS, gradients=(Question.gradient, *get_args(GradientMode)), rose=_rose(), version=__version__,
         files={name: f"static/{name}?{mark}" for name, mark in marks.items()},
     )  # fmt: skip
 
