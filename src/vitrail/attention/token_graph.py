@@ -117,8 +117,8 @@ class TokenGraph:
         return ", ".join(f"{count} x {w} windows of {q} queries and {k} keys" for (w, q, k), count in runs)
 
     @property
-    def last(self) -> dict[int, float]:
-        """Returns the last call that the logits follow from, with what makes it a part of a mean.
+    def last_calls(self) -> dict[int, float]:
+        """Returns the last call that the logits follow from, and the share (1, or its part of a mean) that it has.$
 
         The mean is that of all calls whose outputs are joined with its own: heads that a model calls one by one, or
         attentions side by side.

@@ -46,7 +46,7 @@ def raw(context: AttributionContext) -> Float[Tensor, "images targets tokens"]:
     layers, graph = context.record(), context.layout.graph
     if graph is not None:
         row = context.readout_row()
-        rows = [part * rollout_row(graph, layers, row, only=call) for call, part in graph.last.items()]
+        rows = [part * rollout_row(graph, layers, row, only=call) for call, part in graph.last_calls.items()]
         return torch.stack(rows).sum(dim=0)[:, None]
     return row_times_attention(context.readout_row(), layers[-1])[:, None]
 
