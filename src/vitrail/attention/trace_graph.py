@@ -1,10 +1,10 @@
 """Traces the token graph of a model: one forward pass of two images whose tokens are followed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import PackedBatchError, UnsupportedAttentionError
@@ -22,7 +22,7 @@ from .windows import (
     scores_in_four_dimensions,
 )
 
-__all__ = ["Trace", "trace_graph"]
+__all__ = ["Trace", "as_grid", "end_at_grids", "made_by", "renumbered", "steps_to", "trace_graph"]
 
 AMONG_CHANNELS = "Attention among channels moves nothing between tokens: the map follows the others."
 
@@ -64,40 +64,17 @@ def trace_graph(
 
 def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph:
     """The part of the steps that leads from one image's tokens to its logits."""
-    image = tokens.of("image")
-    needed = torch.zeros(tokens.count, dtype=torch.bool)
-    needed[root] = True
-    steps: list[Step] = []
-    window_major = set()
-    for step in reversed(tokens.known_steps):
-        if isinstance(step, Merge):
-            used = needed[step.child] & (image[step.child] == 0)
-            if bool(used.any()):
-                steps.append(Merge(step.child[used], step.parent[used], step.weight[used], step.residual))
-                needed[step.parent[used]] = True
-            continue
-        mine = step.image == 0
-        if _is_window_major(step):
-            window_major.add(step.call)
-        steps.append(Attend(step.call, step.written[mine], step.keys[mine], step.image[mine]))
-        if bool(needed[step.written[mine]].any()):
-            needed[step.keys[mine].flatten()] = True
-    steps.reverse()
+    roots = torch.tensor([root])
+    window_major = [step.call for step in tokens.known_steps if isinstance(step, Attend) and _is_window_major(step)]
+    steps = steps_to(tokens, roots, image=0)
     if not any(isinstance(step, Attend) for step in steps):
         mixed = ": it mixes channels alone, and moves nothing between tokens" if visitor.among_channels else ""
         raise UnsupportedAttentionError(f"the logits follow from no attention{mixed}")
-    leaves, steps = _leaves(tokens, steps)
-    used = torch.cat([torch.tensor([0, root]), leaves.flatten(), *(_mentioned(step) for step in steps)]).unique()
-    number = torch.zeros(tokens.count, dtype=torch.long)
-    number[used] = torch.arange(len(used))
-    renamed = tuple(
-        Merge(number[step.child], number[step.parent], step.weight, step.residual)
-        if isinstance(step, Merge)
-        else Attend(step.call, number[step.written], number[step.keys], step.image)
-        for step in steps
-    )
+    grids, steps = end_at_grids(tokens, roots, steps)
+    leaves = max(grids.values(), key=lambda grid: grid.numel())
+    renamed, number = renumbered(steps, torch.cat([roots, leaves.flatten()]))
     return TokenGraph(
-        len(used),
+        int(number.max()) + 1,
         int(number[root]),
         renamed,
         number[leaves],
@@ -109,10 +86,48 @@ def _graph(tokens: Tokens, root: int, visitor: "FollowingVisitor") -> TokenGraph
     )
 
 
-def _mentioned(step: Step) -> Tensor:
-    if isinstance(step, Merge):
-        return torch.cat([step.child, step.parent]).unique()
-    return torch.cat([step.written.flatten(), step.keys.flatten()]).unique()
+def steps_to(tokens: Tokens, roots: Int[Tensor, " roots"], image: int | None = None) -> list[Step]:
+    """Returns the steps that lead to these tokens, and every attention; of one image of the batch where it is named."""
+    of = tokens.of("image")
+    needed = torch.zeros(tokens.count, dtype=torch.bool)
+    needed[roots] = True
+    steps: list[Step] = []
+    for step in reversed(tokens.known_steps):
+        if isinstance(step, Merge):
+            used = needed[step.child] if image is None else needed[step.child] & (of[step.child] == image)
+            if bool(used.any()):
+                steps.append(_some_edges(step, used))
+                needed[step.parent[used]] = True
+            continue
+        if image is not None:
+            mine = step.image == image
+            step = Attend(step.call, step.written[mine], step.keys[mine], step.image[mine])
+        steps.append(step)
+        if bool(needed[step.written].any()):
+            needed[step.keys.flatten()] = True
+    return steps[::-1]
+
+
+def renumbered(
+    steps: Sequence[Step], others: Int[Tensor, " others"]
+) -> tuple[tuple[Step, ...], Int[Tensor, " tokens"]]:
+    """Returns the steps over as many tokens as they and `others` name, and the new number of each; 0 stays none."""
+    named = [torch.cat([step.child, step.parent] if isinstance(step, Merge) else
+                       [step.written.flatten(), step.keys.flatten()]) for step in steps]  # fmt: skip
+    used = torch.cat([torch.zeros(1, dtype=torch.long), others, *named]).unique()
+    number = torch.zeros(int(used[-1]) + 1, dtype=torch.long)
+    number[used] = torch.arange(len(used))
+    renamed = tuple(
+        Merge(number[step.child], number[step.parent], step.weight, step.residual)
+        if isinstance(step, Merge)
+        else Attend(step.call, number[step.written], number[step.keys], step.image)
+        for step in steps
+    )
+    return renamed, number
+
+
+def _some_edges(step: Merge, some: Bool[Tensor, " edges"]) -> Merge:
+    return Merge(step.child[some], step.parent[some], step.weight[some], step.residual)
 
 
 def _is_window_major(step: Attend) -> bool:
@@ -130,65 +145,74 @@ def _is_window_major(step: Attend) -> bool:
     raise UnsupportedAttentionError(f"the windows of attention {step.call} are in no order of images")
 
 
-def _leaves(tokens: Tokens, steps: list[Step]) -> tuple[Tensor, list[Step]]:
-    """The finest grid of tokens in front of the first attention, and the steps that end there.
+def made_by(tokens: Tokens) -> Int[Tensor, " tokens"]:
+    """Returns the step that made each token, counted from 1; 0 for a pixel."""
+    made = torch.zeros(tokens.count, dtype=torch.long)
+    for number, step in enumerate(tokens.steps, 1):
+        made[step.child if isinstance(step, Merge) else step.written.flatten()] = number
+    return made
+
+
+def end_at_grids(
+    tokens: Tokens, roots: Int[Tensor, " roots"], steps: list[Step]
+) -> tuple[dict[int, Int[Tensor, "rows cols"]], list[Step]]:
+    """Returns the finest grid of tokens in front of the first attention in each image, and the steps that end there.
 
     Relevance of other tokens in front of it goes to the pixels that they were made of, and with them to the grid.
+
+    Raises:
+        UnsupportedAttentionError: where no image has a grid.
     """
     start = next(at for at, step in enumerate(steps) if isinstance(step, Attend))
     first = steps[start]
     assert isinstance(first, Attend)
-    before = int(first.written.min())
     read = torch.zeros(tokens.count, dtype=torch.bool)
+    read[roots] = True
     for step in steps[start:]:
         read[step.parent if isinstance(step, Merge) else step.keys.flatten()] = True
-    read[before:] = False
-    read[0] = False
-    origin = torch.zeros(before, dtype=torch.long)  # the merge that made a token; 0 for a pixel
-    for at, step in enumerate(steps[:start]):
-        if isinstance(step, Merge):
-            origin[step.child] = at + 1
-    y, x = tokens.of("y"), tokens.of("x")
-    grids = []
-    for made in origin[read[:before]].unique().tolist():
-        members = (read[:before] & (origin == made)).nonzero()[:, 0]
-        grid = _as_grid(members[~y[members].isnan()], y, x)
-        if grid is not None:
-            grids.append(grid)
+    read[int(first.written.min()) :], read[0] = False, False
+    image, y, x = (tokens.of(name) for name in ("image", "y", "x"))
+    made = made_by(tokens)
+    grids: dict[int, Tensor] = {}
+    for number, step in torch.stack([image, made])[:, read].T.unique(dim=0).tolist():
+        members = (read & (image == number) & (made == step)).nonzero()[:, 0]
+        grid = as_grid(members[~y[members].isnan()], y, x)
+        if grid is not None and (number not in grids or grid.numel() > grids[number].numel()):
+            grids[number] = grid
     if not grids:
         raise UnsupportedAttentionError("the tokens in front of the first attention form no grid")
-    leaves = max(grids, key=lambda one: one.numel())
-    is_leaf = torch.zeros(tokens.count, dtype=torch.bool)
-    is_leaf[leaves.flatten()] = True
+    leaf = torch.zeros(tokens.count, dtype=torch.bool)
+    leaf[torch.cat([grid.flatten() for grid in grids.values()])] = True
     kept: list[Step] = []
     for step in steps:
-        if isinstance(step, Merge):
-            on = ~is_leaf[step.child]
-            if bool(on.any()):
-                kept.append(Merge(step.child[on], step.parent[on], step.weight[on], step.residual))
-        else:
+        if isinstance(step, Attend):
             kept.append(step)
+        elif bool((on := ~leaf[step.child]).any()):
+            kept.append(_some_edges(step, on))
     reached = torch.zeros(tokens.count, dtype=torch.bool)
     for step in kept:
         reached[step.parent if isinstance(step, Merge) else step.keys.flatten()] = True
-    pixels = (reached[:before] & (origin == 0) & ~is_leaf[:before] & ~y[:before].isnan()).nonzero()[:, 0]
-    if len(pixels):
-        rows, columns = y[leaves[:, 0]], x[leaves[0]]
-        row = (y[pixels][:, None] - rows).abs().argmin(dim=1)
-        column = (x[pixels][:, None] - columns).abs().argmin(dim=1)
-        kept.insert(0, Merge(pixels, leaves[row, column], torch.ones(len(pixels), dtype=torch.float64)))
-    return leaves, kept
+    for number, grid in grids.items():
+        pixels = (reached & (made == 0) & ~leaf & (image == number) & ~y.isnan()).nonzero()[:, 0]
+        if len(pixels):
+            rows, cols = y[grid[:, 0]], x[grid[0]]
+            row, col = ((one[pixels][:, None] - axis).abs().argmin(dim=1) for one, axis in ((y, rows), (x, cols)))
+            kept.insert(0, Merge(pixels, grid[row, col], torch.ones(len(pixels), dtype=torch.float64)))
+    return grids, kept
 
 
-def _as_grid(members: Tensor, y: Tensor, x: Tensor) -> Tensor | None:
-    """Tokens as rows and columns by where they lie; None where they form no grid."""
-    rows, row = y[members].mul(1e6).round().unique(return_inverse=True)
-    columns, column = x[members].mul(1e6).round().unique(return_inverse=True)
-    if len(rows) * len(columns) != len(members) or len(members) < 2:
+def as_grid(
+    members: Int[Tensor, " members"], y: Float[Tensor, " tokens"], x: Float[Tensor, " tokens"]
+) -> Int[Tensor, "rows cols"] | None:
+    """Returns tokens as rows and columns by where they lie; None where they form no grid."""
+    if len(members) < 2 or bool(y[members].isnan().any()):
         return None
-    grid = torch.zeros(len(rows), len(columns), dtype=torch.long)
-    grid[row, column] = members
-    return grid if bool((grid > 0).all()) else None
+    (rows, row), (cols, col) = (one[members].mul(1e6).round().unique(return_inverse=True) for one in (y, x))
+    if len(rows) * len(cols) != len(members):
+        return None
+    grid = torch.full((len(rows), len(cols)), -1)
+    grid[row, col] = members
+    return grid if bool((grid >= 0).all()) else None
 
 
 def _varies(labels: Tensor, dim: int) -> bool:

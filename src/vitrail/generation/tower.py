@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ..attention.follow_tokens import TokenFollower
 from ..attention.record import RecordedLayer, row_times_attention
 from ..attention.tap import Tap, eager
-from ..attention.token_graph import Attend, Merge, Step, TokenGraph, carry
+from ..attention.token_graph import Attend, Merge, TokenGraph, carry
 from ..attention.tokens import MIXED, NONE, Tokens
-from ..attention.trace_graph import FollowingVisitor
+from ..attention.trace_graph import FollowingVisitor, as_grid, end_at_grids, made_by, renumbered, steps_to
 from ..errors import PackedBatchError, UnsupportedAttentionError, VitrailError
 from .views import Grid, Places
 
@@ -205,11 +205,10 @@ def _follow(
     tokens = follower.tokens
     if packed:
         _unpack(tokens, places)
-    made = _made_by(tokens)
-    token_grids = _grids(roots, tokens, made)
+    token_grids = _grids(roots, tokens, made_by(tokens))
     if not any(isinstance(step, Attend) for step in tokens.steps):
         return Tower(positions, token_grids, reason="the vision tower calls no attention")
-    graph, grids, renamed = _graph(tokens, torch.cat([roots, *again]), made, visitor)
+    graph, grids, renamed = _graph(tokens, torch.cat([roots, *again]), visitor)
     own, *others = renamed.split(len(positions))
     return Tower(positions, token_grids, grids, own, tuple(others), graph, "", tuple(follower.tokens.notes))
 
@@ -287,14 +286,6 @@ def _unfollowed(positions: Tensor, places: Places) -> tuple[Grid, ...] | None:
 # -- from the labels to a graph --------------------------------------------------------------------------------------
 
 
-def _made_by(tokens: Tokens) -> Int[Tensor, " tokens"]:
-    """The step that made each token, counted from 1; 0 for a pixel."""
-    made = torch.zeros(tokens.count, dtype=torch.long)
-    for number, step in enumerate(tokens.steps, 1):
-        made[step.child if isinstance(step, Merge) else step.written.flatten()] = number
-    return made
-
-
 def _grids(labels: Int[Tensor, " some"], tokens: Tokens, made: Int[Tensor, " tokens"]) -> tuple[Grid, ...]:
     """The grids that tokens form by where they lie, view by view; the numbers in them count along `labels`."""
     view, y, x = (tokens.of(name)[labels] for name in ("image", "y", "x"))
@@ -313,55 +304,36 @@ def _grids(labels: Int[Tensor, " some"], tokens: Tokens, made: Int[Tensor, " tok
 
 def _as_grid(view: int, members: Int[Tensor, " members"], y: Tensor, x: Tensor) -> Grid | None:
     """Tokens as rows and columns; None where they form no grid."""
-    if bool(y[members].isnan().any()) or len(members) < 2:
-        return None
-    axes = [one[members].mul(1e6).round().unique(return_inverse=True) for one in (y, x)]
-    (rows, row), (cols, col) = axes
-    if len(rows) * len(cols) != len(members):
-        return None
-    grid = torch.full((len(rows), len(cols)), -1)
-    grid[row, col] = members
-    if bool((grid < 0).any()):
-        return None
-    sizes = [float(one[-1] - one[0]) / 1e6 / max(1, len(one) - 1) for one in (rows, cols)]
+    grid = as_grid(members, y, x)
+    return None if grid is None else _placed(view, grid, y, x)
+
+
+def _placed(view: int, tokens: Int[Tensor, "rows cols"], y: Tensor, x: Tensor) -> Grid:
+    lines = [one[some].mul(1e6).round() for one, some in ((y, tokens[:, 0]), (x, tokens[0]))]
+    sizes = [float(one[-1] - one[0]) / 1e6 / max(1, len(one) - 1) for one in lines]
     sizes = [own or other for own, other in zip(sizes, reversed(sizes), strict=True)]  # of one row: square cells
-    starts = [float(one[0]) / 1e6 - size / 2 for one, size in zip((rows, cols), sizes, strict=True)]
-    return Grid(view, grid, (sizes[0], sizes[1]), (starts[0], starts[1]))
+    starts = [float(one[0]) / 1e6 - size / 2 for one, size in zip(lines, sizes, strict=True)]
+    return Grid(view, tokens, (sizes[0], sizes[1]), (starts[0], starts[1]))
 
 
 def _graph(
-    tokens: Tokens, roots: Int[Tensor, " roots"], made: Int[Tensor, " tokens"], visitor: FollowingVisitor
+    tokens: Tokens, roots: Int[Tensor, " roots"], visitor: FollowingVisitor
 ) -> tuple[TokenGraph, tuple[Grid, ...], Int[Tensor, " roots"]]:
     """The steps that lead from the patches to these tokens, the patches' grids, and the new numbers of the roots."""
-    needed = torch.zeros(tokens.count, dtype=torch.bool)
-    needed[roots] = True
-    steps: list[Step] = []
-    for step in reversed(tokens.known_steps):
-        if isinstance(step, Attend):
-            steps.append(step)
-            if bool(needed[step.written].any()):
-                needed[step.keys.flatten()] = True
-        elif bool((used := needed[step.child]).any()):
-            steps.append(Merge(step.child[used], step.parent[used], step.weight[used], step.residual))
-            needed[step.parent[used]] = True
-    steps.reverse()
-    labels, grids, steps = _patches(tokens, roots, made, steps)
-    mentioned = [torch.cat([s.child, s.parent] if isinstance(s, Merge) else [s.written.flatten(), s.keys.flatten()])
-                 for s in steps]  # fmt: skip
-    used = torch.cat([torch.zeros(1, dtype=torch.long), roots, labels, *mentioned]).unique()
-    number = torch.zeros(tokens.count, dtype=torch.long)
-    number[used] = torch.arange(len(used))
-    renamed = tuple(
-        Merge(number[step.child], number[step.parent], step.weight, step.residual)
-        if isinstance(step, Merge)
-        else Attend(step.call, number[step.written], number[step.keys], step.image)
-        for step in steps
+    found, steps = end_at_grids(tokens, roots, steps_to(tokens, roots))
+    views = sorted(found.items())
+    leaves = torch.cat([grid.flatten() for _, grid in views])
+    counted = torch.arange(len(leaves)).split([grid.numel() for _, grid in views])
+    grids = tuple(
+        _placed(view, grid, tokens.of("y"), tokens.of("x"))._replace(tokens=numbers.view(grid.shape))
+        for (view, grid), numbers in zip(views, counted, strict=True)
     )
+    renamed, number = renumbered(steps, torch.cat([roots, leaves]))
     graph = TokenGraph(
-        len(used),
+        int(number.max()) + 1,
         0,
         renamed,
-        number[labels][None],
+        number[leaves][None],
         visitor.calls,
         arrangement=visitor.arrangement,
         # The pass is one batch, whatever the number of views in it.
@@ -369,56 +341,6 @@ def _graph(
         joined=visitor.joined,
     )
     return graph, grids, number[roots]
-
-
-def _patches(
-    tokens: Tokens, roots: Tensor, made: Int[Tensor, " tokens"], steps: list[Step]
-) -> tuple[Int[Tensor, " patches"], tuple[Grid, ...], list[Step]]:
-    """The finest grid of tokens in front of the first attention in each view, and the steps that end there.
-
-    Relevance of other tokens in front of it goes to the pixels that they were made of, and with them to the grid.
-    """
-    start = next(at for at, step in enumerate(steps) if isinstance(step, Attend))
-    first = steps[start]
-    assert isinstance(first, Attend)
-    before = int(first.written.min())
-    read = torch.zeros(tokens.count, dtype=torch.bool)
-    read[roots] = True
-    for step in steps[start:]:
-        read[step.parent if isinstance(step, Merge) else step.keys.flatten()] = True
-    read[before:], read[0] = False, False
-    view, y, x = (tokens.of(name) for name in ("image", "y", "x"))
-    chosen: dict[int, Grid] = {}
-    for number, step in torch.stack([view, made])[:, read].T.unique(dim=0).tolist():
-        members = (read & (view == number) & (made == step)).nonzero()[:, 0]
-        grid = _as_grid(number, members[~y[members].isnan()], y, x)
-        if grid is not None and (number not in chosen or grid.tokens.numel() > chosen[number].tokens.numel()):
-            chosen[number] = grid
-    if not chosen:
-        raise UnsupportedAttentionError("the tokens in front of the first attention form no grid")
-    labels, grids = [], []
-    for _, grid in sorted(chosen.items()):
-        counted = torch.arange(grid.tokens.numel()).view(grid.tokens.shape) + sum(map(len, labels))
-        labels.append(grid.tokens.flatten())
-        grids.append(grid._replace(tokens=counted))
-    leaf = torch.zeros(tokens.count, dtype=torch.bool)
-    leaf[torch.cat(labels)] = True
-    kept: list[Step] = []
-    for step in steps:
-        if isinstance(step, Attend):
-            kept.append(step)
-        elif bool((on := ~leaf[step.child]).any()):
-            kept.append(Merge(step.child[on], step.parent[on], step.weight[on], step.residual))
-    reached = torch.zeros(tokens.count, dtype=torch.bool)
-    for step in kept:
-        reached[step.parent if isinstance(step, Merge) else step.keys.flatten()] = True
-    for number, grid in chosen.items():
-        pixels = (reached & (made == 0) & ~leaf & (view == number) & ~y.isnan()).nonzero()[:, 0]
-        if len(pixels):
-            rows, cols = y[grid.tokens[:, 0]], x[grid.tokens[0]]
-            row, col = ((one[pixels][:, None] - axis).abs().argmin(dim=1) for one, axis in ((y, rows), (x, cols)))
-            kept.insert(0, Merge(pixels, grid.tokens[row, col], torch.ones(len(pixels), dtype=torch.float64)))
-    return torch.cat(labels), tuple(grids), kept
 
 
 # -- without a gradient ----------------------------------------------------------------------------------------------
