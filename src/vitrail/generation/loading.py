@@ -3,15 +3,13 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ModelError, UnknownModelError
-from ..models.hugging_face import load_whole, quietly, told
-from ..models.loading import missing_package
+from ..errors import ModelError
+from ..models.hugging_face import load_pair, quietly
 from .decoder import TextModel
 
 __all__ = ["VisionLanguageModel", "as_vlm", "load_vlm", "text_model_of"]
@@ -66,28 +64,13 @@ def load_vlm(
         ...
         vitrail.errors.UnknownModelError: hf/no/such-folder/here is no folder, nor an id of the form owner/name
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise missing_package("transformers", "hf") from error
     if name == "bestiary/captioner":
         with quietly():
             module, processor = import_module("vitrail.bestiary.captioner").load()
         return VisionLanguageModel(module.to(device, dtype).eval(), processor, name)
-    name = name.removeprefix("hf/")
-    local = Path(name).is_dir()
-    if not local and (not name or name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise UnknownModelError(f"hf/{name} is no folder, nor an id of the form owner/name")
-    with quietly(), told(name, local, "a model that turns images and text into text"):
-        auto = transformers.AutoModelForImageTextToText
-        loaded = load_whole(auto, name, local_files_only=local, use_safetensors=True, dtype=dtype)
-        loaded.refuse_gaps(f"the checkpoint of {name}", strict=False)
-    try:
-        with quietly():
-            processor = transformers.AutoProcessor.from_pretrained(name, local_files_only=local)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise ModelError(f"hf/{name} has no processor that can be loaded: {str(error).splitlines()[0]}") from error
-    return VisionLanguageModel(loaded.module.to(device).eval(), processor, name)
+    kind = "a model that turns images and text into text"
+    module, processor = load_pair(name, "ImageTextToText", kind, "processor", dtype=dtype)
+    return VisionLanguageModel(module.to(device).eval(), processor, name.removeprefix("hf/"))
 
 
 def as_vlm(model: VisionLanguageModel | nn.Module, processor: Any = None) -> VisionLanguageModel:

@@ -24,7 +24,7 @@ from .similarity import ImageTextSimilarity, refuse_texts, refuse_too_long
 from .text_model import TextModel
 from .vision_model import VisionModel
 
-__all__ = ["load_hugging_face", "load_text", "recognise_hugging_face", "text_model"]
+__all__ = ["load_hugging_face", "load_pair", "load_text", "recognise_hugging_face", "text_model"]
 
 
 def recognise_hugging_face(module: nn.Module) -> Recognised | None:
@@ -285,6 +285,12 @@ def load_text(
         ...
         vitrail.errors.UnknownModelError: hf/no/such-folder/here is no folder, nor an id of the form owner/name
     """
+    module, tokenizer = load_pair(name, "SequenceClassification", "a text classifier", "tokenizer")
+    return module.to(device, dtype).eval(), tokenizer
+
+
+def load_pair(name: str, task: str, kind: str, reader: str, **options: Any) -> tuple[nn.Module, Any]:
+    """Returns a model by Hugging Face's auto class for a task, and its "tokenizer" or "processor"."""
     try:
         import transformers
     except ImportError as error:
@@ -293,16 +299,16 @@ def load_text(
     local = Path(name).is_dir()
     if not local and (not name or name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise UnknownModelError(f"hf/{name} is no folder, nor an id of the form owner/name")
-    with quietly(), told(name, local, "a text classifier"):
-        auto = transformers.AutoModelForSequenceClassification
-        loaded = load_whole(auto, name, local_files_only=local, use_safetensors=True)
+    with quietly(), told(name, local, kind):
+        auto = getattr(transformers, f"AutoModelFor{task}")
+        loaded = load_whole(auto, name, local_files_only=local, use_safetensors=True, **options)
         loaded.refuse_gaps(f"the checkpoint of {name}", strict=False)
     try:
         with quietly():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=local)
+            read = getattr(transformers, f"Auto{reader.title()}").from_pretrained(name, local_files_only=local)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise ModelError(f"hf/{name} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
-    return loaded.module.to(device, dtype).eval(), tokenizer
+        raise ModelError(f"hf/{name} has no {reader} that can be loaded: {str(error).splitlines()[0]}") from error
+    return loaded.module, read
 
 
 def text_model(
