@@ -163,6 +163,23 @@ def test_words_are_their_tokens_together(explained: GenerationExplanation) -> No
     assert [one.tokens for one in ex] == [("a",), (" str",), ("iped",)]
 
 
+def test_a_word_of_several_tokens_has_one_probability_everywhere(
+    explained: GenerationExplanation, tmp_path: Path
+) -> None:
+    from vitrail.plotting.generation import draw_generation, word_rows
+
+    ex = replace(explained, tokens=("a", " str", "iped"), against=None, against_tokens=None)
+    whole = ex.probability(1) * ex.probability(2)
+    words = ex.by_word()
+    assert words.probability(0) == ex.probability(0)
+    assert words.probability(1) == words[1].probability() == word_rows(ex)[1]["probability"] == whole
+    said = f"striped {100 * whole:.1f} %"
+    assert words.question(1) == word_rows(ex)[1]["question"] == said
+    assert said in [text.get_text() for text in draw_generation(ex).texts]
+    back = GenerationExplanation.load(words.save(tmp_path / "words.safetensors"))
+    assert back.question(1) == back.by_word().question(1) == said
+
+
 def test_the_sheet_shows_content_words(explained: GenerationExplanation, tmp_path: Path) -> None:
     from vitrail.plotting.generation import content_words
 

@@ -1,5 +1,6 @@
 """What one call of `explain_generation` found: for every word a map, scores of words, a share."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,8 @@ class GenerationExplanation:
     `tokens` are the explained tokens as they read behind the one before, at `positions` of `sequence`; `roles` says of
     each token of the sequence whether it stands for a piece of an "image", for the "prompt" or the "answer". `logits`
     are those at the position that predicts the token, `target` its id, `against` the id that it is compared with.
-    `pictures` are the images as the model was shown them, which the maps lie on exactly.
+    `pictures` are the images as the model was shown them, which the maps lie on exactly. `probabilities` are those of
+    whole words, which `by_word` gives; without them a token's follows from its logits.
 
     >>> ex = GenerationExplanation(
     ...     tokens=("a", " tavel"),
@@ -70,6 +72,7 @@ class GenerationExplanation:
     prompt: str = ""
     answer: str = ""
     pictures: tuple[UInt8[Tensor, "_ _ 3"], ...] | None = None
+    probabilities: Float[Tensor, " tokens"] | None = None
     method: str
     objective: str
     signed: bool = True
@@ -88,7 +91,7 @@ class GenerationExplanation:
             ("grounding", tuple(self.grounding.shape), (count, 3)),
             ("logits", tuple(self.logits.shape[:1]), (count,)),
             ("target", tuple(self.target.shape), (count,)),
-            *(() if self.against is None else (("against", tuple(self.against.shape), (count,)),)),
+            *((name, tuple(one.shape), (count,)) for name in _OPTIONAL if (one := getattr(self, name)) is not None),
             *((f"image_scores[{i}]", (one.ndim, len(one)), (3, count)) for i, one in enumerate(self.image_scores)),
         ):
             if found != expected:
@@ -121,7 +124,11 @@ class GenerationExplanation:
         return tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))
 
     def probability(self, token: int = 0, *, other: bool = False) -> float:
-        """Returns the model's probability of an explained token, or of the `other` that it is compared with."""
+        """Returns the model's probability of an explained token (of `by_word`, of the whole word), or of the `other`
+        that it is compared with.
+        """
+        if self.probabilities is not None and not other:
+            return float(self.probabilities[token])
         index = self._other(token) if other else int(self.target[token])
         return float(self.logits[token].double().softmax(dim=0)[index])
 
@@ -171,8 +178,8 @@ class GenerationExplanation:
             grounding=self.grounding[index],
             logits=self.logits[index],
             target=self.target[index],
-            against=None if self.against is None else self.against[index],
             against_tokens=None if self.against_tokens is None else self.against_tokens[index],
+            **{name: one[index] for name in _OPTIONAL if (one := getattr(self, name)) is not None},
         )
 
     def __iter__(self) -> Iterator["GenerationExplanation"]:
@@ -188,9 +195,11 @@ class GenerationExplanation:
     def by_word(self) -> "GenerationExplanation":
         """Returns the explanation of whole words: the scores of a word's tokens added up, their grounding averaged.
 
-        Logits, target and position are those of a word's first token, which decides what follows.
+        Probabilities are multiplied. Logits, target and position are those of a word's first token, and so is the
+        token that it is compared with.
         """
         words = self.words
+        products = [math.prod(self.probability(at) for at in range(one.start, one.stop)) for one in words]
         first = [one.start for one in words]
 
         def joined(scores: Tensor, mean: bool = False) -> Tensor:
@@ -207,6 +216,7 @@ class GenerationExplanation:
             target=self.target[first],
             against=None if self.against is None else self.against[first],
             against_tokens=None if self.against_tokens is None else tuple(self.against_tokens[at] for at in first),
+            probabilities=torch.tensor(products, dtype=torch.float64),
         )
 
     # -- pictures ----------------------------------------------------------------------------------------------------
@@ -293,7 +303,8 @@ class GenerationExplanation:
 _LISTS = ("tokens", "positions", "sequence", "roles", "notes", "against_tokens")
 _STRINGS = ("prompt", "answer", "method", "objective", "vision", "model", "gradient")
 _WORDS = (*_LISTS, *_STRINGS, "signed")
-_TENSORS = ("text_scores", "grounding", "logits", "target", "against")
+_OPTIONAL = ("against", "probabilities")
+_TENSORS = ("text_scores", "grounding", "logits", "target", *_OPTIONAL)
 
 
 def _fields(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -318,7 +329,7 @@ def _fields(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str,
     if not set(found["roles"]) <= set(ROLES):
         raise ValueError(f"roles are {sorted(set(found['roles']))}, expected {', '.join(ROLES)}")
     for name in _TENSORS:
-        found[name] = tensors.get(name) if name == "against" else tensors[name]
+        found[name] = tensors.get(name) if name in _OPTIONAL else tensors[name]
     for name in ("image_scores", "pictures"):
         parts = []
         while f"{name}.{len(parts)}" in tensors:
@@ -340,7 +351,7 @@ def _check_numbers(tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> N
     """
     for name, tensor in tensors.items():
         kind, _, number = name.partition(".")
-        if kind in ("image_scores", "text_scores", "grounding", "logits"):
+        if kind in ("image_scores", "text_scores", "grounding", "logits", "probabilities"):
             if not tensor.is_floating_point():
                 raise ValueError(f"{name} are {tensor.dtype}")
             if not bool(tensor.isfinite().all()):

@@ -1,7 +1,6 @@
 """An explained answer as a sheet, for each content word its map over the image, and as a page for all its words."""
 
 import io
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +137,7 @@ def _shares(figure: "Figure", parts: list[float], box: Box) -> None:
 def generation_page(ex: "GenerationExplanation") -> str:
     """Returns one HTML page without addresses from elsewhere: its scripts and pictures are in it.
 
-    A word of several tokens has the sum of their scores, and the mean of their shares.
+    A word of several tokens has the sum of their scores, the product of their probabilities, the mean of their shares.
     """
     data = {
         "words": word_rows(ex),
@@ -167,23 +166,18 @@ def word_rows(ex: "GenerationExplanation") -> list[dict[str, Any]]:
 
     `text` are the scores of the sequence's tokens in front of the word, `maps` those of each image row by row.
     """
-    rows = []
-    for tokens, word in zip(ex.words, ex.by_word(), strict=True):
-        said = word.tokens[0].strip() or repr(word.tokens[0])
-        probability = math.prod(ex.probability(one) for one in range(tokens.start, tokens.stop))
-        _, against, other = word.question().partition(" against ")
-        rows.append(
-            {
-                "word": said,
-                "question": f"{said} {100 * probability:.1f} %{against}{other}",
-                "position": word.positions[0],
-                "probability": probability,
-                "grounding": _numbers(word.grounding),
-                "maps": [_numbers(one) for one in word.image_scores],
-                "text": _numbers(word.text_scores[0, : word.positions[0]]),
-            }
-        )
-    return rows
+    return [
+        {
+            "word": word.tokens[0].strip() or repr(word.tokens[0]),
+            "question": word.question(),
+            "position": word.positions[0],
+            "probability": word.probability(),
+            "grounding": _numbers(word.grounding),
+            "maps": [_numbers(one) for one in word.image_scores],
+            "text": _numbers(word.text_scores[0, : word.positions[0]]),
+        }
+        for word in ex.by_word()
+    ]
 
 
 def _numbers(scores: Tensor) -> list[float]:
