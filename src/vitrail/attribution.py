@@ -1,5 +1,6 @@
 """One batch explained: the images prepared, the method asked in passes that fit into memory, its maps checked."""
 
+from collections.abc import Callable
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -200,7 +201,8 @@ def attribute(
             with sizing.watching(some.stop - some.start):
                 return explain_some(some)
 
-        passes = list(in_passes(watched, count, size=sizing.size, halved=sizing.halved))
+        size = partial(_told_apart, layout, sizing.size)
+        passes = list(in_passes(watched, count, size=size, halved=sizing.halved))
     logits, scores, replaced, subtracted = zip(*passes, strict=True)
     all_logits = torch.cat(logits).cpu()
     all_scores = torch.cat(scores).cpu()
@@ -257,6 +259,16 @@ def _function_values(
         tuple(None if f is None else (function_name(f), ask_function(f, row).item()) for f in functions)
         for functions, row in zip(targets.functions or (), numbers, strict=True)
     )
+
+
+def _told_apart(layout: TokenLayout, size: Callable[[int], int], left: int) -> int:
+    """Returns the size of the next pass, made smaller where it is a number of tokens: in a tensor of as many images as
+    tokens no shape shows which of the two come first.
+    """
+    number = size(left)
+    while number > 1 and number in (layout.tokens, layout.patches, layout.all_tokens, len(layout.readout)):
+        number -= 1
+    return number
 
 
 def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]) -> TokenLayout:
