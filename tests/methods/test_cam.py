@@ -1,5 +1,8 @@
 """The CAM family, BiCAM, Grad-ECLIP, LeGrad, AttCAT, FullGrad+ against a literal float64 reference, and refusals."""
 
+import copy
+import math
+
 import cam_reference as literal
 import pytest
 import torch
@@ -235,7 +238,10 @@ def test_the_sign_follows_the_relu():
         ("grad_eclip", {"similarity": "some"}, OptionError, "similarity='some' is none of full, per_head, none"),
         ("legrad", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
         ("bicam", {"share": 0.0}, OptionError, r"share=0\.0 is the part of the blocks"),
-        ("caap", {"first": 0.5, "last": 0.5}, OptionError, r"first=0\.5 and last=0\.5 are parts of the depth"),
+        ("caap", {"first": 0.5, "last": 0.5}, OptionError, r"first=0\.5 and last=0\.5 must be parts of the depth"),
+        ("caap", {"first": math.nan}, OptionError, "first=nan and last=0.6"),
+        ("caap", {"first": 0.9}, OptionError, "first=0.9 and last=0.6"),
+        ("caap", {"patches_per_pass": 0}, OptionError, "patches_per_pass=0 must be 1 or more"),
         ("dix", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined for maps that are put in"),
         ("tattr", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined next to the rules of LRP"),
         ("finercam", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
@@ -310,3 +316,30 @@ def test_a_pyramid_needs_no_name_of_a_layer():
     ex = vitrail.explain(pyramid, torch.randn(1, 3, 96, 96), TARGET, method="gradcam")
     named = vitrail.explain(pyramid, torch.randn(1, 3, 96, 96), TARGET, method="gradcam", layer="stages")
     assert ex.scores.shape == named.scores.shape == (1, 6, 6)
+
+
+class TokensFirst(nn.Module):
+    """An encoder that takes tokens × images × width, as PyTorch's own does by default."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        for part in self.encoder.modules():
+            if hasattr(part, "batch_first"):
+                part.batch_first = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.encoder(tokens.transpose(0, 1)).transpose(0, 1)
+
+
+REST = ("tokentm", "fullgrad_plus", "caap", "legrad", "bi_token")
+
+
+@pytest.mark.parametrize("method", ["gradcam", *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
+def test_as_many_images_as_tokens_are_not_taken_for_tokens(method: str):
+    module, images = FAMILIES["user_encoder"].build(), FAMILIES["user_encoder"].images(17)
+    expected = vitrail.explain(module, images, TARGET, method=method).scores
+    module.blocks = TokensFirst(module.blocks)
+    for size in (None, 17):
+        found = vitrail.explain(module, images, TARGET, method=method, batch_size=size).scores
+        assert relative(found, expected) < 1e-5

@@ -146,12 +146,14 @@ def caap(
     """
     layout = context.layout
     depth = layout.layers - layout.pools
-    chosen = range(round(first * depth), max(round(last * depth), round(first * depth) + 1))
-    if not 0 <= first < last <= 1 or chosen.stop > depth or patches_per_pass < 1:
+    inside = 0 <= first < last <= 1
+    begin = round(first * depth) if inside else depth
+    if begin == depth or patches_per_pass < 1:
         raise OptionError(
-            f"first={first} and last={last} are parts of the depth, 0 ≤ first < last ≤ 1, with a block of the {depth} "
-            f"between them, and patches_per_pass={patches_per_pass} is 1 or more"
+            f"first={first} and last={last} must be parts of the depth, 0 ≤ first < last ≤ 1, with one of the {depth} "
+            f"blocks between them, and patches_per_pass={patches_per_pass} must be 1 or more"
         )
+    chosen = range(begin, max(round(last * depth), begin + 1))
     blocks = _blocks(context, chosen)
     images, tokens = len(context.images), layout.tokens if layout.pools else len(layout.readout)
     entered: list[Tensor] = []
