@@ -133,7 +133,7 @@ def attribute(
     refuse_training(model.module)
     inputs = prepare(model, images, noted=True)
     count = len(inputs.batch)
-    layout = _layout(model, inputs.batch, info, options)
+    layout, options = _layout(model, inputs.batch, info, options)
     output = model.kind_for(inputs.batch)
     wanted, other = pair_up(
         parse_targets(model, target, count, layout.classes, functions=True),
@@ -271,16 +271,17 @@ def _told_apart(layout: TokenLayout, size: Callable[[int], int], left: int) -> i
     return number
 
 
-def _layout(model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]) -> TokenLayout:
-    """How the model's tokens lie; for a method that looks at one layer only, which goes into its options, how that
-    layer's output does.
+def _layout(
+    model: VisionModel, batch: Tensor, info: MethodInfo, options: dict[str, Any]
+) -> tuple[TokenLayout, dict[str, Any]]:
+    """How the model's tokens lie, and the method's options; for a method that looks at one layer only, how that layer's
+    output lies, and the layer among the options.
     """
     try:
         if not info.reads_layer:
-            return layout_of(model, batch, follow=info.follows)
+            return layout_of(model, batch, follow=info.follows), options
         layout, layer = layout_for_features(model, batch, options.get("layer"))
-        options |= {} if layer is None else {"layer": layer}
-        return layout
+        return layout, options if layer is None else {**options, "layer": layer}
     except MovingTokensError as error:
         if not info.follows:
             able = ", ".join(one.name for one in list_methods() if one.follows)

@@ -46,7 +46,7 @@ def describe_command(
             show(f"  {line}")
         able = ", ".join(info.name for info in list_methods() if info.follows)
         show()
-        show(f"{able} follow these steps. Other methods refuse this model; the CAM family takes --option layer=NAME.")
+        show(f"{able} follow these steps. The CAM family needs none of them; other methods refuse this model.")
 
 
 def models_command(
