@@ -107,19 +107,27 @@ def family(name: str, requires: str | None = None, **facts: Any):
     return register
 
 
+def _is_table(name: str) -> bool:
+    words = ("position", "pos_emb", "token", "query", "probe", "latent", "embedding")
+    return any(word in name for word in words) and "proj" not in name and "patch" not in name
+
+
 @torch.no_grad()
-def enliven(module: nn.Module) -> None:
-    """Redraw all parameters so that attention is uneven, every token matters and the logits differ by about one."""
+def enliven(module: nn.Module, is_table: Callable[[str], bool] = _is_table, spread: float = 0.5) -> None:
+    """Redraws all parameters so that attention is uneven, every token matters and the logits differ by about one.
+
+    Parameters that are tables, such as those of positions, get the spread.
+    """
     for name, parameter in module.named_parameters():
         if parameter.ndim == 0:
             continue
-        table = any(word in name for word in ("position", "pos_emb", "token", "query", "probe", "latent", "embedding"))
-        if parameter.ndim == 1 and name.endswith("weight"):  # norms
-            parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+        if parameter.ndim == 1 and name.endswith("weight"):  # norms; Gemma's are less one
+            gemma = "Gemma" in type(module.get_submodule(name.rpartition(".")[0])).__name__
+            parameter.copy_(0.2 * torch.randn_like(parameter) + (0 if gemma else 1))
         elif "gamma" in name or "lambda" in name:  # layer scales, which start near zero and would silence the blocks
             parameter.copy_(0.7 + 0.2 * torch.rand_like(parameter))
-        elif table and "proj" not in name and "patch" not in name:
-            parameter.copy_(0.5 * torch.randn_like(parameter))
+        elif is_table(name):
+            parameter.copy_(spread * torch.randn_like(parameter))
         elif parameter.ndim == 1:
             parameter.copy_(0.2 * torch.randn_like(parameter))
         else:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import families
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,29 +79,10 @@ def family(name: str, **facts: Any) -> Callable[[Callable[[], nn.Module]], Calla
     return register
 
 
-@torch.no_grad()
 def enliven(module: nn.Module) -> None:
-    """Redraws all parameters so that attention is uneven, every token matters and the logits differ by about one."""
-    for name, parameter in module.named_parameters():
-        if parameter.ndim == 0:
-            continue
-        table = any(
-            word in name for word in ("position", "pos_emb", "embed_tokens", "shared", "query_tokens", "newline")
-        )
-        if parameter.ndim == 1 and name.endswith("weight"):  # norms; Gemma's are less one
-            parameter.copy_(0.2 * torch.randn_like(parameter) + (0 if _starts_at_zero(module, name) else 1))
-        elif "lambda" in name or "gamma" in name:
-            parameter.copy_(0.7 + 0.2 * torch.rand_like(parameter))
-        elif table:
-            parameter.copy_(0.7 * torch.randn_like(parameter))
-        elif parameter.ndim == 1:
-            parameter.copy_(0.2 * torch.randn_like(parameter))
-        else:
-            parameter.copy_(1.2 * torch.randn_like(parameter) * parameter[0].numel() ** -0.5)
-
-
-def _starts_at_zero(module: nn.Module, name: str) -> bool:
-    return "Gemma" in type(module.get_submodule(name.rpartition(".")[0])).__name__
+    """Redraws all parameters as those of the classifiers are; tables of words among them."""
+    tables = ("position", "pos_emb", "embed_tokens", "shared", "query_tokens", "newline")
+    families.enliven(module, is_table=lambda name: any(word in name for word in tables), spread=0.7)
 
 
 def pixels(*shape: int) -> Tensor:
@@ -117,6 +99,14 @@ def words(images: int, *, before: int = 2, after: int = 4, answer: int = ANSWER,
 def sequence(images: int, **more: Tensor) -> dict[str, Tensor]:
     ids = words(images)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
+
+
+def model_of(kind: str, **config: Any) -> nn.Module:
+    """Returns the model that a class's own configuration describes."""
+    import transformers
+
+    made = getattr(transformers, f"{kind}Config")(**config)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(made)
 
 
 def text_config(name: str = "LlamaConfig", **changed: Any) -> Any:
@@ -136,15 +126,12 @@ def vision_config(name: str, **changed: Any) -> Any:
 
 @family("llava", inputs=lambda: sequence(16, pixel_values=pixels(1, 3, 32, 32)), tokens=(4, 4), patches=(4, 4))
 def llava() -> nn.Module:
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    return LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision_config("CLIPVisionConfig"),
-            text_config=text_config(),
-            image_token_index=IMAGE,
-            image_seq_length=16,
-        )
+    return model_of(
+        "Llava",
+        vision_config=vision_config("CLIPVisionConfig"),
+        text_config=text_config(),
+        image_token_index=IMAGE,
+        image_seq_length=16,
     )
 
 
@@ -160,46 +147,27 @@ def _paligemma() -> dict[str, Tensor]:
     }
 
 
+def _paligemma_of(text: Any) -> nn.Module:
+    return model_of(
+        "PaliGemma",
+        vision_config=vision_config("SiglipVisionConfig", vision_use_head=False, projection_dim=32),
+        text_config=text,
+        image_token_index=IMAGE,
+        projection_dim=32,
+        hidden_size=32,
+        vocab_size=VOCABULARY,
+    )
+
+
 @family("paligemma", inputs=_paligemma, tokens=(4, 4), patches=(4, 4))
 def paligemma() -> nn.Module:
-    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
-
-    vision = vision_config("SiglipVisionConfig", vision_use_head=False, projection_dim=32)
-    return PaliGemmaForConditionalGeneration(
-        PaliGemmaConfig(
-            vision_config=vision,
-            text_config=text_config("GemmaConfig", num_key_value_heads=1),
-            image_token_index=IMAGE,
-            projection_dim=32,
-            hidden_size=32,
-            vocab_size=VOCABULARY,
-        )
-    )
+    return _paligemma_of(text_config("GemmaConfig", num_key_value_heads=1))
 
 
-@family(
-    "paligemma2",
-    inputs=_paligemma,
-    tokens=(4, 4),
-    patches=(4, 4),
-)
+@family("paligemma2", inputs=_paligemma, tokens=(4, 4), patches=(4, 4))
 def paligemma2() -> nn.Module:
-    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
-
-    vision = vision_config("SiglipVisionConfig", vision_use_head=False, projection_dim=32)
-    text = text_config(
-        "Gemma2Config", query_pre_attn_scalar=8, sliding_window=8, attn_logit_softcapping=None, attention_dropout=0.0
-    )
-    return PaliGemmaForConditionalGeneration(
-        PaliGemmaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=IMAGE,
-            projection_dim=32,
-            hidden_size=32,
-            vocab_size=VOCABULARY,
-        )
-    )
+    more = {"query_pre_attn_scalar": 8, "attn_logit_softcapping": None, "attention_dropout": 0.0}
+    return _paligemma_of(text_config("Gemma2Config", sliding_window=8, **more))
 
 
 def _gemma3() -> dict[str, Tensor]:
@@ -209,37 +177,31 @@ def _gemma3() -> dict[str, Tensor]:
 
 @family("gemma3", inputs=_gemma3, tokens=(2, 2), patches=(4, 4))
 def gemma3() -> nn.Module:
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    return Gemma3ForConditionalGeneration(
-        Gemma3Config(
-            vision_config=vision_config("SiglipVisionConfig", vision_use_head=False),
-            text_config=text_config(
-                "Gemma3TextConfig",
-                sliding_window=6,
-                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-                query_pre_attn_scalar=8,
-            ),
-            mm_tokens_per_image=4,
-            image_token_index=IMAGE,
-            boi_token_index=36,
-            eoi_token_index=37,
-        )
+    return model_of(
+        "Gemma3",
+        vision_config=vision_config("SiglipVisionConfig", vision_use_head=False),
+        text_config=text_config(
+            "Gemma3TextConfig",
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            query_pre_attn_scalar=8,
+        ),
+        mm_tokens_per_image=4,
+        image_token_index=IMAGE,
+        boi_token_index=36,
+        eoi_token_index=37,
     )
 
 
 @family("mistral3", inputs=lambda: _pixtral(6), tokens=(2, 3), patches=(4, 6))
 def mistral3() -> nn.Module:
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
-
-    return Mistral3ForConditionalGeneration(
-        Mistral3Config(
-            vision_config=vision_config("PixtralVisionConfig", image_size=64, head_dim=8, hidden_size=24),
-            text_config=text_config("MistralConfig", sliding_window=None),
-            image_token_index=IMAGE,
-            spatial_merge_size=2,
-            vision_feature_layer=-1,
-        )
+    return model_of(
+        "Mistral3",
+        vision_config=vision_config("PixtralVisionConfig", image_size=64, head_dim=8, hidden_size=24),
+        text_config=text_config("MistralConfig", sliding_window=None),
+        image_token_index=IMAGE,
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
     )
 
 
@@ -249,16 +211,13 @@ def _pixtral(tokens: int) -> dict[str, Tensor]:
 
 @family("pixtral", inputs=lambda: _pixtral(24), tokens=(4, 6), patches=(4, 6))
 def pixtral() -> nn.Module:
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    return LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision_config("PixtralVisionConfig", image_size=64, head_dim=8),
-            text_config=text_config("MistralConfig", sliding_window=None),
-            image_token_index=IMAGE,
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="full",
-        )
+    return model_of(
+        "Llava",
+        vision_config=vision_config("PixtralVisionConfig", image_size=64, head_dim=8),
+        text_config=text_config("MistralConfig", sliding_window=None),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
     )
 
 
@@ -271,83 +230,39 @@ def _qwen(frames: int = 2) -> dict[str, Tensor]:
     return {**given, "mm_token_type_ids": (given["input_ids"] == IMAGE).int()}
 
 
-ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-QWEN: dict[str, Any] = {
-    "image_token_id": IMAGE,
-    "video_token_id": 38,
-    "vision_start_token_id": 36,
-    "vision_end_token_id": 37,
-}
+def _qwen_of(kind: str, rope: dict[str, Any] | None = None, **vision: Any) -> nn.Module:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], **(rope or {})}
+    return model_of(
+        kind,
+        vision_config={"depth": 3, "num_heads": 3, "patch_size": 8, **vision},
+        text_config={**TEXT, "rope_parameters": rope},
+        image_token_id=IMAGE,
+        video_token_id=38,
+        vision_start_token_id=36,
+        vision_end_token_id=37,
+    )
+
+
+QWEN_WIDTHS = {"hidden_size": 24, "out_hidden_size": 32, "intermediate_size": 40}
 
 
 @family("qwen2_vl", inputs=_qwen, tokens=(2, 3), patches=(4, 6))
 def qwen2_vl() -> nn.Module:
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    vision: dict[str, Any] = {
-        "depth": 3,
-        "embed_dim": 24,
-        "num_heads": 3,
-        "hidden_size": 32,
-        "patch_size": 8,
-        "mlp_ratio": 2,
-    }
-    text: dict[str, Any] = {**TEXT, "rope_parameters": ROPE}
-    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, text_config=text, **QWEN))
+    return _qwen_of("Qwen2VL", embed_dim=24, hidden_size=32, mlp_ratio=2)
 
 
 @family("qwen2_5_vl", inputs=_qwen, tokens=(2, 3), patches=(4, 6))
 def qwen2_5_vl() -> nn.Module:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    vision: dict[str, Any] = {
-        "depth": 3,
-        "hidden_size": 24,
-        "num_heads": 3,
-        "out_hidden_size": 32,
-        "intermediate_size": 40,
-        "patch_size": 8,
-        "window_size": 32,
-        "fullatt_block_indexes": [1],
-    }
-    text: dict[str, Any] = {**TEXT, "rope_parameters": ROPE}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text, **QWEN))
+    return _qwen_of("Qwen2_5_VL", **QWEN_WIDTHS, window_size=32, fullatt_block_indexes=[1])
 
 
 @family("qwen3_vl", inputs=_qwen, tokens=(2, 3), patches=(4, 6))
 def qwen3_vl() -> nn.Module:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    vision: dict[str, Any] = {
-        "depth": 3,
-        "hidden_size": 24,
-        "num_heads": 3,
-        "out_hidden_size": 32,
-        "intermediate_size": 40,
-        "patch_size": 8,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0, 1],
-    }
-    text: dict[str, Any] = {**TEXT, "rope_parameters": {**ROPE, "mrope_interleaved": True}}
-    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **QWEN))
+    added = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    return _qwen_of("Qwen3VL", {"mrope_interleaved": True}, **QWEN_WIDTHS, **added)
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
-
-
-@family("idefics3", inputs=lambda: _idefics3(), tokens=(4, 6), patches=(8, 12))
-def idefics3() -> nn.Module:
-    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
-
-    return Idefics3ForConditionalGeneration(
-        Idefics3Config(
-            vision_config=vision_config("Idefics3VisionConfig").to_dict(),
-            text_config=text_config(),
-            image_token_id=IMAGE,
-            scale_factor=2,
-            pad_token_id=0,
-        )
-    )
 
 
 def _idefics3() -> dict[str, Tensor]:
@@ -361,39 +276,42 @@ def _idefics3() -> dict[str, Tensor]:
     }
 
 
-@family("smolvlm", inputs=lambda: _idefics3(), tokens=(4, 6), patches=(8, 12))
-def smolvlm() -> nn.Module:
-    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
-
-    return SmolVLMForConditionalGeneration(
-        SmolVLMConfig(
-            vision_config=vision_config("SmolVLMVisionConfig").to_dict(),
-            text_config=text_config(),
-            image_token_id=IMAGE,
-            scale_factor=2,
-            pad_token_id=0,
-        )
+def _idefics3_of(kind: str) -> nn.Module:
+    return model_of(
+        kind,
+        vision_config=vision_config(f"{kind}VisionConfig").to_dict(),
+        text_config=text_config(),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=0,
     )
+
+
+@family("idefics3", inputs=_idefics3, tokens=(4, 6), patches=(8, 12))
+def idefics3() -> nn.Module:
+    return _idefics3_of("Idefics3")
+
+
+@family("smolvlm", inputs=_idefics3, tokens=(4, 6), patches=(8, 12))
+def smolvlm() -> nn.Module:
+    return _idefics3_of("SmolVLM")
 
 
 @family("internvl", inputs=lambda: sequence(12, pixel_values=pixels(3, 3, 32, 32)), tokens=(2, 4), patches=(4, 8))
 def internvl() -> nn.Module:
-    from transformers import InternVLConfig, InternVLForConditionalGeneration
-
     vision: dict[str, Any] = {
         **VISION,
         "image_size": [32, 32],
         "patch_size": [8, 8],
         "use_absolute_position_embeddings": True,
     }
-    return InternVLForConditionalGeneration(
-        InternVLConfig(
-            vision_config={"model_type": "internvl_vision", **vision},
-            text_config=text_config("Qwen2Config"),
-            image_token_id=IMAGE,
-            image_seq_length=4,
-            downsample_ratio=0.5,
-        )
+    return model_of(
+        "InternVL",
+        vision_config={"model_type": "internvl_vision", **vision},
+        text_config=text_config("Qwen2Config"),
+        image_token_id=IMAGE,
+        image_seq_length=4,
+        downsample_ratio=0.5,
     )
 
 
@@ -405,15 +323,12 @@ def internvl() -> nn.Module:
     patches=(2, 8),
 )
 def llava_next() -> nn.Module:
-    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
-
-    return LlavaNextForConditionalGeneration(
-        LlavaNextConfig(
-            vision_config=vision_config("CLIPVisionConfig"),
-            text_config=text_config(),
-            image_token_index=IMAGE,
-            image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
-        )
+    return model_of(
+        "LlavaNext",
+        vision_config=vision_config("CLIPVisionConfig"),
+        text_config=text_config(),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
     )
 
 
@@ -425,17 +340,14 @@ def llava_next() -> nn.Module:
     patches=(8, 8),
 )
 def llava_onevision() -> nn.Module:
-    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-
-    return LlavaOnevisionForConditionalGeneration(
-        LlavaOnevisionConfig(
-            vision_config=vision_config("SiglipVisionConfig", vision_use_head=False),
-            text_config=text_config("Qwen2Config"),
-            image_token_index=IMAGE,
-            video_token_index=38,
-            image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
-            vision_aspect_ratio="anyres_max_1",
-        )
+    return model_of(
+        "LlavaOnevision",
+        vision_config=vision_config("SiglipVisionConfig", vision_use_head=False),
+        text_config=text_config("Qwen2Config"),
+        image_token_index=IMAGE,
+        video_token_index=38,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+        vision_aspect_ratio="anyres_max_1",
     )
 
 
@@ -453,26 +365,26 @@ QFORMER: dict[str, Any] = {
 }
 
 
-def _opt() -> Any:
-    from transformers import OPTConfig
+def _blip_of(kind: str, text: Any) -> nn.Module:
+    import transformers
 
-    shape: dict[str, Any] = {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "attention_dropout": 0.0}
-    return OPTConfig(**{**TEXT, **shape})
+    return model_of(
+        kind,
+        vision_config=vision_config(f"{kind}VisionConfig").to_dict(),
+        qformer_config=getattr(transformers, f"{kind}QFormerConfig")(**QFORMER).to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=5,
+        image_token_index=IMAGE,
+    )
+
+
+def _opt() -> Any:
+    return text_config("OPTConfig", ffn_dim=48, word_embed_proj_dim=32, dropout=0.0, attention_dropout=0.0)
 
 
 @family("blip_2", inputs=lambda: sequence(5, pixel_values=pixels(1, 3, 32, 32)), tokens=(1, 5), patches=(4, 4))
 def blip_2() -> nn.Module:
-    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig
-
-    return Blip2ForConditionalGeneration(
-        Blip2Config(
-            vision_config=vision_config("Blip2VisionConfig").to_dict(),
-            qformer_config=Blip2QFormerConfig(**QFORMER).to_dict(),
-            text_config=_opt().to_dict(),
-            num_query_tokens=5,
-            image_token_index=IMAGE,
-        )
-    )
+    return _blip_of("Blip2", _opt())
 
 
 def _instructblip() -> dict[str, Tensor]:
@@ -483,17 +395,7 @@ def _instructblip() -> dict[str, Tensor]:
 
 @family("instructblip", inputs=_instructblip, tokens=(1, 5), patches=(4, 4))
 def instructblip() -> nn.Module:
-    from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipQFormerConfig
-
-    return InstructBlipForConditionalGeneration(
-        InstructBlipConfig(
-            vision_config=vision_config("InstructBlipVisionConfig").to_dict(),
-            qformer_config=InstructBlipQFormerConfig(**QFORMER).to_dict(),
-            text_config=_opt().to_dict(),
-            num_query_tokens=5,
-            image_token_index=IMAGE,
-        )
-    )
+    return _blip_of("InstructBlip", _opt())
 
 
 def _seq2seq(start: int) -> dict[str, Tensor]:
@@ -509,7 +411,7 @@ def _seq2seq(start: int) -> dict[str, Tensor]:
 
 @family("florence2", inputs=lambda: _seq2seq(2), tokens=(2, 2), patches=(16, 16))
 def florence2() -> nn.Module:
-    from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
+    from transformers import BartConfig
 
     text = BartConfig(
         vocab_size=VOCABULARY,
@@ -540,14 +442,14 @@ def florence2() -> nn.Module:
         "max_position_embeddings": 10,
         "drop_path_rate": 0.0,
     }
-    return Florence2ForConditionalGeneration(
-        Florence2Config(vision_config=vision, text_config=text.to_dict(), image_token_id=IMAGE, is_encoder_decoder=True)
+    return model_of(
+        "Florence2", vision_config=vision, text_config=text.to_dict(), image_token_id=IMAGE, is_encoder_decoder=True
     )
 
 
 @family("blip_2_t5", inputs=lambda: _seq2seq(0), tokens=(1, 5), patches=(4, 4))
 def blip_2_t5() -> nn.Module:
-    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, T5Config
+    from transformers import T5Config
 
     text = T5Config(
         vocab_size=VOCABULARY,
@@ -562,12 +464,4 @@ def blip_2_t5() -> nn.Module:
         pad_token_id=0,
         eos_token_id=2,
     )
-    return Blip2ForConditionalGeneration(
-        Blip2Config(
-            vision_config=vision_config("Blip2VisionConfig").to_dict(),
-            qformer_config=Blip2QFormerConfig(**QFORMER).to_dict(),
-            text_config=text.to_dict(),
-            num_query_tokens=5,
-            image_token_index=IMAGE,
-        )
-    )
+    return _blip_of("Blip2", text)
