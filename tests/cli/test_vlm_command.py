@@ -112,10 +112,12 @@ def test_questions_without_sense_are_refused(run: Run, words: tuple[str, ...], s
     assert said in " ".join(result.stderr.split())
 
 
-def test_an_image_that_cannot_be_read_is_reported(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_image_that_cannot_be_read_is_reported(
+    folder: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    result = CliRunner().invoke(app, ["vlm", "broken.png", "--model", str(folder), "--prompt", PROMPT])
+    result = CliRunner().invoke(app, ["vlm", str(picture), "broken.png", "--model", str(folder), "--prompt", PROMPT])
     assert result.exit_code == 1
     assert result.stderr.startswith("broken.png: ")
 

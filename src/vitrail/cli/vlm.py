@@ -95,7 +95,8 @@ def vlm_command(
                 loaded, list(images), prompt, progress=progress, stop=stop, **{k: v for k, v in question.items() if v}
             )
     except ImageError as error:
-        reporter.fail(str(images[0]), error)
+        named = [str(one) for one in images]
+        reporter.fail(next((one for one in named if str(error).startswith(one)), named[0]), error)
         return True
     paths = _write(found, folder)
     document = _document(found, images, paths)
