@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,26 @@ def test_words_are_their_tokens_together(explained: GenerationExplanation) -> No
     assert words.tokens == ("a", " striped")
     torch.testing.assert_close(words.image_scores[0][1], ex.image_scores[0][1:].sum(dim=0))
     assert [one.tokens for one in ex] == [("a",), (" str",), ("iped",)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ((" cup", ".", '"'), (" cup", '."')),
+        ((" 3", ".", "5", " (", "m", ")"), (" 3.5", " (m", ")")),
+        (("红", "杯子", "。"), ("红", "杯子", "。")),
+        (("don", "'t", "\n"), ("don't", "\n")),
+    ],
+)
+def test_words_end_where_a_reader_ends_them(tokens: tuple[str, ...], words: tuple[str, ...]) -> None:
+    ex = SimpleNamespace(tokens=tokens, positions=tuple(range(len(tokens))))
+    slices = GenerationExplanation.words.fget(ex)  # type: ignore[attr-defined]
+    assert tuple("".join(tokens[one]) for one in slices) == words
+
+
+def test_without_a_tokenizer_each_token_is_a_word(explained: GenerationExplanation) -> None:
+    assert len(explained.words) == ANSWER
+    assert explained.question().startswith("[")
 
 
 def test_a_word_of_several_tokens_has_one_probability_everywhere(

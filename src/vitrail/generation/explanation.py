@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["GenerationExplanation"]
 
 KIND = "generation"
 ROLES = ("image", "prompt", "answer")
+_BEGINS = re.compile(r"[\s\u0e00-\u0e7f\u2e80-\u9fff]")  # a space, Thai, Chinese, Japanese
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -108,20 +110,26 @@ class GenerationExplanation:
     def words(self) -> tuple[slice, ...]:
         """Returns the explained tokens that make one word together, word by word: slices of `tokens`.
 
-        A token begins a word where it begins with a space, or does not follow the one before.
+        A token begins a word where it begins with a space or a letter of a script that has none, or does not follow
+        the one before. Punctuation at a word's end is a word of its own.
 
         >>> from types import SimpleNamespace
-        >>> answer = SimpleNamespace(tokens=("a", " str", "iped"), positions=(5, 6, 7))
+        >>> answer = SimpleNamespace(tokens=("a", " str", "iped", " T", "-", "shirt", "."), positions=range(5, 12))
         >>> [answer.tokens[one] for one in GenerationExplanation.words.fget(answer)]
-        [('a',), (' str', 'iped')]
+        [('a',), (' str', 'iped'), (' T', '-', 'shirt'), ('.',)]
         """
         starts = [
             number
             for number, (text, at) in enumerate(zip(self.tokens, self.positions, strict=True))
-            if number == 0 or text[:1].isspace() or at != self.positions[number - 1] + 1
+            if number == 0 or _BEGINS.match(text) or at != self.positions[number - 1] + 1
         ]
-        ends = [*starts[1:], len(self.tokens)]
-        return tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))
+        found = []
+        for start, end in zip(starts, [*starts[1:], len(self.tokens)], strict=True):
+            stem = end
+            while stem > start + 1 and not re.search(r"\w", self.tokens[stem - 1]):
+                stem -= 1
+            found += [slice(start, stem), slice(stem, end)][: 1 + (stem < end)]
+        return tuple(found)
 
     def probability(self, token: int = 0, *, other: bool = False) -> float:
         """Returns the model's probability of an explained token (of `by_word`, of the whole word), or of the `other`

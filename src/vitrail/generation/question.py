@@ -365,7 +365,7 @@ def _texts(model: VisionLanguageModel, ids: Tensor) -> tuple[str, ...]:
     """Each token as it reads behind the one before it."""
     tokenizer = model.tokenizer
     if tokenizer is None:
-        return tuple(f"[{token}]" for token in ids.tolist())
+        return tuple(f" [{token}]" for token in ids.tolist())
     known: dict[tuple[int, int], str] = {}
     texts = []
     for before, token in zip([-1, *ids.tolist()[:-1]], ids.tolist(), strict=True):
@@ -380,7 +380,8 @@ def _texts(model: VisionLanguageModel, ids: Tensor) -> tuple[str, ...]:
 
 def _decoded(model: VisionLanguageModel, ids: Tensor) -> str:
     tokenizer = model.tokenizer
-    return "".join(_texts(model, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True).strip()
+    read = "".join(_texts(model, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True)
+    return read.strip()
 
 
 def takes(module: Any, name: str, *, anyhow: bool = False) -> bool:

@@ -192,7 +192,7 @@ def _pieces(ex: "GenerationExplanation") -> list[dict[str, Any]]:
     pieces: list[dict[str, Any]] = []
     for at in range(first, len(ex.sequence)):
         if at in starts:
-            pieces.append({"word": starts[at], "text": ""})
+            pieces.append({"word": starts[at], "text": " " if ex.sequence[at][:1].isspace() else ""})
         elif at not in covered and at < max(covered):
             pieces.append({"word": None, "text": ex.sequence[at]})
     return pieces
