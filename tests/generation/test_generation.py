@@ -231,6 +231,8 @@ def test_what_cannot_be_explained_is_refused(llava: tuple[nn.Module, dict[str, T
     refused(SameClassError, "against itself", positions=[-1], against=int(inputs["input_ids"][0, -1]))
     refused(UnsupportedOperationError, "made for classifiers", method="gradcam")
     refused(OptionError, "uses no gradient", method="raw", gradient="full")
+    refused(OptionError, "rollout follows attention alone", method="rollout", against=5)
+    refused(OptionError, "against=99 is none of the model's 40 tokens", against=99)
     refused(OptionError, "needs the model's processor", inputs=None, image=torch.zeros(8, 8, 3).byte().numpy())
 
 
@@ -318,6 +320,10 @@ def test_words_that_the_tokenizer_does_not_know_are_refused(captioner: VisionLan
         explain_generation(captioner, picture, "what is in the picture?", answer="a tavel", against="zebra")
     with pytest.raises(TextError, match="is empty"):
         explain_generation(captioner, picture, "what is in the picture?", answer=" ")
+    with pytest.raises(OptionError, match="answer=3 counts tokens .* give the answer's words"):
+        explain_generation(captioner, picture, "what is in the picture?", answer=3)
+    with pytest.raises(OptionError, match="an empty list"):
+        explain_generation(captioner, [], "what is in the picture?")
 
 
 @pytest.mark.parametrize("gradient", ["full", "libra"])

@@ -176,7 +176,9 @@ def _settled(
     if vision not in ("patches", "tokens"):
         raise OptionError(f"vision={vision!r} is neither 'patches' nor 'tokens'")
     if not info.class_specific and (against is not None or objective is not None):
-        raise OptionError(f"{info.name} is the same for every word: against= and objective= mean nothing to it")
+        raise OptionError(
+            f"{info.name} follows attention alone, whatever the word: against= and objective= mean nothing to it"
+        )
     if not info.uses_gradient and gradient is not None:
         raise OptionError(f"gradient={gradient!r} changes nothing for {info.name}, which uses no gradient")
     objective_name(objective, against)
@@ -217,7 +219,12 @@ def _ask(
     with torch.enable_grad():
         logits = _forward(module, question, visitor, mode)
         readout = _readout(question, logits)
-        count = len(readout)
+        count, vocabulary = logits.shape
+        unknown = [] if question.against is None else [n for n in question.against.tolist() if not 0 <= n < vocabulary]
+        if unknown:
+            raise OptionError(
+                f"against={unknown[0]} is none of the model's {vocabulary} tokens: give 0 to {vocabulary - 1}"
+            )
         for number in range(count):
             target = question.target[number : number + 1].to(logits.device)
             other = None if question.against is None else question.against[number : number + 1].to(logits.device)

@@ -76,6 +76,8 @@ def prepare(
     if (image is None) == (inputs is None):
         raise OptionError("give either image= with prompt=, or inputs= as the processor makes them")
     given = dict(inputs) if inputs is not None else _processed(model, image, prompt or "")
+    if isinstance(answer, int) and inputs is None:
+        raise OptionError(f"answer={answer} counts tokens at the end of inputs=; with image= give the answer's words")
     seq2seq = bool(getattr(model.module.config, "is_encoder_decoder", False))
     given = {name: _placed(value, model) for name, value in given.items()}
     labels = given.pop("labels", None)
@@ -116,6 +118,8 @@ def _processed(model: VisionLanguageModel, image: Any, prompt: str) -> dict[str,
             "image= needs the model's processor: load the model by load_vlm(), give processor=, or give inputs="
         )
     images = [_opened(one) for one in (image if isinstance(image, list | tuple) else [image])]
+    if not images:
+        raise OptionError("image= is an empty list: give one image or more")
     text = prompt
     marker = str(getattr(model.processor, "image_token", "") or "<image>")
     if marker not in prompt and getattr(model.processor, "chat_template", None):
