@@ -128,6 +128,18 @@ def test_a_stop_keeps_what_is_done(llava: tuple[nn.Module, dict[str, Tensor]]) -
     assert ex.notes == ("Stopped after 2 of 3 tokens.",)
 
 
+def test_each_token_is_told_with_those_before_it(llava: tuple[nn.Module, dict[str, Tensor]]) -> None:
+    model, inputs = llava
+    told: list[GenerationExplanation] = []
+    whole = explain_generation(model, inputs=inputs, answer=ANSWER, against=5, each=told.append)
+    assert [len(one) for one in told] == [*range(1, ANSWER)]
+    for one in told:
+        assert torch.equal(one.image_scores[0], whole.image_scores[0][: len(one)])
+        assert torch.equal(one.logits, whole.logits[: len(one)])
+        assert one.notes == whole.notes  # that it stopped is said of the end alone
+        assert (one.question(-1), one.sequence) == (whole.question(len(one) - 1), whole.sequence)
+
+
 def test_the_file_gives_back_every_number(explained: GenerationExplanation, tmp_path: Path) -> None:
     path = explained.save(tmp_path / "answer.safetensors")
     back = GenerationExplanation.load(path)
@@ -310,6 +322,22 @@ def test_image_and_prompt_are_all_that_is_needed(captioner: VisionLanguageModel)
     other = explain_generation(captioner, picture, ex.prompt, answer="a tavel", against="murlo", positions=-1)
     assert other.question().startswith("tavel ")
     assert " against murlo " in other.question()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_answer_is_streamed(captioner: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, beams: int) -> None:
+    """Behind the prompt, as Hugging Face's own streamers have it; whole where the model searches by beams."""
+    put: list[list[int]] = []
+    streamer = SimpleNamespace(put=lambda tokens: put.append(tokens.flatten().tolist()), end=lambda: put.append([]))
+    monkeypatch.setattr(captioner.module.generation_config, "num_beams", beams)
+    picture = np.full((96, 96, 3), 128, dtype=np.uint8)
+    ex = explain_generation(captioner, picture, "is there a tavel?", method="raw", streamer=streamer, max_new_tokens=3)
+    prompt, *answer, end = put
+    assert end == []
+    assert len(prompt) == ex.roles.index("answer")
+    assert len(answer) == (3 if beams == 1 else 1)
+    found = captioner.tokenizer.decode([token for part in answer for token in part], skip_special_tokens=True)
+    assert found.strip() == ex.answer
 
 
 def test_words_that_the_tokenizer_does_not_know_are_refused(captioner: VisionLanguageModel) -> None:

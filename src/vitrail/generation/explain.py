@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +50,8 @@ def explain_generation(
     max_new_tokens: int = 64,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    each: Callable[[GenerationExplanation], None] | None = None,
+    streamer: Any = None,
 ) -> GenerationExplanation:
     """Explains which parts of an image, and which words before it, argue for each word that a model writes.
 
@@ -82,6 +84,10 @@ def explain_generation(
         max_new_tokens: the longest answer of the model's own.
         progress: called with (what is being done, tokens done, tokens in all).
         stop: asked after each token; where it answers True, the tokens that are done are returned, and a note says so.
+        each: given the explanation of the tokens so far after each token but the last; by rollout and raw, which take
+            all at once, never.
+        streamer: of Hugging Face, given the model's own answer while it is written (at its end where the model
+            searches by beams).
 
     Returns:
         A `GenerationExplanation`: `image_scores` are (tokens, rows, cols) for each image, `text_scores` (tokens,
@@ -100,7 +106,7 @@ def explain_generation(
     info, mode = _settled(method, gradient, against, objective, vision)
     refuse_training(vlm.module)
     text_model_of(vlm.module, 0, 0)  # of a model of text alone, nothing else is worth saying
-    question = prepare(vlm, image, prompt, answer, inputs, positions, against, max_new_tokens)
+    question = prepare(vlm, image, prompt, answer, inputs, positions, against, max_new_tokens, streamer)
     text = text_model_of(vlm.module, question.encoder, len(question.ids))
     marked = _marked(vlm.module, question)
     places = places_of(vlm.module.config, question.inputs, tiles, _runs(marked))
@@ -118,51 +124,61 @@ def explain_generation(
         )
     stops = replace(tower, graph=None) if vision == "tokens" else tower
     label = objective_name(objective, against)
-    with model_errors(named, vlm.module, images=False):
-        logits, found, replaced = _ask(
-            vlm.module, question, stops, METHODS[info.name], info.name, mode, objective or label, progress, stop
-        )
-    notes = list(question.notes)
-    if len(found) < len(question.positions):
-        notes.append(f"Stopped after {len(found)} of {len(question.positions)} tokens.")
-        question, logits = question.first(len(found)), logits[: len(found)]
-    _check(logits, found, question)
-    scores = torch.stack([one.image if one.patches is None else one.patches for one in found]).cpu()
     grids = tower.token_grids if vision == "tokens" else tower.patch_grids
-    at_text = torch.stack([one.text for one in found]).cpu()
-    at_image = torch.stack([one.image for one in found]).cpu()
-    at_text[:, tower.positions] = 0
-    notes += tower.notes if vision == "patches" else ()
-    if not all(
+    placed = all(
         any(grid.cell[0] and places.views[grid.view].image == i for grid in grids) for i in range(places.images)
-    ):
-        notes.append("The image tokens have no place in the image that is known (learnt queries): the map is one row.")
-    if any(replaced):
-        notes.append(f"A logit is zero or negative, where {label} means nothing: the logits' difference is shown.")
-    return GenerationExplanation(
-        tokens=tuple(question.texts[at] for at in question.positions),
-        positions=question.positions,
-        image_scores=put_together(scores, grids, places),
-        text_scores=at_text,
-        grounding=_grounding(at_text, at_image, question.answer),
-        logits=logits.cpu(),
-        target=question.target,
-        against=question.against,
-        against_tokens=_names(vlm, question.against),
-        sequence=question.texts,
-        roles=_roles(question, tower.positions),
-        prompt=question.prompt,
-        answer=question.reply,
-        pictures=_pictures(vlm, question, places),
-        method=info.name,
-        objective=label,
-        signed=info.signed,
-        gradient=mode if info.uses_gradient else None,
-        vision=vision,
-        model=vlm.name,
-        notes=tuple(notes),
-        versions={package: version(package) for package in ("vitrail", "torch", "transformers")},
     )
+    about: dict[str, Any] = {
+        "sequence": question.texts,
+        "roles": _roles(question, tower.positions),
+        "prompt": question.prompt,
+        "answer": question.reply,
+        "pictures": _pictures(vlm, question, places),
+        "method": info.name,
+        "objective": label,
+        "signed": info.signed,
+        "gradient": mode if info.uses_gradient else None,
+        "vision": vision,
+        "model": vlm.name,
+        "versions": {package: version(package) for package in ("vitrail", "torch", "transformers")},
+    }
+
+    def explained(answers: Answers, ended: bool = False) -> GenerationExplanation:
+        logits, found, replaced = answers
+        notes, asked, count = list(question.notes), question.first(len(found)), len(question.positions)
+        if ended and len(found) < count:
+            notes.append(f"Stopped after {len(found)} of {count} tokens.")
+        notes += tower.notes if vision == "patches" else ()
+        if not placed:
+            notes.append(
+                "The image tokens have no place in the image that is known (learnt queries): the map is one row."
+            )
+        if any(replaced):
+            notes.append(f"A logit is zero or negative, where {label} means nothing: the logits' difference is shown.")
+        scores = torch.stack([one.image if one.patches is None else one.patches for one in found]).cpu()
+        at_text = torch.stack([one.text for one in found]).cpu()
+        at_image = torch.stack([one.image for one in found]).cpu()
+        at_text[:, tower.positions] = 0
+        return GenerationExplanation(
+            tokens=tuple(question.texts[at] for at in asked.positions),
+            positions=asked.positions,
+            image_scores=put_together(scores, grids, places),
+            text_scores=at_text,
+            grounding=_grounding(at_text, at_image, question.answer),
+            logits=logits[: len(found)].cpu(),
+            target=asked.target,
+            against=asked.against,
+            against_tokens=_names(vlm, asked.against),
+            notes=tuple(notes),
+            **about,
+        )
+
+    show = None if each is None else lambda answers: each(explained(answers))
+    with model_errors(named, vlm.module, images=False):
+        answers = _ask(
+            vlm.module, question, stops, METHODS[info.name], info.name, mode, objective or label, progress, stop, show
+        )
+    return explained(answers, ended=True)
 
 
 def _settled(
@@ -190,6 +206,16 @@ def _settled(
 # -- the passes ------------------------------------------------------------------------------------------------------
 
 
+class Answers(NamedTuple):
+    """The logits at the positions that predict the tokens, what the rows of the first tokens come to, and which of them
+    fell back to a plain difference.
+    """
+
+    logits: Float[Tensor, "questions vocabulary"]
+    found: list[Relevance]
+    replaced: list[bool]
+
+
 def _ask(
     module: nn.Module,
     question: Question,
@@ -200,10 +226,8 @@ def _ask(
     objective: Objective,
     progress: Progress | None,
     stop: Callable[[], bool] | None,
-) -> tuple[Float[Tensor, "questions vocabulary"], list[Relevance], list[bool]]:
-    """The logits at the positions that predict the tokens, what each token's row comes to, and which fell back to a
-    plain difference.
-    """
+    each: Callable[[Answers], None] | None,
+) -> Answers:
     text, calls = text_model_of(module, question.encoder, len(question.ids)), Calls()
     if not rule:
         recorder = CallRecorder()
@@ -211,7 +235,9 @@ def _ask(
             logits = _forward(module, question, TextVisitor(recorder, text, tower, calls), "full")
         readout, raw = _readout(question, logits), method == "raw"
         rows = rollout_rows(recorder.layers, calls, text, tower, readout, only_last=raw)
-        return logits, rows, [False] * len(readout)
+        for number, one in enumerate(rows):
+            _check(logits[number], one, question.positions[number])
+        return Answers(logits, rows, [False] * len(readout))
     row = GenerationRow(rule, tower, calls)
     attention = DifferentiatedAttention(row, mode, branches=True)  # an encoder and its decoder are branches, too
     visitor = TextVisitor(attention, text, tower, calls)
@@ -233,11 +259,14 @@ def _ask(
             attention.backward(value.sum(), keep=number + 1 < count)
             found.append(row.result())
             replaced.append(bool(fell_back.any()))
+            _check(logits[number].detach(), found[-1], question.positions[number])
+            if each is not None and number + 1 < count:
+                each(Answers(logits.detach(), found, replaced))
             if progress is not None:
                 progress("tokens", number + 1, count)
             if stop is not None and number + 1 < count and stop():
                 break
-    return logits.detach(), found, replaced
+    return Answers(logits.detach(), found, replaced)
 
 
 def _forward(
@@ -293,28 +322,26 @@ def _runs(positions: Tensor | None) -> list[int]:
     return [len(part) for part in positions.tensor_split(starts)]
 
 
-def _check(logits: Tensor, found: Sequence[Relevance], question: Question) -> None:
-    for number, (one, at) in enumerate(zip(found, question.positions, strict=True)):
-        parts = [one.text, one.image, *(() if one.patches is None else (one.patches,))]
-        if not all(bool(part.isfinite().all()) for part in (logits[number], *parts)):
-            raise NonFiniteError(
-                f"the logits or scores of the token at position {at} hold NaN or infinity: check the weights; run the "
-                "model in float32"
-            )
-        if bool((one.text[at:] != 0).any()):
-            raise UnsupportedAttentionError(
-                f"position {at - 1}, which predicts the token at {at}, looks at that token and later ones: the model "
-                "reads the answer as a part of the prompt; give token_type_ids that mark the answer, or answer= as text"
-            )
-        if one.patches is not None and bool(one.image.any()) and not bool(one.patches.any()):
-            raise NoSignalError(
-                f"nothing of the token at position {at} comes through the vision part to the patches: without its "
-                "attention, learnt queries lead to none; vision='tokens' stops in front of it"
-            )
-        if not any(bool(part.any()) for part in parts):
-            raise NoSignalError(
-                f"every score of the token at position {at} is zero: nothing before it moves the objective"
-            )
+def _check(logits: Float[Tensor, " vocabulary"], one: Relevance, at: int) -> None:
+    """Refuses what was found for the token at a position, where it is no explanation of it."""
+    parts = [one.text, one.image, *(() if one.patches is None else (one.patches,))]
+    if not all(bool(part.isfinite().all()) for part in (logits, *parts)):
+        raise NonFiniteError(
+            f"the logits or scores of the token at position {at} hold NaN or infinity: check the weights; run the "
+            "model in float32"
+        )
+    if bool((one.text[at:] != 0).any()):
+        raise UnsupportedAttentionError(
+            f"position {at - 1}, which predicts the token at {at}, looks at that token and later ones: the model "
+            "reads the answer as a part of the prompt; give token_type_ids that mark the answer, or answer= as text"
+        )
+    if one.patches is not None and bool(one.image.any()) and not bool(one.patches.any()):
+        raise NoSignalError(
+            f"nothing of the token at position {at} comes through the vision part to the patches: without its "
+            "attention, learnt queries lead to none; vision='tokens' stops in front of it"
+        )
+    if not any(bool(part.any()) for part in parts):
+        raise NoSignalError(f"every score of the token at position {at} is zero: nothing before it moves the objective")
 
 
 def _grounding(

@@ -64,6 +64,7 @@ def prepare(
     positions: Sequence[int] | int | None,
     against: Against,
     max_new_tokens: int,
+    streamer: Any = None,
 ) -> Question:
     """Returns the question, its inputs where the model lives.
 
@@ -89,7 +90,7 @@ def prepare(
     start = _start(model, given, labels, answer, positions, key, inputs is not None)
     if start is None:
         before = given[key].shape[1] if key in given else 1
-        tokens = _answer_tokens(model, given, answer, max_new_tokens, seq2seq)
+        tokens = _answer_tokens(model, given, answer, max_new_tokens, seq2seq, streamer)
         given = _extended(model, given, tokens, seq2seq)
         start = before
     elif not seq2seq:
@@ -195,16 +196,25 @@ def _start(
 
 
 def _answer_tokens(
-    model: VisionLanguageModel, given: Mapping[str, Any], answer: str | int | None, most: int, seq2seq: bool
+    model: VisionLanguageModel,
+    given: Mapping[str, Any],
+    answer: str | int | None,
+    most: int,
+    seq2seq: bool,
+    streamer: Any,
 ) -> Int[Tensor, " answer"]:
-    """The tokens of the answer that is given, or of the model's own (greedy)."""
+    """The tokens of the answer that is given, or of the model's own (greedy), which the streamer is given."""
     if isinstance(answer, str):
         return _joined(model, given["input_ids"][0], answer, seq2seq)
     if most < 1:
         raise OptionError(f"max_new_tokens={most} must be 1 or more")
     module: Any = model.module
+    beams = (getattr(getattr(module, "generation_config", None), "num_beams", None) or 1) > 1
+    words: dict[str, Any] = {} if streamer is None or beams else {"streamer": streamer}  # of several, none is it yet
     with torch.no_grad():
-        found = module.generate(**given, max_new_tokens=most, do_sample=False, temperature=None, top_p=None, top_k=None)
+        found = module.generate(
+            **given, max_new_tokens=most, do_sample=False, temperature=None, top_p=None, top_k=None, **words
+        )
     found = found[0].cpu()
     prompt = given["input_ids"][0].cpu()
     if seq2seq:
@@ -214,6 +224,10 @@ def _answer_tokens(
     ends = torch.isin(found, torch.tensor(sorted(_ends(module))))
     if bool(ends.any()):
         found = found[: int(ends.nonzero()[0]) + 1]
+    if streamer is not None and beams:
+        for part in (prompt, found):
+            streamer.put(part)
+        streamer.end()
     if not len(found) or (len(found) == 1 and bool(ends[0])):
         raise TextError("the model answers nothing to this prompt: give another prompt, or the answer by answer=")
     return found
