@@ -46,7 +46,7 @@ __all__ = [
 GradientMode: TypeAlias = Literal["full", "leaf", "libra", "gim"]
 
 TEMPERATURE = 2.0  # of the softmax that `gim` differentiates in the place of the model's own
-QUARTER = 0.25  # what of a score's gradient reaches queries and keys there
+QUARTER = 0.25  # of a score's gradient there: half at the product A V, and half of that at Q Kᵀ
 
 
 def check_gradient_mode(mode: str) -> GradientMode:

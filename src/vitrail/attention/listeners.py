@@ -11,6 +11,7 @@ from .relevance_row import Collector, Matrix, QuerySum, complete
 
 __all__ = [
     "GRADIENT_MATRICES",
+    "BlockListener",
     "HeadNormListener",
     "HeadNorms",
     "HeadShareListener",
@@ -19,6 +20,21 @@ __all__ = [
     "MatrixListener",
     "RowGradientListener",
 ]
+
+
+class BlockListener:
+    """Base of the listeners that need the blocks of A and ∇A themselves: the fused backward forms none."""
+
+    only_complete = False
+    sums_queries = False
+
+    def current_row(self, layer: int) -> Float[Tensor, "images queries"]:
+        del layer
+        raise RuntimeError(f"{type(self).__name__} follows no relevance row")
+
+    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
+        del layer, update
+        raise RuntimeError(f"{type(self).__name__} takes blocks of A and ∇A, not what the fused backward gives")
 
 
 @dataclass
@@ -80,11 +96,8 @@ class LayerGradients(NamedTuple):
     importance: dict[int, Float[Tensor, "images heads"]]
 
 
-class RowGradientListener:
+class RowGradientListener(BlockListener):
     """Keeps the query rows `rows` of layer `last`'s ∇A, and I_h of every layer where `head_importance` is asked for."""
-
-    only_complete = False
-    sums_queries = False
 
     def __init__(self, last: int, rows: Int[Tensor, " rows"], head_importance: bool = False) -> None:
         self.last, self.rows, self.head_importance = last, rows, head_importance
@@ -113,12 +126,6 @@ class RowGradientListener:
             self.gradient = collector.total
         elif isinstance(collector, _HeadImportance):
             self.importance[layer] = collector.result()
-
-    def current_row(self, layer: int) -> Tensor:
-        raise RuntimeError("gradients of single rows follow no relevance row")
-
-    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        raise RuntimeError("gradients of single rows are not taken from the fused backward")
 
 
 @dataclass
@@ -155,13 +162,12 @@ class HeadNorms:
         return self.total if self.order == 1 else self.total.sqrt()
 
 
-class HeadNormListener:
+class HeadNormListener(BlockListener):
     """‖∇A_h‖₁ or ‖∇A_h‖₂ of every head of every layer, for GMAR; `order` is 1 or 2.
 
     `real` says which keys are no padding, where there is any.
     """
 
-    only_complete = False
     sums_queries = True
 
     def __init__(self, order: int, real: Bool[Tensor, "images keys"] | None = None) -> None:
@@ -184,12 +190,6 @@ class HeadNormListener:
     def take(self, layer: int, collector: Collector) -> None:
         assert isinstance(collector, HeadNorms)
         self.norms[layer] = collector.result()
-
-    def current_row(self, layer: int) -> Tensor:
-        raise RuntimeError("head norms follow no row")
-
-    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        raise RuntimeError("head norms are not taken from the fused backward")
 
 
 # What each head of each layer adds to a relevance row: the row's growth, taken apart.
@@ -223,14 +223,11 @@ class HeadUpdates:
         return self.total / self.total.shape[1]
 
 
-class HeadShareListener:
+class HeadShareListener(BlockListener):
     """Hears of every layer's heads, last layer first, and keeps the row up to date.
 
     Raises `RuntimeError` when it is asked before `begin`.
     """
-
-    only_complete = False
-    sums_queries = False
 
     def __init__(self) -> None:
         self._row: Tensor | None = None
@@ -260,9 +257,6 @@ class HeadShareListener:
         # Where a few queries pool the tokens no residual leads on from them: the row is then the update alone.
         self._row = row + update if row.shape == update.shape else update
 
-    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        raise RuntimeError("the heads' shares are not taken from the fused backward, which sums over heads")
-
 
 # Whole matrices of every layer, averaged over heads: what graphs of attention are made of.
 
@@ -291,11 +285,8 @@ class _MeanMatrix:
         return self.total / self.heads
 
 
-class MatrixListener:
+class MatrixListener(BlockListener):
     """Hears, layer by layer, the matrices that `kind` names: "gradient" or "attention_gradient"."""
-
-    only_complete = False
-    sums_queries = False
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -316,9 +307,3 @@ class MatrixListener:
     def take(self, layer: int, collector: Collector) -> None:
         assert isinstance(collector, _MeanMatrix)
         self.matrices[layer] = collector.result()
-
-    def current_row(self, layer: int) -> Tensor:
-        raise RuntimeError("matrices follow no row")
-
-    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        raise RuntimeError("matrices are not taken from the fused backward")

@@ -207,7 +207,7 @@ class ValueProjection(TorchFunctionMode):
         self._read = []
 
     def _note(self, func: Callable[..., Any], result: Any) -> None:
-        """Remember the first operation behind an attention that does more than rearrange, for the message."""
+        """Remembers the first operation behind an attention that does more than rearrange, for the message."""
         latest = self._watched[-1] if self._watched else None
         if latest is None or latest.output is None or latest.between or func is F.linear or func in _PRODUCTS:
             return

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import Block
+from ..attention.listeners import BlockListener
 from ..attention.relevance_row import Collector, RowUpdate, complete
 from ..errors import OptionError
 from .context import AttributionContext
@@ -45,11 +46,8 @@ class RowsOfHeads:
         self.gradient[some] += (row @ gradient).squeeze(2).to(self.row.dtype)
 
 
-class LastAttention:
+class LastAttention(BlockListener):
     """Listens to the one layer that is differentiated."""
-
-    only_complete = False
-    sums_queries = False
 
     def begin(self, readout: Float[Tensor, "images queries"]) -> None:
         self._readout = readout
@@ -65,14 +63,6 @@ class LastAttention:
 
     def result(self) -> RowsOfHeads:
         return self._heard
-
-    def current_row(self, layer: int) -> Tensor:
-        del layer
-        raise RuntimeError("the rows of single heads do not come from the fused backward")
-
-    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        del layer, update
-        raise RuntimeError("the rows of single heads do not come from the fused backward")
 
 
 @register_method(

@@ -17,9 +17,8 @@ from ..attention.modules import at_input, tokens_first
 from ..attention.record import CallRecorder, RecordedLayer, row_times_attention
 from ..attention.tap import Visitor
 from ..attention.visitors import LeafAttention, Replacement
-from ..errors import OptionError, UnsupportedOperationError
-from ..models.blocks import blocks_of
-from .context import AttributionContext
+from ..errors import OptionError
+from .context import AttributionContext, required_blocks
 from .registry import register_method
 
 __all__ = ["attcat", "caap", "fullgrad_plus"]
@@ -87,7 +86,7 @@ def _input_times_gradient(
         inputs.append(tokens if inputs else tokens.detach().requires_grad_())
         return tokens if len(inputs) > 1 else inputs[0].clone()
 
-    logits = context.graph(visitor, *(at_input(block, see) for block in _blocks(context, chosen)))
+    logits = context.graph(visitor, *(at_input(block, see) for block in required_blocks(context, chosen)))
     products = []
     count = context.questions
     for number in range(count):
@@ -96,20 +95,6 @@ def _input_times_gradient(
             torch.stack([_product(x, g, len(context.images)) for x, g in zip(inputs, gradients, strict=True)])
         )
     return products
-
-
-def _blocks(context: AttributionContext, chosen: range) -> list[nn.Module]:
-    found = blocks_of(context.model, context.images, context.layout)
-    blocks = []
-    for layer in chosen:
-        block = found[layer]
-        if block is None:
-            raise UnsupportedOperationError(
-                f"the input of every block is needed, but around attention {layer} of {context.model.name} no module "
-                "takes and returns all tokens: use complete, gae or gradcam"
-            )
-        blocks.append(block)
-    return blocks
 
 
 def _product(tokens: Tensor, gradient: Tensor, images: int) -> Float[Tensor, "images tokens"]:
@@ -154,8 +139,8 @@ def caap(
             f"blocks between them, and patches_per_pass={patches_per_pass} must be 1 or more"
         )
     chosen = range(begin, max(round(last * depth), begin + 1))
-    blocks = _blocks(context, chosen)
-    images, tokens = len(context.images), layout.tokens if layout.pools else len(layout.readout)
+    blocks = required_blocks(context, chosen)
+    images, tokens = len(context.images), layout.block_tokens
     entered: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

@@ -163,8 +163,8 @@ def patches_of(
     )
 
 
-def on_all_tokens(patches: Float[Tensor, "images patches"], layout: TokenLayout) -> Float[Tensor, "images tokens"]:
-    """Returns a map of the patches as a row over all tokens, zero at the prefix."""
+def on_all_tokens(patches: Float[Tensor, "*maps patches"], layout: TokenLayout) -> Float[Tensor, "*maps tokens"]:
+    """Returns maps of the patches as rows over all tokens, zero at the prefix."""
     return torch.nn.functional.pad(patches, (layout.prefix, 0))
 
 
@@ -257,7 +257,7 @@ def hirescam(
     context: AttributionContext, *, layer: str | None = None, relu: bool = False
 ) -> Float[Tensor, "images targets tokens"]:
     """HiResCAM: gradient times features, patch by patch, Σ_c g_c a_c."""
-    return _cam(context, layer, relu, lambda a, g: (g * a).sum(dim=2))
+    return _cam(context, layer, relu, _hirescam)
 
 
 @register_method(
@@ -290,7 +290,7 @@ def cdam(context: AttributionContext, *, layer: str | None = None) -> Float[Tens
 
     With a function as the target, such as the likeness to a concept's embedding, it explains the concept.
     """
-    return _cam(context, layer, False, lambda a, g: (g * a).sum(dim=2))
+    return _cam(context, layer, False, _hirescam)
 
 
 @register_method(
@@ -351,7 +351,7 @@ def finercam(
     maps = torch.stack([_gradcam(values, gradient) for gradient in gradients], dim=1)
     targets = context.targets.index.shape[1]
     maps = _rectified(maps, relu).unflatten(1, (targets, -1)).mean(dim=2)
-    return torch.nn.functional.pad(maps, (context.layout.prefix, 0))
+    return on_all_tokens(maps, context.layout)
 
 
 @register_method(
@@ -393,6 +393,10 @@ def _cam(
 
 def _gradcam(values: Matrix, gradient: Matrix) -> Float[Tensor, "images patches"]:
     return (gradient.mean(dim=1, keepdim=True) * values).sum(dim=2)
+
+
+def _hirescam(values: Matrix, gradient: Matrix) -> Float[Tensor, "images patches"]:
+    return (gradient * values).sum(dim=2)
 
 
 def _rectified(scores: Float[Tensor, "*maps patches"], relu: bool) -> Float[Tensor, "*maps patches"]:

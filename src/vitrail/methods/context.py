@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention.differentiate import DifferentiatedAttention, Kernel, LayerListener
 from ..attention.gradient_modes import GradientMode
@@ -19,13 +19,14 @@ from ..attention.token_graph import GraphRow
 from ..attention.token_stream import StreamWatcher, TokenStream
 from ..attention.visitors import Replacement
 from ..attention.windows import GraphVisitor
-from ..errors import LayoutError, OptionError, PackedBatchError
+from ..errors import LayoutError, OptionError, PackedBatchError, UnsupportedOperationError
+from ..models.blocks import blocks_of
 from ..models.layout import TokenLayout
 from ..objectives import Objective, evaluate_objective, find_rivals, rival_logit
 from ..outputs import LOGITS, Output
 from ..targets import Targets, ask_function, predicted
 
-__all__ = ["AttributionContext", "Progress"]
+__all__ = ["AttributionContext", "Progress", "required_blocks"]
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 Result = TypeVar("Result")
@@ -330,3 +331,20 @@ class AttributionContext(Generic[Model, Images]):
         values, replaced = self.objective_values(logits, number)
         self.replaced.append(replaced)
         return values.sum()
+
+
+def required_blocks(context: AttributionContext, layers: range | None = None) -> list[nn.Module]:
+    """Returns the modules around the attentions of these layers; by default around all that do not pool.
+
+    Raises:
+        UnsupportedOperationError: where no module takes and returns all tokens.
+    """
+    found = blocks_of(context.model, context.images, context.layout)
+    chosen = {layer: found[layer] for layer in (range(len(found)) if layers is None else layers)}
+    for layer, block in chosen.items():
+        if block is None:
+            raise UnsupportedOperationError(
+                f"this method needs the tokens around every block, but around attention {layer} of "
+                f"{context.model.name} no module takes and returns all tokens: use complete, gae or gradcam"
+            )
+    return [block for block in chosen.values() if block is not None]

@@ -18,8 +18,7 @@ from ..attention.modules import at_output, tokens_first
 from ..attention.record import RecordedLayer
 from ..attention.visitors import LeafAttention
 from ..errors import ForwardError, OptionError, OutputError, UnsupportedOperationError
-from ..models.blocks import blocks_of
-from .context import AttributionContext
+from .context import AttributionContext, required_blocks
 from .registry import register_method
 
 __all__ = ["legrad"]
@@ -87,19 +86,13 @@ def positive_gradient(layer: RecordedLayer, gradient: Tensor) -> Float[Tensor, "
 
 
 def _blocks(context: AttributionContext) -> list[nn.Module]:
-    found = blocks_of(context.model, context.images, context.layout)
-    kept = [block for block in found if block is not None]
-    if len(kept) < len(found):
-        raise UnsupportedOperationError(
-            f"legrad needs the output of every block, but around attention {found.index(None)} of {context.model.name} "
-            "no module takes and returns all tokens: use complete, gae or gradcam"
-        )
+    found = required_blocks(context)
     if len(found) == 1:
         raise UnsupportedOperationError(
             f"legrad tells a block from what follows it by the other blocks, and {context.model.name} has only one: "
             "use complete, gae or gradcam"
         )
-    return kept
+    return found
 
 
 def _logits_of_blocks(

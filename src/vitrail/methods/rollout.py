@@ -18,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import Block
+from ..attention.listeners import BlockListener
 from ..attention.modules import at_input, at_output
 from ..attention.record import CallRecorder, RecordedLayer, each_head_times_attention, row_times_attention
 from ..attention.relevance_row import Collector, add_update
 from ..attention.token_graph import rollout_row
 from ..attention.watchers import TokenTransformations, ValueProjection
 from ..errors import OptionError, UnsupportedOperationError
-from ..models.blocks import blocks_of
-from .context import AttributionContext
+from .context import AttributionContext, required_blocks
 from .registry import register_method
 
 __all__ = ["absolute", "complete", "gae", "norm_rollout", "raw", "rollout", "tokentm"]
@@ -211,17 +211,9 @@ def _relevance(
 )
 def tokentm(context: AttributionContext, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """TokenTM: GAE with tokens weighted by how attention and MLP change their length and direction."""
-    layout = context.layout
-    blocks = blocks_of(context.model, context.images, layout)
-    tokens = layout.tokens if layout.pools else len(layout.readout)
-    transformations = TokenTransformations(len(context.images), tokens)
+    transformations = TokenTransformations(len(context.images), context.layout.block_tokens)
     with ExitStack() as stack:
-        for number, block in enumerate(blocks):
-            if block is None:
-                raise UnsupportedOperationError(
-                    f"tokentm needs the tokens around every block, but around attention {number} of "
-                    f"{context.model.name} no module takes and returns all tokens: use gae or complete"
-                )
+        for block in required_blocks(context):
             stack.enter_context(at_input(block, transformations.enter_block))
             stack.enter_context(at_output(block, transformations.leave_block))
         rows = context.differentiate(TransformedRow(transformations, identity), watcher=transformations)
@@ -252,14 +244,11 @@ class ProductOfMeans:
         return (self.row[:, None] @ (self.attention * self.gradient))[:, 0] / self.heads**2
 
 
-class TransformedRow:
+class TransformedRow(BlockListener):
     """Keeps the readout's row of ∏ (I + W_mlp)(I + E_h[A] W_attention ⊙ E_h[(∇A)⁺]) · ‖x‖; see `RelevanceRow`.
 
     W are diagonal, so that each scales the columns of what stands in front of it.
     """
-
-    only_complete = False
-    sums_queries = False
 
     def __init__(self, transformations: TokenTransformations, identity: bool) -> None:
         self.transformations, self.keeps_identity = transformations, identity
@@ -285,11 +274,3 @@ class TransformedRow:
         lengths = self.transformations.lengths
         assert lengths is not None
         return (self._identity + self._added if self.keeps_identity else self._added) * lengths
-
-    def current_row(self, layer: int) -> Tensor:
-        del layer
-        raise RuntimeError("a product of two means does not come from the fused backward")
-
-    def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
-        del layer, update
-        raise RuntimeError("a product of two means does not come from the fused backward")

@@ -44,7 +44,7 @@ def blocks_of(
 def _find(
     model: VisionModel, image: Float[Tensor, "1 channels height width"], layout: TokenLayout
 ) -> tuple[nn.Module | None, ...]:
-    tokens = layout.tokens if layout.pools else len(layout.readout)
+    tokens = layout.block_tokens
     visitor = LeafAttention("full")
     entered: dict[nn.Module, list[int]] = {}
     left: dict[nn.Module, list[int]] = {}

@@ -98,6 +98,11 @@ class TokenLayout:
     def tokens(self) -> int:
         return self.prefix + self.patches
 
+    @property
+    def block_tokens(self) -> int:
+        """Returns the number of tokens that enter and leave each block; any that follow the patches are among them."""
+        return self.tokens if self.pools else len(self.readout)
+
     def describe(self) -> str:
         """Returns one line: tokens, layers, readout."""
         if self.graph is not None:
