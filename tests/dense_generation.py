@@ -18,6 +18,7 @@ RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "complete": lambda a, g: a * g,
     "gae": lambda a, g: (a * g).clamp(min=0),
     "absolute": lambda a, g: a * g.abs(),
+    "attention": lambda a, g: a,
 }
 
 
