@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import vitrail
 from vitrail.bestiary.captioner import build_captioner, build_processor
 from vitrail.cli import app
 from vitrail.generation.explanation import GenerationExplanation
-from vitrail.plotting.generation import generation_page, word_rows
+from vitrail.plotting.generation import answer_data, answer_news, generation_page, word_rows
 
 pytest.importorskip("transformers")
 
@@ -128,13 +129,30 @@ def explanation(folder: Path, picture: Path) -> GenerationExplanation:
 
 
 def test_nothing_on_the_page_comes_from_elsewhere_or_is_taken_for_markup(explanation: GenerationExplanation):
-    from dataclasses import replace
-
     page = generation_page(explanation)
     assert "http" not in page.replace("http-equiv", "")
     said = "</script><script>alert(1)</script>"
     page = generation_page(replace(explanation, prompt=said, answer=said, sequence=(said,) * len(explanation.sequence)))
     assert said not in page
+
+
+def test_words_that_are_told_one_by_one_come_to_the_whole_page(explanation: GenerationExplanation):
+    """Also where a token makes one word of two (T, -, shirt), or two of one (a full stop)."""
+    tokens = ("a", " T", "-", "shirt", ".", " murlo")
+    sequence = (*explanation.sequence[: explanation.positions[0]], *tokens)
+    whole = replace(explanation, tokens=tokens, sequence=sequence, answer="".join(tokens))
+    assert [row["word"] for row in word_rows(whole)] == ["a", "T-shirt", ".", "murlo"]
+    page, known = answer_data(whole[:1]), whole[:1].words
+    assert page["answer"] == [{"word": 0, "text": ""}, {"word": None, "text": " T-shirt. murlo"}]
+    kept = []
+    for count in range(2, 7):
+        news = answer_news(whole[:count], known, ended=count == 6)
+        kept.append(news["keep"])
+        page |= news | {"words": page["words"][: news["keep"]] + news["words"]}
+        assert count == 6 or page["start"] == len(page["words"]) - 1
+        known = whole[:count].words
+    assert kept == [1, 2, 1, 2, 3]
+    assert page | {"keep": 0} == answer_data(whole)
 
 
 @pytest.mark.slow
@@ -150,7 +168,7 @@ def test_pointing_tapping_and_two_words_in_a_browser(explanation: GenerationExpl
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(path.as_uri())
         page.wait_for_function("document.documentElement.dataset.ready")
-        question, buttons = page.locator("#question"), page.locator("#answer button")
+        question, buttons = page.locator(".question"), page.locator(".answer button")
         assert buttons.all_inner_texts() == ANSWER.split()
         for number, row in enumerate(rows):
             buttons.nth(number).hover()

@@ -98,8 +98,10 @@ def vlm_command(
         named = [str(one) for one in images]
         reporter.fail(next((one for one in named if str(error).startswith(one)), named[0]), error)
         return True
+    from vitrail.plotting.generation import words_document
+
     paths = _write(found, folder)
-    document = _document(found, images, paths)
+    document = words_document(found, images=[str(image) for image in images], files=[str(path) for path in paths])
     show_result(document, _HEADER, _rows(document), as_json=as_json)
     for note in found.notes:
         reporter.say(note)
@@ -145,7 +147,7 @@ def _write(found: "GenerationExplanation", folder: Path) -> list[Path]:
     import json
 
     from vitrail.files import atomic_write
-    from vitrail.plotting.generation import generation_page
+    from vitrail.plotting.generation import generation_page, words_document
 
     paths = [folder / name for name in ("index.html", "sheet.png", "words.json", "maps.safetensors")]
     page, sheet, words, maps = paths
@@ -153,7 +155,7 @@ def _write(found: "GenerationExplanation", folder: Path) -> list[Path]:
         file.write(generation_page(found).encode())
     found.plot(sheet)
     with atomic_write(words) as file:
-        file.write(json.dumps(_document(found, (), ()), indent=2).encode())
+        file.write(json.dumps(words_document(found), indent=2).encode())
     found.save(maps)
     return paths
 
@@ -166,21 +168,3 @@ def _rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
         (row["word"], *(f"{100 * value:.1f} %" for value in (row["probability"], *row["grounding"].values())))
         for row in document["words"]
     ]
-
-
-def _document(found: "GenerationExplanation", images: Any, paths: Any) -> dict[str, Any]:
-    from vitrail.plotting.generation import word_rows
-
-    words = [
-        {name: row[name] for name in ("word", "question", "position", "probability")}
-        | {"grounding": dict(zip(("image", "prompt", "earlier_answer"), row["grounding"], strict=True))}
-        for row in word_rows(found)
-    ]
-    names = ("model", "prompt", "answer", "method", "objective", "gradient", "vision")
-    about = {name: getattr(found, name) for name in names}
-    about |= {"notes": list(found.notes), "versions": dict(found.versions)}
-    if images:
-        about |= {"images": [str(image) for image in images]}
-    if paths:
-        about |= {"files": [str(path) for path in paths]}
-    return {**about, "words": words}

@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,16 @@ if TYPE_CHECKING:
 
     from ..generation.explanation import GenerationExplanation
 
-__all__ = ["content_words", "draw_generation", "generation_page", "word_rows"]
+__all__ = [
+    "answer_data",
+    "answer_news",
+    "content_words",
+    "draw_generation",
+    "generation_page",
+    "word_rows",
+    "words_document",
+    "words_files",
+]
 
 SIDE, WIDEST, NARROWEST = 2.0, 3.2, 1.8  # of a panel, in inches
 MARGIN, GAP = 0.3, 0.3
@@ -139,26 +150,70 @@ def generation_page(ex: "GenerationExplanation") -> str:
 
     A word of several tokens has the sum of their scores, the product of their probabilities, the mean of their shares.
     """
-    data = {
-        "words": word_rows(ex),
-        "answer": _pieces(ex),
-        "start": int(np.argmax([float(ex.grounding[one, 0].mean()) for one in ex.words])),
-        "tokens": _tokens(ex),
-        "grids": [list(one.shape[1:]) for one in ex.image_scores],
-        "pictures": [None] * ex.images if ex.pictures is None else [_picture(one) for one in ex.pictures],
-        "colours": np.rint(255 * colour(np.arange(-COLOURS, COLOURS + 1) / COLOURS)).astype(int).tolist(),
-    }
-    by = " · ".join(filter(None, (ex.method, ex.objective, ex.gradient and f"{ex.gradient} gradient", ex.vision)))
+    script, look = words_files()
     return web_page(
         "vitrail.plotting",
         "generation.html",
         title=f"{ex.answer} · {ex.model or 'Vitrail'}",
         model=Path(ex.model).name if Path(ex.model).is_absolute() else ex.model or "the model",
         prompt=ex.prompt,
-        by=by,
-        notes=ex.notes,
-        data=data,
+        data=answer_data(ex),
+        script=script,
+        look=look,
     )
+
+
+def words_files() -> tuple[str, str]:
+    """Returns the script and the style sheet that show the words: `showWords(element, answer_data(ex))`."""
+    folder = files("vitrail.plotting")
+    script, look = (folder.joinpath(f"words.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    return script, look
+
+
+def answer_data(ex: "GenerationExplanation") -> dict[str, Any]:
+    """Returns all that a page shows of an explanation."""
+    return answer_news(ex) | {
+        "tokens": _tokens(ex),
+        "grids": [list(one.shape[1:]) for one in ex.image_scores],
+        "pictures": [None] * ex.images if ex.pictures is None else [_picture(one) for one in ex.pictures],
+        "colours": np.rint(255 * colour(np.arange(-COLOURS, COLOURS + 1) / COLOURS)).astype(int).tolist(),
+        "by": " · ".join(filter(None, (ex.method, ex.objective, ex.gradient and f"{ex.gradient} gradient", ex.vision))),
+    }
+
+
+def answer_news(ex: "GenerationExplanation", known: Sequence[slice] = (), *, ended: bool = True) -> dict[str, Any]:
+    """Returns what a page is to be told that shows the words `known` of an explanation of the first tokens.
+
+    Its first `keep` words stay as they are. Until the explanation has `ended`, the last word is shown by itself, and
+    then the one that rests most on the image.
+    """
+    words = ex.words
+    keep = next((at for at, pair in enumerate(zip(known, words, strict=False)) if pair[0] != pair[1]), len(known))
+    keep = min(keep, len(words))
+    most = int(np.argmax([float(ex.grounding[one, 0].mean()) for one in words]))
+    return {
+        "keep": keep,
+        "words": word_rows(ex[words[keep].start :]) if keep < len(words) else [],
+        "answer": _pieces(ex),
+        "start": most if ended else len(words) - 1,
+        "notes": list(ex.notes),
+    }
+
+
+def words_document(ex: "GenerationExplanation", **more: Any) -> dict[str, Any]:
+    """Returns what `vitrail vlm` writes as words.json: question, answer, and for each word its numbers.
+
+    `more` is told before the words, where it is not empty.
+    """
+    names = ("model", "prompt", "answer", "method", "objective", "gradient", "vision")
+    about: dict[str, Any] = {name: getattr(ex, name) for name in names}
+    about |= {"notes": list(ex.notes), "versions": dict(ex.versions)} | {name: one for name, one in more.items() if one}
+    words = [
+        {name: row[name] for name in ("word", "question", "position", "probability")}
+        | {"grounding": dict(zip(("image", "prompt", "earlier_answer"), row["grounding"], strict=True))}
+        for row in word_rows(ex)
+    ]
+    return {**about, "words": words}
 
 
 def word_rows(ex: "GenerationExplanation") -> list[dict[str, Any]]:
@@ -195,6 +250,9 @@ def _pieces(ex: "GenerationExplanation") -> list[dict[str, Any]]:
             pieces.append({"word": starts[at], "text": " " if ex.sequence[at][:1].isspace() else ""})
         elif at not in covered and at < max(covered):
             pieces.append({"word": None, "text": ex.sequence[at]})
+    said = "".join(ex.sequence[first : max(covered) + 1]).lstrip()
+    if (rest := ex.answer.removeprefix(said)) != ex.answer and rest.strip():  # which is not explained (yet)
+        pieces.append({"word": None, "text": rest})
     return pieces
 
 
