@@ -82,12 +82,16 @@ def test_class_names_are_imagenets(vit_tiny):
         assert vit_tiny.class_index(name) == index
 
 
+TATTR = {"method": "tattr", "precision": "float64"}
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("tattr_start0.f64", {"method": "tattr"}),
-        pytest.param("tattr_start1.f64", {"method": "tattr", "start_layer": 1}, marks=pytest.mark.slow),
-        pytest.param("lrp_rollout_start0.f64", {"method": "tattr", "weighted": False}, marks=pytest.mark.slow),
+        pytest.param("tattr_start0.f64", TATTR, marks=pytest.mark.slow),
+        pytest.param("tattr_start1.f64", TATTR | {"start_layer": 1}, marks=pytest.mark.slow),
+        pytest.param("lrp_rollout_start0.f64", TATTR | {"weighted": False}, marks=pytest.mark.slow),
         pytest.param(
             "lrp_second_layer.f64", {"method": "partial_lrp", "layer": 1, "rules": "tattr"}, marks=pytest.mark.slow
         ),
@@ -100,7 +104,9 @@ def test_lrp_family_in_float64(vit_tiny, oracle, tensors, name, options):
     for image, targets in (("catdog", [243, 282]), ("snail", [113, 112])):
         ours = vitrail.explain(vit_tiny, tensors(image), [targets], **options).scores[0]
         for scores, target in zip(ours, targets, strict=True):
-            assert relative(scores, oracle(name)[f"{image}/{target}"]) < 1e-6
+            # T-Attr's own default multiplies in float32 on the way back.
+            tolerance = 1e-5 if options == {"method": "tattr"} else 1e-6
+            assert relative(scores, oracle(name)[f"{image}/{target}"]) < tolerance
 
 
 @pytest.mark.parametrize("name", ["attn_gradcam", "attn_gradcam.f64"])

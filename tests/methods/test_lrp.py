@@ -51,7 +51,9 @@ def test_tattr(family, start, rules):
     def reference(t, target):
         return literal.tattr(t, target, start, rules == "original")
 
-    assert_equals(family, reference, method="tattr", start_layer=start, rules=rules)
+    options = {"method": "tattr", "start_layer": start, "rules": rules}
+    assert_equals(family, reference, precision="float64", **options)
+    assert_equals(family, reference, 1e-5, **options)
 
 
 @pytest.mark.parametrize("family", READERS)
@@ -59,7 +61,7 @@ def test_rollout_of_relevance(family):
     def reference(t, target):
         return literal.rollout([r.clamp(min=0).mean(0) for r in literal.relevance(t, target, False)[0]], 0)
 
-    assert_equals(family, reference, method="tattr", weighted=False)
+    assert_equals(family, reference, method="tattr", weighted=False, precision="float64")
 
 
 @pytest.mark.parametrize("family", READERS)
@@ -154,12 +156,44 @@ def test_the_model_is_left_as_it_was(method):
 
 
 @pytest.mark.parametrize("method", ["tattr", "attn_lrp"])
-def test_bfloat16_models_are_explained_in_float64(method):
+def test_bfloat16_models_are_explained_by_a_forward_pass_in_float64(method):
     images = FAMILIES["timm_vit"].images(1).bfloat16()
     half = FAMILIES["timm_vit"].build().bfloat16()
     ours = vitrail.explain(half, images, 2, method=method).scores
     wide = vitrail.explain(FAMILIES["timm_vit"].build().bfloat16().double(), images.double(), 2, method=method).scores
-    assert relative(ours, wide) < 1e-6
+    assert relative(ours, wide) < 1e-5
+
+
+class Near(nn.Module):
+    """Adds to one feature what leaves `rest` of it: a residual sum of which float32 keeps no digit."""
+
+    def __init__(self, rest: float) -> None:
+        super().__init__()
+        self.rest = rest
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        update = x.clone()[..., :1] * (self.rest - 1)
+        return x + torch.cat([update, 0.1 * x[..., 1:]], dim=-1)
+
+
+@pytest.mark.parametrize(("method", "tolerance"), [("tattr", 1e-5), ("attn_lrp", 1e-5)])
+def test_float32_products_leave_what_nearly_cancels_as_it_is(method, tolerance):
+    torch.manual_seed(0)
+    vit = UserViT(nn.Sequential(Block(48, FusedAttention(48, 3)), Near(1e-7), Block(48, FusedAttention(48, 3)))).eval()
+    images = torch.randn(1, 3, 64, 64)
+    ours, exact = (vitrail.explain(vit, images, 2, method=method, precision=p).scores for p in ("mixed", "float64"))
+    assert 0 < relative(ours, exact) < tolerance
+
+
+def test_mixed_precision_is_float64_where_the_model_is_or_float32_keeps_fewer_digits():
+    cpu = torch.device("cpu")
+    assert find_precision("mixed", cpu).products == torch.float32
+    assert find_precision("mixed", cpu, torch.float64).products == torch.float64
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert find_precision("mixed", cpu).products == torch.float64
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 class Unknown(nn.Module):
@@ -247,7 +281,7 @@ def test_sums_written_in_place_are_sums(method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "tattr", "precision": "half"}, "precision='half' is none of float64, stabilised"),
+        ({"method": "tattr", "precision": "half"}, "precision='half' is none of mixed, float64, stabilised"),
         ({"method": "tattr", "rules": "alpha"}, "rules='alpha' is none of tattr, original"),
         ({"method": "attn_lrp", "rules": "tattr"}, "rules='tattr' is none of attn_lrp, cp_lrp"),
         ({"method": "attn_lrp", "linear_gamma": -1.0}, "linear_gamma=-1.0 must be 0"),

@@ -1,5 +1,6 @@
 """Attention under relevance rules: R_A of every layer, shown block by block next to the gradient G = ∇A."""
 
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -11,9 +12,9 @@ from torch.autograd.function import once_differentiable
 from ..attention.calls import AttentionCall, blocks, probabilities
 from ..attention.relevance_row import Collector, Gradients, attention_backward, collect_whole, softmax_backward
 from ..errors import UnsupportedOperationError
-from .operations import Divide, Walk
+from .operations import Precision, Walk
 
-__all__ = ["RelevanceListener", "RelevantAttention", "attention_relevance"]
+__all__ = ["RelevanceListener", "RelevantAttention", "attention_relevance", "narrowed"]
 
 Result = TypeVar("Result", covariant=True)
 
@@ -39,7 +40,7 @@ def attention_relevance(
     relevance: Float[Tensor, "images heads queries value_width"],
     upstream: Float[Tensor, "images heads queries value_width"] | None,
     collector: Collector | None,
-    divide: Divide,
+    precision: Precision,
     *,
     flows: bool,
 ) -> Gradients:
@@ -48,30 +49,40 @@ def attention_relevance(
     With S = R / (A V): R_A = A ⊙ (S Vᵀ) / 2 and R_V = V ⊙ (Aᵀ S) / 2. R_A passes the softmax as it is, and with
     T = R_A / (Q Kᵀ): R_Q = Q ⊙ (T K) / 2 and R_K = K ⊙ (Tᵀ Q) / 2. `upstream` is the gradient at A V, from which
     G = ∇A = dO Vᵀ. A mask or a bias on the scores takes no relevance, as the bias of a linear layer does not.
+
+    Products are in the type that `precision` has for them; the divisors A V and Q Kᵀ, which come near zero, in that of
+    the model's forward pass.
     """
-    share = divide(relevance, output)
+    divide = precision.divide
+    narrow = narrowed(call, precision.products)
+    share = divide(relevance, output).to(precision.products)
     if collector is not None:
-        collector.begin(call.images, call.heads, call.keys, call.query)
-    totals = [torch.zeros_like(tensor) for tensor in (call.query, call.key, call.value)] if flows else []
+        collector.begin(call.images, call.heads, call.keys, narrow.query)
+    totals = [torch.zeros_like(tensor) for tensor in (narrow.query, narrow.key, narrow.value)] if flows else []
     for block in blocks(call):
         some = block.images, block.heads
         rows = *some, block.rows
-        attention = probabilities(call, block)
-        value = call.value[some].transpose(-1, -2)
+        attention = probabilities(narrow, block)
+        value = narrow.value[some].transpose(-1, -2)
         of_attention = (share[rows] @ value).mul_(attention).mul_(0.5)
         if collector is not None:
-            gradient = torch.zeros_like(of_attention) if upstream is None else upstream[rows] @ value
+            gradient = torch.zeros_like(of_attention) if upstream is None else upstream[rows].to(value.dtype) @ value
             collector.add(block, of_attention, gradient)
         if flows:
-            query, key = call.query[rows], call.key[some]
-            of_scores = divide(of_attention, query @ key.transpose(-1, -2))
-            totals[0][rows] = of_scores @ key
-            totals[1][some] += of_scores.transpose(-1, -2) @ query
+            scores = call.query[rows] @ call.key[some].transpose(-1, -2)
+            of_scores = divide(of_attention, scores).to(precision.products)
+            totals[0][rows] = of_scores @ narrow.key[some]
+            totals[1][some] += of_scores.transpose(-1, -2) @ narrow.query[rows]
             totals[2][some] += attention.transpose(-1, -2) @ share[rows]
     if not flows:
         return Gradients(None, None, None)
-    operands = call.query, call.key, call.value
+    operands = narrow.query, narrow.key, narrow.value
     return Gradients(*(total.mul_(operand).mul_(0.5) for total, operand in zip(totals, operands, strict=True)))
+
+
+def narrowed(call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
+    """Returns the call with its queries, keys and values in that type."""
+    return replace(call, query=call.query.to(dtype), key=call.key.to(dtype), value=call.value.to(dtype))
 
 
 def refuse_moving_bias(call: AttentionCall) -> None:
@@ -175,7 +186,7 @@ class _Attention(Function):
             visitor.upstream[ctx.layer] = flows[0]
             to_query, to_key, to_value = ctx.needs_input_grad[:3]
             shares = attention_backward(
-                call,
+                narrowed(call, visitor.walk.precision.products),
                 flows[0],
                 through_scores=visitor.through_scores and (to_query or to_key),
                 through_value=to_value,
@@ -183,7 +194,7 @@ class _Attention(Function):
             return *shares, None, None, None, None
         collector = visitor.collector(ctx.layer)
         upstream = visitor.upstream.pop(ctx.layer, None)
-        shares = attention_relevance(call, output, flows[0], upstream, collector, visitor.walk.divide, flows=needed)
+        shares = attention_relevance(call, output, flows[0], upstream, collector, visitor.walk.precision, flows=needed)
         visitor.take(ctx.layer, collector)
         return *shares, None, None, None, None
 

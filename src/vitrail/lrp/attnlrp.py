@@ -25,6 +25,7 @@ from ..attention.gradient_modes import libra_rules
 from ..attention.relevance_row import attention_backward
 from ..errors import OptionError
 from .attention import refuse_moving_bias
+from .operations import Precision, source, where_it_flows
 from .tap import Call, RelevanceTap, Rules
 
 __all__ = [
@@ -46,20 +47,26 @@ __all__ = [
 #     R_x = x⁺ ⊙ (S⁺ (W + γ W⁺) + S⁻ (W + γ W⁻)) + x⁻ ⊙ (S⁺ (W + γ W⁻) + S⁻ (W + γ W⁺))        g_x = R_x / x
 #
 # which is the form for inputs of either sign. As W + γ W^± = (1 + γ/2) W ± (γ/2) |W|, only the products with W and
-# |W| are needed, and none is divided by x:
+# |W| are needed, and none is divided by x. With s the sign of y, S the one of S± that is not zero, and y = x Wᵀ + b:
 #
-#     Z± = (1 + γ/2) x Wᵀ ± (γ/2) |x| |W|ᵀ + b + γ b^±
-#     g_x = (1 + γ/2) (S⁺ + S⁻) W + (γ/2) sign(x) ⊙ (S⁺ − S⁻) |W|
+#     s Z = |y| + (γ/2) (s (y − b) + |x| |W|ᵀ) + γ (s b)⁺        a sum of numbers that are not negative
+#     g_x = (1 + γ/2) S W + (γ/2) sign(x) ⊙ (s S) |W|
+#
+# so that float32 is enough on the way back. It is not on the way forward: where y or x is next to nothing, its digits
+# decide whether it is above zero or below, and with it a whole share.
 
 # What the authors' code (zennit) adds to a divisor's magnitude.
 STABILISER = 1e-6
 
 
 class GammaRule:
-    """γ of one call, None where the gradient is as it is: set so when the layer turns out to project for attention."""
+    """γ of one call, None where the gradient is as it is: set so when the layer turns out to project for attention.
 
-    def __init__(self, gamma: float | None) -> None:
-        self.gamma = gamma
+    `products` is the type in which the way back multiplies.
+    """
+
+    def __init__(self, gamma: float | None, products: torch.dtype) -> None:
+        self.gamma, self.products = gamma, products
 
 
 class _WithGamma(Function):
@@ -72,31 +79,40 @@ class _WithGamma(Function):
         product: Callable[[Tensor, Tensor], Tensor],
         rule: GammaRule,
     ) -> Tensor:
-        unbiased = product(x, weight)
-        ctx.save_for_backward(x, weight, bias, unbiased)
+        output = product(x, weight)
+        output = output if bias is None else output + bias
+        ctx.save_for_backward(x.to(rule.products), source(weight), bias, output.to(rule.products))
         ctx.product, ctx.rule = product, rule
-        return unbiased.clone() if bias is None else unbiased + bias
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, bias, unbiased = ctx.saved_tensors
-        gamma, grad = ctx.rule.gamma, grads[0]
-        if gamma is None:
-            return _back(ctx.product, x, weight, grad), None, None, None, None
-        half = gamma / 2
-        output = unbiased if bias is None else unbiased + bias
-        scaled = grad * output
-        magnitude = half * ctx.product(x.abs(), weight.abs())
-        common = (1 + half) * unbiased
-        for_positive, for_negative = common + magnitude, common - magnitude
-        if bias is not None:
-            for_positive = for_positive + bias + 2 * half * bias.clamp(min=0)
-            for_negative = for_negative + bias + 2 * half * bias.clamp(max=0)
-        positive = torch.where(output > 0, scaled / _stabilised(for_positive), 0.0)
-        negative = torch.where(output < 0, scaled / _stabilised(for_negative), 0.0)
-        flow = (1 + half) * _back(ctx.product, x, weight, positive + negative)
-        flow += half * x.sign() * _back(ctx.product, x, weight.abs(), positive - negative)
+        x, weight, bias, output = ctx.saved_tensors
+        product, gamma = ctx.product, ctx.rule.gamma
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+
+        def back(grad: Tensor, chosen: Any) -> Tensor:
+            if gamma is None:
+                return _back(product, x, weight, grad)
+            half, inputs, y = gamma / 2, x, output
+            if product is F.linear:
+                inputs, y = x.flatten(0, -2)[chosen], output.flatten(0, -2)[chosen]
+            divisor = y.abs()
+            share = grad * divisor
+            if gamma == 0:
+                return _back(product, inputs, weight, share.div_(divisor.add_(STABILISER)))
+            sign, magnitude = y.sign(), weight.abs()
+            divisor.add_(product(inputs.abs(), magnitude), alpha=half)
+            divisor.addcmul_(sign, y if bias is None else y - bias, value=half)
+            if bias is not None:
+                divisor.add_((sign * bias).clamp_(min=0), alpha=gamma)
+            share.div_(divisor.add_(STABILISER))
+            flow = _back(product, inputs, magnitude, sign.mul_(share)).mul_(half).mul_(inputs.sign())
+            return flow.add_(_back(product, inputs, weight, share), alpha=1 + half)
+
+        grad = grads[0].to(x.dtype)
+        flow = where_it_flows(grad, back, x) if product is F.linear else back(grad, slice(None))
         return flow, None, None, None, None
 
 
@@ -107,10 +123,6 @@ def with_gamma(
     added.
     """
     return _WithGamma.apply(x, weight, bias, product, rule)  # pyright: ignore
-
-
-def _stabilised(total: Tensor) -> Tensor:
-    return total + torch.where(total < 0, -STABILISER, STABILISER)
 
 
 def _back(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
@@ -194,12 +206,13 @@ class _Identity(Function):
 class SharedAttention:
     """The visitor: a quarter of the gradient to queries and keys and half to values, or all of it to the values."""
 
-    def __init__(self, rule: AttentionRule) -> None:
+    def __init__(self, rule: AttentionRule, products: torch.dtype) -> None:
         self.rule: AttentionRule = rule
+        self.products = products
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         refuse_moving_bias(call)
-        return _Attention.apply(call.query, call.key, call.value, call, self.rule)  # pyright: ignore
+        return _Attention.apply(call.query, call.key, call.value, call, self.rule, self.products)  # pyright: ignore
 
     def normalise(
         self, scores: Float[Tensor, "images heads queries keys"]
@@ -211,9 +224,15 @@ class SharedAttention:
 class _Attention(Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, rule: AttentionRule
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        call: AttentionCall,
+        rule: AttentionRule,
+        products: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(query, key, value)
+        ctx.save_for_backward(query.to(products), key.to(products), value.to(products))
         ctx.rest, ctx.rule = (call.mask, call.causal, call.scale), rule
         return call.output()
 
@@ -228,7 +247,7 @@ class _Attention(Function):
             assert key is not None
             assert value is not None
             query, key, value = query / 4, key / 4, value / 2
-        return query, key, value, None, None
+        return query, key, value, None, None, None
 
 
 class AttnLRPTap(RelevanceTap):
@@ -284,7 +303,7 @@ def _inherit(result: Any, sources: Any, from_attention: bool = False) -> None:
             tensor.vitrail_lineage = rules, attention or from_attention  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules:
+def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None, precision: Precision) -> Rules:
     """Returns the rules by the name of the function that a model calls."""
     held = {function.__name__: rule for function, rule in libra_rules().items()}
 
@@ -328,7 +347,7 @@ def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules
             # It reads the attention's output; if that was written out, the values' own layer is in the lineage too.
             for rule in sources:
                 rule.gamma = None
-        rule = GammaRule(None if from_attention else linear_gamma)
+        rule = GammaRule(None if from_attention else linear_gamma, precision.products)
         output = with_gamma(x, weight, bias, F.linear, rule)
         output.vitrail_lineage = frozenset((rule,)), False  # pyright: ignore[reportAttributeAccessIssue]
         return output
@@ -365,7 +384,8 @@ def attnlrp_rules(conv_gamma: float | None, linear_gamma: float | None) -> Rules
             return F.conv2d(x, weight, None, *call.args[3:], **kwargs)
 
         added = None if bias is None else bias.view(1, -1, 1, 1)
-        rule = GammaRule(conv_gamma)
+        # In the forward pass's own type: few products, for which GPUs take fewer digits than float32 has (TF32).
+        rule = GammaRule(conv_gamma, precision.dtype)
         return with_gamma(call.argument(0, "input"), call.argument(1, "weight"), added, product, rule)
 
     table = dict.fromkeys(_LINEAR, plain)

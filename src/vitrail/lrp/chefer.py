@@ -16,6 +16,7 @@ and keys by constants (RoPE) the plain z-rule of a sum; a constant added alike t
 that of a bias. Divisions by an activation, softmax that is no attention, and all other functions have none.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -37,6 +38,8 @@ from .operations import (
     pixels_z_box,
     rescale,
     shares_of_sum,
+    source,
+    where_it_flows,
 )
 from .tap import Call, Rules
 
@@ -70,6 +73,24 @@ _PASSES = [
 
 class _Passes(Differentiable):
     """Norms and activations: R as it is."""
+
+    def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
+        return (flow,)
+
+
+class _Activates(Operation):
+    """Activations: R as it is, and the slope in the type of the products."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], products: torch.dtype) -> None:
+        self.function, self.products = function, products
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(inputs[0])
+
+    def gradient(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor) -> Shares:
+        with torch.enable_grad():
+            leaf = inputs[0].detach().to(self.products).requires_grad_()
+            return torch.autograd.grad(self.function(leaf), leaf, flow.to(self.products))
 
     def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
         return (flow,)
@@ -113,39 +134,34 @@ class _Gates(Differentiable):
 
 
 class _Linear(Operation):
-    def __init__(self, weight: Tensor, bias: Tensor | None, rules: RuleSet) -> None:
-        self.weight, self.bias, self.rules = weight, bias, rules
+    """The way back multiplies in the type of the products; the sums of the z⁺ rule have one sign, so that no digit is
+    lost to cancellation.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rules: RuleSet, products: torch.dtype) -> None:
+        self.weight, self.bias, self.rules, self.products = weight, bias, rules, products
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return F.linear(inputs[0], self.weight, self.bias)
+        output = F.linear(inputs[0], self.weight, self.bias)
+        self.weight = source(self.weight)  # what it was converted to takes twice the room
+        return output
 
     def gradient(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor) -> Shares:
-        return (_where_it_flows(flow, lambda rows, _: rows @ self.weight, inputs[0]),)
+        weight = self.weight.to(self.products)
+        return (where_it_flows(flow.to(self.products), lambda rows, _: rows @ weight, inputs[0]),)
 
     def relevance(self, flow: Tensor, inputs: tuple[Tensor, ...], output: Tensor, divide: Divide) -> Shares:
-        signed = output if self.bias is None else output - self.bias
+        weight = self.weight.to(self.products)
 
         def share(rows: Tensor, chosen: Any) -> Tensor:
-            x = inputs[0].flatten(0, -2)[chosen]
+            x = inputs[0].flatten(0, -2)[chosen].to(self.products)
             if self.rules == "original":
-                return linear_separate(x, self.weight, rows, divide)
-            return linear_z_plus(x, self.weight, signed.flatten(0, -2)[chosen], rows, divide)
+                return linear_separate(x, weight, rows, divide)
+            signed = output.flatten(0, -2)[chosen].to(self.products)
+            signed = signed if self.bias is None else signed - self.bias.to(self.products)
+            return linear_z_plus(x, weight, signed, rows, divide)
 
-        return (_where_it_flows(flow, share, inputs[0]),)
-
-
-def _where_it_flows(flow: Tensor, back: Any, like: Tensor) -> Tensor:
-    """Returns `back` of the rows that carry anything; in the last block only the tokens that the head reads do."""
-    rows = flow.flatten(0, -2)
-    if bool(rows[-1].any()):
-        # Most often all rows do, and a look at the last one tells.
-        return back(rows, slice(None)).view(like.shape)
-    carries = rows.any(dim=-1)
-    if int(carries.sum()) * 2 > len(rows):
-        return back(rows, slice(None)).view(like.shape)
-    result = rows.new_zeros(len(rows), like.shape[-1])
-    result[carries] = back(rows[carries], carries)
-    return result.view(like.shape)
+        return (where_it_flows(flow.to(self.products), share, inputs[0]),)
 
 
 class _Add(Operation):
@@ -210,7 +226,12 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
             raise call.refuse("its parameters depend on the image")
         function = held.get(call.name, call.function)
         first = kwargs.pop("input", None) if not call.args else call.args[0]
-        return apply(_Passes(lambda x: function(x, *call.args[1:], **kwargs)), walk, first)
+
+        def whole(x: Tensor) -> Tensor:
+            return function(x, *call.args[1:], **kwargs)
+
+        plain = not any(isinstance(value, Tensor) for value in (*call.args[1:], *kwargs.values()))
+        return apply(_Activates(whole, walk.precision.products) if plain else _Passes(whole), walk, first)
 
     def holds(call: Call) -> Tensor:
         function = held.get(call.name, call.function)
@@ -231,7 +252,7 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
         x, weight, bias = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             raise call.refuse("its weight depends on the image")
-        return apply(_Linear(weight, bias, rules), walk, x)
+        return apply(_Linear(weight, bias, rules, walk.precision.products), walk, x)
 
     def matmul(call: Call) -> Tensor:
         left, right = call.args
@@ -243,7 +264,7 @@ def chefer_rules(walk: Walk, rules: RuleSet, gradient: GradientMode) -> Rules:
             # The first attention that is walked to: its values are taken as given.
             return apply(_Multiplies(lambda attention: call.function(attention, right)), walk, left)
         if left.requires_grad and right.dim() == 2:
-            return apply(_Linear(right.T, None, rules), walk, left)
+            return apply(_Linear(right.T, None, rules, walk.precision.products), walk, left)
         raise call.refuse(f"of shapes {tuple(left.shape)} and {tuple(right.shape)}, one of them constant")
 
     def einsum(call: Call) -> Tensor:

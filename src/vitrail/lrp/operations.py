@@ -32,7 +32,9 @@ __all__ = [
     "pixels_z_box",
     "rescale",
     "shares_of_sum",
+    "source",
     "stabilised_divide",
+    "where_it_flows",
 ]
 
 Divide: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -64,40 +66,79 @@ def stabilised_divide(relevance: Float[Tensor, "..."], total: Float[Tensor, "...
 
 
 class Precision(NamedTuple):
-    """The type that the model runs in under relevance rules, and how these divide.
+    """The type that the model runs in under relevance rules, that of products on the way back, and how rules divide.
 
-    `divides_clones`: whether relevance that comes from several readers of x is x Σ_k R_k / x, as in the authors' code,
-    or Σ_k R_k, which is the same but where x is next to nothing.
+    The forward pass decides the divisors and the signs, whose digits a map hangs on; what flows back is only multiplied
+    by them. `divides_clones`: whether relevance that comes from several readers of x is x Σ_k R_k / x, as in the
+    authors' code, or Σ_k R_k, which is the same but where x is next to nothing.
     """
 
     dtype: torch.dtype
+    products: torch.dtype
     divide: Divide
     divides_clones: bool
 
 
 _PRECISIONS = {
-    "float64": Precision(torch.float64, divide, True),
-    "stabilised": Precision(torch.float32, stabilised_divide, False),
+    "mixed": Precision(torch.float64, torch.float32, divide, True),
+    "float64": Precision(torch.float64, torch.float64, divide, True),
+    "stabilised": Precision(torch.float32, torch.float32, stabilised_divide, False),
 }
 
 
-def find_precision(name: str, device: torch.device) -> Precision:
-    """Returns the precision of that name, on a device that has it.
+def find_precision(name: str, device: torch.device, model: torch.dtype = torch.float32) -> Precision:
+    """Returns the precision of that name, on a device that has it, for a model of the type `model`.
+
+    "mixed" is "float64" for a model in float64, and where products of float32 are set to keep fewer digits (TF32).
 
     Raises:
-        OptionError: for any other name than "float64" and "stabilised", and for float64 where the device has none.
+        OptionError: for any other name than "mixed", "float64" and "stabilised", and for the first two where the device
+            has no float64.
     """
     if name not in _PRECISIONS:
         raise OptionError(
             f"precision={name!r} is none of {', '.join(_PRECISIONS)}: float64 runs the rules as they are written, "
-            "stabilised runs them in float32 with divisors kept away from zero"
+            "mixed multiplies in float32 on the way back, stabilised runs all in float32 with divisors kept away from "
+            "zero"
         )
+    if name == "mixed" and (model == torch.float64 or not _float32_is_whole()):
+        name = "float64"
     if device.type == "mps" and _PRECISIONS[name].dtype == torch.float64:
         raise OptionError(
             f"{device.type} has no float64, which the rules run in: move the model to the CPU, or take "
             "precision='stabilised'"
         )
     return _PRECISIONS[name]
+
+
+def _float32_is_whole() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set for one backend alone, by PyTorch's newer functions
+        return False
+
+
+def source(weight: Tensor) -> Tensor:
+    """Returns the model's own tensor that a weight was converted from by `RelevanceTap`, or the weight."""
+    return getattr(weight, "vitrail_source", weight)
+
+
+def where_it_flows(flow: Tensor, back: Callable[[Tensor, Any], Tensor], like: Tensor) -> Tensor:
+    """Returns back(rows, chosen) of the rows that carry anything, zero for the others, in the shape of `like`.
+
+    In the last block only the tokens that the head reads carry any. Away from the CPU all rows are taken: to look would
+    be to wait for the device.
+    """
+    rows = flow.flatten(0, -2)
+    if flow.device.type != "cpu" or bool(rows[-1].any()):
+        # Most often all rows do, and a look at the last one tells.
+        return back(rows, slice(None)).view(like.shape)
+    carries = rows.any(dim=-1)
+    if int(carries.sum()) * 2 > len(rows):
+        return back(rows, slice(None)).view(like.shape)
+    result = rows.new_zeros(len(rows), like.shape[-1])
+    result[carries] = back(rows[carries], carries)
+    return result.view(like.shape)
 
 
 Shares = tuple[Tensor | None, ...]
@@ -203,10 +244,9 @@ def linear_z_plus(
     `signed` is x Wᵀ, which the forward pass has computed. As x⁺ W⁺ᵀ + x⁻ W⁻ᵀ = (x Wᵀ + |x| |W|ᵀ) / 2, and likewise on
     the way back, three matrix products do instead of four.
     """
-    magnitude = weight.abs()
-    total = torch.addmm(signed, x.abs(), magnitude.T).mul_(0.5)
-    share = divide(relevance, total)
-    return (x * (share @ weight)).addcmul_(x.abs(), share @ magnitude).mul_(0.5)
+    magnitude, size = weight.abs(), x.abs()
+    share = divide(relevance, torch.addmm(signed, size, magnitude.T, beta=0.5, alpha=0.5))
+    return size.mul_(share @ magnitude).addcmul_(x, share @ weight).mul_(0.5)
 
 
 def linear_separate(

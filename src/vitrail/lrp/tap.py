@@ -284,7 +284,7 @@ class RelevanceTap(Tap):
         def prepare(value: Any) -> Any:
             if isinstance(value, Tensor):
                 value = value.detach() if value.requires_grad and value.is_leaf else value
-                return value.to(self.dtype) if convert and value.is_floating_point() else value
+                return _converted(value, self.dtype) if convert and value.is_floating_point() else value
             return type(value)(prepare(item) for item in value) if type(value) in (list, tuple) else value
 
         return tuple(prepare(value) for value in args), {key: prepare(value) for key, value in kwargs.items()}
@@ -306,6 +306,14 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def _converted(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the tensor in that type, which knows the one that it was made from."""
+    result = value.to(dtype)
+    if result is not value and type(value) in (Tensor, nn.Parameter):
+        result.vitrail_source = value  # pyright: ignore[reportAttributeAccessIssue]
+    return result
 
 
 def _constant(result: Any, args: tuple) -> Any:

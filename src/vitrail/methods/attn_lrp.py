@@ -37,23 +37,22 @@ def attn_lrp(
     rules: str = "attn_lrp",
     conv_gamma: float | None = 0.25,
     linear_gamma: float | None = 0.05,
-    precision: str = "float64",
+    precision: str = "mixed",
 ) -> Float[Tensor, "images targets height width"]:
     """AttnLRP: gradient times input, with rules that make it relevance; signed, at the pixels.
 
     `rules="cp_lrp"` holds attention constant (CP-LRP), as the authors' released mapping for ViT does. γ = 0 is the
     ε-rule with the released stabiliser of 1e-6, None the bare gradient (ε → 0) of a linear layer or convolution.
     """
-    attention = SharedAttention(find_attention_rule(rules))
     for name, gamma in (("conv_gamma", conv_gamma), ("linear_gamma", linear_gamma)):
         if gamma is not None and not 0 <= gamma < float("inf"):
             raise OptionError(f"{name}={gamma} must be 0 (the ε-rule) or more, or None (the gradient as it is)")
-    dtype = find_precision(precision, context.model.device).dtype
+    exact = find_precision(precision, context.model.device, context.images.dtype)
     tap = AttnLRPTap(
-        attention,
+        SharedAttention(find_attention_rule(rules), exact.products),
         len(context.images),
-        attnlrp_rules(conv_gamma, linear_gamma),
-        dtype,
+        attnlrp_rules(conv_gamma, linear_gamma, exact),
+        exact.dtype,
         context.model.module,
         "attn_lrp",
         "method='complete' with gradient='libra'",
@@ -61,7 +60,7 @@ def attn_lrp(
     tap.chain = context.layout.layers
     with torch.enable_grad():
         # The sum is no leaf, so the tap takes it for an activation.
-        images = context.images.detach().to(context.model.device, dtype).requires_grad_() + 0
+        images = context.images.detach().to(context.model.device, exact.dtype).requires_grad_() + 0
     logits = context.trace(tap, images)
     tap.refuse_overwritten("the output", logits)
     seeds = context.seeds(logits)

@@ -9,8 +9,10 @@ attention map A, and G = ∇A its gradient.
     full LRP      the relevance of the pixels, summed over channels              rules "original"
 
 The rules divide by sums that come near zero, which float32 cannot follow: on a ViT-Ti/16 the authors' own float32 map
-is off by up to 18 % (T-Attr) and 60 % (full LRP) of its maximum. So the model runs in float64 here whatever its type;
-`precision="stabilised"` is float32 with the divisors kept away from zero.
+is off by up to 18 % (T-Attr) and 60 % (full LRP) of its maximum. So the model's forward pass, which makes the divisors,
+and the divisions are in float64 here whatever the model's type. Products on the way back only multiply by them: T-Attr
+has them in float32 (`precision="mixed"`), full LRP, whose relevance explodes, in float64. `precision="stabilised"` is
+float32 with the divisors kept away from zero.
 """
 
 from typing import TypeVar
@@ -61,7 +63,7 @@ def tattr(
     weighted: bool = True,
     rules: str = "tattr",
     identity: bool = False,
-    precision: str = "float64",
+    precision: str = "mixed",
 ) -> Float[Tensor, "images targets tokens"]:
     """Transformer attribution: Ā = I + E_h[(∇A ⊙ R_A)⁺], R_A the relevance that LRP brings to the attention.
 
@@ -176,7 +178,7 @@ def _propagate(
     """
     if context.gradient == "gim":
         raise OptionError("gradient='gim' is not defined next to the rules of LRP: use 'full', 'leaf' or 'libra'")
-    walk = Walk(find_precision(precision, context.model.device))
+    walk = Walk(find_precision(precision, context.model.device, context.images.dtype))
     to_pixels = listener is None
     attention = RelevantAttention(walk, listener, first, through_scores=context.gradient == "full", to_pixels=to_pixels)
     table = chefer_rules(walk, find_rule_set(rules), context.gradient)
