@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import ImageError, OptionError, SameClassError, TextError
+from ..models.readiness import model_errors
 from .loading import VisionLanguageModel
 
 __all__ = ["Against", "Question", "prepare"]
@@ -71,6 +72,7 @@ def prepare(
     Raises:
         OptionError: for arguments that do not go together, and positions outside of the sequence.
         ImageError: for images that cannot be used.
+        ForwardError: where the model cannot answer.
         TextError: for an answer or a word that the tokenizer cannot join to the prompt.
         SameClassError: where a token is compared with itself.
     """
@@ -133,7 +135,7 @@ def _processed(model: VisionLanguageModel, image: Any, prompt: str) -> dict[str,
     once = {"add_special_tokens": False} if first and text.startswith(first) else {}  # the dialogue's form begins it
     try:
         return dict(model.processor(images=images, text=text, return_tensors="pt", **once))
-    except (ValueError, TypeError, IndexError, KeyError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ImageError(f"the processor cannot prepare {len(images)} image(s) and the prompt: {said}") from error
 
@@ -211,7 +213,7 @@ def _answer_tokens(
     module: Any = model.module
     beams = (getattr(getattr(module, "generation_config", None), "num_beams", None) or 1) > 1
     words: dict[str, Any] = {} if streamer is None or beams else {"streamer": streamer}  # of several, none is it yet
-    with torch.no_grad():
+    with torch.no_grad(), model_errors(model.name or type(module).__name__, module, images=False):
         found = module.generate(
             **given, max_new_tokens=most, do_sample=False, temperature=None, top_p=None, top_k=None, **words
         )
