@@ -48,7 +48,9 @@ def hide(monkeypatch, package):
     monkeypatch.setattr(builtins, "__import__", missing)
 
 
-@pytest.mark.parametrize(("grid", "cells"), [("", 4), ("?grid=2", 4), ("?grid=2x1", 2), ("?grid=1x2", 2)])
+@pytest.mark.parametrize(
+    ("grid", "cells"), [("", 4), ("?grid=2", 4), ("?grid=2x1", 2), ("?grid=1x2", 2), ("?grid=1x3", 3)]
+)
 def test_mosaics_hold_as_many_classes_as_cells_and_say_where(model, folder, grid, cells):
     data = open_data(f"mosaic:{folder}{grid}", model, seed=3)
     whole = open_data(folder, model)
@@ -94,12 +96,46 @@ def test_mosaics_follow_the_seed_and_refuse_what_cannot_be(model, folder):
     some = open_data(f"mosaic:{folder}", model, seed=1, limit=5)
     assert set(sources(some)) < set(sources(first))
     assert len(set(labels(some))) == 5
-    with pytest.raises(DataError, match=r"grid=3 of a mosaic is not known; choose one of 2, 2x2, 2x1, 1x2"):
-        open_data(f"mosaic:{folder}?grid=3", model)
+    for grid in ("0", "1", "2x", "two", ""):
+        with pytest.raises(DataError, match=f"grid={grid} of a mosaic is not known; give 2, 3 and so on"):
+            open_data(f"mosaic:{folder}?grid={grid}", model)
     with pytest.raises(DataError, match="a mosaic of 4 pictures needs as many classes, and the data hold 1"):
         open_data(f"mosaic:{class_folders(folder.parent / 'one', {'kite': 2})}", model)
     with pytest.raises(DataError, match="comes without preprocessing, so no mosaics can be made"):
         open_data(f"mosaic:{folder}", replace(model, preprocess=None))
+
+
+def test_mosaics_of_what_the_model_is_sure_of(model, folder, tmp_path):
+    """Whatever folder it is: the class is the model's own, and must be the label where there is one."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number, path in enumerate(sorted(folder.glob("*/*.png"))):
+        (plain / f"{number}.png").write_bytes(path.read_bytes())
+    (plain / "torn.png").write_bytes(b"no picture")
+    inner = open_data(plain, model)
+    with torch.no_grad():
+        images = torch.stack([seen(inner.sample(index), model.preprocess).image for index in range(15)])
+        sure, best = model.logits(images).softmax(dim=1).max(dim=1)
+    least = float(sure.sort().values[5]) - 1e-6  # ten remain
+    data = open_data(f"mosaic:{plain}?grid=2x1&confidence={least}", model)
+    assert labels(data) == best[sure >= least].tolist()
+    assert len(data) == 10
+    assert data.notes[1:] == [f"in no mosaic: 6 pictures whose class the model gives less than {least:g}"]
+    for index in range(len(data)):
+        assert len(data.sample(index).regions) == 2
+    labelled = open_data(folder, model)
+    kept = [index for index in range(15) if labelled.label(index) == int(best[index]) and sure[index] >= least]
+    if len({labelled.label(index) for index in kept}) > 1:
+        named = open_data(f"mosaic:{folder}?confidence={least}&grid=2x1", model)
+        assert [source.partition(" + ")[0] for source in sources(named)] == [labelled.source(index) for index in kept]
+    for query, message in (
+        ("confidence=1", "with confidence=1 the data hold 0"),
+        ("confidence=2", "must lie above 0"),
+        ("confidence=high", "confidence=high of a mosaic is no number"),
+        ("grid=2&size=3", "a mosaic has no option size"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_data(f"mosaic:{plain}?{query}", model)
 
 
 def test_a_broken_picture_breaks_the_mosaics_it_is_in_and_no_other(model, folder):

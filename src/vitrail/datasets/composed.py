@@ -3,7 +3,8 @@
 Mosaics: pictures of different classes side by side, so that it is known which part of the image is of which class.
 
 (Arias-Duart et al. 2022, "Focus! Rating XAI methods and finding biases", with two pictures of the target class; here
-every picture is of another class, so that each has a region of its own.)
+every picture is of another class, so that each has a region of its own. With a least confidence, the mosaics of Rao,
+Böhle, Schiele 2022, "Towards Better Understanding Attribution Methods".)
 
 Photographs stitched to a guide: both squashed whole into half of the model's input, the photograph on the left.
 
@@ -12,8 +13,10 @@ neither picture lies.
 """
 
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,7 +29,7 @@ from PIL import Image
 
 from vitrail.datasets.base import Content, Sample, Selection, Source
 from vitrail.datasets.label_resolver import counted
-from vitrail.errors import DataError
+from vitrail.errors import DataError, ImageError
 from vitrail.guidance.stitching import plan_stitch
 from vitrail.images import read_image
 from vitrail.models.layout import layout_of
@@ -34,7 +37,9 @@ from vitrail.models.preprocess import Preprocess
 from vitrail.models.vision_model import VisionModel
 from vitrail.provenance import Box
 
-__all__ = ["GRIDS", "Canvas", "Mosaics", "Stitched", "canvas_of"]
+__all__ = ["Canvas", "Mosaics", "Stitched", "canvas_of"]
+
+PASS = 16  # pictures that the model is asked about together
 
 
 @dataclass(frozen=True)
@@ -81,48 +86,55 @@ def canvas_of(model: VisionModel, what: str) -> Canvas:
     return Canvas(model.preprocess, (layout.rows, layout.cols), (height // layout.rows, width // layout.cols))
 
 
-# What is asked for, as columns x rows like the size of a picture, and the rows and columns of it.
-GRIDS = {"2": (2, 2), "2x2": (2, 2), "2x1": (1, 2), "1x2": (2, 1)}
-
-
 class Mosaics(Selection):
     """One mosaic for each labelled picture of another data set: it, the first, and others of as many other classes.
 
-    The others and all places are drawn from `seed` and the picture's place alone. In a mosaic of four each picture is
-    cropped as the model crops; in one of two it is squashed, for half of the input is too narrow to crop to.
+    The others and all places are drawn from `seed` and the picture's place alone. `grid` is the number of rows and
+    columns ("3"), or columns x rows like the size of a picture ("2x1"). In a square mosaic each picture is cropped as
+    the model crops; in others it is squashed, for half of the input is too narrow to crop to.
+
+    With `confidence` a picture takes part only if the model gives its class at least this probability when it sees the
+    picture by itself, and then a picture without a label is of the class that the model predicts.
 
     Raises:
-        DataError: for an unknown grid, fewer classes than cells, or a model without preprocessing.
+        DataError: for an unknown grid, a confidence outside 0 to 1, fewer classes than cells, or a model without
+            preprocessing.
         LayoutError: when the model's patches are too few.
     """
 
-    def __init__(self, inner: Source, model: VisionModel, grid: str = "2", seed: int = 0) -> None:
-        if grid not in GRIDS:
-            raise DataError(f"grid={grid} of a mosaic is not known; choose one of {', '.join(GRIDS)}")
+    def __init__(
+        self, inner: Source, model: VisionModel, grid: str = "2", seed: int = 0, confidence: float | None = None
+    ) -> None:
+        split = _split(grid)
         self.canvas = canvas_of(model, "mosaics")
-        self.seed, self.cells = seed, _cells(GRIDS[grid], self.canvas.grid)
+        self.seed, self.cells, self.squash = seed, _cells(split, self.canvas.grid), split[0] != split[1]
+        known = {place: label for place in range(len(inner)) if (label := inner.label(place)) is not None}
+        named = known if confidence is None else _confident(inner, model, confidence)
         by_class: dict[int, list[int]] = defaultdict(list)
-        for place in range(len(inner)):
-            if (label := inner.label(place)) is not None:
-                by_class[label].append(place)
-        self.by_class = dict(sorted(by_class.items()))
+        for place, label in named.items():
+            by_class[label].append(place)
+        self.by_class, self.label_of = dict(sorted(by_class.items())), named
         self.classes = np.array(list(self.by_class))
-        places = sorted(place for places in self.by_class.values() for place in places)
+        rule = "of no known class" if confidence is None else f"whose class the model gives less than {confidence:g}"
         if len(self.by_class) < len(self.cells):
+            short = "the data hold" if confidence is None else f"with confidence={confidence:g} the data hold"
             raise DataError(
-                f"a mosaic of {len(self.cells)} pictures needs as many classes, and the data hold {len(self.by_class)}"
+                f"a mosaic of {len(self.cells)} pictures needs as many classes, and {short} {len(self.by_class)}"
             )
-        left = len(inner) - len(places)
-        super().__init__(inner, places, [f"in no mosaic: {counted(left, 'picture')} of no known class"] if left else [])
+        left = len(inner) - len(named)
+        super().__init__(inner, sorted(named), [f"in no mosaic: {counted(left, 'picture')} {rule}"] if left else [])
         self.annotations = frozenset({"label", "regions"})
         self.contents: dict[int, str] = {}
+
+    def label(self, index: int) -> int | None:
+        return self.label_of[self.places[index]]
 
     def members(self, index: int) -> tuple[list[int], list[Box]]:
         """Returns the places of a mosaic's pictures in the data beneath, the first one first, and the cells
         they lie in.
         """
         rng = np.random.default_rng((self.seed, index))
-        own = self.inner.label(self.places[index])
+        own = self.label(index)
         others = rng.choice(self.classes[self.classes != own], len(self.cells) - 1, replace=False)
         among = [self.by_class[int(label)] for label in others]
         chosen = [places[int(rng.integers(len(places)))] for places in among]
@@ -141,22 +153,50 @@ class Mosaics(Selection):
     def sample(self, index: int) -> Sample:
         places, cells = self.members(index)
         pictures = [self.inner.sample(place).picture for place in places]
-        regions = {
-            label: self.canvas.region(cell)
-            for place, cell in zip(places, cells, strict=True)
-            if (label := self.inner.label(place)) is not None
-        }
-        picture = self.canvas.compose(pictures, cells, squash=len(cells) == 2)
+        regions = {self.label_of[place]: self.canvas.region(cell) for place, cell in zip(places, cells, strict=True)}
+        picture = self.canvas.compose(pictures, cells, squash=self.squash)
         return Sample(picture=picture, label=self.label(index), regions=regions, fitted=True)
 
 
+def _split(grid: str) -> tuple[int, int]:
+    """Returns the rows and columns of a mosaic."""
+    found = re.fullmatch(r"([1-9])(?:x([1-9]))?", grid)
+    split = (0, 0) if found is None else (int(found[2] or found[1]), int(found[1]))
+    if split[0] * split[1] < 2:
+        raise DataError(f"grid={grid} of a mosaic is not known; give 2, 3 and so on, or columns x rows, as in 2x1")
+    return split
+
+
+def _confident(inner: Source, model: VisionModel, confidence: float) -> Mapping[int, int]:
+    """Returns the class of each picture to which the model gives at least `confidence`, and the label if it has one."""
+    assert model.preprocess is not None
+    if not 0 < confidence <= 1:
+        raise DataError(f"confidence={confidence:g} of a mosaic's pictures must lie above 0 and be at most 1")
+    found: dict[int, int] = {}
+    for start in range(0, len(inner), PASS):
+        read = {}
+        for place in range(start, min(start + PASS, len(inner))):
+            with suppress(ImageError):  # which is in no mosaic
+                read[place] = model.preprocess(inner.sample(place).picture)
+        if not read:
+            continue
+        images = torch.stack(list(read.values())).to(model.device, model.dtype)
+        with torch.no_grad():
+            best = model.kind_for(images).probabilities(model.logits(images).double()).max(dim=1)
+        seen = zip(read, best.values.tolist(), best.indices.tolist(), strict=True)
+        found |= {
+            place: label for place, sure, label in seen if sure >= confidence and inner.label(place) in (None, label)
+        }
+    return found
+
+
 def _cells(split: tuple[int, int], grid: tuple[int, int]) -> list[Box]:
-    """Equal cells of whole patches, from the corners inwards; patches in the middle may belong to none."""
+    """Equal cells of whole patches, as far apart as fits; patches between them may belong to none."""
     (rows, cols), (high, wide) = split, (grid[0] // split[0], grid[1] // split[1])
     if min(high, wide) < 1:
         raise DataError(f"a grid of {grid[0]}×{grid[1]} patches cannot be split into {rows}×{cols} cells")
-    tops = [0] if rows == 1 else [0, grid[0] - high]
-    lefts = [0] if cols == 1 else [0, grid[1] - wide]
+    tops = [(grid[0] - high) * row // max(rows - 1, 1) for row in range(rows)]
+    lefts = [(grid[1] - wide) * col // max(cols - 1, 1) for col in range(cols)]
     return [Box(top, left, high, wide) for top, left in product(tops, lefts)]
 
 

@@ -3,10 +3,13 @@
 Some of a data set's pictures, evenly over the classes.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -64,7 +67,8 @@ def open_data(
                                         x_min, y_min, x_max, y_max (a row for each box), mask
         gtsegs_ijcv.mat                 ImageNet-Segmentation
         hf:NAME[:SPLIT]                 a Hugging Face data set, or a folder or file that its library reads
-        mosaic:SPEC[?grid=2|2x1|1x2]    pictures of different classes of any of these, side by side
+        mosaic:SPEC[?grid=2|3|2x1]      pictures of different classes of any of these, side by side; with
+                                        &confidence=0.99 those that the model classifies with that probability
         stitched:SPEC                   each image stitched to the `guide`
         bestiary[:KIND[:COUNT]]         scenes of the built-in world: single, pair or chimera
 
@@ -132,8 +136,8 @@ def _find(spec: str, request: _Arguments, model: VisionModel, classes: LabelReso
         from vitrail.datasets.composed import Mosaics
 
         request.refuse("guide")
-        beneath, grid = _option(rest)
-        return Mosaics(_find(beneath, request, model, classes), model, grid, request.seed)
+        beneath, options = _options(rest)
+        return Mosaics(_find(beneath, request, model, classes), model, seed=request.seed, **options)
     if kind == "stitched":
         from vitrail.datasets.composed import Stitched
 
@@ -198,10 +202,20 @@ def _creatures(spec: str, request: _Arguments, model: VisionModel, classes: Labe
     return Creatures(classes, kind or "single", int(count or COUNT), size, request.seed)
 
 
-def _option(rest: str) -> tuple[str, str]:
-    """What lies beneath a mosaic, and its grid."""
-    beneath, mark, query = rest.rpartition("?grid=")
-    return (beneath, query) if mark else (rest, "2")
+def _options(rest: str) -> tuple[str, dict[str, Any]]:
+    """Returns what lies beneath a mosaic, and its options: mosaic:SPEC?grid=3&confidence=0.99."""
+    found = re.search(r"\?((?:grid|confidence)=[^?]*)$", rest)
+    if found is None:
+        return rest, {}
+    options: dict[str, Any] = dict(parse_qsl(found[1], keep_blank_values=True))
+    if unknown := set(options) - {"grid", "confidence"}:
+        raise DataError(f"a mosaic has no option {', '.join(sorted(unknown))}; it has grid and confidence")
+    if "confidence" in options:
+        try:
+            options["confidence"] = float(options["confidence"])
+        except ValueError:
+            raise DataError(f"confidence={options['confidence']} of a mosaic is no number, as 0.99 is") from None
+    return rest[: found.start()], options
 
 
 def _of_the_model(source: Source, classes: LabelResolver, spec: str) -> Source:
