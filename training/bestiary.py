@@ -10,7 +10,7 @@ the architecture allows it, short token sequences while the landscape is still b
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,15 +28,19 @@ from training.scenes import (
     PART_LABELS,
     Pool,
     augmented,
+    deleted,
     draw_pool,
     kept_tokens,
     load_pool,
     patch_labels,
 )
+from vitrail.bestiary import model as bestiary_model
 from vitrail.bestiary.dataset import LabelErrors
-from vitrail.bestiary.model import SIZE, build_model, save_weights
+from vitrail.bestiary.model import SIZE, build_model, load_weights, save_weights
 from vitrail.cli.console import show
 from vitrail.cli.options import spelled
+
+CELLS = 4  # rows and columns of cells of which one is deleted, as in IDSDS
 
 app = typer.Typer(add_completion=False)
 
@@ -55,6 +59,7 @@ class Recipe:
     whole: float = 0.25  # the last share of the steps, with all tokens
     dense: float = 1.0  # weight of the dense losses
     average: float = 0.998  # decay of the average of the weights
+    deletion: float = 0.0  # share of the images that lack a random cell of 4 x 4
     interval: int = 200  # steps between two checkpoints
 
 
@@ -66,6 +71,7 @@ def train(
     resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
     label_errors: LabelErrors | None = None,
+    start: str | Path | None = None,
     seed: int = 0,
     workers: int = 2,
     minutes: float = math.inf,
@@ -73,7 +79,8 @@ def train(
     """Trains a bestiary model into the folder `output` and returns the path of its weights (safetensors, fp16).
 
     `architecture` is a name of `vitrail.bestiary.model.ARCHITECTURES`; one with random layers (dropout, stochastic
-    depth) is trained, too, but an interrupted run then ends with other weights than an uninterrupted one.
+    depth) is trained, too, but an interrupted run then ends with other weights than an uninterrupted one. `start` are
+    the weights of such a model to begin with (default: random ones).
 
     The pool of scenes (`pool/`) and a checkpoint (`state.pt`, every `recipe.interval` steps) are kept there, so that
     a run that was interrupted goes on where it was; with `resume=False` the checkpoint is ignored. After `minutes`
@@ -96,8 +103,9 @@ def train(
         "recipe": asdict(recipe),
         "seed": seed,
         "label_errors": asdict(label_errors) if label_errors else None,
+        "start": None if start is None else Path(start).name,
     }
-    run = Run(architecture, recipe, seed)
+    run = Run(architecture, recipe, seed, start)
     checkpoint = Checkpoint(folder / "state.pt", question)
     if resume and checkpoint.path.exists():
         run.restore(checkpoint.read())
@@ -118,11 +126,14 @@ def train(
 class Run(TrainingRun):
     """A training of a model and its dense reader, with the random choices that it makes."""
 
-    def __init__(self, architecture: str, recipe: Recipe, seed: int) -> None:
+    def __init__(self, architecture: str, recipe: Recipe, seed: int, start: str | Path | None = None) -> None:
         self.recipe = recipe
         self.generator = torch.Generator().manual_seed(seed)
         self.model = build_model(architecture)
-        initialise(self.model, self.generator)
+        if start is None:
+            initialise(self.model, self.generator)
+        else:
+            self.model.load_state_dict(load_weights(start)[0].state_dict())
         with torch.no_grad():
             _, tokens = tokens_forward(self.model, torch.zeros(1, 3, SIZE, SIZE), None)
         self.patch = SIZE // math.isqrt(tokens.shape[1])  # pixels that a token of the last layer stands for
@@ -142,6 +153,8 @@ class Run(TrainingRun):
         recipe = self.recipe
         images, owners, targets, creatures = self._batch(pool)
         images, owners = augmented(images, owners, self.generator)
+        if recipe.deletion:
+            images, owners = deleted(images, owners, recipe.deletion, CELLS, self.generator)
         parts, classes = patch_labels(owners, creatures, self.patch)
         kept = None
         if isinstance(self.model, VisionTransformer) and self.step < recipe.steps * (1 - recipe.whole):
@@ -197,6 +210,11 @@ def tokens_forward(
     return model.head(tokens[:, 0]), tokens[:, 1:]
 
 
+# The shipped ViT made at home with single deletions, as IDSDS makes ImageNet's models.
+DELETION = Recipe(rate=5e-4, whole=1.0, deletion=0.5)
+SHIPPED = Path(bestiary_model.__file__).parent / "weights" / "bestiary.safetensors"
+
+
 @app.command(cls=spelled(python={"resume": "--restart"}))
 def command(
     output: Annotated[Path, typer.Argument(help="Folder for the drawn scenes, the checkpoints and the weights.")],
@@ -205,6 +223,10 @@ def command(
     ] = "vit",
     label_errors: Annotated[
         bool, typer.Option("--label-errors", help="Plant label errors, as in bestiary/label-errors.")
+    ] = False,
+    deletion: Annotated[
+        bool,
+        typer.Option("--deletion", help="Go on from the shipped ViT on images that lack a cell, as bestiary/deletion."),
     ] = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of training.")] = Recipe.steps,
     scenes: Scenes = Recipe.scenes,
@@ -217,10 +239,11 @@ def command(
         weights = train(
             output,
             architecture=architecture,
-            recipe=Recipe(steps=steps, scenes=scenes),
+            recipe=replace(DELETION if deletion else Recipe(), steps=steps, scenes=scenes),
             resume=not restart,
             progress=progress,
             label_errors=LabelErrors() if label_errors else None,
+            start=SHIPPED if deletion else None,
             seed=seed,
             workers=threads,
         )

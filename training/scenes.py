@@ -138,6 +138,29 @@ def augmented(
     return recoloured(moved, generator) / 127.5 - 1, owned[:, 0].long()
 
 
+def deleted(
+    images: Float[Tensor, "batch 3 size size"],
+    owners: Int[Tensor, "batch size size"],
+    share: float,
+    cells: int,
+    generator: Generator,
+) -> tuple[Float[Tensor, "batch 3 size size"], Int[Tensor, "batch size size"]]:
+    """Returns images in [-1, 1] of which a share lacks one random cell of cells x cells: it is 0, and nobody's.
+
+    After Hesse et al., IDSDS (NeurIPS 2024): a model that has seen such images is at home with single deletions.
+
+    >>> image = torch.ones(1, 3, 8, 8)
+    >>> float(deleted(image, image[:, 0].long(), 1.0, 4, torch.Generator().manual_seed(0))[0].mean())
+    0.9375
+    """
+    batch, side = len(images), images.shape[-1] // cells
+    chosen = torch.randint(cells**2, (batch, 1), generator=generator)
+    kept = torch.ones(batch, cells**2).scatter(1, chosen, 0.0)
+    kept[torch.rand(batch, generator=generator) >= share] = 1
+    pixels = kept.view(batch, cells, cells).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return images * pixels[:, None], owners * pixels.long()
+
+
 def recoloured(images: Float[Tensor, "batch 3 size size"], generator: Generator) -> Float[Tensor, "batch 3 size size"]:
     """Mixes the colour channels of each image at random: hues turn, saturation and brightness change."""
     batch = len(images)

@@ -14,7 +14,9 @@ WEIGHTS = Path(vitrail.__file__).parent / "bestiary" / "weights"
 
 
 def test_the_shipped_models_load_by_name_and_know_their_classes() -> None:
-    assert vitrail.list_models("bestiary*") == ["bestiary", "bestiary/label-errors", "bestiary/pvt", "bestiary/swin"]
+    assert vitrail.list_models("bestiary*") == [
+        *("bestiary", "bestiary/deletion", "bestiary/label-errors", "bestiary/pvt", "bestiary/swin")
+    ]
     for name in vitrail.list_models("bestiary*"):
         model = vitrail.load(name)
         assert model.class_names == CLASS_NAMES

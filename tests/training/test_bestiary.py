@@ -1,6 +1,7 @@
 """The recipe in miniature: it runs, resumes bit by bit, and refuses files that it cannot use."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,10 +12,10 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
-from training.bestiary import Recipe, Run, app, tokens_forward, train
+from training.bestiary import DELETION, SHIPPED, Recipe, Run, app, tokens_forward, train
 from training.optimise import initialise, orthogonalised
 from training.run import Progress
-from training.scenes import augmented, kept_tokens, patch_labels
+from training.scenes import augmented, deleted, kept_tokens, patch_labels
 from vitrail.bestiary import UnknownNameError
 from vitrail.bestiary import model as model_file
 from vitrail.bestiary.model import build_model, load_weights, measure_accuracy, save_weights
@@ -48,6 +49,25 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_pat
     assert train(tmp_path, recipe=TINY, workers=1, minutes=0.0) is None  # stops at the first checkpoint
     resumed = train(tmp_path, recipe=TINY, workers=1)
     assert resumed.read_bytes() == weights.read_bytes()
+
+
+def test_a_model_goes_on_from_the_shipped_one_on_images_that_lack_a_cell(tmp_path):
+    recipe = replace(DELETION, scenes=20, steps=2, batch=4, warmup=1, interval=1)
+    model, card = load_weights(train(tmp_path, recipe=recipe, workers=1, start=SHIPPED))
+    assert (card["start"], card["recipe"]["deletion"]) == ("bestiary.safetensors", 0.5)
+    shipped = load_weights(SHIPPED)[0].state_dict()
+    far = max(float((value - shipped[name]).abs().max()) for name, value in model.state_dict().items())
+    assert 0 < far < 0.1
+
+
+def test_half_of_the_images_lack_one_cell_and_what_is_on_it():
+    images, owners = torch.ones(400, 3, 8, 8), torch.ones(400, 8, 8, dtype=torch.long)
+    found, owned = deleted(images, owners, 0.5, 4, torch.Generator().manual_seed(0))
+    gone = (found == 0).all(dim=1)
+    assert torch.equal(gone, owned == 0)
+    assert set(gone.sum((1, 2)).tolist()) == {0, 4}
+    assert 0.4 < gone.flatten(1).any(dim=1).float().mean() < 0.6
+    assert gone[:, ::2, ::2].sum(0).min() > 3  # each of the sixteen cells in turn
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished):

@@ -26,7 +26,7 @@ Checkpoint = Annotated[
 ModelName = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="Built-in model: bestiary, bestiary/pvt, bestiary/swin or bestiary/label-errors."
+        "--model", "-m", help="Built-in model: bestiary, or bestiary/ followed by deletion, pvt, swin or label-errors."
     ),
 ]
 PERCENT = "{:.1f} %"
@@ -178,6 +178,6 @@ def _load(name: str, checkpoint: Path | None) -> "VisionModel":
 
     if name.partition("/")[0] != "bestiary":
         raise UnknownModelError(
-            f"{name} knows no creatures: give bestiary, bestiary/pvt, bestiary/swin or bestiary/label-errors"
+            f"{name} knows no creatures: give bestiary, or bestiary/ followed by deletion, pvt, swin or label-errors"
         )
     return load(name, checkpoint=checkpoint)

@@ -2,7 +2,7 @@
 
 - timm: `timm/vit_base_patch16_224`, `timm/vit_base_patch16_224.augreg2_in21k_ft_in1k`, `timm/hf_hub:owner/name`.
 - torchvision: `torchvision/vit_b_16`, with option `weights="IMAGENET1K_SWAG_E2E_V1"`.
-- The built-in models, which need no network: `bestiary` (a ViT), `bestiary/pvt`, `bestiary/swin`,
+- The built-in models, which need no network: `bestiary` (a ViT), `bestiary/deletion`, `bestiary/pvt`, `bestiary/swin`,
   and `bestiary/label-errors` with planted label errors.
 """
 
@@ -274,7 +274,7 @@ def _head(module: nn.Module) -> Any:
     return next((part for name in ("heads", "head", "classifier", "fc") if (part := getattr(module, name, None))), None)
 
 
-_WEIGHTS = {name: f"{name or 'bestiary'}.safetensors" for name in ("", "label-errors", "pvt", "swin")}
+_WEIGHTS = {name: f"{name or 'bestiary'}.safetensors" for name in ("", "deletion", "label-errors", "pvt", "swin")}
 
 
 def bestiary_names() -> list[str]:
