@@ -5,15 +5,20 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import vitrail
 from vitrail.bestiary import (
     CLASS_NAMES,
     PARTS,
+    SPECIES,
     Bestiary,
     BestiaryError,
     ImpossibleCreatureError,
     LabelErrors,
     UnknownNameError,
+    render,
 )
+from vitrail.bestiary.species import species, sufficient
+from vitrail.datasets import open_data
 
 
 def test_an_item_depends_on_seed_and_index_alone():
@@ -93,3 +98,35 @@ def test_a_linear_model_on_pixels_is_near_chance():
     weights = known.T @ np.linalg.solve(known @ known.T + 100 * np.eye(count), wanted[:count])
     accuracy = float((np.argmax(new @ weights, axis=1) == wanted[count:].argmax(axis=1)).mean())
     assert accuracy < 0.25, f"pixels give the class away: {accuracy:.0%} where chance is {1 / len(CLASS_NAMES):.0%}"
+
+
+def test_the_parts_of_a_single_are_drawn_again():
+    data = open_data("bestiary:single:3", vitrail.load("bestiary"))
+    sample = data.sample(1)
+    parts, scene = sample.parts(), data.inner.data.scene(1)
+    whole = np.asarray(sample.picture)
+    assert parts.draw(frozenset()).tobytes() == sample.picture.tobytes()
+    for name, mask in (*parts.masks.items(), *parts.things.items()):
+        changed = (np.asarray(parts.draw(frozenset({name}))) != whole).any(axis=2)
+        assert (changed & mask).any()
+        assert name in parts.masks or (changed == mask).all()
+    both = frozenset([*parts.masks][:2])
+    left = scene.without(0, min(both)).without(0, max(both))
+    assert np.array_equal(np.asarray(parts.draw(both)), render(left, len(whole)).image)
+    assert parts.sufficient == sufficient(scene.labels[0])
+    own = scene.creatures[0].parts
+    for label, shared in parts.shared.items():
+        required = species(CLASS_NAMES[label]).parts
+        assert shared == {slot for slot in own if required.get(slot) == own[slot]}
+    assert open_data("bestiary:pair:1", vitrail.load("bestiary")).sample(0).parts is None
+
+
+def test_no_smaller_set_of_parts_tells_a_species():
+    for name in CLASS_NAMES:
+        required = species(name).parts
+        for parts in sufficient(name):
+            alike = [sum(one.parts.get(slot) == required[slot] for slot in parts) for one in SPECIES.values()]
+            assert alike.count(len(parts)) == 1
+            for part in parts:
+                less = [sum(one.parts.get(s) == required[s] for s in parts - {part}) for one in SPECIES.values()]
+                assert less.count(len(parts) - 1) > 1

@@ -139,3 +139,19 @@ def test_unknown_kinds_and_wrong_numbers_of_classes_are_refused():
         sample_scene("pair", seed=0, species=("tavel", "tavel"))
     with pytest.raises(ImpossibleCreatureError, match="differ in one part only: no chimera"):
         sample_scene("chimera", seed=0, species=("tavel", "borrin"))
+
+
+def test_a_thing_not_drawn_changes_its_own_pixels_and_nothing_else():
+    scene = sample_scene("single", seed=11)
+    whole, count = render(scene), scene.things()
+    assert count > len(scene.occluders) > 0
+    changed = []
+    for thing in range(count):
+        left = scene.without_thing(thing)
+        assert left.creatures == scene.creatures
+        changed.append((render(left).image != whole.image).any(axis=2))
+    assert sum(mask.any() for mask in changed) > 2
+    assert max(mask.mean() for mask in changed) < 0.2
+    assert str(scene.without_thing(0)) == str(scene)  # runs on scenes of older versions resume
+    with pytest.raises(UnknownNameError, match=f"there is no thing {count}: the scene has {count}"):
+        scene.without_thing(count)

@@ -55,7 +55,7 @@ class Dropper:
         return torch.cat([images.flatten(1)[:, :2], patches.sum(1, keepdim=True).float()], 1)
 
 
-def explain(images: Tensor, targets: list[int], stage: int) -> Tensor:
+def explain(images: Tensor, targets: list[int], stage: int, apart: tuple[int, ...] = ()) -> Tensor:
     """Maps that say of which image, class and stage they are; no map of image 13."""
     first = images.flatten(1)[:, :2]
     if (first[:, 1] == 13).any():

@@ -25,7 +25,7 @@ def test_each_names_options_that_its_protocols_have(name):
 
 
 def test_they_are_what_their_papers_have():
-    assert list(PRESETS) == ["chefer", "bi", "rise", "tis", "seed"]
+    assert list(PRESETS) == ["chefer", "bi", "rise", "tis", "seed", "gridpg", "idsds", "funnybirds"]
     perturbation = {name: PRESETS[name].protocols["perturbation"] for name in ("chefer", "bi")}
     assert {name: options["auc"] for name, options in perturbation.items()} == {"chefer": "mean9", "bi": "bi"}
     assert all((options["unit"], options["fill"]) == ("pixel", "black") for options in perturbation.values())
@@ -53,6 +53,6 @@ def test_they_cannot_be_changed():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(OptionError, match="no preset is called 'paper'; there are chefer, bi, rise, tis, seed"):
+    with pytest.raises(OptionError, match="no preset is called 'paper'; there are chefer, bi, rise, tis, seed, gr"):
         find_preset("paper")
     assert "perturbation" in PROTOCOLS

@@ -21,7 +21,7 @@ from .calls import AttentionCall
 from .tap import Tap
 from .token_stream import Place, name_of, tensors_in
 
-__all__ = ["Selection", "masked_keys", "shortened"]
+__all__ = ["Selection", "masked_keys", "masked_links", "shortened"]
 
 _CONVOLUTIONS = {torch.conv2d, F.conv2d}
 _MEANS = {torch.mean, Tensor.mean}
@@ -86,7 +86,7 @@ def masked_keys(
     Raises:
         UnsupportedOperationError: when a head that reads the patches (`reads_patches`) takes no mean of them.
     """
-    tap = Tap(_MaskedKeys(selection.mask()), selection.rows)
+    tap = Tap(_MaskedKeys(selection.mask()[:, None, None, :]), selection.rows)
     means = _KeptMean(selection, tap, attentions)
     with tap, means, nullcontext() if erased_at is None else _Erase(selection, erased_at):
         yield
@@ -95,6 +95,13 @@ def masked_keys(
             "the head reads the patches otherwise than by their mean, so dropped patches cannot be left out of it; "
             "mask pixels instead (vit_cx)"
         )
+
+
+@contextmanager
+def masked_links(allowed: Bool[Tensor, "tokens tokens"], images: int) -> Iterator[None]:
+    """Within the block a token (row) attends only to those (columns) that it is `allowed` to, whatever its scores."""
+    with Tap(_MaskedKeys(allowed[None, None]), images):
+        yield
 
 
 class _KeptAttention:
@@ -129,10 +136,10 @@ class _KeptAttention:
 
 
 class _MaskedKeys:
-    """Attention that gives the dropped tokens no weight."""
+    """Attention that gives weight to the kept keys alone, the same for all queries or for each its own."""
 
-    def __init__(self, kept: Bool[Tensor, "rows tokens"]) -> None:
-        self.kept = kept[:, None, None, :]
+    def __init__(self, kept: Bool[Tensor, "rows 1 queries tokens"]) -> None:
+        self.kept = kept
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         if call.keys != self.kept.shape[-1]:  # a pooling after the pooling, of its queries

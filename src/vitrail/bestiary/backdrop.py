@@ -4,6 +4,7 @@ Everything is laid out from the seed of the backdrop alone. Ornaments of creatur
 plants: antlers as dry shrubs, stalks as reeds, fans as palms. A part without its creature must tell a model nothing.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -135,8 +136,19 @@ def _resized(field: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(field).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def paint(theme: int, seed: int, clutter: float, fill: Fill) -> None:
-    """Paints the sun, clouds, hills and plants with `fill`, from the back to the front."""
+def paint(theme: int, seed: int, clutter: float, fill: Fill, hidden: Collection[int] = ()) -> int:
+    """Paints the sun, clouds, hills and plants with `fill`, from the back to the front.
+
+    Returns the number of things that stand in the landscape: plants, stones, and blobs of no creature. Those `hidden`,
+    counted from 0 in the order of painting, are not filled in, and all others are as they were.
+    """
+    things = 0
+
+    def thing() -> Fill:
+        nonlocal things
+        things += 1
+        return _nothing if things - 1 in hidden else fill
+
     rng = np.random.default_rng((seed, 0))
     colours = THEMES[theme]
     drift = rng.uniform(-0.03, 0.03)
@@ -154,13 +166,19 @@ def paint(theme: int, seed: int, clutter: float, fill: Fill) -> None:
         fill([_ridge(rng, height, 0.10 - 0.02 * depth)], (colour, colour, colour))
         for _ in range(round(clutter * rng.uniform(1, 5))):
             base = height - rng.uniform(0.0, 0.16)
-            _plant(rng, colours, (rng.uniform(0.0, 1.0), base), 0.07 + 0.035 * depth, fill)
+            _plant(rng, colours, (rng.uniform(0.0, 1.0), base), 0.07 + 0.035 * depth, thing())
         height -= rng.uniform(0.14, 0.26)
     for _ in range(round(clutter * rng.uniform(0, 4))):
         stone = oklch(rng.uniform(0.5, 0.8), 0.02, rng.uniform())
-        fill([pebble(rng, rng.uniform(0, 1), rng.uniform(0, 0.3), rng.uniform(0.02, 0.06))], (stone, stone, stone))
+        shape = pebble(rng, rng.uniform(0, 1), rng.uniform(0, 0.3), rng.uniform(0.02, 0.06))
+        thing()([shape], (stone, stone, stone))
     for _ in range(round(clutter * rng.uniform(0, 3))):
-        _stray(rng, fill)
+        _stray(rng, thing())
+    return things
+
+
+def _nothing(shapes: list[Shape], inks: tuple[Rgb, Rgb, Rgb], opacity: float = 1.0, spot: Spot = HERE) -> None:
+    """Leaves the canvas as it is."""
 
 
 def _ridge(rng: np.random.Generator, height: float, swing: float) -> Shape:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from vitrail.bestiary import backdrop
 from vitrail.bestiary.anatomy import outlines
 from vitrail.bestiary.backdrop import HERE, Spot
-from vitrail.bestiary.scene import Creature, Light, Scene
+from vitrail.bestiary.scene import Backdrop, Creature, Light, Scene
 from vitrail.bestiary.shapes import Palette, Rgb, Shape, motion
 from vitrail.bestiary.species import BestiaryError
 
@@ -57,7 +57,7 @@ def render(scene: Scene, size: int = 96) -> Rendered:
     if size < 16:
         raise BestiaryError(f"a scene cannot be drawn at {size} px: 16 is the least")
     canvas = Canvas(size, scene.light)
-    canvas.landscape(scene.backdrop.theme, scene.backdrop.seed, scene.backdrop.clutter)
+    canvas.landscape(scene.backdrop)
     owners = [canvas.creature(creature) for creature in scene.creatures]
     for thing in scene.occluders:
         shapes, inks = backdrop.occluder(thing.form, thing.x, thing.y, thing.size, thing.seed, scene.backdrop.theme)
@@ -93,10 +93,10 @@ class Canvas:
         self._line = 0.011 * size
         self._numbers = 0
 
-    def landscape(self, theme: int, seed: int, clutter: float) -> None:
+    def landscape(self, land: Backdrop) -> None:
         """Paints sky, hills and plants at once in plain colours, then gives them their grain."""
         self._buffer[..., 3] = 255
-        self._buffer[..., :3] = 255 * backdrop.gradient(theme, self.size).transpose(1, 2, 0)
+        self._buffer[..., :3] = 255 * backdrop.gradient(land.theme, self.size).transpose(1, 2, 0)
         self._pen.set_linewidth(0)
 
         def fill(shapes: list[Shape], inks: tuple[Rgb, Rgb, Rgb], opacity: float = 1.0, spot: Spot = HERE) -> None:
@@ -106,8 +106,8 @@ class Canvas:
             for shape in shapes:
                 self._agg.draw_path(self._pen, shape.path, onto, (*colour[shape.ink], opacity))
 
-        backdrop.paint(theme, seed, clutter, fill)
-        grain = backdrop.texture(seed, self.size)
+        backdrop.paint(land.theme, land.seed, land.clutter, fill, land.hidden)
+        grain = backdrop.texture(land.seed, self.size)
         self.image = self._buffer[..., :3].transpose(2, 0, 1).astype(np.float32) * (1 / 255)
         self.image *= 1 + 0.05 * grain
 

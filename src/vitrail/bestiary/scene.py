@@ -5,14 +5,14 @@ diagnostic parts and the body depends on the species.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
 
 from vitrail.bestiary.anatomy import Pose, outlines
-from vitrail.bestiary.backdrop import THEMES
+from vitrail.bestiary.backdrop import THEMES, paint
 from vitrail.bestiary.shapes import Palette, motion, sample_palette
 from vitrail.bestiary.species import (
     CLASS_NAMES,
@@ -85,11 +85,14 @@ class Light:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The landscape: one of the themes, the seed of its layout, and how much grows there (0 to 1)."""
+    """The landscape: one of the themes, the seed of its layout, how much grows there (0 to 1), and what is not drawn of
+    it.
+    """
 
     theme: int = 0
     seed: int = 0
     clutter: float = 0.6
+    hidden: tuple[int, ...] = field(default=(), repr=False)  # a scene's own words, by which runs resume, stay
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,29 @@ class Scene:
         if part is None:
             return replace(self, creatures=self.creatures[:creature] + self.creatures[creature + 1 :])
         return self._with(creature, tuple(pair for pair in subject.drawn if pair[0] != part))
+
+    def things(self) -> int:
+        """Returns how many things stand around the creatures: in the landscape, and in front of it."""
+        land = self.backdrop
+        return paint(land.theme, land.seed, land.clutter, lambda *_, **__: None) + len(self.occluders)
+
+    def without_thing(self, thing: int) -> "Scene":
+        """Returns the very same scene with one of the `things` around the creatures not drawn, the foremost last.
+
+        Raises `UnknownNameError` for a number without one.
+
+        >>> scene = sample_scene("single", seed=0)
+        >>> scene.without_thing(0) == scene
+        False
+        """
+        things = self.things()
+        behind = things - len(self.occluders)
+        if not 0 <= thing < things:
+            raise UnknownNameError(f"there is no thing {thing}: the scene has {things}, counted from 0")
+        if thing < behind:
+            return replace(self, backdrop=replace(self.backdrop, hidden=(*self.backdrop.hidden, thing)))
+        front = thing - behind
+        return replace(self, occluders=self.occluders[:front] + self.occluders[front + 1 :])
 
     def exchange(self, creature: int, part: str, variant: str) -> "Scene":
         """Returns the very same scene with one part of one creature in another variant.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import permutations
+from itertools import combinations, permutations
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -153,6 +153,23 @@ def siblings(name: str) -> tuple[str, ...]:
     """Returns the other species of the same family, nearest first."""
     others = [other for other in CLASS_NAMES if other != name and SPECIES[other].family is species(name).family]
     return tuple(sorted(others, key=lambda other: len(difference(name, other))))
+
+
+def sufficient(name: str) -> tuple[frozenset[str], ...]:
+    """Returns the smallest sets of required parts that no other species has all of: each alone tells this one.
+
+    >>> [sorted(parts) for parts in sufficient("tavel")]
+    [['body', 'crown'], ['crown', 'tail']]
+    """
+    own, others = set(species(name).parts.items()), [set(one.parts.items()) for one in SPECIES.values()]
+    telling = [
+        set(some)
+        for count in range(1, len(own) + 1)
+        for some in combinations(sorted(own), count)
+        if sum(other.issuperset(some) for other in others) == 1
+    ]
+    least = [some for some in telling if not any(other < some for other in telling)]
+    return tuple(frozenset(slot for slot, _ in some) for some in least)
 
 
 def crossings() -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ The pictures chosen from a source, with all that is needed to open the very same
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from vitrail.errors import ImageError
+from vitrail.metrics.protocol import Parts
 
 __all__ = ["Box", "Content", "Dataset", "Given", "Opened", "Sample", "Selection", "Source", "check_boxes"]
 
@@ -28,7 +29,8 @@ class Sample:
     """A picture in RGB, and what is known of it; unknown values are None or empty.
 
     `boxes` are (left, top, right, bottom) in pixels, right and bottom excluded; `mask` is the object's silhouette;
-    `regions` has one region for each class that the picture is known to hold. A picture that is `fitted` was put
+    `regions` has one region for each class that the picture is known to hold, and `parts()` tells and redraws the parts
+    of a drawn one. A picture that is `fitted` was put
     together at the size of the model's input, and is neither resized nor cropped any more.
     """
 
@@ -37,6 +39,7 @@ class Sample:
     boxes: Sequence[tuple[float, float, float, float]] | None = None
     mask: Bool[np.ndarray, "height width"] | None = None
     regions: Mapping[int, Bool[np.ndarray, "height width"]] = field(default_factory=dict)
+    parts: Callable[[], Parts[np.ndarray, Image.Image]] | None = None
     fitted: bool = False
 
 
@@ -44,8 +47,8 @@ class Sample:
 class Dataset(Protocol):
     """Pictures in a fixed order.
 
-    `annotations` names what at least one sample has: "label", "boxes", "mask", "regions". `describe` gives what a
-    manifest must hold to open the same data again and to notice that they have changed: plain JSON values.
+    `annotations` names what at least one sample has: "label", "boxes", "mask", "regions", "parts". `describe` gives
+    what a manifest must hold to open the same data again and to notice that they have changed: plain JSON values.
     """
 
     annotations: frozenset[str]

@@ -1,12 +1,17 @@
 """The built-in world as data: scenes whose every part is known, drawn when asked for."""
 
+from collections.abc import Mapping
+from functools import partial
+
 import numpy as np
 from PIL import Image
 
-from vitrail.bestiary import CLASS_NAMES, FAMILIES, Bestiary, Rendered, Scene, render
+from vitrail.bestiary import CLASS_NAMES, FAMILIES, SPECIES, Bestiary, Rendered, Scene, render
+from vitrail.bestiary.species import sufficient
 from vitrail.datasets.base import Content, Sample, Source
 from vitrail.datasets.label_resolver import LabelResolver
 from vitrail.errors import DataError
+from vitrail.metrics.protocol import Parts
 
 __all__ = ["KINDS", "Creatures"]
 
@@ -19,7 +24,8 @@ FIRST_SEED = 2**22  # far from the seeds of training pools, of measured accuracy
 class Creatures(Source):
     """`count` scenes of one kind at `size` pixels: the class, box and silhouette of the first creature, and regions.
 
-    The regions of a pair are its two creatures; those of a chimera, the one part that speaks for either class.
+    The regions of a pair are its two creatures; those of a chimera, the one part that speaks for either class. A single
+    has parts.
 
     Raises:
         DataError: for an unknown kind, a count below 1, or a model of other classes.
@@ -41,7 +47,7 @@ class Creatures(Source):
             )
         self.kind, self.pixels, self.notes = kind, size, list[str]()
         self.data = Bestiary(kind, size=size, count=count, seed=FIRST_SEED + seed)
-        self.annotations = frozenset({"label", "boxes", "mask", *(() if kind == "single" else ("regions",))})
+        self.annotations = frozenset({"label", "boxes", "mask", "parts" if kind == "single" else "regions"})
         self.labels = [self.classes[self.data.scene(index).labels[0]] for index in range(count)]
 
     def __len__(self) -> int:
@@ -66,7 +72,39 @@ class Creatures(Source):
             boxes=[(float(box[0]), float(box[1]), float(box[2]), float(box[3]))] if first.mask.any() else None,
             mask=first.mask if first.mask.any() else None,
             regions={self.classes[name]: region for name, region in _regions(scene, drawn).items() if region.any()},
+            parts=partial(_parts, scene, drawn, self.classes) if self.kind == "single" else None,
         )
+
+
+def _parts(scene: Scene, drawn: Rendered, classes: Mapping[str, int]) -> Parts[np.ndarray, Image.Image]:
+    size, (view,) = len(drawn.image), drawn.creatures
+    things = {}
+    for number in range(scene.things()):
+        changed = (render(scene.without_thing(number), size).image != drawn.image).any(axis=2)
+        if changed.any():
+            things[f"thing {number}"] = changed
+
+    def draw(names: frozenset[str]) -> Image.Image:
+        left = scene
+        # The foremost thing first: those that remain keep their numbers.
+        for name in sorted(names & things.keys(), key=lambda name: -int(name.split()[1])):
+            left = left.without_thing(int(name.split()[1]))
+        for slot in names - things.keys():
+            left = left.without(0, slot)
+        return Image.fromarray(render(left, size).image)
+
+    shown, (name,) = set(scene.creatures[0].parts.items()), scene.labels
+    return Parts(
+        masks={slot: mask for slot, mask in view.parts.items() if mask.any()},
+        things=things,
+        draw=draw,
+        shared={
+            classes[other.name]: frozenset(slot for slot, _ in shown & set(other.parts.items()))
+            for other in SPECIES.values()
+            if other.name != name
+        },
+        sufficient=sufficient(name),
+    )
 
 
 def _regions(scene: Scene, drawn: Rendered) -> dict[str, np.ndarray]:

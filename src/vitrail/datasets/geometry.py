@@ -1,15 +1,18 @@
 """What is known of a picture, brought onto the pixels that the model sees."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
 
 from vitrail.datasets.base import Sample
 from vitrail.errors import ImageError
+from vitrail.metrics.protocol import Parts
 from vitrail.models.preprocess import Preprocess
 
 __all__ = ["ModelView", "as_seen", "boxes_as_mask", "seen"]
@@ -17,7 +20,7 @@ __all__ = ["ModelView", "as_seen", "boxes_as_mask", "seen"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelView:
-    """A sample as the model sees it: the normalised image, and boxes, mask and regions on its pixels.
+    """A sample as the model sees it: the normalised image, and boxes, mask, regions and parts on its pixels.
 
     Unknown values are None, or missing; so is what lies wholly outside the view.
     """
@@ -26,6 +29,7 @@ class ModelView:
     boxes: Bool[Tensor, "height width"] | None
     mask: Bool[Tensor, "height width"] | None
     regions: Mapping[int, Bool[Tensor, "height width"]]
+    parts: Callable[[], Parts[Tensor, Tensor]] | None = None
 
 
 def seen(sample: Sample, preprocess: Preprocess) -> ModelView:
@@ -63,7 +67,27 @@ def seen(sample: Sample, preprocess: Preprocess) -> ModelView:
         boxes=placed(boxes_as_mask(sample.boxes, (height, width))) if sample.boxes else None,
         mask=None if sample.mask is None else placed(sample.mask),
         regions=regions,
+        parts=None if sample.parts is None else cache(partial(_parts, sample.parts, placed, preprocess)),
     )
+
+
+def _parts(
+    told: Callable[[], Parts[np.ndarray, Image.Image]],
+    placed: Callable[[np.ndarray], Tensor | None],
+    preprocess: Preprocess,
+) -> Parts[Tensor, Tensor]:
+    """Returns the parts on the pixels that the model sees; those wholly outside the view are missing."""
+    parts = told()
+    masks, things = (
+        {name: mask for name, found in some.items() if (mask := placed(found)) is not None}
+        for some in (parts.masks, parts.things)
+    )
+
+    @cache
+    def draw(names: frozenset[str]) -> Tensor:
+        return preprocess(parts.draw(names))
+
+    return Parts(masks=masks, things=things, draw=draw, shared=parts.shared, sufficient=parts.sufficient)
 
 
 def as_seen(mask: Bool[np.ndarray, "h w"], preprocess: Preprocess) -> Bool[Tensor, "height width"]:

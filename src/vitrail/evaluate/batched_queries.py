@@ -19,8 +19,9 @@ from ..models.vision_model import VisionModel
 
 __all__ = ["Explain", "QueryBatcher"]
 
-# From images, one class for each, and the number of layers drawn anew, to maps (images, rows, cols).
-Explain = Callable[[Tensor, Sequence[int], int], Float[Tensor, "images rows cols"]]
+# From images, one class for each, the number of layers drawn anew and the groups of patches that are kept apart, to
+# maps (images, rows, cols).
+Explain = Callable[[Tensor, Sequence[int], int, tuple[int, ...]], Float[Tensor, "images rows cols"]]
 MOST = 4  # the factor by which a batch may grow when its rows are short
 
 
@@ -85,16 +86,16 @@ class QueryBatcher:
         images = {number: question for number, question in asked.items() if isinstance(question, LogitQuery)}
         yield from self._of_images(images)
         by_length: dict[int, dict[int, TokenSubsetQuery]] = defaultdict(dict)
-        by_stage: dict[int, dict[int, AttributionQuery]] = defaultdict(dict)
+        by_model: dict[tuple[int, tuple[int, ...]], dict[int, AttributionQuery]] = defaultdict(dict)
         for number, question in asked.items():
             if isinstance(question, TokenSubsetQuery):
                 by_length[question.patches.shape[1]][number] = question
             elif isinstance(question, AttributionQuery):
-                by_stage[question.randomised][number] = question
+                by_model[question.randomised, question.apart][number] = question
         for questions in by_length.values():
             yield from self._of_tokens(questions)
-        for stage, wanted in by_stage.items():
-            yield from self._of_maps(wanted, stage, explain)
+        for changed, wanted in by_model.items():
+            yield from self._of_maps(wanted, changed, explain)
 
     # -- logits --------------------------------------------------------------------------------------------------------
 
@@ -179,18 +180,18 @@ class QueryBatcher:
     # -- maps ----------------------------------------------------------------------------------------------------------
 
     def _of_maps(
-        self, asked: dict[int, AttributionQuery], stage: int, explain: Explain
+        self, asked: dict[int, AttributionQuery], changed: tuple[int, tuple[int, ...]], explain: Explain
     ) -> Iterator[tuple[int, Tensor | VitrailError]]:
-        """Returns the maps of one stage in one call; where one of them fails, each by itself."""
+        """Returns the maps of the model, changed in one way, in one call; where one of them fails, each by itself."""
         counts = [len(question.targets) for question in asked.values()]
         images = torch.cat([question.images for question in asked.values()])
         targets = [target for question in asked.values() for target in question.targets]
         try:
-            yield from zip(asked, explain(images, targets, stage).split(counts), strict=True)
+            yield from zip(asked, explain(images, targets, *changed).split(counts), strict=True)
         except VitrailError:
             for number, question in asked.items():
                 try:
-                    yield number, explain(question.images, question.targets, stage)
+                    yield number, explain(question.images, question.targets, *changed)
                 except VitrailError as error:
                     yield number, error
 

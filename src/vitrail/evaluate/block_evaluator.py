@@ -18,6 +18,7 @@ from ..errors import ImageError, ModelError, NonFiniteError, VitrailError
 from ..explain import explain
 from ..methods.registry import Chosen, choose_methods
 from ..metrics import find_protocol
+from ..metrics.localisation.grid_pointing import disconnected
 from ..metrics.protocol import Case, Measured
 from ..metrics.randomisation.cascading import randomised
 from ..models.layout import TokenLayout, layout_of
@@ -54,6 +55,7 @@ class BlockEvaluator:
     _batcher: QueryBatcher = field(init=False)
     _layout: TokenLayout | None = field(default=None, init=False)
     _randomised: tuple[int, VisionModel] | None = field(default=None, init=False)
+    _apart: dict[tuple[int, ...], VisionModel] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.preprocess = fitted(self.model, self.plan)
@@ -140,6 +142,7 @@ class BlockEvaluator:
                     boxes=found.boxes,
                     mask=found.mask,
                     regions=found.regions,
+                    parts=found.parts,
                     output=output,
                 )
             )
@@ -158,23 +161,27 @@ class BlockEvaluator:
             return []
         images, targets = torch.stack([case.image for case in cases]), [case.target for case in cases]
         try:
-            return list(self._explain(chosen, images, targets, 0))
+            return list(self._explain(chosen, images, targets))
         except VitrailError:
             maps: list[Float[Tensor, "rows cols"] | None] = []
             for case in cases:
                 try:
-                    maps.append(self._explain(chosen, case.image[None], [case.target], 0)[0])
+                    maps.append(self._explain(chosen, case.image[None], [case.target])[0])
                 except VitrailError as error:
                     maps.append(None)
                     part.failures.append(Failure(case.index, case.source, chosen.label, None, str(error)))
             return maps
 
     def _explain(
-        self, chosen: Chosen, images: Tensor, targets: Sequence[int], stage: int
+        self, chosen: Chosen, images: Tensor, targets: Sequence[int], stage: int = 0, apart: tuple[int, ...] = ()
     ) -> Float[Tensor, "images rows cols"]:
         model = self.model
         if stage:
             model = self._drawn_anew(stage)
+        if apart:
+            if apart not in self._apart:
+                self._apart[apart] = disconnected(self.model, apart)
+            model = self._apart[apart]
         options: dict[str, Any] = dict(self.plan.methods[chosen.label])
         if chosen.gradient is not None:
             options["gradient"] = chosen.gradient
@@ -211,8 +218,8 @@ class BlockEvaluator:
                     asked.append((case, name))
                     evaluations.append(info.function(case, scores, **options))
 
-        def again(images: Tensor, targets: Sequence[int], stage: int) -> Tensor:
-            return self._explain(chosen, images, targets, stage)
+        def again(images: Tensor, targets: Sequence[int], stage: int, apart: tuple[int, ...]) -> Tensor:
+            return self._explain(chosen, images, targets, stage, apart)
 
         for (case, name), result in zip(asked, self._batcher.run(evaluations, again), strict=True):
             if not isinstance(result, VitrailError):

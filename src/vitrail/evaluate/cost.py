@@ -1,13 +1,14 @@
 """What a run costs before it is begun: how many rows go through the model for one image, and how many maps are made."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import NoSignalError
 from ..metrics import find_protocol
-from ..metrics.protocol import Case, LogitQuery, TokenSubsetQuery
+from ..metrics.protocol import Case, LogitQuery, Parts, TokenSubsetQuery
 from ..outputs import LOGITS, Output
 from .plan import EvaluationPlan
 
@@ -83,6 +84,18 @@ def _any_map(grid: tuple[int, int]) -> torch.Tensor:
     return torch.linspace(-1, 1, grid[0] * grid[1]).view(grid)
 
 
+def _any_parts(size: tuple[int, int]) -> Parts[torch.Tensor, torch.Tensor]:
+    """Returns six parts side by side, as most creatures have, and six things, one on each."""
+    strips = {str(number): torch.arange(size[1]).expand(size) * 6 // size[1] == number for number in range(6)}
+    return Parts(
+        masks=strips,
+        things={f"on {name}": strip for name, strip in strips.items()},
+        draw=lambda names: torch.full((3, *size), float(len(names))),
+        shared={0: frozenset("0"), 1: frozenset("1")},
+        sufficient=(frozenset("01"),),
+    )
+
+
 def _any_case(size: tuple[int, int], grid: tuple[int, int], output: Output, classes: int) -> Case:
     """Returns an image of which everything is known."""
     left = torch.zeros(size, dtype=torch.bool)
@@ -101,5 +114,6 @@ def _any_case(size: tuple[int, int], grid: tuple[int, int], output: Output, clas
         boxes=left,
         mask=left,
         regions={0: left, 1: ~left},
+        parts=partial(_any_parts, size),
         output=output,
     )

@@ -209,6 +209,36 @@ _ALL = (
         "that tell how much of it is knowing where the guide is; wants images of two classes, such as mosaics.",
         source="Cui, Fan, Chen, Transformer Interpretability from Perspective of Attention and Gradient, Fig. 12",
     ),
+    Preset(
+        name="gridpg",
+        protocols=_protocols(gridpg=_options(enlarge="patch"), difull=_options(enlarge="patch")),
+        target="label",
+        fit="model",
+        interpolation=None,
+        summary="The share of positive relevance in the cell of its class, with cells connected by attention and with "
+        "cells disconnected; wants mosaics, best of pictures that the model is sure of.",
+        source="Rao, Böhle, Schiele 2022 (CVPR), Attribution-Evaluation",
+    ),
+    Preset(
+        name="idsds",
+        protocols=_protocols(idsds=_options(cells=4, fill="zero", target="explained", score="output")),
+        target="label",
+        fit="model",
+        interpolation=None,
+        summary="Spearman's correlation of the scores of 16 cells with the drops of the class's output when each is "
+        "deleted; in-domain for a model trained with such deletions, as `bestiary/deletion`.",
+        source="Hesse, Schaub-Meyer, Roth 2024 (NeurIPS), idsds",
+    ),
+    Preset(
+        name="funnybirds",
+        protocols=_protocols(funnybirds=_options(dilation=5)),
+        target="label",
+        fit="model",
+        interpolation=None,
+        summary="Part by part on drawn scenes: completeness, correctness and contrastivity, and the protocols that "
+        "they are made of.",
+        source="Hesse, Schaub-Meyer, Roth 2023 (ICCV), funnybirds-framework",
+    ),
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})

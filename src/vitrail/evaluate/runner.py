@@ -37,6 +37,7 @@ HINTS = {
     "mask": "a mask must hold the object's value (category; default all but 0) where the model looks",
     "label": "classes are called by index, whole name or WordNet id",
     "regions": "regions come with mosaics, stitched pictures and the bestiary's pairs",
+    "parts": "parts come with the bestiary's singles, or with a data set of your own",
 }
 
 FEW = 4  # images from which the time of all is estimated

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,7 @@ __all__ = [
     "Evaluation",
     "LogitQuery",
     "Measured",
+    "Parts",
     "ProtocolInfo",
     "Query",
     "TokenSubsetQuery",
@@ -49,6 +50,26 @@ __all__ = [
 ]
 
 
+Mask = TypeVar("Mask")
+Picture = TypeVar("Picture")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Parts(Generic[Mask, Picture]):
+    """The parts of the object in a drawn scene, the things around it, and the scene drawn again without some of them.
+
+    `masks` holds the pixels of each part that is seen, `things` those that each other thing changes; `draw` gives the
+    picture without the parts and things of these names. `shared` are the parts that other classes would have in just
+    this form, by class; `sufficient` the smallest sets of parts that tell the label's class from all others.
+    """
+
+    masks: Mapping[str, Mask]
+    things: Mapping[str, Mask]
+    draw: Callable[[frozenset[str]], Picture]
+    shared: Mapping[int, frozenset[str]]
+    sufficient: tuple[frozenset[str], ...]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Case:
     """An image, the class that is explained, and what is known to be true of it.
@@ -56,9 +77,10 @@ class Case:
     `image` is the model's own input, normalised; `logits` are what the model answers to it; `target` is the class that
     the maps are of, `label` the true one. `boxes` (the labelled object's boxes together), `mask` (the object's
     silhouette) and `regions` (one region for each class that the picture is known to hold) lie on the pixels of
-    `image`. What is not known is None, or empty. `grid` holds the rows and columns of the model's patches, `prefix` the
-    number of tokens before them; `black` and `white` are the normalised values of black and white in each channel;
-    `output` is the kind of the model's output, which says what `logits` are.
+    `image`, and so does what `parts()` holds, whose pictures are normalised. What is not known is None, or empty.
+    `grid` holds the rows and columns of the model's patches, `prefix` the number of tokens before them; `black` and
+    `white` are the normalised values of black and white in each channel; `output` is the kind of the model's output,
+    which says what `logits` are.
     `seed` is the image's own, from the run's seed and its place in the data.
     """
 
@@ -76,6 +98,7 @@ class Case:
     boxes: Bool[Tensor, "height width"] | None = None
     mask: Bool[Tensor, "height width"] | None = None
     regions: Mapping[int, Bool[Tensor, "height width"]] = field(default_factory=dict)
+    parts: Callable[[], Parts[Tensor, Tensor]] | None = None
     output: Output = LOGITS
 
     @property
@@ -93,7 +116,7 @@ class Case:
         return torch.Generator().manual_seed(self.seed)
 
     def has_annotation(self, what: str) -> bool:
-        """Returns whether there is a `what`: "label", "boxes", "mask" or "regions"."""
+        """Returns whether there is a `what`: "label", "boxes", "mask", "regions" or "parts"."""
         found = getattr(self, what)
         return found is not None and (what != "regions" or bool(found))
 
@@ -121,12 +144,15 @@ class TokenSubsetQuery:
 class AttributionQuery:
     """What map does the method that is being measured give for other images, or for other classes? One class each.
 
-    `randomised` is the number of the model's last layers whose parameters are drawn anew first (0: none).
+    `randomised` is the number of the model's last layers whose parameters are drawn anew first (0: none). `apart` is
+    the group of each patch, row by row: groups do not attend to each other, and the head reads group 0 (empty: the
+    model as it is).
     """
 
     images: Float[Tensor, "images channels height width"]
     targets: Sequence[int]
     randomised: int = 0
+    apart: tuple[int, ...] = ()
 
 
 class Measured(NamedTuple):
@@ -150,7 +176,7 @@ class ProtocolInfo:
 
     `function` takes a case, a raw map and the options, and is an `Evaluation`. `summarise` takes the `Curves` of all
     images and the same options, and gives the numbers by which methods are compared. `needs` names what must be known
-    of an image ("label", "boxes", "mask", "regions"); `signed` whether scores below zero mean something to it.
+    of an image ("label", "boxes", "mask", "regions", "parts"); `signed` whether scores below zero mean something to it.
     """
 
     name: str

@@ -2,6 +2,8 @@
 
 from . import (  # noqa: F401  (each registers itself)
     average_drop,
+    funnybirds,
+    idsds,
     insertion_deletion,
     log_odds,
     mif_lif,
