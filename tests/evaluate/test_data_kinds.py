@@ -120,7 +120,7 @@ def test_mosaics_of_what_the_model_is_sure_of(model, folder, tmp_path):
     data = open_data(f"mosaic:{plain}?grid=2x1&confidence={least}", model)
     assert labels(data) == best[sure >= least].tolist()
     assert len(data) == 10
-    assert data.notes[1:] == [f"in no mosaic: 6 pictures whose class the model gives less than {least:g}"]
+    assert data.notes[1:] == [f"in no mosaic: 6 pictures to whose class the model does not give {least:g}"]
     for index in range(len(data)):
         assert len(data.sample(index).regions) == 2
     labelled = open_data(folder, model)

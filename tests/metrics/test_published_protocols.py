@@ -8,6 +8,7 @@ import math
 import re
 from itertools import combinations
 
+import families
 import numpy as np
 import pytest
 import timm
@@ -22,6 +23,7 @@ from vitrail.metrics import find_protocol
 from vitrail.metrics.aggregation import Curves
 from vitrail.metrics.localisation.grid_pointing import disconnected
 from vitrail.metrics.protocol import Parts
+from vitrail.models.layout import layout_of
 from vitrail.report import build_board, write_report
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -376,3 +378,23 @@ def test_each_preset_resumes_and_is_in_the_report(data, preset, columns, tmp_pat
     for column in columns:
         assert board.column(column) is not None
         assert column.partition(": ")[2] in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_models_of_a_class_token_are_disconnected_and_others_refused(name):
+    """What is disconnected holds all of a map that follows the attention; a mean of patches or pooling is refused."""
+    family = families.FAMILIES[name]
+    torch.manual_seed(0)
+    model = vitrail.wrap(family.build(), preprocess=vitrail.Preprocess(family.image_size))
+    layout = layout_of(model, model.blank())
+    groups = torch.arange(layout.patches) // layout.cols >= layout.rows // 2
+    if layout.reads_patches or layout.pools:
+        with pytest.raises(UnsupportedOperationError, match=f"reads {layout.reads}, which connects all cells"):
+            disconnected(model, groups.long().tolist())
+        return
+    apart = disconnected(model, groups.long().tolist())
+    image = torch.randn(1, *model.blank().shape[1:])
+    scores = vitrail.explain(apart, image, 0, method="gae").scores[0]
+    assert float(scores[: layout.rows // 2].sum()) == pytest.approx(float(scores.sum()), rel=1e-5)
+    assert float(scores.sum()) > 0

@@ -115,7 +115,7 @@ class Mosaics(Selection):
             by_class[label].append(place)
         self.by_class, self.label_of = dict(sorted(by_class.items())), named
         self.classes = np.array(list(self.by_class))
-        rule = "of no known class" if confidence is None else f"whose class the model gives less than {confidence:g}"
+        rule = "of no known class" if confidence is None else f"to whose class the model does not give {confidence:g}"
         if len(self.by_class) < len(self.cells):
             short = "the data hold" if confidence is None else f"with confidence={confidence:g} the data hold"
             raise DataError(
