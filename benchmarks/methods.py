@@ -29,7 +29,7 @@ from vitrail.methods.registry import choose_methods
 # The multiple that a method is to stay under.
 BARS = {"tattr": 3.5, "attn_lrp": 3.0, "tam": 8.0, "bi_head": 8.0, "bi_token": 8.0, "dix": 16.0, "iia": 30.0}
 BARS |= dict.fromkeys(("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "layercam", "eigencam"), 0.6)
-SLOW = ("tis", "vit_cx", "attention_flow")  # timed once
+SLOW = ("tis", "vit_cx", "attention_flow", "dave", "mda")  # timed once
 
 
 def plain_pass(module: torch.nn.Module, image: Tensor, target: int) -> None:

@@ -234,3 +234,65 @@ def caap(name: str, target: int, chosen: list[int]) -> Tensor:
 
         total[j] = logit(0 * images, [swap(x) for x in seen]) - nothing
     return total
+
+
+def var(name: str, target: int, classes: int, temperature: float, threshold: float) -> Tensor:
+    """The target's complete map under libra times its share of several classes' maps, where that is above chance."""
+    family = FAMILIES[name]
+    captured = reference.capture(family.build(), family.images(1), "libra")
+    logits = captured.logits[0].tolist()
+    ranked = sorted(range(len(logits)), key=lambda c: -logits[c])
+    compared = [*ranked[:classes], ranked[-1]]
+    if target not in compared:
+        compared = [target, *ranked[:classes]]
+    maps = {}
+    for c in compared:
+        g = captured.gradients(captured.logits[0, c])
+        a = [m.detach() for m in captured.maps[: len(g)]]
+        row = reference.readout(family.readout, family.prefix, family.grid[0] * family.grid[1], a[-1].shape[-2])
+        maps[c] = reference.complete(a, g, family.prefix, row)[0]
+    largest = max(float(m.abs().max()) for m in maps.values())
+    result = torch.zeros_like(maps[target])
+    for j in range(len(result)):
+        powers = {c: torch.exp(temperature * maps[c][j].abs() / largest) for c in compared}
+        share = powers[target] / sum(powers.values())
+        if share - 1 / len(compared) > threshold:
+            result[j] = maps[target][j] * share
+    return result
+
+
+def dave(name: str, target: int, shifts: list[tuple[int, int]], reach: int, blur: float) -> Tensor:
+    """Input times the libra gradient of the moved image, moved back, averaged over the shifts, smoothed; image 0."""
+    family = FAMILIES[name]
+    images = family.images(1).double()
+    height, width = images.shape[-2:]
+    total, seen = torch.zeros(height, width, dtype=torch.float64), torch.zeros(height, width)
+
+    def inside(place: int, size: int) -> int:
+        place = -place if place < 0 else place
+        return 2 * (size - 1) - place if place >= size else place
+
+    for down, right in shifts:
+        rows = [inside(y - down, height) for y in range(height)]
+        cols = [inside(x - right, width) for x in range(width)]
+        moved = images[:, :, rows][..., cols].clone().requires_grad_()
+        captured = reference.capture(family.build(), moved, "libra")
+        (gradient,) = torch.autograd.grad(captured.logits[0, target], moved)
+        products = (moved * gradient)[0].sum(0).detach()
+        for y in range(height):
+            for x in range(width):
+                if 0 <= y + down < height and 0 <= x + right < width:
+                    total[y, x] += products[y + down, x + right]
+                    seen[y, x] += 1
+    mean = total / seen
+    if not blur:
+        return mean
+    reach = int(-(-3 * blur // 1))
+    offsets = range(-reach, reach + 1)
+    weights = {(i, j): torch.exp(torch.tensor(-(i * i + j * j) / (2 * blur * blur)).double()) for i in offsets for j in offsets}  # fmt: skip  # noqa: E501
+    result = torch.zeros_like(mean)
+    for (i, j), weight in weights.items():
+        rows = [inside(y + i, height) for y in range(height)]
+        cols = [inside(x + j, width) for x in range(width)]
+        result += weight * mean[rows][:, cols]
+    return result / sum(weights.values())

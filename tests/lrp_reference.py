@@ -215,8 +215,16 @@ def gamma_linear(x: Tensor, weight: Tensor, bias: Tensor, gamma: float, r: Tenso
     return xp * (sp @ up + sn @ down) + xn * (sp @ down + sn @ up)
 
 
-def attn_lrp(trace: Trace, target: int, conv_gamma: float, linear_gamma: float, cp: bool) -> Tensor:
-    """AttnLRP or CP-LRP of the pixels, in relevances all the way down (no gradients)."""
+def pa_lrp(trace: Trace, target: int, conv_gamma: float, linear_gamma: float, cp: bool) -> Tensor:
+    """AttnLRP of the pixels, and the position's part of what reaches each patch, in even shares."""
+    result = attn_lrp(trace, target, conv_gamma, linear_gamma, cp)
+    return result + attn_lrp(trace, target, conv_gamma, linear_gamma, cp, positions=True)
+
+
+def attn_lrp(
+    trace: Trace, target: int, conv_gamma: float, linear_gamma: float, cp: bool, positions: bool = False
+) -> Tensor:
+    """AttnLRP or CP-LRP of the pixels or of the positions, in relevances all the way down (no gradients)."""
     w = trace.weights
     with torch.no_grad():
         r = torch.zeros_like(trace.logits)
@@ -248,6 +256,10 @@ def attn_lrp(trace: Trace, target: int, conv_gamma: float, linear_gamma: float, 
         g = (r / trace.start)[1:]
         weight, bias = w.patch[0].flatten(1), w.patch[1]
         size = w.patch[0].shape[-1]
+        if positions:
+            # r at z = x + p splits into r x / z and r p / z.
+            share = ((r / trace.start) * w.position[0])[1:].sum(-1) / size**2
+            return F.fold(share.expand(size**2, -1)[None], trace.image.shape[1:], size, stride=size)[0, 0]
         unfolded = F.unfold(trace.image[None], size, stride=size)[0].T
         pixels = gamma_linear(unfolded, weight, bias, conv_gamma, g * trace.patches)
         return F.fold(pixels.T[None], trace.image.shape[1:], size, stride=size)[0].sum(0)

@@ -23,6 +23,9 @@ OPTIONS: dict[str, dict[str, object]] = {
     # Clamped at zero, the maps of some tiny random models are zero everywhere.
     "attn_gradcam": {"relu": False},
     "partial_lrp": {"rules": "tattr"},
+    "dave": {"samples": 3},
+    "var": {"classes": 1, "threshold": 0.0, "gradient": "full"},
+    "mda": {"candidates": 2},
 }
 
 # The methods under which all families are met at every `make test`; the others meet there the families that differ most
@@ -40,7 +43,7 @@ VARIED = {
     "open_clip_average",
     "user_written_out",
 }
-COSTLY = {"tattr", "lrp", "attn_lrp", "partial_lrp", "tis", "dix", "iia", "vit_cx"}
+COSTLY = {"tattr", "lrp", "attn_lrp", "partial_lrp", "tis", "dix", "iia", "vit_cx", "pa_lrp", "dave"}
 MOST_VARIED = VARIED - {"timm_deit_distilled", "timm_siglip", "hf_vit", "torchvision_vit"}
 
 
@@ -50,6 +53,8 @@ def pairs(methods: Iterable[str], families: Iterable[str]) -> list[Any]:
     assert every >= VARIED > MOST_VARIED
 
     def quick(method: str) -> set[str]:
+        if method == "mda":  # hundreds of passes
+            return {"timm_vit"}
         return every if method in EVERYWHERE else MOST_VARIED if method in COSTLY else VARIED
 
     return [
@@ -64,6 +69,10 @@ TOLERANCE: dict[str, float] = {"gradcam_plus_plus": 1e-3, "xgradcam": 1e-3}
 
 # Pairs that a method cannot serve, and what its error says: (method, family) -> a regular expression.
 UNSERVED: dict[tuple[str, str], str] = {
+    **{
+        ("pa_lrp", family): "pa_lrp found no embedding of positions that the model adds"
+        for family in ("timm_beit", "timm_dinov3", "timm_dinov3_class", "hf_beit")
+    },
     ("grad_eclip", "user_written_out"): r"blocks\.2\.attention \(WrittenOutAttention\) writes it out as a softmax",
 }
 
@@ -85,7 +94,9 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     **{name: getattr(integrated_reference, name) for name in ("tam", "bi_head", "bi_token", "dix", "iia")},
     **{name: getattr(cam_reference, name) for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam")},
     **{name: getattr(cam_reference, name) for name in ("layercam", "eigencam", "grad_eclip", "legrad", "bicam")},
-    **{name: getattr(cam_reference, name) for name in ("cdam", "finercam", "caap")},
+    **{name: getattr(cam_reference, name) for name in ("cdam", "finercam", "caap", "var", "dave")},
+    "pa_lrp": lrp_reference.pa_lrp,
+    "mda": perturbation_reference.mda_map,
     "attcat": cam_reference.block_inputs,
     "fullgrad_plus": cam_reference.block_inputs,
 }

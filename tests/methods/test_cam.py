@@ -192,6 +192,39 @@ def test_caap(name: str):
         assert relative(single[0].flatten().double(), literal.caap(name, TARGET, middle)) < 1e-5
 
 
+@pytest.mark.parametrize("name", families(["timm_vit", "torchvision_vit", "timm_vit_average", "user_non_square"]))
+def test_var(name: str):
+    for classes, threshold in ((2, 0.01), (3, 0.3), (1, 0.0)):
+        expected = literal.var(name, TARGET, classes, 10.0, threshold)
+        assert relative(ours(name, "var", classes=classes, threshold=threshold), expected) < 1e-11
+    assert bool((expected == 0).any())
+    assert bool((expected != 0).any())
+
+
+def test_var_of_another_base_is_made_of_its_maps():
+    images, model = FAMILIES["timm_vit"].images(2), FAMILIES["timm_vit"].model()
+    found = vitrail.explain(model, images, [[0, 4], [1, 2]], method="var", base="gradcam", gradient="full")
+    base = vitrail.explain(model, images, [[0, 4], [1, 2]], method="gradcam", gradient="full")
+    kept = found.scores != 0
+    assert bool(kept.any())
+    shares = (found.scores / base.scores)[kept]
+    assert float(shares.min()) > 1 / 3
+    assert float(shares.max()) <= 1
+
+
+def test_var_says_that_a_class_is_nowhere_ahead():
+    with pytest.raises(NoSignalError, match="nowhere larger than those of the 2 classes that it is compared with"):
+        ours("timm_vit", "var", threshold=0.9)
+
+
+@pytest.mark.parametrize("name", families(["timm_vit", "torchvision_vit", "user_non_square"]))
+def test_dave(name: str):
+    drawn = [(0, 0), *torch.randint(-5, 6, (2, 2), generator=torch.Generator().manual_seed(7)).tolist()]
+    for blur in (0.0, 0.8):
+        found = ours(name, "dave", samples=3, reach=5, blur=blur, seed=7)
+        assert relative(found, literal.dave(name, TARGET, drawn, 5, blur).flatten()) < 1e-11
+
+
 def test_nothing_before_the_layer_is_differentiated():
     """The backward pass ends there: the first block's weights would have to be read by it otherwise."""
     module, images = FAMILIES["timm_vit"].build(), FAMILIES["timm_vit"].images(1)
@@ -244,6 +277,19 @@ def test_the_sign_follows_the_relu():
         ("caap", {"patches_per_pass": 0}, OptionError, "patches_per_pass=0 must be 1 or more"),
         ("dix", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined for maps that are put in"),
         ("tattr", {"gradient": "gim"}, OptionError, "gradient='gim' is not defined next to the rules of LRP"),
+        (
+            "var",
+            {"base": "rollout"},
+            OptionError,
+            "base='rollout' must give each class a map of the patches: gae, comp",
+        ),
+        ("var", {"base": "lrp"}, OptionError, "base='lrp' must give each class a map of the patches"),
+        ("var", {"classes": 0}, OptionError, "classes=0 must be 1 or more"),
+        ("var", {"objective": "probability"}, OptionError, "var holds logits of several classes against each other"),
+        ("dave", {"samples": 0}, OptionError, "samples=0 must be 1 or more"),
+        ("dave", {"reach": 64}, OptionError, "reach=64 from 0 to 63"),
+        ("mda", {"until": 0.0}, OptionError, r"until=0\.0 above 0"),
+        ("mda", {"prior": "mda"}, OptionError, "prior='mda' must give each class"),
         ("finercam", {"variant": "new"}, OptionError, "variant='new' is none of paper, released"),
         ("finercam", {"references": 0}, OptionError, "references=0 must be 1 or more"),
         ("finercam", {"objective": "probability"}, OptionError, "finercam has an objective of its own"),

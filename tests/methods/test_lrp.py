@@ -104,6 +104,26 @@ def test_attn_lrp(family, conv_gamma, linear_gamma, rules):
     assert_equals(family, reference, 1e-5, method="attn_lrp", rules=rules, **gammas)
 
 
+@pytest.mark.parametrize(
+    ("family", "rules"), [("timm_vit", "attn_lrp"), ("torchvision_vit", "cp_lrp"), ("user_patch_14", "attn_lrp")]
+)
+def test_pa_lrp(family, rules):
+    def reference(t, target):
+        return literal.pa_lrp(t, target, 0.25, 0.05, cp=rules == "cp_lrp")
+
+    def alone(t, target):
+        return literal.attn_lrp(t, target, 0.25, 0.05, cp=rules == "cp_lrp", positions=True)
+
+    assert_equals(family, reference, 1e-5, method="pa_lrp", rules=rules)
+    assert_equals(family, alone, 1e-5, method="pa_lrp", rules=rules, positions="alone")
+
+
+def test_pa_lrp_says_no_to_models_that_add_no_positions():
+    bare = Bare().eval()
+    with pytest.raises(UnsupportedOperationError, match="pa_lrp found no embedding of positions .* its 16 patches"):
+        vitrail.explain(bare, torch.randn(1, 3, 64, 64), 2, method="pa_lrp")
+
+
 @pytest.mark.parametrize("method", ["tattr", "lrp", "attn_lrp"])
 def test_stabilised_float32_is_the_same_in_float64_models(method):
     images = FAMILIES["timm_vit"].images(1)

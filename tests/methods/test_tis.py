@@ -3,6 +3,7 @@
 import numpy as np
 import perturbation_reference as literal
 import pytest
+import scipy.ndimage
 import timm
 import torch
 from families import FAMILIES
@@ -10,7 +11,38 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from vitrail.errors import OptionError, UnsupportedOperationError
+from vitrail.methods.derived import falling_curve
 from vitrail.methods.masking import ITERATIONS, centroids, coverage_mean, highest_patches
+
+
+def test_mda_equals_the_method_written_out():
+    family = FAMILIES["user_non_square"]
+    module, images = family.build().double(), family.images(1).double()
+    prior = vitrail.explain(module, images, 2, method="gae", gradient="full").scores[0].flatten().numpy()
+    rows, cols = family.grid
+    high, wide = images.shape[2] // rows, images.shape[3] // cols
+    cells = []
+    for r, c in np.ndindex(rows, cols):
+        cells.append(np.zeros(images.shape[2:], dtype=bool))
+        cells[-1][r * high : (r + 1) * high, c * wide : (c + 1) * wide] = True
+    blurred = scipy.ndimage.gaussian_filter(images[0].numpy(), 2.0, axes=(1, 2), mode="mirror", radius=6)
+
+    def score(picture: np.ndarray) -> float:
+        with torch.no_grad():
+            return float(literal.softmax(module(torch.from_numpy(picture)[None])[0].numpy())[2])
+
+    for tried, until in ((3, 0.9), (2, 0.3)):
+        expected = literal.mda_map(score, blurred, images[0].numpy(), cells, prior, tried, until)
+        ours = vitrail.explain(module, images, 2, method="mda", candidates=tried, until=until, blur=2.0).scores[0]
+        assert np.abs(ours.numpy().flatten() - expected).max() < 1e-6 * expected.max()
+
+
+def test_the_curve_of_mda_is_the_nearest_that_falls_ever_more_slowly():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        values = np.minimum.accumulate(rng.random(9))
+        ours = falling_curve(torch.from_numpy(values)).numpy()
+        assert np.abs(ours - literal.falling_curve(values)).max() < 1e-6
 
 
 @torch.no_grad()

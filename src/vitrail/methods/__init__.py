@@ -8,6 +8,7 @@ from . import attention_flow  # noqa: F401  # isort: skip
 from . import masking  # noqa: F401  # isort: skip
 from . import integrated_gradients, dix  # noqa: F401  # isort: skip
 from . import cam, grad_eclip, legrad, block_inputs  # noqa: F401  # isort: skip
+from . import derived  # noqa: F401  # isort: skip
 from .registry import METHODS, MethodInfo, find_method, list_methods, register_method
 
 __all__ = ["METHODS", "MethodInfo", "find_method", "list_methods", "register_method"]

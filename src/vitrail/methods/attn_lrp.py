@@ -3,7 +3,7 @@
 The rules stand in `lrp.attnlrp`. On a ViT it is the γ-rule of the linear layers, not the rule inside attention,
 that decides; the defaults are the paper's for ViT: γ = 0.25 for convolutions, 0.05 for the MLPs and the head, ε for the
 projections around attention. Relevance is not conserved: the logit's share of biases, positions and the softmax stays
-behind.
+behind. PA-LRP gives each patch its position's share (Bakish, Zimerman, Chefer, Wolf 2025).
 """
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..attention.calls import without_autocast
 from ..errors import OptionError
-from ..lrp.attnlrp import AttnLRPTap, SharedAttention, attnlrp_rules, find_attention_rule
+from ..lrp.attnlrp import AttnLRPTap, Positions, SharedAttention, attnlrp_rules, find_attention_rule
 from ..lrp.operations import find_precision
 from .context import AttributionContext
 from .registry import register_method
 
-__all__ = ["attn_lrp"]
+__all__ = ["attn_lrp", "pa_lrp"]
 
 
 @register_method(
@@ -44,6 +44,51 @@ def attn_lrp(
     `rules="cp_lrp"` holds attention constant (CP-LRP), as the authors' released mapping for ViT does. γ = 0 is the
     ε-rule with the released stabiliser of 1e-6, None the bare gradient (ε → 0) of a linear layer or convolution.
     """
+    maps, _ = _propagate(context, rules, conv_gamma, linear_gamma, precision, "attn_lrp")
+    return maps
+
+
+@register_method(
+    "pa_lrp",
+    signed=True,
+    class_specific=True,
+    uses_gradient=False,
+    passes="1F 1B",
+    reference="Bakish, Zimerman, Chefer, Wolf 2025",
+    level="pixel",
+)
+@without_autocast
+def pa_lrp(
+    context: AttributionContext,
+    *,
+    positions: str = "added",
+    rules: str = "attn_lrp",
+    conv_gamma: float | None = 0.25,
+    linear_gamma: float | None = 0.05,
+    precision: str = "mixed",
+) -> Float[Tensor, "images targets height width"]:
+    """PA-LRP: AttnLRP's map, and the relevance of each patch's position, spread evenly over its pixels.
+
+    `positions="alone"` gives the positions' part. All else is as for `attn_lrp`.
+    """
+    if positions not in ("added", "alone"):
+        raise OptionError(f"positions={positions!r} is none of added, alone")
+    maps, rows = _propagate(context, rules, conv_gamma, linear_gamma, precision, "pa_lrp")
+    grid = context.layout.as_grid(rows)
+    spread = torch.nn.functional.interpolate(grid, size=maps.shape[-2:], mode="nearest-exact")
+    spread = spread * (grid[0, 0].numel() / maps[0, 0].numel())
+    return spread if positions == "alone" else maps + spread
+
+
+def _propagate(
+    context: AttributionContext,
+    rules: str,
+    conv_gamma: float | None,
+    linear_gamma: float | None,
+    precision: str,
+    method: str,
+) -> tuple[Float[Tensor, "images targets height width"], Float[Tensor, "images targets tokens"]]:
+    """Returns the relevance of the pixels; and for PA-LRP that of the positions, as a row over the tokens."""
     for name, gamma in (("conv_gamma", conv_gamma), ("linear_gamma", linear_gamma)):
         if gamma is not None and not 0 <= gamma < float("inf"):
             raise OptionError(f"{name}={gamma} must be 0 (the ε-rule) or more, or None (the gradient as it is)")
@@ -54,18 +99,24 @@ def attn_lrp(
         attnlrp_rules(conv_gamma, linear_gamma, exact),
         exact.dtype,
         context.model.module,
-        "attn_lrp",
+        method,
         "method='complete' with gradient='libra'",
     )
-    tap.chain = context.layout.layers
+    layout = context.layout
+    places = len(context.images), layout.prefix, layout.patches, layout.all_tokens
+    positions = Positions(*places) if method == "pa_lrp" else None
+    tap.positions, tap.chain = positions, layout.layers
     with torch.enable_grad():
         # The sum is no leaf, so the tap takes it for an activation.
         images = context.images.detach().to(context.model.device, exact.dtype).requires_grad_() + 0
     logits = context.trace(tap, images)
     tap.refuse_overwritten("the output", logits)
     seeds = context.seeds(logits)
-    maps = []
+    goals = [images, *(positions.sums if positions else ())]
+    maps, rows = [], []
     for number, seed in enumerate(seeds):
-        (gradient,) = torch.autograd.grad(logits, [images], seed, retain_graph=number + 1 < len(seeds))
+        gradient, *at_sums = torch.autograd.grad(logits, goals, seed, retain_graph=number + 1 < len(seeds))
         maps.append((images.detach() * gradient).sum(dim=1))
-    return torch.stack(maps, dim=1).to(context.readout_row().dtype)
+        rows.append(positions.row(at_sums) if positions else maps[0].new_zeros(0))
+    dtype = context.readout_row().dtype
+    return torch.stack(maps, dim=1).to(dtype), torch.stack(rows, dim=1 if positions else 0).to(dtype)

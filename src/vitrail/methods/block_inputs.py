@@ -1,14 +1,17 @@
-"""Maps made of the tokens x_l that enter block l: FullGrad+, AttCAT, CAAP (Mehri et al. 2025; Qiang et al. 2022; Izadi
-et al. 2026).
+"""Maps made of what enters block l, x_l, or the model, x: FullGrad+, AttCAT, CAAP, DAVE (Mehri et al. 2025; Qiang et
+al. 2022; Izadi et al. 2026; Wróbel et al. 2026).
 
 FullGrad+ and AttCAT take input times gradient, s being the objective. Both are sums over blocks, signed, and mean most
 with `gradient="libra"`, where the gradient splits the logit over what makes it up instead of following its slope. CAAP
-takes no gradient: it puts the tokens of one patch after the other into the pass of an image of nothing.
+takes no gradient: it puts the tokens of one patch after the other into the pass of an image of nothing. DAVE takes
+input times gradient at the pixels, of the image moved a little this way and that.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -21,7 +24,7 @@ from ..errors import OptionError
 from .context import AttributionContext, required_blocks
 from .registry import register_method
 
-__all__ = ["attcat", "caap", "fullgrad_plus"]
+__all__ = ["attcat", "caap", "dave", "fullgrad_plus", "smoothed"]
 
 
 @register_method(
@@ -189,3 +192,74 @@ def _scores_with(
     row.forward(Replacement({}), *(at_input(block, put(x)) for block, x in zip(blocks, own, strict=False)))
     count = context.targets.index.shape[1]
     return torch.stack([row.objective_values(row.logits, number)[0] for number in range(count)], dim=1)
+
+
+@register_method(
+    "dave",
+    signed=True,
+    class_specific=True,
+    uses_gradient=True,
+    passes="51F 50B",
+    reference="Wróbel et al. 2026",
+    level="pixel",
+    gradient="libra",
+    objectives=("logit", "difference"),
+)
+def dave(
+    context: AttributionContext, *, samples: int = 50, reach: int | None = None, blur: float = 1.0, seed: int = 0
+) -> Float[Tensor, "images targets height width"]:
+    """DAVE: input times gradient at the pixels, the mean over small shifts of the image, smoothed.
+
+    The first of `samples` is the image as it is; in the others it is moved by up to `reach` pixels (half a patch where
+    None) either way, its border reflected, by shifts that `seed` draws. Each map is moved back, and a pixel takes the
+    mean of those that saw it. `blur` is the standard deviation, in pixels, of the last smoothing.
+    """
+    height, width = context.images.shape[-2:]
+    far = min(height // context.layout.rows, width // context.layout.cols) // 2 if reach is None else reach
+    if samples < 1 or not 0 <= far < min(height, width) or not 0 <= blur < min(height, width) / 4:
+        raise OptionError(
+            f"samples={samples} must be 1 or more, reach={reach} from 0 to {min(height, width) - 1}, and blur={blur} "
+            f"at least 0 and below {min(height, width) / 4:g} pixels"
+        )
+    context.forward(Replacement({}))  # the classes are those of the image where it is
+    images = context.images.detach()
+    everyone = torch.arange(len(images), device=images.device)
+    bordered = F.pad(images, (far, far, far, far), mode="reflect")
+    dtype = context.readout_row().dtype
+    maps = torch.zeros(len(images), context.targets.index.shape[1], height, width, dtype=dtype, device=images.device)
+    seen = maps.new_zeros(height, width)
+    drawn = torch.randint(-far, far + 1, (samples - 1, 2), generator=torch.Generator().manual_seed(seed))
+    for number, (down, right) in enumerate([(0, 0), *drawn.tolist()]):
+        moved = bordered[..., far - down : far - down + height, far - right : far - right + width]
+        found = _pixel_products(context.at(moved, everyone))
+        # What was at pixel u is at u + (down, right) now; the border that came in from outside says nothing.
+        rows, cols = slice(max(-down, 0), height - max(down, 0)), slice(max(-right, 0), width - max(right, 0))
+        maps[..., rows, cols] += found.roll((-down, -right), dims=(-2, -1))[..., rows, cols]
+        seen[rows, cols] += 1
+        context.report("moving the image", number + 1, samples)
+    return smoothed(maps / seen, blur)
+
+
+def _pixel_products(context: AttributionContext) -> Float[Tensor, "images targets height width"]:
+    """Returns Σ_c x_c ∂s/∂x_c of every pixel."""
+    pixels = context.images.detach().clone().requires_grad_()
+    # The sum is no leaf, so the tap takes it for an activation.
+    logits = context.graph(LeafAttention(context.gradient), images=pixels + 0)
+    dtype, count = compute_dtype(pixels.dtype), context.targets.index.shape[1]
+    maps = []
+    for number in range(count):
+        (gradient,) = torch.autograd.grad(context.scalar(logits, number), [pixels], retain_graph=number + 1 < count)
+        maps.append((pixels.detach().to(dtype) * gradient.to(dtype)).sum(dim=1))
+    return torch.stack(maps, dim=1)
+
+
+def smoothed(maps: Float[Tensor, "*batch height width"], deviation: float) -> Float[Tensor, "*batch height width"]:
+    """Returns maps or pictures under a Gaussian of that standard deviation in pixels, their border reflected."""
+    if deviation == 0:
+        return maps
+    radius = math.ceil(3 * deviation)
+    kernel = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device).div(deviation).square().mul(-0.5)
+    kernel = kernel.softmax(dim=0)
+    padded = F.pad(maps, (radius, radius, radius, radius), mode="reflect")
+    across = padded.unfold(-1, 2 * radius + 1, 1) @ kernel
+    return across.unfold(-2, 2 * radius + 1, 1) @ kernel

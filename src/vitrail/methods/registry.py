@@ -230,6 +230,8 @@ def passes_of(info: MethodInfo) -> int | None:
     return count
 
 
+# No group stands for these, which take minutes on every image: they must be named.
+SINGLY = {"mda"}
 # What can stand for several methods, each by what the registry knows of them.
 GROUPS: dict[str, Callable[[MethodInfo], bool]] = {
     "all": lambda _: True,
@@ -249,8 +251,8 @@ def choose_methods(names: str | Sequence[str] = "all") -> list[Chosen]:
     Args:
         names: names or aliases of methods, or groups: "all", "fast" (at most four passes in all), "signed", "unsigned",
             "class" (the map depends on the class), "gradient" (gradient= means something), "patch", "pixel" (the map's
-            level). Several in one word are separated by commas; "-name" or "-group" takes methods out again; a gradient
-            mode may follow a colon, as in "complete:libra".
+            level); mda, which takes minutes, belongs to none. Several in one word are separated by commas; "-name" or
+            "-group" takes methods out again; a gradient mode may follow a colon, as in "complete:libra".
 
     Raises:
         UnknownMethodError: for a name that is neither a method nor a group.
@@ -284,5 +286,5 @@ def choose_methods(names: str | Sequence[str] = "all") -> list[Chosen]:
 def _named(name: str) -> list[MethodInfo]:
     """Returns the methods of a group, or the one of that name."""
     if name in GROUPS and name not in METHODS:
-        return [info for info in list_methods() if GROUPS[name](info)]
+        return [info for info in list_methods() if GROUPS[name](info) and info.name not in SINGLY]
     return [find_method(name, {})]
