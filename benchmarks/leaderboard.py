@@ -1,0 +1,135 @@
+"""The leaderboard: every method, and maps of other packages as these compute them, by the same protocols and images.
+
+    python -m benchmarks.leaderboard photos/ --boxes boxes.csv --limit 300 --output run/
+    python -m benchmarks.leaderboard photos/ --boxes boxes.csv --limit 300 --only peer_hilrp --output run-hilrp/
+    vitrail report run/ run-hilrp/ --output report/
+
+The same command resumes an interrupted run. HiLRP (`pip install hilrp`, no dependency of Vitrail) replaces parts of
+PyTorch and timm for its whole process, so that it runs by itself; torchxai is `pip install torchxai-explain`.
+
+- peer_gradcam: pytorch-grad-cam's `GradCAM` at the last block's first norm, as its page on vision transformers has it.
+- peer_integrated_gradients: Captum's `IntegratedGradients`, 20 steps from zero in the units of the normalised image.
+- peer_transformer_attribution: torchxai's `TransformerAttribution`.
+- peer_hilrp: HiLRP's `attribute` with its own rules for plain vision transformers.
+"""
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vitrail
+from vitrail.evaluate.runner import evaluate
+from vitrail.methods.context import AttributionContext
+from vitrail.methods.registry import register_method
+
+MODEL = "timm/vit_tiny_patch16_224"
+PROTOCOLS = ("perturbation", "insertion", "deletion", "pointing", "energy")
+MODES = ("complete:full", "complete:libra", "complete:gim", "gae:libra", "gae:gim")
+STEP = 3584  # pixels, in insertion and deletion: 14 steps
+Peer = Callable[[Any, Tensor, int], Tensor]  # module, one image in a batch, class -> map of the pixels or the patches
+
+
+def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
+    """Registers another package's map as a method, asked image by image and class by class."""
+
+    def register(ask: Peer) -> Peer:
+        def method(context: AttributionContext) -> Tensor:
+            context.record()  # the logits, and the classes where none is named
+            module, images = context.model.module, context.images
+            found = []
+            for image, classes in zip(images, context.targets.index.tolist(), strict=True):
+                with torch.enable_grad():
+                    maps = [ask(module, image[None].clone(), number).detach() for number in classes]
+                high, wide = image.shape[-2:]
+                sized = [one.reshape(1, 1, *one.shape[-2:]).float() for one in maps]
+                # A patch's score stands at all of its pixels, as those of Vitrail's own maps do.
+                found.append(torch.cat([torch.nn.functional.interpolate(one, (high, wide)) for one in sized], dim=1))
+            return torch.cat(found)
+
+        method.__doc__ = ask.__doc__
+        register_method(
+            f"peer_{name}",
+            signed=signed,
+            class_specific=True,
+            uses_gradient=False,  # of ours: their own pass is what it is
+            passes=passes,
+            level="pixel",
+            reference="another package",
+        )(method)
+        return ask
+
+    return register
+
+
+@peer("gradcam", signed=False, passes="1F 1B")
+def gradcam(module: Any, image: Tensor, number: int) -> Tensor:
+    """The map of pytorch-grad-cam."""
+    package: Any = import_module("pytorch_grad_cam")
+    target: Any = import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(number)
+    side = module.patch_embed.grid_size
+
+    def as_grid(tokens: Tensor) -> Tensor:
+        return tokens[:, module.num_prefix_tokens :].unflatten(1, side).permute(0, 3, 1, 2)
+
+    with package.GradCAM(model=module, target_layers=[module.blocks[-1].norm1], reshape_transform=as_grid) as cam:
+        return torch.from_numpy(cam(input_tensor=image.requires_grad_(), targets=[target])[0])
+
+
+@peer("integrated_gradients", signed=True, passes="20F 20B")
+def integrated_gradients(module: Any, image: Tensor, number: int) -> Tensor:
+    """The map of Captum, summed over channels."""
+    captum: Any = import_module("captum.attr")
+    return (
+        captum.IntegratedGradients(module).attribute(image, target=number, n_steps=20, internal_batch_size=4).sum(dim=1)
+    )
+
+
+@peer("transformer_attribution", signed=False, passes="1F 1B")
+def transformer_attribution(module: Any, image: Tensor, number: int) -> Tensor:
+    """The map of torchxai."""
+    torchxai: Any = import_module("torchxai")
+    explainer = torchxai.TransformerAttribution(module, device=str(image.device))
+    return torch.as_tensor(explainer._compute_cam(image.requires_grad_(), number))
+
+
+@peer("hilrp", signed=True, passes="1F 1B")
+def hilrp(module: Any, image: Tensor, number: int) -> Tensor:
+    """The map of HiLRP."""
+    package: Any = import_module("hilrp")
+    return package.attribute(module, image, number, arch=MODEL.removeprefix("timm/"))["pixel_map"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a folder of photographs, or another data set as `vitrail evaluate` takes it")
+    parser.add_argument("--boxes")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--only", nargs="+", default=[], help="rows, by name")
+    parser.add_argument("--without", nargs="+", default=[], help="rows to leave out, by name")
+    parser.add_argument("--output", required=True)
+    options = parser.parse_args()
+    model = vitrail.load(MODEL, checkpoint=options.checkpoint)
+    done = evaluate(
+        model,
+        options.data,
+        options.only or ["all", "-peer_hilrp", *(f"-{name}" for name in options.without), *MODES],
+        PROTOCOLS,
+        preset="bi",
+        output=options.output,
+        limit=options.limit,
+        block=4,
+        data_options={"boxes": options.boxes} if options.boxes else None,
+        method_options={"tis": {"masks": 256}} if not options.only or "tis" in options.only else None,
+        protocol_options={"insertion": {"step": STEP}, "deletion": {"step": STEP}},
+        progress=lambda done, total: print(f"{done} of {total} images", flush=True),
+    )
+    print(done)
+
+
+if __name__ == "__main__":
+    main()
