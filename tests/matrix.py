@@ -33,18 +33,19 @@ OPTIONS: dict[str, dict[str, object]] = {
 EVERYWHERE = {"raw", "gae", "complete", "gmar_l2"}
 VARIED = {
     "timm_vit",
-    "timm_deit_distilled",
     "timm_eva02",
     "timm_beit",
-    "timm_siglip",
-    "hf_vit",
     "hf_dinov2_registers",
-    "torchvision_vit",
     "open_clip_average",
     "user_written_out",
 }
 COSTLY = {"tattr", "lrp", "attn_lrp", "partial_lrp", "tis", "dix", "iia", "vit_cx", "pa_lrp", "dave"}
-MOST_VARIED = VARIED - {"timm_deit_distilled", "timm_siglip", "hf_vit", "torchvision_vit"}
+MOST_VARIED = VARIED - {"timm_beit", "open_clip_average"}
+
+
+def varied(families: Iterable[str]) -> list[Any]:
+    """The families as parameters of a test that is no method's; `slow` but for those that differ most."""
+    return [one if one in VARIED else pytest.param(one, marks=pytest.mark.slow) for one in families]
 
 
 def pairs(methods: Iterable[str], families: Iterable[str]) -> list[Any]:

@@ -61,32 +61,44 @@ def text_of(node: ast.AST) -> str:
 
 
 @cache
+def trees() -> dict[str, ast.Module]:
+    """The modules of the package, read once."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return {file.relative_to(PACKAGE).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
+
+
+@cache
 def texts() -> list[tuple[str, int, str]]:
     """(file, line, text) of every message that an error is made of."""
     found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             name = getattr(node.func, "id", None) or getattr(node.func, "attr", "")
             if name.endswith("Error") or name in MAKERS:
                 text = " ".join(filter(None, map(text_of, node.args)))
-                found += [(path.relative_to(PACKAGE).as_posix(), node.lineno, text)] if text else []
+                found += [(file, node.lineno, text)] if text else []
     return found
 
 
-def strings() -> Iterator[tuple[str, int, str]]:
+@cache
+def strings() -> list[tuple[str, int, str]]:
     """(file, line, text) of every string that is not a docstring: parts of messages lie in variables, too."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        apart = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):  # what `vitrail reproduce --list` shows is in the command's words
+    found = []
+    for file, tree in trees().items():
+        nodes = list(ast.walk(tree))
+        apart = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:  # what `vitrail reproduce --list` shows is in the command's words
             wants = isinstance(node, ast.keyword) and node.arg == "wants"
             if wants or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "WANTS"):
                 apart |= {id(one) for one in ast.walk(node)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in apart:
-                yield path.relative_to(PACKAGE).as_posix(), node.lineno, node.value
+        found += [
+            (file, node.lineno, node.value)
+            for node in nodes
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in apart
+        ]
+    return found
 
 
 @cache
@@ -129,10 +141,11 @@ def everywhere() -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
 def of_module(file: str) -> set[str]:
     """Arguments of public functions, and dataclass fields of what a module defines."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+    for node in ast.walk(trees()[file]):
         if isinstance(node, ast.FunctionDef) and not (node.name.startswith("_") and node.name != "__init__"):
             names |= {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

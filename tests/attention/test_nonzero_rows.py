@@ -249,7 +249,14 @@ def test_maps_are_the_same(method: str, gradient: str, kernel: str, monkeypatch:
     torch.testing.assert_close(*maps, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", ["timm_vit", "timm_deit_distilled", "hf_vit", "torchvision_vit", "open_clip"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "timm_vit",
+        "torchvision_vit",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("timm_deit_distilled", "hf_vit", "open_clip")),
+    ],
+)
 @pytest.mark.parametrize("method", ["complete", "gradcam", "grad_eclip", "legrad", "attcat", "fullgrad_plus", "dix"])
 def test_maps_of_methods_with_graphs_of_their_own(method: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = FAMILIES[family]

@@ -60,6 +60,7 @@ def test_accuracy_and_score_for_programs() -> None:
     assert 0 <= document["table"][3]["pair sign"]["mean"] <= 1
 
 
+@pytest.mark.slow
 def test_label_errors_prints_both_models() -> None:
     found = json.loads(call("bestiary", "label-errors", "-n", 3, "--json").stdout)
     assert [line["model"] for line in found] == ["bestiary", "bestiary/label-errors"]

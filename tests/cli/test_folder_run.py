@@ -191,7 +191,16 @@ def test_the_plan_explains_nothing(run: Run, tmp_path: Path, two_threads: None) 
     assert rows["question"] == "complete, libra gradient, class competition, 1 target an image"
     assert rows["peak memory"].endswith("for each more")
     assert " s an image with drawing and writing, " in rows["time"]
+    assert "passes side by side" not in rows  # all three are one batch
     assert not (tmp_path / "out").exists()
+    refused = run(photos, "--plan", "--method", "nope")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "no method is called 'nope'" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_plan_of_several_passes(run: Run, tmp_path: Path, two_threads: None) -> None:
+    photos = photographs(tmp_path / "photos", 3)
     words = ("-t", "zebra", "-t", "kite", "--against", "tench", "--method", "gae", "-b", "2", "--json")
     document = json.loads(run(photos, "*.gif", "--plan", *words).stdout)
     assert (document["batch"], document["targets"], document["images"], document["gradient"]) == (2, 2, 3, "full")
@@ -200,12 +209,8 @@ def test_the_plan_explains_nothing(run: Run, tmp_path: Path, two_threads: None) 
     assert not document["seconds_at_most"]
     assert [failure["image"] for failure in document["failures"]] == ["*.gif"]
     assert document["passes_at_once"] == 2
-    assert "passes side by side" not in rows  # all three are one batch
     rows = dict(line.split("\t") for line in run(photos, "--plan", *words[:-1]).stdout.splitlines())
     assert rows["passes side by side"].startswith("2 after the first, the processor's threads shared out: ")
-    refused = run(photos, "--plan", "--method", "nope")
-    assert (refused.exit_code, refused.stdout) == (2, "")
-    assert "no method is called 'nope'" in refused.stderr
 
 
 @pytest.mark.parametrize("words", ["0", "some", "-1"])

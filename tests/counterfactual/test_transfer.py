@@ -11,6 +11,7 @@ import reference
 import timm
 import torch
 from families import FAMILIES, UserViT
+from matrix import varied
 from torch import Tensor, nn
 
 import vitrail
@@ -124,7 +125,7 @@ def test_what_a_constraint_promises_of_the_last_maps(constraint: str):
 # --- every family -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", varied(FAMILIES))
 def test_step_0_is_the_leaf_gradient(family: str):
     module, images = FAMILIES[family].build(), FAMILIES[family].images(1)
     before = {name: parameter.clone() for name, parameter in module.state_dict().items()}
@@ -139,7 +140,7 @@ def test_step_0_is_the_leaf_gradient(family: str):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", varied(FAMILIES))
 def test_a_small_step_lowers_the_logit_by_the_whole_gradient(family: str):
     """To first order Δ logit = −η Σ ‖∇A‖² over all maps that the logit depends on: none is left out, none twice."""
     module, images = FAMILIES[family].build().double(), FAMILIES[family].images(1, dtype=torch.float64)

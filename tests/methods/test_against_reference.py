@@ -74,9 +74,7 @@ def test_float64_is_exact(family: str):
     assert relative(ours.scores, references(family, "libra")["complete"]) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "family", [one if one in matrix.VARIED else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
-)
+@pytest.mark.parametrize("family", matrix.varied(FAMILIES))
 def test_the_gradient_mode_against_self_repair(family: str):
     expected = references(family, "gim")["complete"]
     assert relative(expected, references(family, "full")["complete"]) > 1e-2

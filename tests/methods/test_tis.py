@@ -188,6 +188,7 @@ def test_models_without_the_places_are_told_so(method: str, message: str):
         vitrail.explain(_NoNorm().eval(), torch.randn(1, 3, 64, 64), 1, method=method)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_half_the_tokens_are_half_the_work():
     """The masks' passes alone, counted in floating-point operations, not in seconds."""

@@ -214,7 +214,9 @@ def _options(rest: str) -> tuple[str, dict[str, Any]]:
         try:
             options["confidence"] = float(options["confidence"])
         except ValueError:
-            raise DataError(f"confidence={options['confidence']} of a mosaic is no number, as 0.99 is") from None
+            raise DataError(
+                f"the confidence of a mosaic is a number, as 0.99 is, and not {options['confidence']!r}"
+            ) from None
     return rest[: found.start()], options
 
 
