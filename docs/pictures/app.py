@@ -72,6 +72,16 @@ def drawn(page: Page, view: str) -> None:
     page.locator(f"#vt-view-{view} .vt-panel:visible").first.wait_for(timeout=300_000)
 
 
+def asked(page: Page, link: str) -> None:
+    """The words of an answer, one creature held against the other."""
+    page.goto(link)
+    words = page.locator(".words .answer button")
+    words.nth(6).wait_for(timeout=300_000)
+    page.locator("#vt-stop-words").wait_for(state="hidden")
+    for number in (2, 6):
+        words.nth(number).click()
+
+
 VIEWS: dict[str, Callable[[Page, str], None]] = {
     "map": lambda page, at: opened(page, f"{at}?example=pair&target=0&against=8"),
     "patch": lambda page, at: opened(page, f"{at}?example=pair&target=0&against=8&row=8&col=8"),
@@ -82,6 +92,7 @@ VIEWS: dict[str, Callable[[Page, str], None]] = {
     "guide": lambda page, at: opened(page, f"{at}?example=single&view=guide"),
     "transfer": lambda page, at: opened(page, f"{at}?example=pair&target=8&against=0&view=transfer&steps=40"),
     "rewrite": lambda page, at: opened(page, f"{at}?example=sibling&view=rewrite"),
+    "words": lambda page, at: asked(page, f"{at}?example=pair&view=words"),
     "phone": lambda page, at: opened(page, f"{at}?example=pair&target=0&against=8"),
 }
 

@@ -166,7 +166,7 @@ class Visitor:
 
     def come(self, link: str = "") -> Any:
         self.page.goto(self.server.address + "/" + link)
-        self.page.locator("[data-class]").first.wait_for()
+        self.page.locator("[data-class]").first.wait_for(state="attached")  # the view of words hides them
         return self.page
 
     def upload(self, data: bytes, name: str = "mine.png") -> None:

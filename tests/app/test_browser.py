@@ -378,7 +378,7 @@ def test_phone_width(chromium, page_server):
     tops = [page.locator(one).bounding_box()["y"] for one in ("#vt-offer", "#vt-view-map .vt-glass:visible", "#vt-ask")]
     assert tops == sorted(tops)  # the map right under the picker, then the classes
     assert tops[1] < 600
-    for view in ("Map", "Layers", "Heads", "Detail", "Methods", "Guide", "Transfer", "Rewrite"):
+    for view in ("Map", "Layers", "Heads", "Detail", "Methods", "Guide", "Transfer", "Rewrite", "Words"):
         tab = page.get_by_role("tab", name=view)
         assert tab.bounding_box()["height"] >= 40
         tab.tap()
@@ -402,7 +402,7 @@ def test_tablet_width(chromium, page_server):
     page.locator("#vt-view-map .vt-map").first.wait_for()
     glasses = [one.bounding_box() for one in page.locator("#vt-view-map .vt-glass").all()]
     assert glasses[0]["y"] == glasses[1]["y"] < 600
-    for view in ("Methods", "Layers", "Heads", "Detail", "Guide", "Transfer", "Rewrite"):
+    for view in ("Methods", "Layers", "Heads", "Detail", "Guide", "Transfer", "Rewrite", "Words"):
         tab = page.get_by_role("tab", name=view)
         assert tab.is_visible()
         assert tab.bounding_box()["height"] >= 40

@@ -12,6 +12,8 @@ from vitrail.app.service import read
 WHOLE = Question(
     view="rewrite", model="bestiary/label-errors", example="pair", picture="1f", target=3, against=0, method="gae",
     gradient="libra", row=0, col=5, layer=2, head=1, methods="signed", layout="stack", steps=35, until=0.7, budget=0.5,
+    vlm="hf/owner/name", prompt="Où? & why=", answer="a\n“b” 猫", other="murlo", word_method="gae",
+    word_gradient="leaf", vision="tokens", most=9,
 )  # fmt: skip
 
 
@@ -23,7 +25,7 @@ def test_every_part_of_a_question_comes_back():
 @pytest.mark.parametrize(
     "query",
     ["view=../../etc/passwd", "target=-1", "target=1e9", "row=nan", "until=7", "budget=inf", "x" * 5000,
-     "model=" + "m" * 500, "target=%00", "layer[]=1"],
+     "model=" + "m" * 500, "target=%00", "layer[]=1", "prompt=" + "p" * 3001, "answer=" + "%E7%8C%AB" * 334, "most=x"],
 )  # fmt: skip
 def test_what_a_link_cannot_mean_counts_as_not_said(query):
     assert read(query) == Question()

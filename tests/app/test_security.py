@@ -43,6 +43,7 @@ class Echo(Service):
     def __init__(self) -> None:
         self.asked: list[tuple] = []
         self.limits, self.models = LIMITS, SimpleNamespace(names=("bestiary",), first="bestiary")
+        self.vlms = SimpleNamespace(names=("bestiary/captioner",), first="bestiary/captioner")
         for name in ("arrive", "upload", "example", "guide", "choose", "change", "draw", "stop"):
             setattr(self, name, partial(self._heard, name))
         self.sessions = SimpleNamespace(leave=partial(self._heard, "leave"))

@@ -12,7 +12,7 @@ from app.conftest import LIMITS, encoded, new_service
 from PIL import Image
 
 from vitrail.app import page
-from vitrail.app.fragments import CONTROLS
+from vitrail.app.fragments import CONTROLS, WORD_CONTROLS
 from vitrail.app.question import LONG, Question
 from vitrail.app.service import SORRY, PageUpdate, Service, excuse, read
 from vitrail.app.session import ModelCache, Sessions
@@ -592,7 +592,7 @@ def test_errors_name_the_pages_own_controls():
     written = "".join(
         path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".py", ".js", ".html")
     )
-    for name, label in CONTROLS.items():
+    for name, label in (*CONTROLS.items(), *WORD_CONTROLS.items()):
         assert written.count(label) > 1, name  # in the table, and where the control is made
     told = excuse(
         OptionError('gradient="warm" is unknown: give "full" or gradient="libra", and target=3; grid= helps too')

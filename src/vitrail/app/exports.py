@@ -42,7 +42,7 @@ class ViewResult:
     """Holds the HTML of a view, its files by suffix, each made on demand, and their name.
 
     `facts` are what code for the same view must know, such as the gradient mode in use. `essence` is that of the
-    question.
+    question, and `held` the bytes that the files are made from, where they are many.
     """
 
     html: str
@@ -50,6 +50,7 @@ class ViewResult:
     name: str = "vitrail"
     facts: Mapping[str, Any] = field(default_factory=dict)
     essence: tuple[Any, ...] = ()
+    held: int = 0
 
 
 def file_of(write: Callable[[Path], object], suffix: str) -> bytes:
@@ -82,7 +83,10 @@ def files_of(ex: Explanation, draw: Callable[[], "Figure"] | None = None) -> dic
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExportContext:
-    """Holds a question and everything its result depends on; `facts` are those of the `ViewResult`."""
+    """Holds a question and everything its result depends on; `facts` are those of the `ViewResult`.
+
+    `vlm` is the vision-language model that the page has under the name of the question, loaded with `vlm_options`.
+    """
 
     question: Question
     model: VisionModel
@@ -91,6 +95,8 @@ class ExportContext:
     rival: int
     checkpoint: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    vlm: str = ""
+    vlm_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -149,6 +155,7 @@ def as_python(context: ExportContext) -> str:
     asked = f"model, image, {target}{against}"
     steps, until = limits(question)
     imports: list[str] = []
+    loaded = f"vitrail.load({context.model.name!r}{weights})"
     match question.view:
         case "methods":
             lines = [f"found = vitrail.compare({asked}, methods={question.methods!r}{gradient})"]
@@ -180,6 +187,13 @@ def as_python(context: ExportContext) -> str:
             budget = f", budget={_budget(question)}" if question.budget else ""
             words = f"target={rival}, source={target}, until={until!r}{budget}, steps={REWRITE_STEPS}"
             lines = [f"found = rewrite(model, image, {words})", 'found.save("rewritten.png")']
+        case "words":
+            imports = ["import torch"] if "dtype" in context.vlm_options else []
+            kept = {name: f"torch.{one}" if name == "dtype" else repr(one) for name, one in context.vlm_options.items()}
+            loaded = f"vitrail.load_vlm({', '.join([repr(context.vlm), *(f'{n}={v}' for n, v in kept.items())])})"
+            words = "".join(f", {name}={value!r}" for name, value in question.about_words().items())
+            lines = [f"ex = vitrail.explain_generation(model, image, {question.prompt!r}{words})"]
+            lines += ['ex.save("words.safetensors")', 'ex.plot("words.png")']
         case _:
             lines = [f"ex = vitrail.explain({asked}{method})", 'ex.save("map.png")']
             if question.row is not None and question.col is not None:
@@ -190,7 +204,7 @@ def as_python(context: ExportContext) -> str:
     if question.example in EXAMPLES:
         imports += ["from vitrail.app.pictures import example_picture"]
         image = f"image = example_picture({question.example!r}).open()"
-    head = ["import vitrail", *sorted(imports), "", f"model = vitrail.load({context.model.name!r}{weights})", image]
+    head = ["import vitrail", *sorted(imports), "", f"model = {loaded}", image]
     return "\n".join([*head, *lines]) + "\n"
 
 
@@ -235,6 +249,10 @@ def as_command(context: ExportContext) -> str:
                 "--steps",
                 str(REWRITE_STEPS),
             ]
+        case "words":
+            line = ["vlm", context.file, "--model", context.vlm, *_option("--prompt", question.prompt)]
+            for name, value in (question.about_words() | dict(context.vlm_options)).items():
+                line += _option(f"--{name.replace('_', '-')}", value)
         case _:
             line = ["explain", *asked, *method]
             if question.row is not None and question.col is not None:

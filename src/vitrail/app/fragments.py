@@ -5,7 +5,7 @@ Words that come from outside (class names, file names, messages) pass through `e
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -20,6 +20,7 @@ from .jobs import Report
 
 __all__ = [
     "CONTROLS",
+    "WORD_CONTROLS",
     "bar",
     "css",
     "curves",
@@ -56,6 +57,16 @@ CONTROLS = {
     "steps": "Steps",
     "until": "Stop at this probability",
     "budget": "Levels per pixel",
+}
+
+WORD_CONTROLS = {  # in the view of words
+    "prompt": "Question",
+    "answer": "Answer",
+    "against": "Rather than this word?",
+    "method": "Method for words",
+    "gradient": "Gradient for words",
+    "vision": "Where the maps end",
+    "max_new_tokens": "Most tokens of its answer",
 }
 
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -296,12 +307,12 @@ def progress(report: Report) -> str:
     )
 
 
-def problem(message: str) -> str:
+def problem(message: str, controls: Mapping[str, str] = CONTROLS) -> str:
     """Returns an alert with the reason of a failure, in the page's words and without paths of the machine."""
-    return f'<div class="vt-problem" role="alert">{escape(on_page(message))}</div>'
+    return f'<div class="vt-problem" role="alert">{escape(on_page(message, controls))}</div>'
 
 
-def on_page(message: str) -> str:
+def on_page(message: str, controls: Mapping[str, str] = CONTROLS) -> str:
     """Returns a message of the library in the words of the page's controls.
 
     >>> on_page('nothing comes near the target: try gradient="libra"')
@@ -311,6 +322,6 @@ def on_page(message: str) -> str:
     """
 
     def control(name: str, value: str) -> str | None:
-        return f"“{CONTROLS[name]}”{f' at {value}' if value else ''}" if name in CONTROLS else None
+        return f"“{controls[name]}”{f' at {value}' if value else ''}" if name in controls else None
 
     return reworded(" ".join(message.split()), control, "({names}: in Python, by whoever runs this page)")

@@ -67,6 +67,7 @@ const show = (event, replace) => {
   if (event.names) names = event.names;
   for (const [id, html] of Object.entries(event.html)) put(document.getElementById(id), html);
   for (const [name, value] of Object.entries(event.controls ?? {})) set(name, value);
+  if (event.words) words(event.words);
   announce();
   if (event.link === undefined) return;
   link = event.link;
@@ -80,6 +81,13 @@ const announce = () => {
   if (progress && Date.now() - (announce.last ?? 0) < 4000) return;
   $("#vt-live").textContent = (progress?.textContent ?? $(".vt-map", shown)?.alt) || "";
   announce.last = Date.now();
+};
+// The words of an answer: begun anew, more of them, or none.
+const words = news => {
+  const root = $("#vt-words");
+  if (news.pictures) words.shown = showWords(root, news);
+  else if (news.words) words.shown?.tell(news);
+  else { root.replaceChildren(); words.shown = null; }
 };
 const ask = (what, given, file) => queue(async () => events(await post(what, given, file), event => show(event)));
 
@@ -159,6 +167,7 @@ const set = (name, value) => {
   }
 };
 const look = view => {
+  body.dataset.view = view;
   for (const one of all("[role=tab]")) {
     const chosen = one.dataset.view === view;
     one.setAttribute("aria-selected", String(chosen));

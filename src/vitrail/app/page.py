@@ -19,8 +19,9 @@ from ..plotting.overlay import AGAINST, FOR, colour
 from ..plotting.transfer import COLOURS
 from .fragments import css, data_address
 from .pictures import EXAMPLES, example_picture
-from .question import DRAW, WAITING, Question, ViewContext
+from .question import DRAW, LONGEST_TEXT, MOST_TOKENS, WAITING, Question, ViewContext
 from .views.comparisons import GROUPS, LAYOUTS
+from .views.words import VISIONS, WORD_METHODS
 
 __all__ = ["best_classes", "draw_classes", "examples", "page", "page_files", "taking_home"]
 
@@ -33,7 +34,9 @@ TITLES = {
     "guide": "Guide",
     "transfer": "Transfer",
     "rewrite": "Rewrite",
+    "words": "Words",
 }
+FILES = (("plotting", "words"), ("app", "page"))  # that make one script and one style sheet
 THUMB = 112  # pixels of an example's picture
 LIGHTER = 0.5  # on a dark page words have the colours of a score of that size: as strong to the eye as on paper
 
@@ -42,7 +45,8 @@ LIGHTER = 0.5  # on a dark page words have the colours of a score of that size: 
 def page_files() -> Mapping[str, tuple[bytes, str]]:
     """Returns the files that the page asks for, by name: their bytes and their type."""
     script, style = (
-        files("vitrail.app").joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css")
+        "".join(files(f"vitrail.{part}").joinpath(f"{name}.{kind}").read_text(encoding="utf-8") for part, name in FILES)
+        for kind in ("js", "css")
     )
     return {
         "page.js": (script.encode(), "text/javascript; charset=utf-8"),
@@ -59,8 +63,11 @@ def _colours() -> str:
     )
 
 
-def page(models: Sequence[str], limit: int) -> str:
-    """Returns the page before anything is asked, for these models and uploads of at most `limit` bytes."""
+def page(models: Sequence[str], limit: int, vlms: Sequence[str] = ()) -> str:
+    """Returns the page before anything is asked, for these models and uploads of at most `limit` bytes.
+
+    `vlms` are the vision-language models.
+    """
     from jinja2 import Environment, StrictUndefined
 
     template = files("vitrail.app").joinpath("page.html").read_text(encoding="utf-8")
@@ -72,6 +79,7 @@ def page(models: Sequence[str], limit: int) -> str:
     return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(
         models=models, limit=limit, methods=methods, titles=TITLES, draw=DRAW, waiting=WAITING, groups=GROUPS,
         layouts=LAYOUTS, gradients=(Question.gradient, *get_args(GradientMode)), rose=_rose(), version=__version__,
+        vlms=vlms, usual=Question(), word_methods=WORD_METHODS, visions=VISIONS, longest=LONGEST_TEXT, most=MOST_TOKENS,
         files={name: f"static/{name}?{mark}" for name, mark in marks.items()},
     )  # fmt: skip
 
@@ -114,7 +122,14 @@ def _thumb(key: str) -> str:
 
 def taking_home(example: str, files: Sequence[str], recipes: tuple[str, str]) -> str:
     """Returns the buttons that export the view: as link, code and files."""
-    words = {"png": "PNG", "svg": "SVG", "safetensors": "safetensors", "webp": "film (WebP)"}
+    words = {
+        "png": "PNG",
+        "svg": "SVG",
+        "safetensors": "safetensors",
+        "webp": "film (WebP)",
+        "html": "page (HTML)",
+        "json": "JSON",
+    }
     saves = "".join(
         f'<button type="button" class="vt-button" data-save="{kind}">Save {words[kind]}</button>' for kind in files
     )

@@ -16,7 +16,18 @@ from ..errors import ImageTooLargeError, ModelError, NotAnImageError
 from ..images import read_image
 from ..models.vision_model import VisionModel
 
-__all__ = ["EXAMPLES", "Example", "Limits", "Picture", "Seen", "example_picture", "look", "offered", "uploaded"]
+__all__ = [
+    "EXAMPLES",
+    "SCENES",
+    "Example",
+    "Limits",
+    "Picture",
+    "Seen",
+    "example_picture",
+    "look",
+    "offered",
+    "uploaded",
+]
 
 LARGE = 672  # pixels at which a scene is drawn
 JOINED = 448  # pixels a side of photographs that are joined side by side
@@ -98,6 +109,8 @@ EXAMPLES: dict[str, Example] = {
     "cat": Example("a cat", (CAT,), files=("chelsea",)),
     "coffee": Example("a coffee", (COFFEE,), files=("coffee",)),
 }
+
+SCENES = tuple(key for key, example in EXAMPLES.items() if example.kind)
 
 
 def offered(model: VisionModel) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 import torch
 from jaxtyping import Float
@@ -19,33 +19,52 @@ from ..outputs import Output
 from .fragments import data_address
 from .pictures import Picture, Seen
 
-__all__ = ["DRAW", "LONG", "VIEWS", "WAITING", "Question", "ViewContext"]
+__all__ = [
+    "DRAW",
+    "LONG",
+    "LONGEST",
+    "LONGEST_TEXT",
+    "MOST_TOKENS",
+    "OWN",
+    "TEXTS",
+    "VIEWS",
+    "WAITING",
+    "Question",
+    "ViewContext",
+    "too_long",
+]
 
 # The views in the order of the page; those that take long are drawn when asked for, not when looked at.
-VIEWS = ("map", "methods", "layers", "heads", "detail", "guide", "transfer", "rewrite")
+VIEWS = ("map", "methods", "layers", "heads", "detail", "guide", "transfer", "rewrite", "words")
 WAITING = {
     "methods": "Every method's map for the same question, side by side, with the time that it took.",
     "guide": "The picture next to one of another class: what argues against moves there, and the map gets clearer.",
     "transfer": "What if the model looked elsewhere? Its attention is moved, step by step, until the class is lost.",
     "rewrite": "As small a change as it takes until the model names another class, as a file that proves it.",
+    "words": "A vision-language model answers a question about the picture, and each word of its answer gets a map.",
 }
 DRAW = {  # what is pressed to have them drawn
     "methods": "Compare methods",
     "guide": "Explain beside a guide",
     "transfer": "Move attention",
     "rewrite": "Rewrite the picture",
+    "words": "Ask the model",
 }
 LONG = tuple(DRAW)
 
 # What the long views depend on in addition to image, model and classes.
-_OWN = {
+OWN = {
     "methods": ("methods", "gradient"),
     "guide": ("layout", "method", "gradient"),
     "transfer": ("steps",),
     "rewrite": ("until", "budget"),
+    "words": ("vlm", "prompt", "answer", "other", "word_method", "word_gradient", "vision", "most"),
 }
 OPEN = ("target", "against", "row", "col", "layer", "head")  # which need not be said
 LONGEST = 200  # characters of any word in a link
+TEXTS = {"prompt": "question", "answer": "answer"}  # which are longer: a link of both is as long as proxies let pass
+LONGEST_TEXT = 3000  # bytes of each of them in a link
+MOST_TOKENS = 256  # of an answer that the model writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +73,9 @@ class Question:
 
     `picture` is the key of an uploaded picture, by which the page that took it finds it again.
     `target` and `against` are class indices, None for the predicted class and for no comparison; `row` and `col` are
-    the patch that was clicked on, `layer` and `head` the head. The rest belongs to the views that are named like it.
+    the patch that was clicked on, `layer` and `head` the head. `vlm` and what follows it belong to the view "words", of
+    which `other` is the word that every word is held against and `most` the most tokens of the model's own answer. The
+    rest belongs to the views that are named like it.
     """
 
     view: str = "map"
@@ -74,6 +95,14 @@ class Question:
     steps: int = 20
     until: float = 0.9
     budget: float = 0.0
+    vlm: str = ""
+    prompt: str = "what is in the picture?"
+    answer: str = ""
+    other: str = ""
+    word_method: str = "complete"
+    word_gradient: str = "default"
+    vision: str = "patches"
+    most: int = 64
 
     @staticmethod
     def from_query(query: Mapping[str, Any]) -> "Question":
@@ -128,8 +157,26 @@ class Question:
 
     def essence(self) -> tuple[Any, ...]:
         """Returns what the drawing of the view depends on: questions with the same essence have the same drawing."""
-        names = ("view", "model", "example", "picture", "target", "against", *_OWN.get(self.view, ()))
+        asked = () if self.view == "words" else ("model", "target", "against")
+        names = ("view", "example", "picture", *asked, *OWN.get(self.view, ()))
         return tuple(getattr(self, name) for name in names)
+
+    def about_words(self) -> dict[str, Any]:
+        """Returns what is chosen in the view "words", as arguments of `vitrail.explain_generation`.
+
+        >>> Question(answer="a tavel", other=" murlo", vision="tokens").about_words()
+        {'answer': 'a tavel', 'against': 'murlo', 'vision': 'tokens'}
+        """
+        usual = Question()
+        chosen = {
+            "answer": self.answer if self.answer.strip() else None,
+            "against": self.other.strip() or None,
+            "method": None if self.word_method == usual.word_method else self.word_method,
+            "gradient": None if self.word_gradient == usual.word_gradient else self.word_gradient,
+            "vision": None if self.vision == usual.vision else self.vision,
+            "max_new_tokens": None if self.most == usual.most or self.answer.strip() else self.most,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def said(self) -> dict[str, Any]:
         """Returns the view, and what differs from a page that was just opened."""
@@ -169,6 +216,21 @@ def _word(value: Any) -> str:
     return value
 
 
+def _text(value: Any) -> str:
+    if too_long(value):
+        raise ValueError
+    return value.replace("\r\n", "\n")
+
+
+def too_long(text: Any) -> bool:
+    """Returns whether a text is none that a link can hold."""
+    return not isinstance(text, str) or len(quote_plus(text, errors="replace")) > LONGEST_TEXT
+
+
+def _tokens(value: Any) -> int:
+    return min(max(1, _count(value)), MOST_TOKENS)
+
+
 def _count(value: Any) -> int:
     number = int(value)
     if not 0 <= number <= 10**6:
@@ -186,6 +248,7 @@ def _share(value: Any) -> float:
 _COUNTS = ("target", "against", "row", "col", "layer", "head", "steps")
 _KINDS: dict[str, Any] = {each.name: _word for each in fields(Question)}
 _KINDS |= dict.fromkeys(_COUNTS, _count) | {"until": _share, "budget": _share}
+_KINDS |= dict.fromkeys(TEXTS, _text) | {"most": _tokens}
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from .fragments import on_page
 from .gate import Bodies, Gate, Refused
 from .jobs import MOST_LONG
 from .page import examples, page, page_files, taking_home
+from .question import OWN
 from .service import PageUpdate, Service
 from .session import person_of
 
@@ -84,12 +85,13 @@ class Pages:
     A question is JSON, `{"do": …, "tab": …, "link": …, "given": {…}}`, or a multipart form of that (`question`) and a
     `file`. The answer to `download` is the file; any other is a stream of events, a line of JSON each:
     `html` (fragments by the id of their element), `link` (the link of what is shown), `controls` (values by the name of
-    the control) and `names` (the model's classes). Parts that stay as they are are not sent.
+    the control), `names` (the model's classes) and `words` (what `showWords` shows of an answer; one with `pictures`
+    begins anew, an empty one clears). Parts that stay as they are are not sent.
     """
 
     def __init__(self, service: Service, bodies: Bodies) -> None:
         self.service, self.bodies = service, bodies
-        self.html = page(service.models.names, service.limits.bytes)
+        self.html = page(service.models.names, service.limits.bytes, service.vlms.names)
         self.asks = Throttle(burst=40, every=0.2)
         self._open: Counter[str] = Counter()
         self._quick, self._long = CapacityLimiter(4), CapacityLimiter(2 * MOST_LONG)  # the service has them wait
@@ -180,7 +182,7 @@ class Pages:
     def _event(self, shown: PageUpdate, asked: Asked) -> dict[str, Any]:
         """Returns the update as an event; a new picture or model comes with its names, an arrival with its controls."""
         html = {f"vt-view-{view}": text for view, text in shown.views.items()}
-        event: dict[str, Any] = {"html": html}
+        event: dict[str, Any] = {"html": html} | ({} if shown.words is None else {"words": shown.words})
         question = shown.question
         if question is None:  # only how far a drawing has come
             return event
@@ -190,16 +192,22 @@ class Pages:
             html["vt-classes"] = shown.classes
         if shown.recipes is not None:
             html["vt-taking"] = taking_home(question.example, shown.files or (), shown.recipes)
+        elif asked.do == "draw":  # what there was answers another question
+            html["vt-taking"] = ""
         models = self.service.models
         model = question.model if question.model in models.names else models.first
-        if asked.do in ("arrive", "upload", "example") or "model" in asked.given:
-            html["vt-who"] = escape(model)
+        vlms = self.service.vlms
+        vlm = question.vlm if question.vlm in vlms.names else vlms.first
+        anew = asked.do in ("arrive", "upload", "example") or "model" in asked.given
+        if anew or not {"view", "vlm"}.isdisjoint(asked.given):
+            html["vt-who"] = escape(vlm if question.view == "words" else model)
             html |= {} if shown.examples is None else {"vt-offer": examples(shown.examples)}
-            event |= {} if shown.names is None else {"names": shown.names}
+        if anew and shown.names is not None:
+            event["names"] = shown.names
         if asked.do == "arrive":
-            names = ("view", "method", "gradient", "methods", "layout", "steps", "until")
-            chosen = {name: getattr(question, name) for name in names}
-            event["controls"] = chosen | {"model": model, "budget": round(255 * question.budget)}
+            names = {"view", "method", "gradient", "methods", "layout", "steps", "until", *OWN["words"]}
+            chosen = {name: getattr(question, name) for name in sorted(names)}
+            event["controls"] = chosen | {"model": model, "vlm": vlm, "budget": round(255 * question.budget)}
         return event
 
     def _download(self, visitor: str, asked: Asked) -> Response:

@@ -2,23 +2,27 @@
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from ..errors import ImageError, VitrailError
+from ..models import VisionModel
 from .exports import ExportContext, ViewResult, as_command, as_python
-from .fragments import nothing, problem, progress
+from .fragments import CONTROLS, WORD_CONTROLS, nothing, problem, progress
 from .jobs import ModelQueue, Report, Stopped, follow
 from .page import draw_classes
-from .pictures import EXAMPLES, Limits, Picture, example_picture, look, offered, uploaded
+from .pictures import EXAMPLES, SCENES, Limits, Picture, example_picture, look, offered, uploaded
 from .question import DRAW, LONG, OPEN, WAITING, Question, ViewContext
-from .session import ModelCache, Session, Sessions, person_of
-from .views import LONG_VIEWS, QUICK_VIEWS
+from .session import CAPTIONER, ModelCache, Session, Sessions, person_of
+from .views import LONG_VIEWS, QUICK_VIEWS, WordsDrawing
 
-__all__ = ["PageUpdate", "Service"]
+if TYPE_CHECKING:
+    from ..generation import VisionLanguageModel
+
+__all__ = ["PageUpdate", "Service", "vlms_of"]
 
 log = logging.getLogger("vitrail.app")
 
@@ -27,6 +31,8 @@ TYPES = {
     "svg": "image/svg+xml",
     "webp": "image/webp",
     "safetensors": "application/octet-stream",
+    "html": "text/html; charset=utf-8",
+    "json": "application/json",
 }
 
 NEW: dict[str, None] = dict.fromkeys(OPEN)  # for another picture
@@ -40,7 +46,8 @@ class PageUpdate:
 
     Without a question only the views change: a drawing goes on while the visitor may look at something else.
 
-    `names` are the classes of the model by index, and `examples` the pictures that suit it.
+    `names` are the classes of the model by index, and `examples` the pictures that suit it. `words` is what is new of
+    the words of an answer, see `vitrail.plotting.generation.answer_news`; an empty one takes them all away.
     """
 
     question: Question | None
@@ -51,6 +58,7 @@ class PageUpdate:
     files: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     examples: tuple[str, ...] | None = None
+    words: Mapping[str, Any] | None = None
 
 
 class Service:
@@ -60,8 +68,15 @@ class Service:
     the visitor can correct are shown in `status`; any other is logged, and the visitor is told so.
     """
 
-    def __init__(self, models: ModelCache, limits: Limits | None = None, sessions: Sessions | None = None) -> None:
+    def __init__(
+        self,
+        models: ModelCache[VisionModel],
+        limits: Limits | None = None,
+        sessions: Sessions | None = None,
+        vlms: ModelCache["VisionLanguageModel"] | None = None,
+    ) -> None:
         self.models = models
+        self.vlms = vlms_of() if vlms is None else vlms
         self.limits = Limits() if limits is None else limits
         self.sessions = Sessions() if sessions is None else sessions  # an empty one is false
         self.queue = ModelQueue()
@@ -152,14 +167,17 @@ class Service:
         """Draws one of the long views, and yields its progress."""
         question = read(query).heard(changes)
         view, session = question.view, self.sessions.of(visitor)
-        if view not in LONG_VIEWS:
+        if view not in LONG:
             yield self._show(session, question)
             return
         if session.stop is not None:
             session.stop.set()
         stop = session.stop = threading.Event()
+        words = WordsDrawing(stop) if view == "words" else None
 
         def work(report: Callable[[str, int, int], None]) -> tuple[ViewContext, ViewResult]:
+            if words is not None:
+                words.load(question, changes, self.vlms, report)  # before the turn is taken, as of other models
             with self.queue.long(person_of(visitor), lambda ahead: report(f"waiting, {ahead} ahead", 0, 0)) as breathe:
 
                 def tick(doing: str, done: int, total: int) -> None:
@@ -168,10 +186,18 @@ class Service:
 
                 context = self._context(session, question)
                 tick("starting", 0, 0)
+                if words is not None:
+                    return context, words.draw(context, tick)
                 return context, LONG_VIEWS[view](context, session.guide, tick)
 
+        def asked_still() -> bool:
+            again = session.stop is not stop and session.working == view  # the same may have been asked once more
+            return not again and replace(session.latest or question, view=view).essence() == question.essence()
+
         session.working, session.latest = view, question
-        yield PageUpdate(question=question, views={view: progress(Report("starting", 0, 0))})
+        session.answers.pop(view, None)  # it answers another question
+        begun = progress(Report("starting", 0, 0))
+        yield PageUpdate(question=question, views={view: begun}, words=None if words is None else {})
         try:
             reports = follow(work, stop)
             while True:
@@ -180,20 +206,23 @@ class Service:
                 except StopIteration as end:
                     context, answer = end.value
                     break
-                yield PageUpdate(question=None, views={view: progress(report)})
+                shown = progress(report) if words is None else words.so_far() + progress(report)
+                news = words.news() if words is not None and asked_still() else None
+                yield PageUpdate(question=None, views={view: shown}, words=news)
         except Stopped:
-            yield PageUpdate(
-                question=None, views={view: nothing(f"Stopped. Press <b>{DRAW[view]}</b> to begin again.")}
-            )
+            said = "" if words is None else words.so_far()
+            again = nothing(f"Stopped. Press <b>{DRAW[view]}</b> to begin again.")
+            yield PageUpdate(question=None, views={view: said + again})
         except Exception as error:
-            yield PageUpdate(question=None, views={view: excuse(error)})
+            yield PageUpdate(question=None, views={view: excuse(error, view)})
         else:
-            latest = session.latest or question
-            if replace(latest, view=view).essence() != question.essence():
+            if not asked_still():
                 return  # another question has been asked meanwhile, and the view already says so
             session.answers[view] = replace(answer, html="", essence=question.essence())  # the page has it
             shown = self._shown(context, {view: answer.html}, session.answers[view])
-            yield shown if latest.view == view else PageUpdate(question=None, views=shown.views)
+            shown = replace(shown, words=None if words is None else words.news(ended=True))
+            here = session.latest is None or session.latest.view == view
+            yield shown if here else PageUpdate(question=None, views=shown.views, words=shown.words)
         finally:
             if session.stop is stop:
                 session.working = None
@@ -306,11 +335,13 @@ class Service:
             session.stop.set()  # it answers another question
         session.answers.pop(view, None)
         invitation = nothing(f"{WAITING[view]}<br>Press <b>{DRAW[view]}</b> above.")
-        return self._shown(context, {view: invitation}, None)
+        shown = self._shown(context, {view: invitation}, None)
+        return replace(shown, words={}) if view == "words" else shown
 
     def _shown(self, context: ViewContext, views: Mapping[str, str], answer: ViewResult | None) -> PageUpdate:
         question, model = context.question, context.model
         checkpoint = self.models.checkpoints.get(question.model or self.models.first)
+        vlm = question.vlm or self.vlms.first
         told = ExportContext(
             question=question,
             model=model,
@@ -319,6 +350,8 @@ class Service:
             rival=context.rival if len(context.logits) > 1 else context.target,  # of one number there is none
             checkpoint=None if checkpoint is None else str(checkpoint),
             facts={} if answer is None else answer.facts,
+            vlm=vlm,
+            vlm_options=self.vlms.options,
         )
         return PageUpdate(
             question=question,
@@ -327,7 +360,7 @@ class Service:
             recipes=(as_python(told), as_command(told)),
             files=() if answer is None else tuple(answer.files),
             names=tuple(model.class_name(index) for index in range(len(context.logits))),
-            examples=offered(model),
+            examples=SCENES if question.view == "words" and vlm == CAPTIONER else offered(model),
         )
 
 
@@ -336,9 +369,27 @@ def read(query: str) -> Question:
     return Question.from_query(dict(parse_qsl(query.removeprefix("?"))))
 
 
-def excuse(error: Exception) -> str:
+def vlms_of(
+    names: Sequence[str] = (), *, device: str = "cpu", dtype: str = "float32"
+) -> ModelCache["VisionLanguageModel"]:
+    """Returns the vision-language models of a page: those named and the bestiary's captioner, loaded on demand."""
+
+    def load(name: str, _: object) -> "VisionLanguageModel":
+        import torch
+
+        from ..generation import load_vlm
+
+        return load_vlm(name, device=device, dtype=getattr(torch, dtype))
+
+    options = {"device": device, "dtype": dtype}
+    differing = {name: value for name, value in options.items() if value not in ("cpu", "float32")}
+    first, *others = (*names, CAPTIONER)
+    return ModelCache(first, load=load, allowed=tuple(others), built_in=(), at_once=False, options=differing)
+
+
+def excuse(error: Exception, view: str = "") -> str:
     """Returns an error as the visitor reads it; one that only the operator can correct is logged."""
     if isinstance(error, VitrailError):
-        return problem(str(error))
+        return problem(str(error), WORD_CONTROLS if view == "words" else CONTROLS)
     log.error("a question could not be answered", exc_info=error)
     return problem(SORRY)

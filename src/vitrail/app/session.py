@@ -6,16 +6,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import UnknownModelError
-from ..models import VisionModel
 from .pictures import Picture, Seen
-from .question import Question
+from .question import LONGEST, Question
 
-__all__ = ["BUILT_IN", "ModelCache", "Session", "Sessions", "person_of"]
+__all__ = ["BUILT_IN", "CAPTIONER", "ModelCache", "Session", "Sessions", "person_of"]
+
+Model = TypeVar("Model")
 
 BUILT_IN = ("bestiary", "bestiary/label-errors")
+CAPTIONER = "bestiary/captioner"
 EARLIER = 4  # previous images that a session keeps
 AWAY = 600  # seconds for which the session of a visitor who has left is kept: loading the page again is leaving it
 
@@ -58,8 +60,9 @@ class Session:
 
     @property
     def size(self) -> int:
-        """Bytes of the images, as files and as models saw them."""
+        """Bytes of the images, as files and as models saw them, and of what is kept to be saved."""
         came = sum(len(one.content) for one in (self.picture, self.guide, *self.earlier) if one is not None)
+        came += sum(one.held for one in list(self.answers.values()))
         return came + sum(one.tensor.nbytes + one.shown.nbytes for one in list(self.seen.values()))
 
 
@@ -164,10 +167,11 @@ def person_of(visitor: str) -> str:
     return visitor.partition(".")[0]
 
 
-class ModelCache:
+class ModelCache(Generic[Model]):
     """Loads models by name: `first` at once, those in `allowed` and the built-in ones on demand.
 
-    `load` is called with (name, checkpoint). A visitor can name no other model: no file, no address.
+    `load` is called with (name, checkpoint). A visitor can name no other model: no file, no address. Without `at_once`
+    the first is loaded on demand, too. `options` are what the models are loaded with, for code to copy.
 
     >>> from vitrail.models import load
     >>> models = ModelCache("bestiary", load=lambda name, checkpoint: load(name))
@@ -179,23 +183,32 @@ class ModelCache:
         self,
         first: str,
         *,
-        load: Callable[[str, Path | None], VisionModel],
+        load: Callable[[str, Path | None], Model],
         checkpoint: Path | None = None,
         allowed: tuple[str, ...] = (),
+        built_in: tuple[str, ...] = BUILT_IN,
+        at_once: bool = True,
+        options: Mapping[str, str] | None = None,
     ) -> None:
-        self.names = tuple(dict.fromkeys((first, *BUILT_IN, *allowed)))
+        self.names = tuple(dict.fromkeys((first, *built_in, *allowed)))
+        if long := [name for name in self.names if len(name) > LONGEST]:
+            raise UnknownModelError(
+                f"{long[0]} has more than {LONGEST} letters, which no link holds: give a shorter path"
+            )
         self.checkpoints: Mapping[str, Path | None] = {first: checkpoint}
+        self.options: Mapping[str, str] = {} if options is None else options
         self._load = load
         self._loading = {name: threading.Lock() for name in self.names}
-        self._models: dict[str, VisionModel] = {}
-        self.model(first)
+        self._models: dict[str, Model] = {}
+        if at_once:
+            self.model(first)
 
     @property
     def first(self) -> str:
         """Returns the name of the model that a new visitor gets."""
         return self.names[0]
 
-    def model(self, name: str) -> VisionModel:
+    def model(self, name: str) -> Model:
         """Returns the model of that name, "" for the first.
 
         Raises:

@@ -43,6 +43,19 @@ def app_command(
             help="Further model that visitors may choose; repeat for several. Default: none.",
         ),
     ] = None,
+    vlm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vlm",
+            metavar="NAME",
+            help="Vision-language model of the view Words: a folder, or an id of the Hugging Face hub; repeat for "
+            "several. Default: bestiary/captioner, loaded when it is first asked.",
+        ),
+    ] = None,
+    vlm_dtype: Annotated[
+        shared.Precision,
+        typer.Option("--vlm-dtype", metavar="TYPE", help="Floating point type of the vision-language models."),
+    ] = shared.Precision.float32,
     auth: Annotated[
         str | None,
         typer.Option(
@@ -97,9 +110,9 @@ def app_command(
             show(f"loading {model} …")
             from vitrail.app.pictures import Limits
             from vitrail.app.server import application, serve
-            from vitrail.app.service import Service
+            from vitrail.app.service import Service, vlms_of
             from vitrail.app.session import ModelCache
-            from vitrail.cli.image_run import load_named
+            from vitrail.cli.image_run import load_named, named_device
 
             own: dict[str, Any] = {"num_classes": num_classes, "class_names": class_names}
             own["output"] = output_kind and str(output_kind)
@@ -109,7 +122,11 @@ def app_command(
                 checkpoint=checkpoint,
                 allowed=tuple(allow_models or ()),
             )
-            service = Service(models, Limits(max_bytes, max_pixels))
+            vlms = vlms_of(vlm or (), device=named_device(device, str(vlm_dtype)), dtype=str(vlm_dtype))
+            for name in vlm or ():
+                show(f"loading {name} …")
+                vlms.model(name)  # what is wrong with it is said here, and no visitor waits for it
+            service = Service(models, Limits(max_bytes, max_pixels), vlms=vlms)
             server = application(service, host=host, admission=admission, root_path=prefix, hosts=names)
             show("ready")
             if not no_browser:

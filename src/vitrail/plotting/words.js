@@ -3,7 +3,7 @@
 // vitrail.plotting.generation gives, and `tell` takes what `answer_news` does. Whatever comes in them becomes text.
 function showWords(root, data) {
   const HINT = "Point at a word or tap it to see what made the model write it; click two to see one against the other.";
-  const BOTH = "Red: more for the first word; blue: more for the second (each map scaled by its largest score). Escape clears.";
+  const BOTH = "Red: more for the first word; blue: more for the second (each map scaled by its largest score). Escape, or a click on them again, clears.";
   root.innerHTML = `<div class="words"><p class="answer" role="group" aria-label="answer"></p><p class="hint"></p>
     <div class="parts"><div class="pictures"></div><div><p class="question" aria-live="polite"></p>
     <h3>Share of the relevance, regardless of sign</h3><div class="shares"></div>

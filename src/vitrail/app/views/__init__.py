@@ -8,8 +8,9 @@ from ..question import ViewContext
 from .comparisons import draw_detail, draw_gallery, draw_guide_view
 from .counterfactual import draw_film, draw_rewriting
 from .map import draw_heads, draw_layers, draw_map
+from .words import WordsDrawing
 
-__all__ = ["LONG_VIEWS", "QUICK_VIEWS"]
+__all__ = ["LONG_VIEWS", "QUICK_VIEWS", "WordsDrawing"]
 
 Tick = Callable[[str, int, int], None]
 
