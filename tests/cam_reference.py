@@ -236,7 +236,9 @@ def caap(name: str, target: int, chosen: list[int]) -> Tensor:
     return total
 
 
-def var(name: str, target: int, classes: int, temperature: float, threshold: float) -> Tensor:
+def var(
+    name: str, target: int, classes: int, temperature: float, threshold: float, against: int | None = None
+) -> Tensor:
     """The target's complete map under libra times its share of several classes' maps, where that is above chance."""
     family = FAMILIES[name]
     captured = reference.capture(family.build(), family.images(1), "libra")
@@ -245,6 +247,8 @@ def var(name: str, target: int, classes: int, temperature: float, threshold: flo
     compared = [*ranked[:classes], ranked[-1]]
     if target not in compared:
         compared = [target, *ranked[:classes]]
+    if against is not None:
+        compared = [target, against]
     maps = {}
     for c in compared:
         g = captured.gradients(captured.logits[0, c])

@@ -199,6 +199,9 @@ def test_var(name: str):
         assert relative(ours(name, "var", classes=classes, threshold=threshold), expected) < 1e-11
     assert bool((expected == 0).any())
     assert bool((expected != 0).any())
+    if name == "timm_vit":
+        expected = literal.var(name, TARGET, 2, 10.0, 0.01, against=4)
+        assert relative(ours(name, "var", against=4), expected) < 1e-11
 
 
 def test_var_of_another_base_is_made_of_its_maps():

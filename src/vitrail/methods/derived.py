@@ -73,6 +73,7 @@ def _maps_of(
     passes="2F 3B",
     reference="Walter, Vreeken, Fischer 2026",
     gradient="libra",
+    objectives=("logit", "difference"),
 )
 def var(
     context: AttributionContext,
@@ -84,8 +85,8 @@ def var(
 ) -> Float[Tensor, "images targets tokens"]:
     """VAR: the class's map where it is larger than those of other classes, weighted by its share of them.
 
-    The others are the `classes` most probable ones and the least probable. `base` names the method whose maps are
-    compared. A share of up to `threshold` above chance counts as none.
+    The others are the `classes` most probable ones and the least probable, or the one that `against` names. `base` is
+    the method whose maps are compared. A share of up to `threshold` above chance counts as none.
     """
     if classes < 1 or not temperature > 0 or not 0 <= threshold < 1:
         raise OptionError(
@@ -93,17 +94,19 @@ def var(
             "least 0 and below 1"
         )
     info, layout = _base(base, "base"), context.layout
-    if context.against is not None or context.objective != "logit":
-        raise OptionError("var holds logits of several classes against each other by itself: leave against= and "
-                          "objective= out")  # fmt: skip
+    against = context.against
+    if context.objective != ("logit" if against is None else "difference"):
+        raise OptionError("var holds logits of several classes against each other by itself: leave objective= out")
     context.forward(Replacement({}))
     count = context.logits.shape[1]
     if context.targets.functions is not None or count < 2:
         raise OptionError("var compares classes: with target= a function, or a single number, use its base")
     targets = context.targets.index.to(context.logits.device)
-    compared = torch.stack(
-        [_compared(context.logits, one, min(classes, count - 1)) for one in targets.unbind(1)], dim=1
-    )
+    if against is not None:
+        compared = torch.stack([targets, against.index.to(targets)], dim=2)
+    else:
+        rows = [_compared(context.logits, one, min(classes, count - 1)) for one in targets.unbind(1)]
+        compared = torch.stack(rows, dim=1)
     maps = _maps_of(context, info, compared.flatten(1)).unflatten(1, compared.shape[1:])
     size = maps.abs()
     largest = layout.as_grid(size.flatten(1, 2)).unflatten(1, compared.shape[1:]).amax(dim=(2, 3, 4))
