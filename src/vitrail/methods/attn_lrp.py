@@ -117,6 +117,6 @@ def _propagate(
     for number, seed in enumerate(seeds):
         gradient, *at_sums = torch.autograd.grad(logits, goals, seed, retain_graph=number + 1 < len(seeds))
         maps.append((images.detach() * gradient).sum(dim=1))
-        rows.append(positions.row(at_sums) if positions else maps[0].new_zeros(0))
+        rows.append(positions.row(at_sums) if positions else images.new_zeros(len(images), 0))
     dtype = context.readout_row().dtype
-    return torch.stack(maps, dim=1).to(dtype), torch.stack(rows, dim=1 if positions else 0).to(dtype)
+    return torch.stack(maps, dim=1).to(dtype), torch.stack(rows, dim=1).to(dtype)
