@@ -289,9 +289,9 @@ def test_parts_of_a_perfect_a_constant_an_empty_and_a_random_map():
     assert (values["preservation check"][:, 0] == 1).all()  # every part is important at 1 %
     assert (values["synthetic data check"][:, 0] == 1).all()
     generator = torch.Generator().manual_seed(0)
-    found = [birds(lambda _: torch.randn(len(CLASSES), SIDE, SIDE, generator=generator))[0] for _ in range(12)]
-    assert np.mean([one["single deletion"] for one in found]) == pytest.approx(0.5, abs=0.08)
-    assert np.nanmean([one["target sensitivity"] for one in found]) == pytest.approx(0.5, abs=0.15)
+    found = [birds(lambda _: torch.randn(len(CLASSES), SIDE, SIDE, generator=generator))[0] for _ in range(4)]
+    assert np.mean([one["single deletion"] for one in found]) == pytest.approx(0.5, abs=0.12)
+    assert np.nanmean([one["target sensitivity"] for one in found]) == pytest.approx(0.5, abs=0.2)
 
 
 def test_words_and_numbers_that_make_no_sense_are_refused():
