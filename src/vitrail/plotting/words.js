@@ -7,7 +7,7 @@ function showWords(root, data) {
   root.innerHTML = `<div class="words"><p class="answer" role="group" aria-label="answer"></p><p class="hint"></p>
     <div class="parts"><div class="pictures"></div><div><p class="question" aria-live="polite"></p>
     <h3>Share of the relevance, regardless of sign</h3><div class="shares"></div>
-    <h3>Prompt and earlier answer</h3><p class="tokens"></p>
+    <h3>Prompt and earlier answer<span class="most"></span></h3><p class="tokens"></p>
     <h3>Scores of the image</h3><div class="glass"></div><div class="ends"><span></span><span></span></div>
     <div class="notes"></div></div></div></div>`;
   const box = root.firstElementChild;
@@ -162,6 +162,7 @@ function showWords(root, data) {
       return [bar, key];
     }));
     const most = largest(found.text);
+    at("most").textContent = most && other === undefined ? `, at the darkest ${number(found.text.find((one) => Math.abs(one) === most))}` : "";
     at("tokens").replaceChildren(...data.tokens.filter((token) => token.at < found.text.length).map((token) => {
       if (token.at < 0) return make("span", token.text, { className: "gap" });
       const share = most ? found.text[token.at] / most : 0;
