@@ -70,6 +70,7 @@ TOLERANCE: dict[str, float] = {"gradcam_plus_plus": 1e-3, "xgradcam": 1e-3}
 
 # Pairs that a method cannot serve, and what its error says: (method, family) -> a regular expression.
 UNSERVED: dict[tuple[str, str], str] = {
+    ("mda", "hf_dinov2"): "no order of the patches of image 0 raises the score of class 1 above that of the blurred",
     **{
         ("pa_lrp", family): "pa_lrp found no embedding of positions that the model adds"
         for family in ("timm_beit", "timm_dinov3", "timm_dinov3_class", "hf_beit")

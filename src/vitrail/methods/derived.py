@@ -186,6 +186,11 @@ def mda(
         back = trial.insert(torch.zeros_like(start), [p for p in reversed(best_first) if p not in front], tried)
         order = [*front, *reversed(back)]
         curve = falling_curve(trial.curve(start, order))
+        if not float(curve[0]) > float(curve[-1]):
+            raise NoSignalError(
+                f"no order of the patches of image {image} raises the score of class "
+                f"{int(targets.index[image, number])} above that of the blurred image: it does not show that class"
+            )
         steps = (curve[:-1] - curve[1:]).clamp(min=0).to(maps)
         behind = torch.arange(len(order) - 1, -1, -1).to(maps) / len(order)
         sizes = steps * (behind + 1 / trial.pixels)
