@@ -105,6 +105,7 @@ def test_ctrl_c_keeps_the_tokens_that_are_done(run: Run, monkeypatch: pytest.Mon
         (("--answer", "a unicorn"), "the tokenizer cannot join the answer 'a unicorn'"),
         (("--method", "tattr"), "method 'tattr' is made for classifiers of images"),
         (("--answer", ANSWER, "--against", "murlo"), "is held against itself: give another word by --against"),
+        (("--answer", ""), "the answer is empty"),
     ],
 )
 def test_questions_without_sense_are_refused(run: Run, words: tuple[str, ...], said: str):

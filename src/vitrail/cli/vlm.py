@@ -84,6 +84,7 @@ def vlm_command(
         raise ModelError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     question = {"answer": answer, "against": against, "method": method, "objective": objective, "vision": vision.value}
     question |= {"gradient": gradient and str(gradient), "max_new_tokens": max_new_tokens}
+    asked = {name: value for name, value in question.items() if value is not None}
     try:
         with reporter.working(1, "explaining tokens"), _interruptible() as (stop, done):
 
@@ -91,9 +92,7 @@ def vlm_command(
                 done(now)
                 reporter.report(doing, now, total)
 
-            found = explain_generation(
-                loaded, list(images), prompt, progress=progress, stop=stop, **{k: v for k, v in question.items() if v}
-            )
+            found = explain_generation(loaded, list(images), prompt, progress=progress, stop=stop, **asked)
     except ImageError as error:
         named = [str(one) for one in images]
         reporter.fail(next((one for one in named if str(error).startswith(one)), named[0]), error)

@@ -23,7 +23,7 @@ function showWords(root, data) {
   // What is shown: one word, or the first of two less the second, each scaled by the largest score of its own.
   function view(first, second) {
     const one = data.words[first];
-    if (second === null) return { ...one, question: [one.question], shares: [one.grounding] };
+    if (second === null) return { ...one, question: one.question.split(" against ", 2), shares: [one.grounding] };
     const other = data.words[second];
     const less = (a, b) => {
       const [left, right] = [largest(a) || 1, largest(b) || 1];
@@ -162,7 +162,7 @@ function showWords(root, data) {
       return [bar, key];
     }));
     const most = largest(found.text);
-    at("most").textContent = most && other === undefined ? `, at the darkest ${number(found.text.find((one) => Math.abs(one) === most))}` : "";
+    at("most").textContent = most && !pair ? `, at the darkest ${number(found.text.find((one) => Math.abs(one) === most))}` : "";
     at("tokens").replaceChildren(...data.tokens.filter((token) => token.at < found.text.length).map((token) => {
       if (token.at < 0) return make("span", token.text, { className: "gap" });
       const share = most ? found.text[token.at] / most : 0;
