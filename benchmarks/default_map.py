@@ -166,7 +166,7 @@ def on_photographs(
     return figures
 
 
-def _no_maps(images: Tensor, targets: Sequence[int], stage: int) -> Tensor:
+def _no_maps(images: Tensor, targets: Sequence[int], stage: int, apart: tuple[int, ...]) -> Tensor:
     raise NotImplementedError("insertion and deletion ask for no other map")
 
 

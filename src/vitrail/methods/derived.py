@@ -276,7 +276,7 @@ def falling_curve(values: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
 
     Example:
         >>> falling_curve(torch.tensor([1.0, 0.5, 0.5, 0.0])).round(decimals=3)
-        tensor([1.0000, 0.6430, 0.2860, 0.0000])
+        tensor([1.0000, 0.6000, 0.3000, 0.0000])
     """
     from scipy.optimize import nnls
 
