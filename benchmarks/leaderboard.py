@@ -16,6 +16,7 @@ PyTorch and timm for its whole process, so that it runs by itself; torchxai is `
 import argparse
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ MODEL = "timm/vit_tiny_patch16_224"
 PROTOCOLS = ("perturbation", "insertion", "deletion", "pointing", "energy")
 MODES = ("complete:full", "complete:libra", "complete:gim", "gae:libra", "gae:gim")
 STEP = 3584  # pixels, in insertion and deletion: 14 steps
+PACKAGES = {
+    "peer_gradcam": "pytorch_grad_cam",
+    "peer_integrated_gradients": "captum",
+    "peer_transformer_attribution": "torchxai",
+    "peer_hilrp": "hilrp",
+}
 Peer = Callable[[Any, Tensor, int], Tensor]  # module, one image in a batch, class -> map of the pixels or the patches
 
 
@@ -113,11 +120,17 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", default=[], help="rows to leave out, by name")
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
+    missing = [name for name, package in PACKAGES.items() if find_spec(package) is None]
+    if absent := [name for name in options.only if name in missing]:
+        parser.error(f"{', '.join(absent)}: the package is not installed")
+    if others := [name for name in missing if name != "peer_hilrp"]:
+        print(f"left out, since the package is not installed: {', '.join(others)}")
+    without = {"peer_hilrp", *missing, *options.without}
     model = vitrail.load(MODEL, checkpoint=options.checkpoint)
     done = evaluate(
         model,
         options.data,
-        options.only or ["all", "-peer_hilrp", *(f"-{name}" for name in options.without), *MODES],
+        options.only or ["all", *(f"-{name}" for name in sorted(without)), *MODES],
         PROTOCOLS,
         preset="bi",
         output=options.output,
