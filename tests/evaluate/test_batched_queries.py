@@ -101,7 +101,7 @@ def batcher(batch: int, room: int = 10**6, smaller=lambda _: None) -> tuple[Quer
 
 
 mixes = st.lists(
-    st.lists(st.tuples(st.sampled_from(["images", "tokens", "maps"]), st.integers(1, 5)), max_size=3), max_size=5
+    st.lists(st.tuples(st.sampled_from(["images", "tokens", "maps"]), st.integers(1, 9)), max_size=4), max_size=6
 )
 
 
@@ -119,7 +119,7 @@ def test_each_evaluation_gets_its_own_answers(mix, batch, room):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(1, 16))
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 16))
 def test_questions_of_several_share_full_passes(counts, batch):
     made, module, dropper = batcher(batch)
     made.run([asking(number, [("images", count)]) for number, count in enumerate(counts)], explain)

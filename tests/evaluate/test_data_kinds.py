@@ -202,7 +202,7 @@ def test_the_bestiary_knows_everything(bestiary):
 
     for kind in ("single", "pair", "chimera"):
         data = open_data(f"bestiary:{kind}:12", bestiary)
-        for index in range(2):
+        for index in range(4):
             scene, sample = data.inner.data.scene(index), data.sample(index)
             drawn = render(scene, bestiary.preprocess.size[0])
             assert (np.asarray(sample.picture) == drawn.image).all()

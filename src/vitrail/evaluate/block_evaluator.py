@@ -55,7 +55,7 @@ class BlockEvaluator:
     _batcher: QueryBatcher = field(init=False)
     _layout: TokenLayout | None = field(default=None, init=False)
     _randomised: tuple[int, VisionModel] | None = field(default=None, init=False)
-    _apart: dict[tuple[int, ...], VisionModel] = field(default_factory=dict, init=False)
+    _apart: dict[tuple[int, tuple[int, ...]], VisionModel] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.preprocess = fitted(self.model, self.plan)
@@ -179,9 +179,9 @@ class BlockEvaluator:
         if stage:
             model = self._drawn_anew(stage)
         if apart:
-            if apart not in self._apart:
-                self._apart[apart] = disconnected(self.model, apart)
-            model = self._apart[apart]
+            if (stage, apart) not in self._apart:
+                self._apart[stage, apart] = disconnected(model, apart)
+            model = self._apart[stage, apart]
         options: dict[str, Any] = dict(self.plan.methods[chosen.label])
         if chosen.gradient is not None:
             options["gradient"] = chosen.gradient

@@ -10,7 +10,7 @@
 AttnLRP: Achtibat et al., ICML 2024. CP-LRP: Ali et al., ICML 2022.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -22,9 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from ..attention.calls import AttentionCall
 from ..attention.gradient_modes import libra_rules
-from ..attention.modules import tokens_first
 from ..attention.relevance_row import attention_backward
-from ..errors import OptionError, UnsupportedOperationError
+from ..errors import OptionError
 from .attention import refuse_moving_bias
 from .operations import Precision, source, where_it_flows
 from .tap import Call, RelevanceTap, Rules
@@ -33,7 +32,6 @@ __all__ = [
     "AttentionRule",
     "AttnLRPTap",
     "GammaRule",
-    "Positions",
     "SharedAttention",
     "attnlrp_rules",
     "find_attention_rule",
@@ -252,6 +250,9 @@ class _Attention(Function):
         return query, key, value, None, None, None
 
 
+_SUMS = frozenset(("add", "__add__", "__radd__", "__iadd__", "add_"))
+
+
 class AttnLRPTap(RelevanceTap):
     """Follows which linear layers make the queries, keys and values, and which reads the attention's output.
 
@@ -259,12 +260,14 @@ class AttnLRPTap(RelevanceTap):
     a sum, and whether it comes from attention so.
     """
 
-    positions: "Positions | None" = None
+    sums: Callable[[Call, Tensor], None] | None = (
+        None  # told each sum, and what it comes to, before the first attention
+    )
 
     def _met_activation(self, call: Call) -> Any:
         result = super()._met_activation(call)
-        if self.positions is not None and call.name in _SUMS and not self.attention_calls:
-            self.positions.see(call, result)
+        if self.sums is not None and call.name in _SUMS and not self.attention_calls:
+            self.sums(call, result)
         if call.name in ("linear", "matmul", "__matmul__") and hasattr(result, "vitrail_lineage"):
             return result
         residual = call.name in ("add", "__add__", "__iadd__", "add_") and result.dim() < 4
@@ -288,54 +291,6 @@ class AttnLRPTap(RelevanceTap):
     def _projected(self, args: tuple, kwargs: dict[str, Any]) -> None:
         for rule in lineage_of((args, tuple(kwargs.values())))[0]:
             rule.gamma = None
-
-
-_SUMS = frozenset(("add", "__add__", "__radd__", "__iadd__", "add_"))
-
-
-class Positions:
-    """The constants that a model adds to its tokens before the first attention: the embeddings of their positions.
-
-    By the ε-rule, which is the gradient of a sum, position p of a token z = x + p has the relevance Σ_c p_c ∂s/∂z_c.
-    """
-
-    def __init__(self, images: int, prefix: int, patches: int, tokens: int) -> None:
-        self.images, self.prefix, self.patches, self.tokens = images, prefix, patches, tokens
-        self.sums: list[Tensor] = []
-        self._constants: list[Tensor] = []
-
-    def see(self, call: Call, result: Tensor) -> None:
-        """Keeps a sum of tokens and of one constant for each."""
-        constants = [value for value in call.args[:2] if isinstance(value, Tensor) and not value.requires_grad]
-        if len(constants) == 1 and result.dim() == 3 and constants[0].shape[-1:] == result.shape[-1:]:
-            # Class or register tokens may join the patches before that or after.
-            counts = range(self.patches, self.tokens + 1)
-            if any(size in counts for size in constants[0].shape[:-1] if size > 1):
-                self.sums.append(result)
-                self._constants.append(constants[0])
-
-    def row(self, gradients: Sequence[Tensor]) -> Float[Tensor, "images tokens"]:
-        """Returns the relevance of every token's position, from the gradient at each sum; zero at the prefix.
-
-        Raises:
-            UnsupportedOperationError: where the model adds no positions to its tokens.
-        """
-        if not self.sums:
-            raise UnsupportedOperationError(
-                f"pa_lrp found no embedding of positions that the model adds to its {self.patches} patches before its "
-                "first attention; rotary and relative positions have no rule here: use method='attn_lrp'"
-            )
-        total = None
-        for constant, gradient in zip(self._constants, gradients, strict=True):
-            relevance = (constant * gradient).sum(dim=-1, keepdim=True)
-            count = max(size for size in constant.shape[:-1])
-            prefix = self.prefix if count == self.tokens else count - self.patches
-            ordered = tokens_first(relevance, self.images, count)
-            if ordered is not None:
-                of_patches = ordered[:, prefix : prefix + self.patches, 0]
-                total = of_patches if total is None else total + of_patches
-        assert total is not None
-        return F.pad(total, (self.prefix, self.tokens - self.prefix - self.patches))
 
 
 def lineage_of(value: Any) -> tuple[frozenset[GammaRule], bool]:

@@ -6,14 +6,18 @@ projections around attention. Relevance is not conserved: the logit's share of b
 behind. PA-LRP gives each patch its position's share (Bakish, Zimerman, Chefer, Wolf 2025).
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..attention.calls import without_autocast
-from ..errors import OptionError
-from ..lrp.attnlrp import AttnLRPTap, Positions, SharedAttention, attnlrp_rules, find_attention_rule
+from ..attention.modules import tokens_first
+from ..errors import OptionError, UnsupportedOperationError
+from ..lrp.attnlrp import AttnLRPTap, SharedAttention, attnlrp_rules, find_attention_rule
 from ..lrp.operations import find_precision
+from ..lrp.tap import Call
 from .context import AttributionContext
 from .registry import register_method
 
@@ -105,7 +109,7 @@ def _propagate(
     layout = context.layout
     places = len(context.images), layout.prefix, layout.patches, layout.all_tokens
     positions = Positions(*places) if method == "pa_lrp" else None
-    tap.positions, tap.chain = positions, layout.layers
+    tap.sums, tap.chain = positions and positions.see, layout.layers
     with torch.enable_grad():
         # The sum is no leaf, so the tap takes it for an activation.
         images = context.images.detach().to(context.model.device, exact.dtype).requires_grad_() + 0
@@ -120,3 +124,53 @@ def _propagate(
         rows.append(positions.row(at_sums) if positions else images.new_zeros(len(images), 0))
     dtype = context.readout_row().dtype
     return torch.stack(maps, dim=1).to(dtype), torch.stack(rows, dim=1).to(dtype)
+
+
+class Positions:
+    """The constants that a model adds to its tokens before the first attention: the embeddings of their positions.
+
+    By the ε-rule, which is the gradient of a sum, position p of a token z = x + p has the relevance Σ_c p_c ∂s/∂z_c
+    (Bakish, Zimerman, Chefer, Wolf 2025).
+    """
+
+    def __init__(self, images: int, prefix: int, patches: int, tokens: int) -> None:
+        self.images, self.prefix, self.patches, self.tokens = images, prefix, patches, tokens
+        self.sums: list[Tensor] = []
+        self._constants: list[Tensor] = []
+
+    def see(self, call: Call, result: Tensor) -> None:
+        """Keeps a sum of tokens and of one constant for each."""
+        constants = [value for value in call.args[:2] if isinstance(value, Tensor) and not value.requires_grad]
+        if len(constants) == 1 and result.dim() == 3 and constants[0].shape[-1:] == result.shape[-1:]:
+            # Class or register tokens may join the patches before that or after.
+            counts = range(self.patches, self.tokens + 1)
+            if any(size in counts for size in constants[0].shape[:-1] if size > 1):
+                self.sums.append(result)
+                self._constants.append(constants[0])
+
+    def row(self, gradients: Sequence[Tensor]) -> Float[Tensor, "images tokens"]:
+        """Returns the relevance of every token's position, from the gradient at each sum; zero at the prefix.
+
+        Raises:
+            UnsupportedOperationError: where the model adds no positions to its tokens, or their order cannot be told.
+        """
+        if not self.sums:
+            raise UnsupportedOperationError(
+                f"pa_lrp found no embedding of positions that the model adds to its {self.patches} patches before its "
+                "first attention; rotary and relative positions have no rule here: use method='attn_lrp'"
+            )
+        total = None
+        for constant, gradient in zip(self._constants, gradients, strict=True):
+            relevance = (constant * gradient).sum(dim=-1, keepdim=True)
+            count = max(constant.shape[:-1])
+            prefix = self.prefix if count == self.tokens else count - self.patches
+            ordered = tokens_first(relevance, self.images, count)
+            if ordered is None:
+                raise UnsupportedOperationError(
+                    f"pa_lrp cannot tell the {count} tokens of {self.images} images apart in a sum of shape "
+                    f"{tuple(gradient.shape)}: use method='attn_lrp', or another number of images at once"
+                )
+            of_patches = ordered[:, prefix : prefix + self.patches, 0]
+            total = of_patches if total is None else total + of_patches
+        assert total is not None
+        return torch.nn.functional.pad(total, (self.prefix, self.tokens - self.prefix - self.patches))

@@ -40,10 +40,13 @@ def _base(name: str, option: str) -> MethodInfo:
     Raises:
         OptionError: for one that is the same for every class, or gives pixels.
     """
-    info = find_method(name, {})
-    if info.function.__module__ == __name__ or not info.class_specific or info.level != "patch":
-        able = [one.name for one in METHODS.values() if one.class_specific and one.level == "patch"]
-        able = [one for one in able if METHODS[one].function.__module__ != __name__]
+    info, derived = find_method(name, {}), (var, mda)
+    able = [
+        one.name
+        for one in METHODS.values()
+        if one.class_specific and one.level == "patch" and one.function not in derived
+    ]
+    if info.name not in able:
         raise OptionError(f"{option}={name!r} must give each class a map of the patches: {', '.join(able)}")
     return info
 
