@@ -15,6 +15,7 @@ PyTorch and timm for its whole process, so that it runs by itself; torchxai is `
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -40,10 +41,13 @@ PACKAGES = {
 Peer = Callable[[Any, Tensor, int], Tensor]  # module, one image in a batch, class -> map of the pixels or the patches
 
 
-def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
-    """Registers another package's map as a method, asked image by image and class by class."""
+PEERS: list[Callable[[], object]] = []
 
-    def register(ask: Peer) -> Peer:
+
+def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
+    """Makes a method of another package's map, asked image by image and class by class; `main` registers it."""
+
+    def kept(ask: Peer) -> Peer:
         def method(context: AttributionContext) -> Tensor:
             context.record()  # the logits, and the classes where none is named
             module, images = context.model.module, context.images
@@ -58,7 +62,7 @@ def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
             return torch.cat(found)
 
         method.__doc__ = ask.__doc__
-        register_method(
+        registered = register_method(
             f"peer_{name}",
             signed=signed,
             class_specific=True,
@@ -66,10 +70,11 @@ def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
             passes=passes,
             level="pixel",
             reference="another package",
-        )(method)
+        )
+        PEERS.append(partial(registered, method))
         return ask
 
-    return register
+    return kept
 
 
 @peer("gradcam", signed=False, passes="1F 1B")
@@ -120,6 +125,8 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", default=[], help="rows to leave out, by name")
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
+    for register in PEERS:
+        register()
     missing = [name for name, package in PACKAGES.items() if find_spec(package) is None]
     if absent := [name for name in options.only if name in missing]:
         parser.error(f"{', '.join(absent)}: the package is not installed")

@@ -1,5 +1,6 @@
 """What all tests share. No test reaches the network, and none writes outside its temporary folder."""
 
+import gc
 import os
 import re
 import socket
@@ -28,6 +29,16 @@ def _no_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so the collections that follow memory running out need not walk it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -28,8 +28,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "mda": {"candidates": 2},
 }
 
-# The methods under which all families are met at every `make test`; the others meet there the families that differ most
-# in what they compute, the costly ones the most different of these, and all the rest in `make test-slow`.
+# The methods under which all families are met at every `make test`; the others meet there those that differ most in
+# what they compute, the costly ones two of them, and all the rest in `make test-slow`.
 EVERYWHERE = {"raw", "gae", "complete", "gmar_l2"}
 VARIED = {
     "timm_vit",
@@ -41,22 +41,28 @@ VARIED = {
 }
 COSTLY = {"tattr", "lrp", "attn_lrp", "partial_lrp", "tis", "dix", "iia", "vit_cx", "pa_lrp", "dave"}
 MOST_VARIED = VARIED - {"timm_beit", "open_clip_average"}
+TWO = {"timm_vit", "hf_dinov2_registers"}
 
 
 def varied(families: Iterable[str]) -> list[Any]:
     """The families as parameters of a test that is no method's; `slow` but for those that differ most."""
-    return [one if one in VARIED else pytest.param(one, marks=pytest.mark.slow) for one in families]
+    return [pytest.param(one, marks=slow_unless_varied(one)) for one in families]
+
+
+def slow_unless_varied(family: str) -> Any:
+    """The marks of a family in a test that only those that differ most meet at every `make test`."""
+    return () if family in VARIED else pytest.mark.slow
 
 
 def pairs(methods: Iterable[str], families: Iterable[str]) -> list[Any]:
     """Every method with every family, as parameters of a test; `slow` where both are left to the slow tests."""
     every = set(families)
-    assert every >= VARIED > MOST_VARIED
+    assert every >= VARIED > MOST_VARIED > TWO
 
     def quick(method: str) -> set[str]:
         if method == "mda":  # hundreds of passes
             return {"timm_vit"}
-        return every if method in EVERYWHERE else MOST_VARIED if method in COSTLY else VARIED
+        return every if method in EVERYWHERE else TWO if method in COSTLY else MOST_VARIED
 
     return [
         pytest.param(method, family, marks=() if family in quick(method) else pytest.mark.slow)

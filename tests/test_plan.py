@@ -97,6 +97,7 @@ def test_the_model_is_left_alone_and_the_plan_cannot_be_changed() -> None:
         plan.batch = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_competition_is_planned_for() -> None:
     model = vitrail.wrap(timm.create_model("test_vit", num_classes=10, img_size=64).eval())
     own, full = (vitrail.plan(model, size=(64, 64), batch=2, gradient=mode) for mode in (None, "full"))

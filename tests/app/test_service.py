@@ -153,6 +153,7 @@ def test_a_drawing_that_ends_while_something_else_is_looked_at_leaves_that_alone
     assert "Move attention" in other.views["transfer"]  # it would be of another class
 
 
+@pytest.mark.slow
 def test_the_guided_map_is_titled_with_what_is_said_beside_the_guide(service):
     import vitrail
     from vitrail.app.pictures import example_picture
@@ -283,6 +284,7 @@ def _few(*names):
     return choose_methods(list(names))
 
 
+@pytest.mark.slow
 def test_a_film_of_attention_on_its_way(service):
     query = service.arrive("ada", "example=pair&target=8&against=0").question.query()
     shown = last(service.draw("ada", query, {"view": "transfer", "steps": 5}))

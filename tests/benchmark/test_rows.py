@@ -104,5 +104,7 @@ def test_a_row_that_is_none(subject: Subject) -> None:
 def test_every_benchmark_of_the_repository_finds_what_it_imports() -> None:
     names = [path.stem for path in Path(benchmarks.__path__[0]).glob("*.py")]
     assert len(names) > 10
+    methods = vitrail.list_methods()
     for name in names:
         importlib.import_module(f"benchmarks.{name}")
+    assert vitrail.list_methods() == methods

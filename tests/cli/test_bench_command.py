@@ -16,6 +16,7 @@ from vitrail.cli import app
 from vitrail.errors import OutputFileError
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the peers' own
 def test_quick_runs(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"

@@ -98,6 +98,7 @@ def build_command() -> list[str]:
     return [sys.executable, "-m", "mkdocs", *line.split("mkdocs ")[1].split()]
 
 
+@pytest.mark.slow
 def test_a_broken_link_and_a_page_outside_the_navigation_stop_the_build(tmp_path: Path):
     for library in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(library)

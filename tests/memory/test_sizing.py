@@ -36,6 +36,7 @@ def test_with_plenty_all_go_at_once(model: VisionModel, monkeypatch: pytest.Monk
     assert passes(model, 2**34, monkeypatch) == [9]
 
 
+@pytest.mark.slow
 def test_with_little_the_first_passes_tell(model: VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     layout_of(model, IMAGES)
     with Allocations("cpu") as four:  # `vitrail.plan` would stop at two on a slow machine

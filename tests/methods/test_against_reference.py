@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import matrix
@@ -55,8 +56,13 @@ def test_attention_methods(family: str, method: str):
     assert relative(ours.scores, references(family, "full")[method]) < 1e-5
 
 
-@pytest.mark.parametrize("gradient", ["full", "leaf", "libra"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("gradient", "family"),
+    [
+        *product(["full", "libra"], FAMILIES),
+        *(pytest.param("leaf", family, marks=matrix.slow_unless_varied(family)) for family in FAMILIES),
+    ],
+)
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_gradient_methods(family: str, method: str, gradient: str):
     images = FAMILIES[family].images(2)
