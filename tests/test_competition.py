@@ -149,9 +149,9 @@ def test_an_absent_rival_takes_no_part_and_costs_no_backward_pass(monkeypatch: p
     passes: list[bool] = []
     backward = DifferentiatedAttention.backward
 
-    def counted(self: DifferentiatedAttention, scalar: torch.Tensor, keep: bool) -> None:
+    def counted(self: DifferentiatedAttention, scalar: torch.Tensor, keep: bool, **rest: object) -> object:
         passes.append(keep)
-        backward(self, scalar, keep)
+        return backward(self, scalar, keep, **rest)
 
     monkeypatch.setattr(DifferentiatedAttention, "backward", counted)
     lonely = classified(*drawn(3), bias=(30.0, 0.0, 0.0))

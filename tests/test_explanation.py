@@ -406,7 +406,7 @@ def _wrong_shapes(path: Path) -> None:
         (_text, "cannot read .*bad.safetensors"),
         (_truncated, "cannot read .*bad.safetensors"),
         (_weights, "not an explanation: its header has no 'vitrail' entry"),
-        (_later, "version 99, this Vitrail reads up to 3; update Vitrail"),
+        (_later, "version 99, this Vitrail reads up to 4; update Vitrail"),
         (_wrong_shapes, "not an explanation that Vitrail can read: .*target"),
     ],
 )

@@ -22,6 +22,7 @@ from .inputs import ImagesLike, prepare
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, find_method, list_methods
 from .methods.context import AttributionContext, Progress
+from .methods.within_patch import cell_contributions, shared_within
 from .models.layout import Readout, TokenLayout, layout_for_features, layout_of, readout_weights
 from .models.readiness import refuse_training
 from .models.vision_model import VisionModel
@@ -116,9 +117,13 @@ def attribute(
     readout: Readout | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    cells: int = 1,
     **options: Any,
 ) -> Explanation:
-    """Returns the explanation of a batch; arguments and errors are those of `vitrail.explain`."""
+    """Returns the explanation of a batch; arguments and errors are those of `vitrail.explain`.
+
+    With `cells` above one, a patch's score is shared among as many cells on a side (see `methods.within_patch`).
+    """
     info, objective_label, mode, competing = settle(
         method,
         against=against,
@@ -177,6 +182,7 @@ def attribute(
             output=output,
             competes=competes,
             class_rows=rows,
+            to_input=cells > 1,
         )
         relevance = info.function(run, **options)
         maps = relevance.detach() if info.level == "pixel" else layout.as_grid(relevance.detach())
@@ -184,9 +190,14 @@ def attribute(
         targets = run.targets.index.shape[1]
         replaced = torch.stack(run.replaced[:targets], dim=1) if run.replaced else none
         if not competes:
+            maps = maps if cells == 1 else shared_within(maps, cell_contributions(run, cells))
             return run.logits, maps.expand(-1, targets, -1, -1), replaced, None
         own, theirs = maps[:, :targets], maps[:, targets:]
         maps, taken = subtract(own, theirs if theirs.shape[1] else torch.zeros_like(own))
+        if cells > 1:
+            found = cell_contributions(run, cells)
+            taken = shared_within(taken, found[:, -targets:])
+            maps = shared_within(own, found[:, :targets]) - taken
         return run.logits, maps, replaced, Rivals(*run.rivals, taken)
 
     if count == 1:  # one image is one pass, whatever it takes
@@ -194,7 +205,7 @@ def attribute(
     else:
         asked = wanted.index.shape[1] if wanted else 1
         kind = (info.name, repr(sorted(options.items())), mode, competing, first, asked)
-        kind = (*kind, *inputs.batch.shape[1:], model.dtype)
+        kind = (*kind, *inputs.batch.shape[1:], model.dtype, cells > 1)
         sizing = Sizing(model, kind, batch_size, partial(kept_bytes, model, inputs.batch[:1]))
 
         def watched(some: slice) -> Part:

@@ -22,6 +22,7 @@ from .errors import (
     VitrailError,
 )
 from .explanation import Explanation
+from .finer import Resolution, explain_finer
 from .guidance.guide import Guide
 from .guidance.guided import explain_guided
 from .inputs import ImagesLike, Prepared, as_items, prepare_one, source_of
@@ -31,6 +32,7 @@ from .models.layout import Readout
 from .models.vision_model import VisionModel
 from .objectives import Objective
 from .targets import Wanted, repeatable
+from .views import Smooth
 
 __all__ = ["OnError", "check_on_error", "explain", "failed_of", "failure_records", "only", "skipping"]
 
@@ -56,6 +58,9 @@ def explain(
     start_layer: int | None = None,
     readout: Readout | None = None,
     guide: ImagesLike | Guide | None = None,
+    resolution: Resolution | str = 1,
+    smooth: Smooth | str | None = None,
+    effort: int | None = None,
     batch_size: int | None = None,
     on_error: OnError | str = "raise",
     progress: Progress | None = None,
@@ -89,6 +94,13 @@ def explain(
         guide: external guidance: a picture of another class to lay beside each image (a path, PIL image, uint8 array or
             normalised tensor), a list of them, a folder, "auto" (the model draws one), or a `vitrail.Guide`, which says
             how. The scores are those of the image's own patches; the whole stitched maps are in the result's `guided`.
+        resolution: cells on a side of a patch, which its side in pixels must be a multiple of, or "pixel": a patch's
+            score is shared among its cells, and the mean taken over the image moved by parts of a patch. Averaged over
+            a patch, the scores are near those of `resolution=1`. Methods that list "resolution" in `accepts` take it.
+        smooth: "shift" (the image moved by parts of a patch), "flip" (as it is and mirrored) or "scale" (smaller and
+            larger): the mean over these views of the image, for every method. Default: none; with `resolution`, shift.
+        effort: the number of views, each at the price of one map. Default: 4 shifts, 2 flips, 3 scales. The result's
+            `spread` tells their standard error in each cell, and the target's logit in each.
         batch_size: images per pass; default: as many as the free memory holds. Where memory runs out, half as many go
             on, and the log says so.
         on_error: "raise" (default) refuses the whole batch where one image cannot be read, gives NaN, has no signal or
@@ -118,7 +130,7 @@ def explain(
         check_on_error(on_error)
     target, against = repeatable(target), repeatable(against, "against")
     ask = partial(
-        attribute if guide is None else partial(explain_guided, guide=guide),
+        _way(guide, resolution, smooth, effort),
         method=method,
         objective=objective,
         gradient=gradient,
@@ -133,6 +145,20 @@ def explain(
     if on_error == "raise":
         return ask(model, images, target, against=against)
     return _without_failures(partial(ask, model), model, images, target, against)
+
+
+def _way(
+    guide: ImagesLike | Guide | None, resolution: Resolution | str, smooth: str | None, effort: int | None
+) -> Callable[..., Explanation]:
+    """What explains a batch: as it is, beside a guide, or as the mean over views."""
+    views = resolution != 1 or smooth is not None
+    if effort is not None and not views:
+        raise OptionError(f"effort={effort} is a number of views of the image: give resolution= or smooth=, too")
+    if not views:
+        return attribute if guide is None else partial(explain_guided, guide=guide)
+    if guide is not None:
+        raise OptionError("guide= cuts patches out of a stitched map: leave it out, or resolution= and smooth=")
+    return partial(explain_finer, resolution=resolution, smooth=smooth, effort=effort)
 
 
 def _without_failures(

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vitrail.errors import OptionError, OutputFileError
-from vitrail.explanation_file import VERSION, check_tensors, fields_of, read_explanation, write_explanation
+from vitrail.explanation_file import check_tensors, fields_of, read_explanation, write_explanation
 from vitrail.models.class_names import short_name
 from vitrail.objectives import Rivals
 from vitrail.outputs import Output, verdict_of
 from vitrail.provenance import Provenance, failure_notes, from_metadata
+from vitrail.views import Spread
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -50,6 +51,8 @@ class Explanation:
     `rivals` is what competed with the target (`compete=True`): the classes, how much each counts, and the map that
     was subtracted, of the shape of `scores`; None where nothing did.
 
+    `spread` tells how steady the mean over several views is (`resolution=`, `smooth=`); None for a single one.
+
     Raises `ValueError` when the shapes of the tensors disagree.
 
     >>> ex = Explanation(
@@ -77,6 +80,7 @@ class Explanation:
     images: UInt8[Tensor, "batch height width 3"] | None = None
     provenance: Provenance = field(default_factory=Provenance)
     rivals: Rivals | None = None
+    spread: Spread | None = None
     guided: tuple["Explanation", ...] = ()
 
     def __post_init__(self) -> None:
@@ -90,6 +94,7 @@ class Explanation:
             ("against", self.against, questions),
             ("logits", self.logits, (batch, *self.logits.shape[1:2])),
             *(() if self.rivals is None else self._rival_shapes(self.rivals)),
+            *(() if self.spread is None else self._spread_shapes(self.spread)),
             ("images", self.images, (batch, *self.images.shape[1:3], 3) if self.images is not None else ()),
         ):
             if tensor is not None and tensor.shape != torch.Size(expected):
@@ -108,6 +113,13 @@ class Explanation:
             ("rivals.scores", rivals.scores, self.scores.shape),
             ("rivals.classes", rivals.classes, several),
             ("rivals.weights", rivals.weights, several),
+        )
+
+    def _spread_shapes(self, spread: Spread) -> tuple[tuple[str, Tensor, Sequence[int]], ...]:
+        views = spread.answers.shape[-1:]
+        return (
+            ("spread.error", spread.error, self.scores.shape),
+            ("spread.answers", spread.answers, (*self.scores.shape[:-2], *views)),
         )
 
     @property
@@ -374,6 +386,7 @@ class Explanation:
             images=None if self.images is None else self.images[index],
             provenance=self.provenance.of_images(index, len(self)),
             rivals=None if self.rivals is None else self.rivals[index],
+            spread=None if self.spread is None else self.spread[index],
             guided=tuple(part[index] for part in self.guided),
         )
 
@@ -387,8 +400,9 @@ class Explanation:
         question = f", {self.question()}" if len(self) == self.targets == 1 else ""
         words = (f"{self.method} of {self.objective}", self.gradient_words(), "class competition" * self.competes)
         how = ", ".join(filter(None, words))
+        cells = "patches" if self.provenance.grid in (None, self.grid) else "cells"
         failed = f", {len(self.failures)} failed" if self.failures else ""
-        return f"Explanation({how}, {count}{self.grid[0]} x {self.grid[1]} patches{question}{failed})"
+        return f"Explanation({how}, {count}{self.grid[0]} x {self.grid[1]} {cells}{question}{failed})"
 
     def _by_target(self, tensor: Tensor) -> Tensor:
         return tensor if self.scores.ndim == 4 else tensor.unsqueeze(1)
@@ -417,7 +431,7 @@ class Explanation:
                 f"{', '.join(f'.{kind}' for kind in PICTURES[:-1])} or .{PICTURES[-1]} for the figure"
             )
         text: dict[str, Any] = {
-            "version": VERSION if self.rivals is not None else 2 if self.guided else 1,
+            "version": 4 if self.spread is not None else 3 if self.rivals is not None else 2 if self.guided else 1,
             "method": self.method,
             "objective": self.objective,
             "signed": self.signed,
@@ -434,7 +448,10 @@ class Explanation:
 
     def _tensors(self) -> dict[str, Tensor | None]:
         own = {name: getattr(self, name) for name in ("scores", "logits", "target", "against", "images")}
-        return own if self.rivals is None else {**own, **{f"rivals.{name}": t for name, t in vars(self.rivals).items()}}
+        for part in ("rivals", "spread"):
+            if (held := getattr(self, part)) is not None:
+                own |= {f"{part}.{name}": tensor for name, tensor in vars(held).items()}
+        return own
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Explanation":
@@ -455,11 +472,12 @@ class Explanation:
             guided.append(Explanation(**own, **fields, provenance=from_metadata(metadata)))
         provenance = from_metadata(text["metadata"])
         check_tensors(tensors, functions=bool(provenance.functions))
-        theirs = {
-            name.removeprefix("rivals."): tensors.pop(name) for name in list(tensors) if name.startswith("rivals.")
-        }
-        rivals = Rivals(**theirs) if theirs else None
-        return Explanation(**tensors, **fields, rivals=rivals, provenance=provenance, guided=tuple(guided))
+        parts = {}
+        for part, kind in (("rivals", Rivals), ("spread", Spread)):
+            prefix = f"{part}."
+            held = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            parts[part] = kind(**held) if held else None
+        return Explanation(**tensors, **fields, **parts, provenance=provenance, guided=tuple(guided))
 
 
 def _those(named: Sequence[str], count: int) -> str:

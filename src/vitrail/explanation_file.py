@@ -19,7 +19,9 @@ Result = TypeVar("Result")
 
 # One key in the header: safetensors promises no order for several, and equal results shall make equal files.
 HEADER = "vitrail"
-VERSION = 3  # of rivals; with guides it is 2, else 1, which older readers know
+VERSION = 4  # of a spread; of rivals it is 3, with guides 2, else 1, which older readers know
+
+ENDLESS = "spread.error"  # is infinite where nothing tells of it
 
 
 def write_explanation(path: Path, text: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> None:
@@ -33,11 +35,15 @@ def write_explanation(path: Path, text: Mapping[str, Any], tensors: Mapping[str,
     except (TypeError, ValueError) as error:
         raise OutputFileError(f"cannot save to {path}: the metadata are not plain JSON values ({error})") from error
     for name, tensor in tensors.items():
-        if tensor is not None and not bool(tensor.isfinite().all()):  # nor would `read_explanation` take it
+        if tensor is not None and _is_refused(name, tensor):  # nor would `read_explanation` take it
             raise OutputFileError(f"cannot save to {path}: {name} hold NaN or infinity")
     stored = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items() if t is not None}
     with atomic_write(path) as file:
         file.write(to_safetensors(stored, metadata={HEADER: header}))
+
+
+def _is_refused(name: str, tensor: Tensor) -> bool:
+    return bool(tensor.isnan().any() if name == ENDLESS else not tensor.isfinite().all())
 
 
 def read_explanation(path: Path, build: Callable[[dict[str, Any], dict[str, Tensor]], Result]) -> Result:
@@ -111,10 +117,10 @@ def check_tensors(tensors: Mapping[str, Tensor], *, functions: bool = False) -> 
         )
     for name, tensor in tensors.items():
         kinds = (torch.uint8,) if name == "images" else (torch.int32, torch.int64)
-        real = name in ("scores", "logits", "rivals.scores", "rivals.weights")
+        real = name in ("scores", "logits", "rivals.scores", "rivals.weights", "spread.answers", ENDLESS)
         if not (tensor.is_floating_point() if real else tensor.dtype in kinds):
             raise ValueError(f"{name} are {tensor.dtype}")
-        if real and not bool(tensor.isfinite().all()):
+        if real and _is_refused(name, tensor):
             raise ValueError(f"{name} hold NaN or infinity")
         if name in ("target", "against", "rivals.classes") and tensor.numel():
             low, high = int(tensor.min()), int(tensor.max())

@@ -29,7 +29,7 @@ LONGEST = 5.0  # seconds after which a method that tells how far it has come is 
 TIMED = 8  # images at most in the pass that is timed, fewer where they would take longer than that
 
 # What explain() takes for every method; all other options are the method's own.
-COMMON = ("centred", "compete", "objective", "readout", "start_layer")
+COMMON = ("centred", "compete", "effort", "objective", "readout", "resolution", "smooth", "start_layer")
 
 
 @dataclass(frozen=True)

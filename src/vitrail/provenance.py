@@ -73,7 +73,8 @@ class Provenance:
     `functions` (by target: name and value of a function that was asked about), `positions` (in the call, where some
     images failed), `guides` and `beside` have one entry for each image: `guides` all guides of a mean of maps, `beside`
     the one in a stitched map, whose halves `stitch` places. `guide` says how guides were asked for. `notes` are of all
-    images, and `picture` says what the images show, if not what the model saw.
+    images, and `picture` says what the images show, if not what the model saw. `finer` says of which views a map is the
+    mean, and how many cells a patch has on a side.
 
     Example:
         >>> Provenance(model="tiny", sources=("a.jpg", None), centred=False).as_metadata()
@@ -106,6 +107,7 @@ class Provenance:
     guide: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     picture: str | None = None
+    finer: Mapping[str, Any] | None = None
 
     @property
     def of_texts(self) -> bool:
@@ -237,7 +239,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("model", "device", "gradient", "readout", "picture"), _of(str)),
     **dict.fromkeys(("uses_gradient", "centred", "class_specific"), _of(bool)),
     **dict.fromkeys(("start_layer", "prefix"), _of(int)),
-    **dict.fromkeys(("options", "versions", "guide"), _of(dict)),
+    **dict.fromkeys(("options", "versions", "guide", "finer"), _of(dict)),
     "grid": _pair,
     "sources": _each(_of(str, type(None))),
     "notes": _each(_of(str)),

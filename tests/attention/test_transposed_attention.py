@@ -118,8 +118,8 @@ def test_a_picture_of_many_patches(gradient, targets, monkeypatch):
 
 
 def _by_blocks(init):
-    def with_blocks(self, listener, gradient, start_layer=0, kernel="auto", branches=False):
+    def with_blocks(self, listener, gradient, start_layer=0, kernel="auto", *rest):
         del kernel
-        init(self, listener, gradient, start_layer, "blocks", branches)
+        init(self, listener, gradient, start_layer, "blocks", *rest)
 
     return with_blocks

@@ -1,6 +1,7 @@
 """Attention whose backward pass tells a listener, layer after layer from the last to the first."""
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .calls import AttentionCall, compute_dtype
+from .calls import AttentionCall, Block, compute_dtype
 from .gradient_modes import GradientMode, half_of_gradient, holds_attention, nonzero_rows
 from .kernels import attention_transposed, launches, sum_over_queries
 from .relevance_row import (
@@ -120,7 +121,8 @@ class DifferentiatedAttention:
 
     Layers before `start_layer` take no part: nothing is differentiated there. The first layer after it is where the
     backward pass ends: an anchor, a scalar that only makes autograd come that far, is what to differentiate by. Where
-    layers do not follow from one another (`branches`), each has an anchor of its own.
+    layers do not follow from one another (`branches`), each has an anchor of its own. With `to_input` it goes on
+    through all layers to the model's input, a leaf, and the listener is told of those from `start_layer` on.
 
     `kernel="blocks"` walks A in blocks of rows, which serves every rule and is the faster on a CPU of few tokens.
     Else gradients go through the fused backward wherever the listener needs no block: "triton" adds a kernel that sums
@@ -136,16 +138,24 @@ class DifferentiatedAttention:
         start_layer: int = 0,
         kernel: Kernel = "auto",
         branches: bool = False,
+        to_input: bool = False,
     ) -> None:
         self.listener = listener
+        self.gradient: GradientMode = gradient
         self.through_scores = not holds_attention(gradient)
         self.softened = gradient == "gim"
         self.start_layer = start_layer
         self.kernel: Kernel = kernel
         self.layers = 0
         self.branches = branches
+        self.to_input = to_input
         self.anchors: list[Tensor] = []
         self.keep = False
+
+    @cached_property
+    def unheard(self) -> "DifferentiatedAttention":
+        """Returns the same for the layers before `start_layer`, of which nothing is wanted but what flows on."""
+        return DifferentiatedAttention(Unheard(), self.gradient, kernel="blocks", branches=self.branches, to_input=True)
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         if call.moving_bias:
@@ -155,9 +165,9 @@ class DifferentiatedAttention:
             return self.normalise(scores) @ (half_of_gradient(call.value) if self.softened else call.value)
         layer = self._next_layer()
         if layer < self.start_layer:
-            return call.output()
+            return self.unheard.attend(call) if self.to_input else call.output()
         anchor = self._anchor_for(layer, call.query)
-        if layer == self.start_layer and not self.branches:
+        if layer == self.start_layer and not self.branches and not self.to_input:
             call = call.detached()
         fused = self.kernel == "fused" or (self.kernel != "blocks" and fused_by_default(call, self.through_scores))
         tiled = self.kernel in ("auto", "triton") and tiles_fit(call, forced=self.kernel == "triton")
@@ -176,18 +186,22 @@ class DifferentiatedAttention:
     ) -> Float[Tensor, "images heads queries keys"]:
         layer = self._next_layer()
         if layer < self.start_layer:
-            return torch.softmax(scores, dim=-1)
+            return self.unheard.normalise(scores) if self.to_input else torch.softmax(scores, dim=-1)
         anchor = self._anchor_for(layer, scores)
-        if layer == self.start_layer and not self.branches:
+        if layer == self.start_layer and not self.branches and not self.to_input:
             scores = scores.detach()
         return _WrittenOutAttention.apply(scores, anchor, layer, self)  # pyright: ignore
 
-    def backward(self, scalar: Float[Tensor, ""], keep: bool) -> None:
-        """Sends the gradient of `scalar` through the layers; `keep` the graph for another target."""
+    def backward(self, scalar: Float[Tensor, ""], keep: bool, leaf: Tensor | None = None) -> Tensor | None:
+        """Sends the gradient of `scalar` through the layers, and returns that of the input, where `leaf` is given;
+        `keep` the graph for another target.
+        """
         if not self.anchors:
             raise RuntimeError("no attention has been differentiated in the forward pass")
         self.keep = keep
-        torch.autograd.grad(scalar, self.anchors, retain_graph=keep, allow_unused=True)
+        wanted = self.anchors if leaf is None else [leaf, *self.anchors]
+        found = torch.autograd.grad(scalar, wanted, retain_graph=keep, allow_unused=True)
+        return None if leaf is None else found[0]
 
     def _next_layer(self) -> int:
         self.layers += 1
@@ -198,6 +212,29 @@ class DifferentiatedAttention:
             return None
         self.anchors.append(torch.zeros((), device=like.device, requires_grad=True))
         return self.anchors[-1]
+
+
+class Unheard:
+    """Keeps nothing of A and ∇A: listener and collector of layers whose gradient only flows on."""
+
+    only_complete = sums_queries = every_row = False
+
+    def collector(self, layer: int) -> Collector:
+        return self
+
+    def begin(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def add(self, block: Block, attention: Tensor, gradient: Tensor) -> None: ...
+
+    def take(self, layer: int, collector: Collector) -> None: ...
+
+    def result(self) -> None: ...
+
+    def current_row(self, layer: int) -> Tensor:
+        raise NotImplementedError
+
+    def take_update(self, layer: int, update: Tensor) -> None:
+        raise NotImplementedError
 
 
 class _BlockAttention(Function):

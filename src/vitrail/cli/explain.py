@@ -73,6 +73,26 @@ def explain_command(
             help="Token to read out: class, mean, all, an index, or ROW,COLUMN of a patch. Default: the model's own.",
         ),
     ] = None,
+    resolution: Annotated[
+        str,
+        typer.Option(
+            "--resolution",
+            metavar="CELLS",
+            help="Cells on a side of a patch, such as 2 or 4, or pixel. Default: 1, a score for each patch.",
+        ),
+    ] = "1",
+    smooth: Annotated[
+        shared.Smoothing | None,
+        typer.Option(
+            "--smooth",
+            help="Average maps of several views of the image: shift, flip, scale. Default: shift with --resolution, "
+            "else none.",
+        ),
+    ] = None,
+    effort: Annotated[
+        int | None,
+        typer.Option("--effort", help="Number of views, each a pass. Default: 4 shifts, 2 flips, 3 scales."),
+    ] = None,
     option: shared.MethodOptions = None,
     size: shared.InputSize = None,
     device: shared.Device = "auto",
@@ -112,6 +132,7 @@ def explain_command(
             "start_layer": start_layer,
             "centred": centred,
             "readout": None if readout is None else _readout(readout),
+            **_views(resolution, smooth, effort),
         },
         options=options,
         load={**shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names), "texts": texts or None},
@@ -135,6 +156,14 @@ def _readout(text: str) -> Any:
     if len(parts) == 2 and all(part.strip().isdecimal() for part in parts):
         return int(parts[0]), int(parts[1])
     return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def _views(resolution: str, smooth: str | None, effort: int | None) -> dict[str, Any]:
+    """What is asked of views and cells, where anything is."""
+    if resolution == "1" and smooth is None and effort is None:
+        return {}
+    cells = int(resolution) if resolution.isdecimal() else resolution
+    return {"resolution": cells, "smooth": smooth and str(smooth), "effort": effort}
 
 
 def _sow(seed: int) -> None:
@@ -250,6 +279,7 @@ def _rows(ex: "Explanation", image: Found, files: Sequence[Path]) -> Iterator[di
             "method": ex.method,
             "gradient": ex.gradient_mode(),
             **({"rivals": dict(ex.competitors(target=j))} if ex.competes else {}),
+            **({"finer": ex.metadata["finer"]} if ex.provenance.finer else {}),
             **ex.output.record(),
             "lowest": scores.min().item(),
             "highest": scores.max().item(),

@@ -20,6 +20,7 @@ Figure = StrEnum("Figure", "png jpg pdf svg")
 Format = StrEnum("Format", "png jpg pdf svg safetensors all")
 FolderFormat = StrEnum("FolderFormat", "png jpg pdf svg safetensors overlay all")
 Gradient = StrEnum("Gradient", "full leaf libra gim")
+Smoothing = StrEnum("Smoothing", "shift flip scale")
 Precision = StrEnum("Precision", "float32 float64 bfloat16 float16")
 Kind = StrEnum("Kind", "logits multilabel probabilities log_probabilities scores embedding")
 

@@ -98,7 +98,7 @@ def attn_gradcam(context: AttributionContext, *, relu: bool = True) -> Float[Ten
     uses_gradient=True,
     passes="1F 1B",
     reference="Su and Luo 2026",
-    accepts=("compete",),
+    accepts=("compete", "resolution"),
 )
 def bicam(context: AttributionContext, *, share: float = 2 / 3) -> Float[Tensor, "images targets tokens"]:
     """BiCAM: attention times value times gradient at the readout, signed, over the last two thirds of the blocks.

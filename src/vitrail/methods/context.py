@@ -69,6 +69,8 @@ class AttributionContext(Generic[Model, Images]):
 
     With `competes`, each target has one more scalar: its rivals' (see `vitrail.objectives`). A method that asks about
     `questions` scalars gives the targets' maps, then as many of their rivals; `class_rows` tell who is a rival.
+
+    With `to_input`, `differentiate` goes back to the images, and `input_gradients` holds each question's.
     """
 
     model: Model
@@ -87,6 +89,8 @@ class AttributionContext(Generic[Model, Images]):
     output: Output = LOGITS
     competes: bool = False
     class_rows: Float[Tensor, "classes features"] | None = None
+    to_input: bool = False
+    input_gradients: list[Float[Tensor, "images channels height width"]] = field(init=False, default_factory=list)
     logits: Tensor = field(init=False)
     replaced: list[Tensor] = field(init=False, default_factory=list)
 
@@ -209,19 +213,24 @@ class AttributionContext(Generic[Model, Images]):
         first = self.first_layer if first_layer is None else first_layer
         with torch.enable_grad():
             branches = self.layout.graph is not None
-            attention = DifferentiatedAttention(listener, self.gradient, first, self.kernel, branches)
+            attention = DifferentiatedAttention(listener, self.gradient, first, self.kernel, branches, self.to_input)
             if recorder is not None:
                 recorder.inner = attention
             visitor: Visitor = attention if recorder is None else recorder
             tap = Tap(self._arranged(visitor), len(self.images), self.gradient, self.layout.layers)
+            images: Any = self.images
+            leaf = images.detach().requires_grad_() if self.to_input else None
+            beneath = None if leaf is None else leaf * 1  # a leaf itself is a constant beneath the tap
             with eager(), tap, watcher or nullcontext():
-                logits = self.answer()
+                logits = self.answer() if beneath is None else self.model.logits(beneath)
             self.logits = logits.detach()
             self._check_layout(tap)
             count = self.questions
             for number in range(count):
                 listener.begin(self.readout_row())
-                attention.backward(self.scalar(logits, number), keep=number + 1 < count)
+                slope = attention.backward(self.scalar(logits, number), keep=number + 1 < count, leaf=leaf)
+                if slope is not None:
+                    self.input_gradients.append(slope)
                 results.append(listener.result())
         return results
 

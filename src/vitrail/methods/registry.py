@@ -131,7 +131,8 @@ def register_method(
 
     The first line of its docstring is the summary that the command line and the documentation show. `accepts` names
     those of `explain`'s common options, beyond the question itself, that the method heeds: "start_layer", "centred",
-    "compete" (it asks about `AttributionContext.questions` scalars); `start_layer` is then its default for twelve
+    "compete" (it asks about `AttributionContext.questions` scalars), "resolution" (it differentiates once, by
+    `AttributionContext.differentiate`); `start_layer` is then its default for twelve
     blocks, counted from 0 (see `MethodInfo.first_layer`). `text` says that the method heeds padding
     (`AttributionContext.real`) and asks nothing of pixels or patches; `follows` that it goes by
     `AttributionContext.relevance_row`, or by the layout's token graph where there is one. `objectives`,

@@ -138,7 +138,7 @@ def norm_rollout(context: AttributionContext) -> Float[Tensor, "images targets t
     uses_gradient=True,
     passes="1F 1B",
     reference="Chefer, Gur, Wolf 2021 (Eq. 4 of Cui, Fan, Chen)",
-    accepts=("start_layer", "centred", "compete"),
+    accepts=("start_layer", "centred", "compete", "resolution"),
     text=True,
     follows=True,
 )
@@ -162,7 +162,7 @@ def gae(
     uses_gradient=True,
     passes="1F 1B",
     reference="Cui, Fan, Chen, Eq. 5; class competition: Vitrail",
-    accepts=("start_layer", "centred", "compete"),
+    accepts=("start_layer", "centred", "compete", "resolution"),
     text=True,
     follows=True,
     gradient="libra",
@@ -180,7 +180,7 @@ def complete(context: AttributionContext, *, identity: bool = False) -> Float[Te
     uses_gradient=True,
     passes="1F 1B",
     reference="Cui, Fan, Chen, Eq. 6",
-    accepts=("start_layer", "centred", "compete"),
+    accepts=("start_layer", "centred", "compete", "resolution"),
     text=True,
     follows=True,
 )
@@ -207,7 +207,7 @@ def _relevance(
     uses_gradient=True,
     passes="1F 1B",
     reference="Wu et al. 2024, as in LibraGrad",
-    accepts=("compete",),
+    accepts=("compete", "resolution"),
 )
 def tokentm(context: AttributionContext, *, identity: bool = False) -> Float[Tensor, "images targets tokens"]:
     """TokenTM: GAE with tokens weighted by how attention and MLP change their length and direction."""
