@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vitrail
-from vitrail import attribution
+from vitrail import attribution, finer
 from vitrail.attention.differentiate import DifferentiatedAttention
-from vitrail.errors import ImageError, OptionError
+from vitrail.errors import ImageError, NoSignalError, OptionError
 from vitrail.methods.within_patch import cell_contributions
 from vitrail.views import CellMeans, View, moved, moved_back, views_of
 
@@ -254,6 +254,28 @@ def test_every_method_can_be_made_steadier(method: str, smooth):
     assert relative(ex.scores[0], (pool(total[None]) / pool(weight[None]))[0]) < 1e-5
 
 
+def test_views_go_together_as_a_batch_size_allows(monkeypatch: pytest.MonkeyPatch):
+    model, images = FAMILIES["timm_vit"].model(), FAMILIES["timm_vit"].images(2)
+    asked = []
+    forward = type(model).logits
+
+    def counted(self, batch, **rest):
+        asked.append(len(batch))
+        return forward(self, batch, **rest)
+
+    one_by_one = vitrail.explain(model, images, TARGETS, resolution=2, effort=6)
+    monkeypatch.setattr(type(model), "logits", counted)
+    together = vitrail.explain(model, images, TARGETS, resolution=2, effort=6, batch_size=5)
+    assert asked == [2, 4, 4, 2]
+    assert relative(together.scores, one_by_one.scores) < 1e-5
+    assert one_by_one.spread is not None
+    assert together.spread is not None
+    assert torch.allclose(together.spread.answers, one_by_one.spread.answers, atol=1e-5)
+    asked.clear()
+    vitrail.explain(model, images, lambda numbers: numbers[1] ** 2, smooth="shift", batch_size=8)
+    assert asked == [2, 6]
+
+
 def test_a_function_is_asked_in_every_view():
     model, images = FAMILIES["timm_vit"].model(), FAMILIES["timm_vit"].images(1)
     ex = vitrail.explain(model, images, lambda numbers: numbers[1] - numbers[2], smooth="flip")
@@ -313,3 +335,21 @@ def test_every_kernel_passes_the_gradient_on_to_the_pixels(monkeypatch: pytest.M
             monkeypatch.setattr(DifferentiatedAttention, "__init__", with_kernel)
             found[kernel] = vitrail.explain(model, images, 1, **question).scores
         assert relative(found["fused"], found["blocks"]) < 1e-5
+
+
+def test_an_image_whose_view_fails_is_named(monkeypatch: pytest.MonkeyPatch):
+    model, images = FAMILIES["timm_vit"].model(), FAMILIES["timm_vit"].images(2)
+    attribute = finer.attribute
+
+    def failing(model, images, *args, **words):
+        if len(images) == 4:  # two views of two images
+            error = NoSignalError("the map of image 3 is the same everywhere")
+            error.images, error.cause = (3,), "the map of the image is the same everywhere"
+            raise error
+        return attribute(model, images, *args, **words)
+
+    monkeypatch.setattr(finer, "attribute", failing)
+    with pytest.raises(NoSignalError, match="in a view of image 1: the map of the image is the same everywhere"):
+        vitrail.explain(model, images, 1, smooth="shift", batch_size=4)
+    ex = vitrail.explain(model, images, 1, smooth="shift", batch_size=4, on_error="skip")
+    assert [one["image"] for one in ex.failures] == [1]

@@ -21,7 +21,7 @@ from vitrail.bestiary.benchmark import COMPARED
 from vitrail.counterfactual import rewrite, transfer
 from vitrail.demo.page import PAIR, SIBLING, SINGLE, chapters
 from vitrail.guidance import detail
-from vitrail.plotting import draw_transfer
+from vitrail.plotting import draw, draw_transfer
 from vitrail.plotting.class_pair import draw_pair
 from vitrail.plotting.figure import draw_guided
 from vitrail.plotting.rewriting import draw_rewrite
@@ -120,6 +120,18 @@ def compare_bestiary(_: vitrail.VisionModel) -> None:
     )
 
 
+def resolution(model: vitrail.VisionModel) -> None:
+    """A creature and a photograph, by patches and by finer cells."""
+    scene, photograph = Image.fromarray(render(SINGLE, 96).image), side_by_side(data.chelsea(), data.coffee())
+    asked = (
+        (vitrail.load("bestiary"), scene, SINGLE.labels[0], "bestiary"),
+        (model, photograph, "tabby", "photograph"),
+    )
+    for one, picture, target, name in asked:
+        maps = [vitrail.explain(one, picture, target, resolution=cells) for cells in (1, 2, 4)]
+        keep(draw(maps), f"resolution-{name}")
+
+
 def pyramids(_: vitrail.VisionModel) -> None:
     """Two creatures, and one on a photograph of a kind that the model has never seen, asked of the bestiary's Swin."""
     swin, methods = vitrail.load("bestiary/swin"), "gradcam,gae,complete"
@@ -168,6 +180,7 @@ PICTURES: dict[str, Callable[[vitrail.VisionModel], None]] = {
     "compare": compare,
     "compare-classes": compare_classes,
     "compare-bestiary": compare_bestiary,
+    "resolution": resolution,
     "pyramids": pyramids,
     "words": words,
     "transfer": moved,

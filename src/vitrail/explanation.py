@@ -261,6 +261,13 @@ class Explanation:
         mode = self.gradient_mode()
         return f"{mode} gradient" if mode else ""
 
+    def finer_words(self) -> str:
+        """Returns how fine a map is, and over how many views the mean, "2 × 2 cells, 4 views"; empty for plain ones."""
+        asked = self.provenance.finer or {"resolution": 1, "passes": 1}
+        cells, views = asked["resolution"], asked["passes"]
+        words = "pixels" if cells == "pixel" else f"{cells} × {cells} cells" * (cells != 1)
+        return ", ".join(filter(None, (words, f"{views} views" * (views > 1))))
+
     # -- the map -----------------------------------------------------------------------------------------------------
 
     def upsample(

@@ -5,6 +5,7 @@ is moved by parts of a patch (`views`), so that patches meet it at other places.
 without finer cells, only make a map steadier.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .attribution import attribute, settle
-from .errors import LayoutError, OptionError
+from .errors import LayoutError, OptionError, VitrailError
 from .explanation import Explanation
 from .inputs import ImagesLike, Inputs, Prepared, prepare
 from .methods import list_methods
@@ -61,19 +62,52 @@ def explain_finer(
     progress = question.pop("progress", None)
     ask = partial(attribute, model, **question, cells=cells)
     first = ask([Prepared(*one) for one in _rows(inputs)], target, against=against)
-    again: dict[str, Any] = {"target": target if first.provenance.functions else first.target.tolist()}
-    again["against"] = None if first.against is None else first.against.tolist()
     size = (inputs.batch.shape[-2], inputs.batch.shape[-1])
     means, taken, answers = CellMeans(size), CellMeans(size), []
-    for number, view in enumerate(views):
-        if progress is not None:
-            progress("views of the image", number, len(views))
-        seen = ask(moved(inputs.batch, view), **again) if number else first
+    for number, (view, seen) in enumerate(_seen(ask, first, inputs.batch, views, target, question.get("batch_size"))):
         means.add(_by_target(seen, seen.scores), view)
         if seen.rivals is not None:
             taken.add(_by_target(seen, seen.rivals.scores), view)
         answers.append(_answers(seen))
+        if progress is not None:
+            progress("views of the image", number + 1, len(views))
     return _joined(first, means, taken, torch.stack(answers, dim=-1), views, {"resolution": resolution, "smooth": kind})
+
+
+def _seen(
+    ask: Callable[..., Explanation],
+    first: Explanation,
+    batch: Float[Tensor, "images channels height width"],
+    views: list[View],
+    target: Wanted,
+    batch_size: int | None,
+) -> Iterator[tuple[View, Explanation]]:
+    """Explains view after view, the first of which is known; as many together as `batch_size` holds of all images.
+
+    So memory is that of one map, unless more are asked for.
+    """
+    count = len(batch)
+    classes = target if first.provenance.functions else first.target.tolist()
+    others = None if first.against is None else first.against.tolist()
+    step = max(1, (batch_size or 0) // count)
+    yield views[0], first
+    for start in range(1, len(views), step):
+        some = views[start : start + step]
+        images = torch.cat([moved(batch, view) for view in some])
+        try:
+            ex = ask(images, _repeated(classes, len(some), count), against=_repeated(others, len(some), count))
+        except VitrailError as error:
+            if error.images:
+                error.images = tuple(sorted({image % count for image in error.images}))
+                error.args = (f"in a view of image {', '.join(map(str, error.images))}: {error.cause}",)
+            raise
+        yield from ((view, ex[number * count : (number + 1) * count]) for number, view in enumerate(some))
+
+
+def _repeated(wanted: Any, times: int, count: int) -> Any:
+    """Returns what is asked of `count` images for as many more."""
+    one_each = isinstance(wanted, list | tuple) and len(wanted) == count
+    return list(wanted) * times if one_each else wanted
 
 
 def _kind(smooth: str) -> Smooth:

@@ -5,7 +5,7 @@ import torch
 
 from training.optimise import initialise
 from vitrail.bestiary import UnknownNameError, render, sample_scene
-from vitrail.bestiary.causal import causal_truth
+from vitrail.bestiary.causal import causal_truth, cell_truth
 from vitrail.bestiary.model import build_model, predict
 from vitrail.bestiary.species import CLASS_NAMES
 
@@ -54,3 +54,31 @@ def test_an_unknown_class_is_refused(model):
     (truth,) = causal_truth(model, [sample_scene("single", seed=0)])
     with pytest.raises(UnknownNameError, match="unknown species 'tavle'.*Did you mean 'tavel'"):
         truth.importance("tavle")
+
+
+def test_the_worth_of_cells_is_that_of_a_model_that_adds_them_up():
+    """Logits that are linear in the picture have effects that one can compute cell by cell."""
+
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            weight = torch.randn(len(CLASS_NAMES), 3, 96, 96, generator=torch.Generator().manual_seed(0)) / 100
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+        def forward(self, images):
+            return torch.einsum("bchw,kchw->bk", images, self.weight)
+
+    model, scene = Linear(), sample_scene("pair", seed=3)
+    (truth,) = cell_truth(model, [scene], side=8, creature=1, samples=400)
+    full, gone = picture(scene), picture(scene.without(1))
+    assert torch.equal(truth.image, full[0])
+    difference = ((full - gone) * 2 * model.weight).sum(dim=1)  # the model sees pixels from -1 to 1
+    expected = torch.nn.functional.avg_pool2d(difference, 8) * 64
+    expected = expected[:, truth.cells[:, 0], truth.cells[:, 1]].T.double()
+    assert (truth.effects - expected).abs().max() < 0.15 * expected.abs().max()
+    assert all(half.shape == truth.effects.shape and not torch.equal(half, truth.effects) for half in truth.halves)
+    assert torch.corrcoef(torch.stack([truth.effects.flatten(), expected.flatten()]))[0, 1] > 0.995
+    changed = (full - gone).abs().sum(dim=1)[0]
+    seen = torch.zeros_like(changed, dtype=torch.bool).reshape(12, 8, 12, 8)
+    seen[truth.cells[:, 0], :, truth.cells[:, 1]] = True
+    assert changed[~seen.reshape(96, 96)].sum() < 0.05 * changed.sum()

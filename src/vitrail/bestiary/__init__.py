@@ -1,6 +1,6 @@
 """The bestiary: a world of creatures drawn by code, whose every part is known."""
 
-from vitrail.bestiary.causal import CausalTruth, causal_truth
+from vitrail.bestiary.causal import CausalTruth, CellTruth, causal_truth, cell_truth
 from vitrail.bestiary.dataset import Bestiary, LabelErrors
 from vitrail.bestiary.draw import CreatureView, Rendered, render
 from vitrail.bestiary.scene import Creature, Scene, sample_scene
@@ -26,6 +26,7 @@ __all__ = [
     "Bestiary",
     "BestiaryError",
     "CausalTruth",
+    "CellTruth",
     "Creature",
     "CreatureView",
     "Family",
@@ -36,6 +37,7 @@ __all__ = [
     "Species",
     "UnknownNameError",
     "causal_truth",
+    "cell_truth",
     "render",
     "sample_scene",
 ]

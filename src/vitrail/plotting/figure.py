@@ -198,6 +198,7 @@ def method_words(ex: Explanation) -> str:
     specific = ex.provenance.class_specific is not False
     parts = [ex.method, ex.objective.replace("_", " ") if specific else "the same for every class"]
     parts += [", ".join(filter(None, (ex.gradient_words(), "class competition" * ex.competes)))]
+    parts += [ex.finer_words()]
     parts += ["centred" if ex.provenance.centred else "", "" if ex.signed else "unsigned"]
     return " · ".join(filter(None, parts))
 
