@@ -163,6 +163,48 @@ def test_any_class_and_method_from_the_lists(visitor):
 
 
 @slow
+def test_a_finer_map_is_chosen_where_a_method_has_one(visitor):
+    page = visitor.come("?view=map&example=pair&target=8")
+    visitor.linked("example=pair")
+    page.get_by_text("How it is asked").click()
+    field = page.get_by_label("Cells per patch")
+    assert field.input_value() == "1"
+    before, patches = scores(visitor), page.locator("#vt-view-map .vt-map").first.get_attribute("src")
+    field.focus()
+    field.select_option("pixel")
+    visitor.linked("resolution=pixel")
+    page.locator("#vt-view-map", has_text="8 × 8 cells per patch · 4 passes").wait_for()
+    assert page.locator("#vt-view-map .vt-map").first.get_attribute("src") != patches
+    assert len(scores(visitor).split()) == len(before.split()) == 144
+    assert page.evaluate("document.activeElement.id") == "vt-resolution"
+    glass = page.locator("#vt-view-map .vt-glass[tabindex]")
+    glass.press("ArrowUp")
+    glass.press("Enter")
+    page.locator("#vt-view-map figcaption", has_text="row 6, column 7 attends to").wait_for()
+    for kind in ("png", "svg"):  # of two grids
+        with page.expect_download() as waiting:
+            page.locator(f"[data-save={kind}]").click()
+        assert len(saved(waiting.value)) > 10_000
+    page.get_by_role("tab", name="Heads").click()
+    page.locator("#vt-view-heads .vt-map").first.wait_for()
+    assert not field.is_visible()
+    page.go_back()
+    page.get_by_label("Method", exact=True).select_option("rollout")
+    visitor.linked("method=rollout")
+    page.locator("#vt-view-map .vt-below", has_text="rollout").first.wait_for()
+    assert not field.is_visible()
+    page.get_by_label("Method", exact=True).select_option("gae")
+    page.locator("#vt-view-map", has_text="8 × 8 cells per patch").wait_for()
+    assert field.input_value() == "pixel"
+    page.goto(f"{visitor.server.address}/?view=map&example=pair&target=8&resolution=3")
+    page.locator("[role=alert]", has_text="“Cells per patch” at 3 does not cut patches of 8×8 pixels").wait_for()
+    page.get_by_text("How it is asked").click()
+    field.select_option("2")
+    page.locator("#vt-view-map", has_text="2 × 2 cells per patch").wait_for()
+    assert page.locator("[role=alert]").count() == 0
+
+
+@slow
 def test_a_class_is_found_by_its_name_exact_ones_first(visitor):
     page = visitor.come("?view=map&example=pair")
     names = ["tiger cat", "cathedral", "Egyptian cat, fine", "polecat", "cat", "dog"]

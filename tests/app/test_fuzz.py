@@ -25,7 +25,7 @@ PATHS = (
 )
 ACTIONS = ("arrive", "upload", "example", "guide", "choose", "change", "draw", "download", "stop", "leave", "steal")
 names = st.sampled_from(
-    ("path", "url", "index", "name", "kind", "row", "col", "back", "example", "view", "budget", "model")
+    ("path", "url", "index", "name", "kind", "row", "col", "back", "example", "view", "budget", "model", "resolution")
 )
 words = st.one_of(
     st.text(max_size=30),

@@ -11,9 +11,9 @@ from vitrail.app.service import read
 
 WHOLE = Question(
     view="rewrite", model="bestiary/label-errors", example="pair", picture="1f", target=3, against=0, method="gae",
-    gradient="libra", row=0, col=5, layer=2, head=1, methods="signed", layout="stack", steps=35, until=0.7, budget=0.5,
-    vlm="hf/owner/name", prompt="Où? & why=", answer="a\n“b” 猫", other="murlo", word_method="gae",
-    word_gradient="leaf", vision="tokens", most=9,
+    gradient="libra", resolution="4", row=0, col=5, layer=2, head=1, methods="signed", layout="stack", steps=35,
+    until=0.7, budget=0.5, vlm="hf/owner/name", prompt="Où? & why=", answer="a\n“b” 猫", other="murlo",
+    word_method="gae", word_gradient="leaf", vision="tokens", most=9,
 )  # fmt: skip
 
 
@@ -25,7 +25,8 @@ def test_every_part_of_a_question_comes_back():
 @pytest.mark.parametrize(
     "query",
     ["view=../../etc/passwd", "target=-1", "target=1e9", "row=nan", "until=7", "budget=inf", "x" * 5000,
-     "model=" + "m" * 500, "target=%00", "layer[]=1", "prompt=" + "p" * 3001, "answer=" + "%E7%8C%AB" * 334, "most=x"],
+     "model=" + "m" * 500, "target=%00", "layer[]=1", "prompt=" + "p" * 3001, "answer=" + "%E7%8C%AB" * 334, "most=x",
+     "resolution=0", "resolution=fine", "resolution=-4", "resolution=1e9"],
 )  # fmt: skip
 def test_what_a_link_cannot_mean_counts_as_not_said(query):
     assert read(query) == Question()
@@ -58,8 +59,12 @@ def test_clicks_on_classes():
 
 
 def test_a_drawing_is_of_its_picture_classes_and_options_and_of_nothing_else():
-    for view, change in (("transfer", {"steps": 5}), ("guide", {"layout": "side"}), ("methods", {"methods": "all"})):
+    for view, change in (
+        ("transfer", {"steps": 5}), ("guide", {"layout": "side"}), ("methods", {"methods": "all"}),
+        ("map", {"resolution": "pixel"}),
+    ):  # fmt: skip
         asked = WHOLE.changed(view=view)
+        assert view == "map" or asked.changed(resolution="1").essence() == asked.essence()
         assert asked.changed(row=3, col=3).essence() == asked.essence()
         for other in (change, {"target": 1}, {"against": None}, {"example": "single"}, {"picture": "abc"}):
             assert asked.changed(**other).essence() != asked.essence(), (view, other)

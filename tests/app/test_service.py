@@ -246,6 +246,57 @@ def test_a_patch_says_its_score_and_what_its_token_attends_to(service):
     assert "99" in other.status
 
 
+def test_a_finer_map_has_its_cells_and_goes_on_by_patches(service, monkeypatch):
+    from vitrail.app.question import ViewContext
+    from vitrail.plotting.canvas import number
+
+    whole, made = ViewContext.explain, []
+    monkeypatch.setattr(ViewContext, "explain", lambda *given, **words: made.append(whole(*given, **words)) or made[-1])
+    shown = service.arrive("ada", "example=pair&target=8&resolution=4")
+    means = torch.nn.functional.avg_pool2d(made[0].scores, 4)[0]
+    said = " ".join(number(float(one), sign=True) for one in means.ravel())
+    assert f' data-rows="12" data-cols="12" data-scores="{said}"' in shown.views["map"]
+    assert "4 × 4 cells per patch · 4 passes" in shown.views["map"]
+    assert "Mean over 4 views of the image" in shown.views["map"]
+    offered = re.findall(r'value="(\w+)"( selected)?', shown.cells)
+    assert offered == [("1", ""), ("2", ""), ("4", " selected"), ("pixel", "")]
+    patch = service.change("ada", shown.question.query(), {"row": 8, "col": 7})
+    assert f"scores <b class='vt-for'>{number(float(means[8, 7]), sign=True)}</b>" in patch.views["map"]
+    assert [one.grid for one in made] == [(48, 48), (12, 12)]  # the token's, and the map is not made again
+
+
+def test_what_cannot_be_finer_is_not_offered_and_breaks_nothing(service):
+    plain = service.arrive("ada", "example=pair&target=8&method=rollout")
+    assert plain.cells == ""
+    shown = service.arrive("ada", "example=pair&target=8&method=rollout&resolution=4")
+    assert (shown.cells, shown.views["map"]) == ("", plain.views["map"])
+    assert shown.recipes == plain.recipes
+    bad = service.change("ada", shown.question.query(), {"resolution": 3, "method": "gae"})
+    assert (
+        "“Cells per patch” at 3 does not cut patches of 8×8 pixels into whole ones: choose one of 1, 2, 4" in bad.status
+    )
+    assert '<option value="3" selected>' in bad.cells
+    heads = service.change("ada", bad.question.query(), {"view": "heads"})
+    without = service.arrive("ada", heads.question.changed(resolution="1").query())
+    assert (heads.views, heads.recipes, heads.cells) == (without.views, without.recipes, None)
+
+
+def test_a_map_of_several_passes_tells_its_progress_and_ends_with_its_visitor(service, monkeypatch, caplog):
+    monkeypatch.setattr("vitrail.app.jobs.EVERY", 0.002)
+    link = "example=pair&target=8&resolution=2"
+    told = list(service.answer(lambda one: one.arrive("ada", link)))
+    assert all("views of the image: " in one.status and one.question is None for one in told[:-1])
+    assert len(told) > 1
+    assert (told[-1].status, told[-1].question) == ("", read(link))
+    left = service.answer(lambda one: one.arrive("eve", link))
+    assert "progressbar" in next(left).status
+    left.close()
+    with service.queue.quick():  # the model is free again
+        pass
+    assert service.sessions.of("eve").answers == {}
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("view", ["layers", "heads", "detail"])
 def test_the_other_quick_views(service, view):
     shown = service.arrive("ada", f"example=pair&target=0&against=8&view={view}")
@@ -382,13 +433,16 @@ def test_work_is_stopped(service):
 
 # Each view with what a visitor may have chosen in it.
 COPIED = [
-    "view=map&target=0&against=8&row=3&col=4",
+    "view=map&target=0&against=8&row=3&col=4&resolution=2",
     "view=heads&target=0&against=8&layer=2&head=1&gradient=libra",
     "view=detail&target=0&gradient=leaf",
     *(
         pytest.param(link, marks=pytest.mark.slow)
         for link in (
+            "view=map&target=0&against=8&row=3&col=4",
             "view=map&target=8&gradient=leaf&method=attn_lrp",
+            "view=map&target=0&against=8&gradient=full&method=gae&resolution=pixel",
+            "view=map&target=8&method=rollout&resolution=4",
             "view=methods&target=8&methods=complete,gae,raw",
             "view=methods&target=0&against=8&gradient=leaf&methods=complete,layercam",
             "view=layers&target=0&against=8&gradient=leaf",

@@ -195,7 +195,8 @@ def as_python(context: ExportContext) -> str:
             lines = [f"ex = vitrail.explain_generation(model, image, {question.prompt!r}{words})"]
             lines += ['ex.save("words.safetensors")', 'ex.plot("words.png")']
         case _:
-            lines = [f"ex = vitrail.explain({asked}{method})", 'ex.save("map.png")']
+            finer = "".join(f", {name}={value!r}" for name, value in question.finer.items())
+            lines = [f"ex = vitrail.explain({asked}{method}{finer})", 'ex.save("map.png")']
             if question.row is not None and question.col is not None:
                 mode = f", gradient={context.facts['gradient']!r}"
                 at = f"method='complete'{mode}, readout=({question.row}, {question.col})"
@@ -254,7 +255,8 @@ def as_command(context: ExportContext) -> str:
             for name, value in (question.about_words() | dict(context.vlm_options)).items():
                 line += _option(f"--{name.replace('_', '-')}", value)
         case _:
-            line = ["explain", *asked, *method]
+            finer = [word for name, value in question.finer.items() for word in (f"--{name}", str(value))]
+            line = ["explain", *asked, *method, *finer]
             if question.row is not None and question.col is not None:
                 at = ["--readout", f"{question.row},{question.col}", "--output", "out/token"]
                 mode = ["--gradient", context.facts["gradient"]]

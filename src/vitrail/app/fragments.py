@@ -53,6 +53,7 @@ CONTROLS = {
     "method": "Method",
     "methods": "Which methods",
     "gradient": "Gradient",
+    "resolution": "Cells per patch",
     "layouts": "How the two are laid together",
     "steps": "Steps",
     "until": "Stop at this probability",

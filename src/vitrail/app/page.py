@@ -17,13 +17,14 @@ from ..methods import list_methods
 from ..outputs import verdict_of
 from ..plotting.overlay import AGAINST, FOR, colour
 from ..plotting.transfer import COLOURS
+from ..views import USUAL
 from .fragments import css, data_address
 from .pictures import EXAMPLES, example_picture
-from .question import DRAW, LONGEST_TEXT, MOST_TOKENS, WAITING, Question, ViewContext
+from .question import DRAW, LONGEST_TEXT, MOST_TOKENS, WAITING, Question, ViewContext, scores_cells
 from .views.comparisons import GROUPS, LAYOUTS
 from .views.words import VISIONS, WORD_METHODS
 
-__all__ = ["best_classes", "draw_classes", "examples", "page", "page_files", "taking_home"]
+__all__ = ["best_classes", "draw_cells", "draw_classes", "examples", "page", "page_files", "taking_home"]
 
 TITLES = {
     "map": "Map",
@@ -208,4 +209,27 @@ def _combo(name: str, label: str, index: int | None, value: str, empty: str) -> 
         f'aria-controls="vt-list-{name}" autocomplete="off" autocapitalize="off" spellcheck="false" '
         f'value="{value}" placeholder="{empty or "type a class"}"{chosen}>'
         f'<ul id="vt-list-{name}" role="listbox" aria-label="{label}" hidden></ul></div>'
+    )
+
+
+def draw_cells(question: Question, patch: tuple[int, int] | None = None) -> str:
+    """Returns the field of the map's resolution, with what divides a patch of that size in pixels (height, width),
+    where it is known; nothing for a method that scores whole patches.
+    """
+    if not scores_cells(question.method):
+        return ""
+    high, wide = (8, 8) if patch is None else patch
+    fitting = [str(cells) for cells in range(1, min(high, wide)) if not (high % cells or wide % cells)]
+    fitting += ["pixel"] if high == wide else []
+    chosen = "pixel" if patch is not None and question.resolution == str(high) == str(wide) else question.resolution
+    fitting += [] if chosen in fitting else [chosen]  # which a link may ask for
+    options = []
+    for one in fitting:
+        words = f"{one} × {one}" if one.isdecimal() and one != Question.resolution else one
+        options.append(f'<option value="{one}"{" selected" if one == chosen else ""}>{words}</option>')
+    return (
+        '<label for="vt-resolution">Cells per patch</label>'
+        f'<select id="vt-resolution" name="resolution" data-change>{"".join(options)}</select>'
+        f'<p class="vt-below">1: a score for each patch. Finer maps cost {USUAL["shift"]} times as much: they are the '
+        f"mean of {USUAL['shift']} passes over the image, moved by parts of a patch</p>"
     )

@@ -1,7 +1,7 @@
 """The question of a visitor: as the link that restores it, and as the arguments of `vitrail.explain`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote_plus, urlencode
@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import TargetError
+from ..errors import TargetError, UnknownMethodError
 from ..explain import explain
 from ..explanation import Explanation
+from ..methods.context import Progress
 from ..methods.registry import METHODS, MethodInfo, find_method
 from ..models import VisionModel
 from ..outputs import Output
@@ -31,6 +32,7 @@ __all__ = [
     "WAITING",
     "Question",
     "ViewContext",
+    "scores_cells",
     "too_long",
 ]
 
@@ -52,8 +54,9 @@ DRAW = {  # what is pressed to have them drawn
 }
 LONG = tuple(DRAW)
 
-# What the long views depend on in addition to image, model and classes.
+# What views depend on in addition to image, model and classes.
 OWN = {
+    "map": ("method", "gradient", "resolution"),
     "methods": ("methods", "gradient"),
     "guide": ("layout", "method", "gradient"),
     "transfer": ("steps",),
@@ -73,7 +76,8 @@ class Question:
 
     `picture` is the key of an uploaded picture, by which the page that took it finds it again.
     `target` and `against` are class indices, None for the predicted class and for no comparison; `row` and `col` are
-    the patch that was clicked on, `layer` and `head` the head. `vlm` and what follows it belong to the view "words", of
+    the patch that was clicked on, `layer` and `head` the head. `resolution`, of the view "map", is the number of cells
+    on a side of a patch, or "pixel". `vlm` and what follows it belong to the view "words", of
     which `other` is the word that every word is held against and `most` the most tokens of the model's own answer. The
     rest belongs to the views that are named like it.
     """
@@ -86,6 +90,7 @@ class Question:
     against: int | None = None
     method: str = "complete"
     gradient: str = "default"
+    resolution: str = "1"
     row: int | None = None
     col: int | None = None
     layer: int | None = None
@@ -161,6 +166,18 @@ class Question:
         names = ("view", "example", "picture", *asked, *OWN.get(self.view, ()))
         return tuple(getattr(self, name) for name in names)
 
+    @property
+    def finer(self) -> dict[str, Any]:
+        """Returns the resolution of the map as an argument of `explain`: none for patches, and for a method that scores
+        nothing finer.
+
+        >>> Question(resolution="4").finer, Question(resolution="4", method="rollout").finer
+        ({'resolution': 4}, {})
+        """
+        if self.resolution == Question.resolution or not scores_cells(self.method):
+            return {}
+        return {"resolution": int(self.resolution) if self.resolution.isdecimal() else self.resolution}
+
     def about_words(self) -> dict[str, Any]:
         """Returns what is chosen in the view "words", as arguments of `vitrail.explain_generation`.
 
@@ -222,6 +239,14 @@ def _text(value: Any) -> str:
     return value.replace("\r\n", "\n")
 
 
+def scores_cells(method: str) -> bool:
+    """Returns whether a method has scores for parts of a patch; an unknown one has none."""
+    try:
+        return "resolution" in find_method(method, {}).accepts
+    except UnknownMethodError:
+        return False
+
+
 def too_long(text: Any) -> bool:
     """Returns whether a text is none that a link can hold."""
     return not isinstance(text, str) or len(quote_plus(text, errors="replace")) > LONGEST_TEXT
@@ -238,6 +263,10 @@ def _count(value: Any) -> int:
     return number
 
 
+def _resolution(value: Any) -> str:
+    return "pixel" if value == "pixel" else str(_count(value) or Question.resolution)
+
+
 def _share(value: Any) -> float:
     number = float(value)
     if not 0 <= number <= 1:
@@ -248,20 +277,23 @@ def _share(value: Any) -> float:
 _COUNTS = ("target", "against", "row", "col", "layer", "head", "steps")
 _KINDS: dict[str, Any] = {each.name: _word for each in fields(Question)}
 _KINDS |= dict.fromkeys(_COUNTS, _count) | {"until": _share, "budget": _share}
-_KINDS |= dict.fromkeys(TEXTS, _text) | {"most": _tokens}
+_KINDS |= dict.fromkeys(TEXTS, _text) | {"most": _tokens, "resolution": _resolution}
 
 
 @dataclass(frozen=True, eq=False)
 class ViewContext:
     """Holds a question with its model and image, and the model's logits.
 
-    `logits` are computed once; `target` is then never open: the class asked for, or the predicted one.
+    `logits` are computed once; `target` is then never open: the class asked for, or the predicted one. `maps` holds the
+    last map of the view "map" by the essence of its question, and `report` is told how far one of several passes is.
     """
 
     model: VisionModel
     picture: Picture
     seen: Seen
     question: Question
+    maps: dict[tuple[Any, ...], Explanation] = field(default_factory=dict)
+    report: Progress | None = None
 
     @cached_property
     def logits(self) -> Float[Tensor, " classes"]:
@@ -334,6 +366,18 @@ class ViewContext:
         info = self.method if method is None else METHODS[method]
         found = explain(self.model, self.seen.tensor, self.target, **(self.words(info) | more))
         return self.named(found)
+
+    def map(self) -> Explanation:
+        """Explains the image at the resolution of the question, unless that is the map that was drawn last."""
+        asked = self.question.essence()
+        if asked not in self.maps:
+            finer = self.question.finer
+            if finer:
+                finer["progress"] = self.report
+            found = self.explain(**finer)
+            self.maps.clear()
+            self.maps[asked] = found
+        return self.maps[asked]
 
     def named(self, ex: Explanation) -> Explanation:
         """Returns the explanation with the image as the page shows it, and the image's name."""

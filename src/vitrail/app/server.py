@@ -158,26 +158,13 @@ class Pages:
             updates.close()
 
     def _updates(self, visitor: str, asked: Asked) -> Generator[PageUpdate]:
-        service, link, given = self.service, asked.link, asked.given
-        match asked.do:
-            case "arrive":
-                yield service.arrive(visitor, link, back=given.get("back") is True)
-            case "upload":
-                yield service.upload(visitor, link, asked.name, asked.file)
-            case "guide":
-                yield service.guide(visitor, link, asked.name, asked.file)
-            case "example":
-                yield service.example(visitor, link, asked.word("example"))
-            case "choose":
-                index = given.get("index")
-                yield service.choose(visitor, link, index if type(index) is int else None)
-            case "draw":
-                changes = dict(given)
-                if str(changes.get("budget", "")).isdecimal():  # in levels on the page, as a share in a link
-                    changes["budget"] = float(changes["budget"]) / 255
-                yield from service.draw(visitor, link, changes)
-            case _:
-                yield service.change(visitor, link, given)
+        if asked.do != "draw":
+            yield from self.service.answer(lambda service: _answer(service, visitor, asked))
+            return
+        changes = dict(asked.given)
+        if str(changes.get("budget", "")).isdecimal():  # in levels on the page, as a share in a link
+            changes["budget"] = float(changes["budget"]) / 255
+        yield from self.service.draw(visitor, asked.link, changes)
 
     def _event(self, shown: PageUpdate, asked: Asked) -> dict[str, Any]:
         """Returns the update as an event; a new picture or model comes with its names, an arrival with its controls."""
@@ -185,11 +172,14 @@ class Pages:
         event: dict[str, Any] = {"html": html} | ({} if shown.words is None else {"words": shown.words})
         question = shown.question
         if question is None:  # only how far a drawing has come
+            html |= {"vt-status": shown.status} if shown.status else {}
             return event
         event["link"] = question.query()
         html["vt-status"] = shown.status
         if shown.classes is not None:
             html["vt-classes"] = shown.classes
+        if shown.cells is not None:
+            html["vt-cells"] = shown.cells
         if shown.recipes is not None:
             html["vt-taking"] = taking_home(question.example, shown.files or (), shown.recipes)
         elif asked.do == "draw":  # what there was answers another question
@@ -217,6 +207,24 @@ class Pages:
             raise Refused(409, on_page(str(error))) from None
         headers = {"content-disposition": f"attachment; filename*=utf-8''{quote(name, safe='')}"}
         return Response(content, media_type=kind, headers=headers | {"cache-control": "no-store"})
+
+
+def _answer(service: Service, visitor: str, asked: Asked) -> PageUpdate:
+    link, given = asked.link, asked.given
+    match asked.do:
+        case "arrive":
+            return service.arrive(visitor, link, back=given.get("back") is True)
+        case "upload":
+            return service.upload(visitor, link, asked.name, asked.file)
+        case "guide":
+            return service.guide(visitor, link, asked.name, asked.file)
+        case "example":
+            return service.example(visitor, link, asked.word("example"))
+        case "choose":
+            index = given.get("index")
+            return service.choose(visitor, link, index if type(index) is int else None)
+        case _:
+            return service.change(visitor, link, given)
 
 
 async def _read(body: bytes, headers: Headers) -> Asked:

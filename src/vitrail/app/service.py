@@ -3,17 +3,19 @@
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from ..errors import ImageError, VitrailError
+from ..methods.context import Progress
 from ..models import VisionModel
 from .exports import ExportContext, ViewResult, as_command, as_python
 from .fragments import CONTROLS, WORD_CONTROLS, nothing, problem, progress
 from .jobs import ModelQueue, Report, Stopped, follow
-from .page import draw_classes
+from .page import draw_cells, draw_classes
 from .pictures import EXAMPLES, SCENES, Limits, Picture, example_picture, look, offered, uploaded
 from .question import DRAW, LONG, OPEN, WAITING, Question, ViewContext
 from .session import CAPTIONER, ModelCache, Session, Sessions, person_of
@@ -44,15 +46,17 @@ SORRY = "Something went wrong here, and it was not your doing. Whoever runs this
 class PageUpdate:
     """Holds what changes on the page; None leaves a part as it is. `views` is HTML by view.
 
-    Without a question only the views change: a drawing goes on while the visitor may look at something else.
+    Without a question only status and views change: a drawing goes on while the visitor may look at something else.
 
-    `names` are the classes of the model by index, and `examples` the pictures that suit it. `words` is what is new of
+    `cells` is the field of the map's resolution, `names` are the classes of the model by index, and `examples` the
+    pictures that suit it. `words` is what is new of
     the words of an answer, see `vitrail.plotting.generation.answer_news`; an empty one takes them all away.
     """
 
     question: Question | None
     status: str = ""
     classes: str | None = None
+    cells: str | None = None
     views: Mapping[str, str] = field(default_factory=dict)
     recipes: tuple[str, str] | None = None
     files: tuple[str, ...] | None = None
@@ -80,6 +84,7 @@ class Service:
         self.limits = Limits() if limits is None else limits
         self.sessions = Sessions() if sessions is None else sessions  # an empty one is false
         self.queue = ModelQueue()
+        self.report: Progress | None = None  # is told how far a map of several passes is
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
@@ -160,6 +165,22 @@ class Service:
         if changed.model != question.model and question.example:
             return self._another_model(visitor, changed)
         return self._show(session, changed, turned=set(changes) <= {"view"})
+
+    def answer(self, act: Callable[["Service"], PageUpdate]) -> Generator[PageUpdate, None, None]:
+        """Yields what `act` returns for this service, and before it the progress of a map of several passes."""
+
+        def work(report: Progress) -> PageUpdate:
+            reporting = copy(self)
+            reporting.report = report
+            return act(reporting)
+
+        reports = follow(work, threading.Event())
+        while True:
+            try:
+                yield PageUpdate(question=None, status=progress(next(reports)))
+            except StopIteration as end:
+                yield end.value
+                return
 
     # -- what takes long -----------------------------------------------------------------------------------------------
 
@@ -308,7 +329,8 @@ class Service:
         model = self.models.model(question.model)
         if model.name not in session.seen:
             session.seen[model.name] = look(model, session.picture)
-        return ViewContext(model, session.picture, session.seen[model.name], question)
+        seen = session.seen[model.name]
+        return ViewContext(model, session.picture, seen, question, session.maps, self.report)
 
     def _show(self, session: Session, question: Question, turned: bool = False) -> PageUpdate:
         """Draws the view of the question if it is quick; else shows how to draw it."""
@@ -322,8 +344,11 @@ class Service:
                 answer = QUICK_VIEWS[view](context)
                 session.answers[view] = replace(answer, html="")
                 return self._shown(context, {view: answer.html}, answer)
+        except Stopped:  # nobody waits for it any more
+            raise
         except Exception as error:
-            return PageUpdate(question=question, status=excuse(error))
+            cells = draw_cells(question) if view == "map" else None
+            return PageUpdate(question=question, status=excuse(error), cells=cells)
 
     def _long(self, session: Session, context: ViewContext, turned: bool) -> PageUpdate:
         view, drawn = context.question.view, session.answers.get(context.question.view)
@@ -356,6 +381,7 @@ class Service:
         return PageUpdate(
             question=question,
             classes=draw_classes(context),
+            cells=draw_cells(question, told.facts.get("patch")) if question.view == "map" else None,
             views=views,
             recipes=(as_python(told), as_command(told)),
             files=() if answer is None else tuple(answer.files),

@@ -26,15 +26,16 @@ AWAY = 600  # seconds for which the session of a visitor who has left is kept: l
 class Session:
     """Holds the image and the last results of one visitor.
 
-    `earlier` are previous images, so that Back finds them. `seen` is the image as each model saw it, `answers` what can
-    be downloaded, by view, and `stop` is set to end the job that is running, on the view `working`. `latest` is the
-    latest question.
+    `earlier` are previous images, so that Back finds them. `seen` is the image as each model saw it, `maps` what was
+    drawn last (see `ViewContext`), `answers` what can be downloaded, by view, and `stop` is set to end the job that is
+    running, on the view `working`. `latest` is the latest question.
     """
 
     picture: Picture | None = None
     earlier: list[Picture] = field(default_factory=list)
     guide: Picture | None = None
     seen: dict[str, Seen] = field(default_factory=dict)
+    maps: dict[Any, Any] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     stop: threading.Event | None = None
     working: str | None = None
@@ -51,6 +52,7 @@ class Session:
             self.earlier = [*others[1 - EARLIER :], self.picture]
         self.picture = picture
         self.seen.clear()
+        self.maps.clear()
         self.answers.clear()
 
     def find(self, key: str) -> Picture | None:
@@ -117,6 +119,7 @@ class Sessions:
                 session.left, session.used = True, self.clock()
                 session.answers.clear()
                 session.seen.clear()
+                session.maps.clear()
                 if session.stop is not None:
                     session.stop.set()
 

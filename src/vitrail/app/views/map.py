@@ -42,9 +42,10 @@ def draw_map(context: ViewContext) -> ViewResult:
     Raises:
         VitrailError: whatever `vitrail.explain` raises.
     """
-    ex = context.explain()
+    ex = context.map()
     shown = context.seen.shown
     rows, cols = patch_grid(ex)
+    patch = tuple(side // count for side, count in zip(context.seen.tensor.shape[-2:], (rows, cols), strict=True))
     pointed = f"{grid(scores_of(ex), rows, cols)}{_chosen(context)} tabindex='0' role='application' " + (
         'aria-label="Signed map. Arrow keys move over the patches, Enter asks what one attends to, Escape drops it."'
     )
@@ -54,7 +55,7 @@ def draw_map(context: ViewContext) -> ViewResult:
             context.photo,
             shown,
             ex,
-            below=how(ex) + opacity(),
+            below=how(ex) + _cells(ex, rows, cols) + opacity(),
             attributes=pointed,
             inside="" if _chosen(context) else INVITE,
         ),
@@ -65,12 +66,20 @@ def draw_map(context: ViewContext) -> ViewResult:
         explanations.append(read)
         panels.append(_token_panel(context, ex, read))
     html = section(*panels, kind="vt-large") + notes(ex)
-    return ViewResult(html, files_of(ex, lambda: draw(explanations)), "map", {"gradient": ex.gradient_mode() or "full"})
+    facts = {"gradient": ex.gradient_mode() or "full", "patch": patch}
+    return ViewResult(html, files_of(ex, lambda: draw(explanations)), "map", facts)
 
 
 def patch_grid(ex: Explanation) -> tuple[int, int]:
     """Returns rows and columns of the model's patches, also for methods that score pixels."""
     return ex.provenance.grid or ex.grid
+
+
+def _cells(ex: Explanation, rows: int, cols: int) -> str:
+    if ex.provenance.finer is None:
+        return ""
+    tall, wide = ex.grid[0] // rows, ex.grid[1] // cols
+    return f"<br>{tall} × {wide} cells per patch · {ex.provenance.finer['passes']} passes"
 
 
 def token(context: ViewContext, ex: Explanation) -> Explanation:
