@@ -173,7 +173,7 @@ def test_a_finer_map_is_chosen_where_a_method_has_one(visitor):
     field.focus()
     field.select_option("pixel")
     visitor.linked("resolution=pixel")
-    page.locator("#vt-view-map", has_text="8 × 8 cells per patch · 4 passes").wait_for()
+    page.locator("#vt-view-map", has_text="pixels, 4 views").wait_for()
     assert page.locator("#vt-view-map .vt-map").first.get_attribute("src") != patches
     assert len(scores(visitor).split()) == len(before.split()) == 144
     assert page.evaluate("document.activeElement.id") == "vt-resolution"
@@ -194,13 +194,15 @@ def test_a_finer_map_is_chosen_where_a_method_has_one(visitor):
     page.locator("#vt-view-map .vt-below", has_text="rollout").first.wait_for()
     assert not field.is_visible()
     page.get_by_label("Method", exact=True).select_option("gae")
-    page.locator("#vt-view-map", has_text="8 × 8 cells per patch").wait_for()
+    page.locator("#vt-view-map", has_text="pixels, 4 views").wait_for()
     assert field.input_value() == "pixel"
     page.goto(f"{visitor.server.address}/?view=map&example=pair&target=8&resolution=3")
     page.locator("[role=alert]", has_text="“Cells per patch” at 3 does not cut patches of 8×8 pixels").wait_for()
     page.get_by_text("How it is asked").click()
+    field.select_option("1")
+    page.locator("#vt-view-map .vt-map").first.wait_for()
     field.select_option("2")
-    page.locator("#vt-view-map", has_text="2 × 2 cells per patch").wait_for()
+    page.locator("#vt-view-map", has_text="2 × 2 cells, 4 views").wait_for()
     assert page.locator("[role=alert]").count() == 0
 
 

@@ -213,12 +213,12 @@ def _combo(name: str, label: str, index: int | None, value: str, empty: str) -> 
 
 
 def draw_cells(question: Question, patch: tuple[int, int] | None = None) -> str:
-    """Returns the field of the map's resolution, with what divides a patch of that size in pixels (height, width),
-    where it is known; nothing for a method that scores whole patches.
+    """Returns the field of the map's resolution, with what divides a patch of that size in pixels (height, width);
+    where it is not known, with what divides any square one. Nothing for a method that scores whole patches.
     """
     if not scores_cells(question.method):
         return ""
-    high, wide = (8, 8) if patch is None else patch
+    high, wide = (2, 2) if patch is None else patch
     fitting = [str(cells) for cells in range(1, min(high, wide)) if not (high % cells or wide % cells)]
     fitting += ["pixel"] if high == wide else []
     chosen = "pixel" if patch is not None and question.resolution == str(high) == str(wide) else question.resolution

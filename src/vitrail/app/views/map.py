@@ -55,7 +55,7 @@ def draw_map(context: ViewContext) -> ViewResult:
             context.photo,
             shown,
             ex,
-            below=how(ex) + _cells(ex, rows, cols) + opacity(),
+            below=how(ex) + opacity(),
             attributes=pointed,
             inside="" if _chosen(context) else INVITE,
         ),
@@ -73,13 +73,6 @@ def draw_map(context: ViewContext) -> ViewResult:
 def patch_grid(ex: Explanation) -> tuple[int, int]:
     """Returns rows and columns of the model's patches, also for methods that score pixels."""
     return ex.provenance.grid or ex.grid
-
-
-def _cells(ex: Explanation, rows: int, cols: int) -> str:
-    if ex.provenance.finer is None:
-        return ""
-    tall, wide = ex.grid[0] // rows, ex.grid[1] // cols
-    return f"<br>{tall} × {wide} cells per patch · {ex.provenance.finer['passes']} passes"
 
 
 def token(context: ViewContext, ex: Explanation) -> Explanation:
