@@ -10,7 +10,7 @@ OUT ?= out
 # process reads PyTorch's sources anew, 15 seconds long.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow quality format bench docs notebooks environment clean
+.PHONY: demo test test-slow quality format bench docs docs-release notebooks environment clean
 
 environment: $(READY)
 
@@ -58,6 +58,12 @@ bench: $(READY)
 # hides the warnings from --strict, too); `mkdocs serve` shows it while one writes.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Builds the site of this version into the branch gh-pages, beside those of earlier ones; pushing it is left to you.
+docs-release: $(READY)
+	DOCS_VERSIONS=mike NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases \
+		"$$($(BIN)/python -c 'import vitrail; print(vitrail.__version__.rpartition(".")[0])')" latest
+	$(BIN)/mike set-default latest
 
 # Runs the notebooks anew from the scripts beside them, and stores what they show.
 notebooks: $(READY)
