@@ -285,7 +285,7 @@ class ViewContext:
     """Holds a question with its model and image, and the model's logits.
 
     `logits` are computed once; `target` is then never open: the class asked for, or the predicted one. `maps` holds the
-    last map of the view "map" by the essence of its question, and `report` is told how far one of several passes is.
+    last map of the view "map" by its picture and question, and `report` is told how far one of several passes is.
     """
 
     model: VisionModel
@@ -369,15 +369,16 @@ class ViewContext:
 
     def map(self) -> Explanation:
         """Explains the image at the resolution of the question, unless that is the map that was drawn last."""
-        asked = self.question.essence()
-        if asked not in self.maps:
+        asked = (self.picture.key, *self.question.essence())
+        found = self.maps.get(asked)
+        if found is None:
             finer = self.question.finer
             if finer:
                 finer["progress"] = self.report
             found = self.explain(**finer)
             self.maps.clear()
             self.maps[asked] = found
-        return self.maps[asked]
+        return found
 
     def named(self, ex: Explanation) -> Explanation:
         """Returns the explanation with the image as the page shows it, and the image's name."""
