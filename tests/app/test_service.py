@@ -2,6 +2,8 @@
 
 import io
 import re
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,16 +283,31 @@ def test_what_cannot_be_finer_is_not_offered_and_breaks_nothing(service):
     assert (heads.views, heads.recipes, heads.cells) == (without.views, without.recipes, None)
 
 
-def test_a_map_of_several_passes_tells_its_progress_and_ends_with_its_visitor(service, monkeypatch, caplog):
+def test_a_map_of_several_passes_tells_its_progress(service, monkeypatch):
     monkeypatch.setattr("vitrail.app.jobs.EVERY", 0.002)
     link = "example=pair&target=8&resolution=2"
     told = list(service.answer(lambda one: one.arrive("ada", link)))
     assert all("views of the image: " in one.status and one.question is None for one in told[:-1])
     assert len(told) > 1
     assert (told[-1].status, told[-1].question) == ("", read(link))
-    left = service.answer(lambda one: one.arrive("eve", link))
+
+
+def test_a_map_of_several_passes_ends_with_its_visitor(service, monkeypatch, caplog):
+    monkeypatch.setattr("vitrail.app.jobs.EVERY", 0.002)
+
+    workers = []
+
+    def endless(*_, progress, **__):
+        workers.append(threading.current_thread())
+        while True:
+            progress("views of the image", 0, 4)
+            time.sleep(0.002)
+
+    monkeypatch.setattr("vitrail.app.question.explain", endless)
+    left = service.answer(lambda one: one.arrive("eve", "example=pair&target=8&resolution=2"))
     assert "progressbar" in next(left).status
     left.close()
+    workers[0].join(20)
     with service.queue.quick():  # the model is free again
         pass
     assert service.sessions.of("eve").answers == {}

@@ -49,8 +49,8 @@ class PageUpdate:
     Without a question only status and views change: a drawing goes on while the visitor may look at something else.
 
     `cells` is the field of the map's resolution, `names` are the classes of the model by index, and `examples` the
-    pictures that suit it. `words` is what is new of
-    the words of an answer, see `vitrail.plotting.generation.answer_news`; an empty one takes them all away.
+    pictures that suit it. `words` is what is new of the words of an answer, see
+    `vitrail.plotting.generation.answer_news`; an empty one takes them all away.
     """
 
     question: Question | None
