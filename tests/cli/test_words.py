@@ -236,8 +236,10 @@ def test_what_is_loaded_is_said_at_once(command: Run, photo: Path, monkeypatch: 
 
 
 def test_an_experiment_says_what_it_needs():
-    result = CliRunner().invoke(app, ["reproduce", "fig9"], env={"VITRAIL_MODEL": ""})
+    result = CliRunner().invoke(app, ["reproduce", "fig9", "-t", "3"], env={"VITRAIL_MODEL": ""})
     assert result.exit_code == 2
-    assert result.stderr.startswith("Error: fig9 (typical) needs one image; --target, --against, --typical FOLDER;")
-    assert result.stderr.endswith("Not given: IMAGE... and --model\n")
+    assert result.stderr.startswith(
+        "Error: fig9 (typical) needs images; --target, --against, each once or once per image"
+    )
+    assert "Not given: IMAGE... and --model. Alone, fig9 is drawn of images found in --photos" in result.stderr
     assert console.one_line(result.stderr.strip()) == result.stderr.strip()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.experiments.perturbation import COLOURS, CurveSet, Drawn, draw_perturbation
+from vitrail.experiments.perturbation import COLOURS, Block, CurveSet, Drawn, draw_perturbation
 from vitrail.experiments.stitched_perturbation import MAPS, RANDOM, REGIONS, WAYS, Curve, areas
 from vitrail.metrics.aggregation import Interval, bootstrap
 
@@ -23,10 +23,13 @@ def curves() -> list[CurveSet]:
 
 
 def test_words_do_not_overlap_and_curves_are_the_means(curves):
+    models = ("tiny", "large")
     maps = {name: torch.linspace(-1, 1, 16).reshape(4, 4) for name in MAPS}
-    example = Drawn(torch.rand(3, 64, 64), maps, ("African hunting dog", "zebra"))
     differences = {"complete less gae, negative, anywhere": Interval(0.1, -0.05, 0.2, 12)}
-    figure = draw_perturbation(curves, example, differences, "12 photographs, labels from boxes.csv; guide: zebra")
+    words = "12 photographs, labels from boxes.csv; guide: zebra"
+    names = ("African hunting dog", "zebra")
+    examples = [Drawn(torch.rand(3, 64, 64), maps, names, model) for model in models]
+    figure = draw_perturbation([Block(curves, one, differences, words) for one in examples])
     boxes = [text.get_window_extent(figure.canvas.get_renderer()) for text in figure.texts if text.get_text()]
     for box in boxes:
         assert box.x0 >= 0
@@ -35,7 +38,7 @@ def test_words_do_not_overlap_and_curves_are_the_means(curves):
     for one, other in combinations(boxes, 2):
         assert not one.padded(-2).overlaps(other.padded(-2))
     panels = [axes for axes in figure.axes if len(axes.lines) >= len(MAPS)]
-    assert len(panels) == len(WAYS) * len(REGIONS)
+    assert len(panels) == len(models) * len(WAYS) * len(REGIONS)
     assert len({axes.get_ylim() for axes in panels}) == 1  # one scale
     drawn = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.lines]
     for one in curves:
@@ -43,4 +46,6 @@ def test_words_do_not_overlap_and_curves_are_the_means(curves):
         assert any(len(line) == 10 and np.allclose(line, mean) for line in drawn)
     words = " ".join(text.get_text() for text in figure.texts)
     assert "+0.100 [−0.050, +0.200]" in words
-    assert all(name in words for name in COLOURS)
+    assert all(name in words for name in (*COLOURS, *models))
+    assert all(f"({letter}) " in words for letter in "abcd")
+    assert words.index("(a) negative") < words.index("(b) positive")  # as in the paper

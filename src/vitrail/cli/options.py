@@ -223,6 +223,7 @@ class Command(TyperCommand):
         On a terminal, the model that is loaded is named at once; Ctrl-C ends the command in a sentence.
         """
         model = ctx.params.get("model")
+        model = ", ".join(model) if isinstance(model, list) and "images" in ctx.params else model
         if isinstance(model, str) and not ctx.params.get("list_") and sys.stderr.isatty():
             show(f"loading {model} …", err=True)  # before PyTorch is imported, which takes seconds
         in_own_words(self.argument)
@@ -277,6 +278,7 @@ def _keep_weights_with_their_model(ctx: Any) -> None:
     if (sources["model"], sources["checkpoint"]) != ("COMMANDLINE", "ENVIRONMENT"):
         return
     usual, model = os.environ.get("VITRAIL_MODEL"), ctx.params["model"]
+    model = model if isinstance(model, str) else " ".join(model)  # where several can be named
     if usual and usual != model:
         ctx.params["checkpoint"] = None
         note = f"VITRAIL_CHECKPOINT holds weights of VITRAIL_MODEL, {usual}: {model} goes without"

@@ -1,28 +1,55 @@
-"""`vitrail reproduce`: the paper's experiments on given images and a given model."""
+"""`vitrail reproduce`: the paper's figures and experiments, on given images and models or the built-in ones."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show_result, stages
-from vitrail.cli.image_run import Request, load_model
+from vitrail.cli.console import Reporter, show, show_result, stages
+from vitrail.cli.image_run import load_named
+
+if TYPE_CHECKING:
+    from vitrail.models import VisionModel
 
 __all__ = ["reproduce_command"]
+
+ALL = "all"
+# Options that say what a figure shows, which `all` and figures without images are filled in with.
+FILLED_IN = ("target", "against", "typical", "guide", "labels")
 
 
 def reproduce_command(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Experiment by name, as --list shows it: gradients, fig9, …")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="fig3 … fig13, all, or an experiment by name, as --list shows it: gradients, guide, …"
+        ),
     ] = None,
     images: Annotated[
         list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns.")
     ] = None,
-    model: shared.OptionalModelName = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="VITRAIL_MODEL",
+            help=f"{shared.MODEL_HELP} Repeat for Fig. 12 and 13. Default: bestiary, for figures without images.",
+        ),
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--photos",
+            metavar="FOLDER",
+            help="Folder in which a figure's images are found by class, through the model; repeat for several. "
+            "Default: scenes of the bestiary.",
+        ),
+    ] = None,
     target: shared.Targets = None,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Contrastive classes. Default: the model's next best.")
@@ -55,7 +82,16 @@ def reproduce_command(
     until: Annotated[
         float | None, typer.Option("--until", help="Target probability at which the rewriting stops. Default: 0.938.")
     ] = None,
-    checkpoint: shared.Checkpoint = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            envvar="VITRAIL_CHECKPOINT",
+            help="Weights, once for each --model: .safetensors, .pth without code in it, or a folder of them. Default: "
+            "the published weights.",
+        ),
+    ] = None,
     num_classes: shared.NumClasses = None,
     class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
@@ -65,106 +101,266 @@ def reproduce_command(
     size: shared.InputSize = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Draw again what is there for the same question (without IMAGE)."),
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the experiments and their inputs, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> bool:
-    """Repeat an experiment of the paper on your own images and model, and write its figures and numbers.
+    """Draw the figures of the paper and measure their claims: one, all on a page, or an experiment by name.
 
-    OUTPUT gets the figures and NAME.json. Images come before --against and --methods.
+    Without IMAGE a figure finds its images by class in --photos, or takes scenes of the bestiary, and works offline.
+    OUTPUT gets the figures and their numbers as JSON; `all` writes index.html with claim, figure and verdict side by
+    side. Images come before --against and --methods.
     """
     if list_:
         _list(as_json)
         return False
-    name, images, model = _complete(name, images, model)
-    request = Request(
-        images=images,
-        model=model,
-        checkpoint=checkpoint,
+    extras: dict[str, Any] = {"guide": guide, "methods": tuple(methods or ()), "labels": labels, "limit": limit}
+    extras |= {"steps": steps, "lr": lr, "until": until, "typical": typical}
+    call = _Call(
+        images=images or [],
+        models=model or [],
+        checkpoints=checkpoint or [],
+        photos=photos or [],
         targets=target or [],
         against=against or [],
-        question={"gradient": str(gradient)},
-        options={},
         load=shared.how_to_load(device, dtype, size, output_kind, num_classes, class_names),
-        batch_size=1,
         output=output,
-        formats=(str(format_),),
+        format=str(format_),
+        options={"gradient": str(gradient)},
+        extras={key: value for key, value in extras.items() if value not in (None, ())},
+        force=force,
         as_json=as_json,
-        seed=None,
     )
-    extras = {"guide": guide, "methods": tuple(methods or ()), "labels": labels, "limit": limit}
-    extras |= {"steps": steps, "lr": lr, "until": until, "typical": typical}
-    return _run(name, request, {key: value for key, value in extras.items() if value not in (None, ())})
+    return _figures(name, call) if _filled_in(name, call) else _experiment(name or "", call)
 
 
-def _complete(name: str | None, images: list[str] | None, model: str | None) -> tuple[str, list[str], str]:
-    """Returns name, images and model. Raises `ExperimentError`, which names the inputs, where one is missing."""
-    from vitrail.errors import ExperimentError
+@dataclass(frozen=True)
+class _Call:
+    """Holds one call of the command, with its words already parsed; `extras` are fields of `Question`."""
+
+    images: list[str]
+    models: list[str]
+    checkpoints: list[Path]
+    photos: list[str]
+    targets: list[str]
+    against: list[str]
+    load: dict[str, Any]
+    output: Path
+    format: str
+    options: dict[str, Any]
+    extras: dict[str, Any]
+    force: bool
+    as_json: bool
+
+    def given(self) -> list[str]:
+        """Returns the names of all options that say something of the images."""
+        named = {"target": self.targets, "against": self.against}
+        return [*(name for name, value in named.items() if value), *self.extras]
+
+
+def _filled_in(name: str | None, call: _Call) -> bool:
+    """Returns whether the call is of figures that find their images themselves; refuses what lacks something."""
+    from vitrail.errors import ExperimentError, OptionError
 
     if name is None:
         raise ExperimentError("say which experiment, as in `vitrail reproduce fig9`; --list shows all of them")
-    from vitrail.experiments import find_experiment  # which needs PyTorch
+    if name.casefold() == ALL:
+        if call.images:
+            raise OptionError("all draws every figure and finds its images by class: give their folder with --photos")
+        return True
+    from vitrail.experiments import figure_number, find_experiment  # which needs PyTorch
 
-    experiment = find_experiment(name)
-    if images and model:
-        return name, images, model
-    called = experiment.name if experiment.name == name else f"{name} ({experiment.name})"
-    lacking = " and ".join(word for word, given in (("IMAGE...", images), ("--model", model)) if not given)
-    raise ExperimentError(f"{called} needs {experiment.wants}; and --model, or VITRAIL_MODEL. Not given: {lacking}")
+    experiment, called = find_experiment(name), figure_number(name) is not None
+    if not call.images and called and not any(one in FILLED_IN for one in call.given()):
+        return True
+    lacking = [word for word, given in (("IMAGE...", call.images), ("--model", call.models)) if not given]
+    if lacking:
+        words = f"{name} ({experiment.name})" if called else experiment.name
+        alone = f". Alone, {name} is drawn of images found in --photos, or built in" if called else ""
+        missing = " and ".join(lacking) + alone
+        raise ExperimentError(f"{words} needs {experiment.wants}; and --model, or VITRAIL_MODEL. Not given: {missing}")
+    if call.photos or call.force:
+        option = "--photos" if call.photos else "--force"
+        raise OptionError(f"{option} goes with all, or with a figure without IMAGE: leave one of them out")
+    if len(call.models) > 1 and "models" not in experiment.takes:
+        raise OptionError(f"{experiment.name} shows one model, and {len(call.models)} are given: name one --model")
+    return False
+
+
+def _models(call: _Call) -> "list[VisionModel]":
+    from vitrail.errors import OptionError
+
+    names = call.models or ["bestiary"]
+    if call.checkpoints and len(call.checkpoints) != len(names):
+        raise OptionError(
+            f"{len(call.checkpoints)} --checkpoint for {len(names)} --model: give one for each, in the same order"
+        )
+    weights = call.checkpoints or [None] * len(names)
+    return [load_named(name, checkpoint, **call.load) for name, checkpoint in zip(names, weights, strict=True)]
+
+
+def _figures(name: str | None, call: _Call) -> bool:
+    """Draws one figure, or all and their page, on images found by class."""
+    from vitrail.cli.inputs import destination, find_images
+    from vitrail.errors import ExperimentError, OptionError, VitrailError
+    from vitrail.experiments import Question, figure_number, find_experiment
+    from vitrail.experiments.page import Drawn, draw_figure, weights_of, write_page
+    from vitrail.experiments.paper import FIGURES
+    from vitrail.experiments.photographs import Album, draw_scenes, is_bestiary
+
+    number = figure_number(name or "")
+    wanted = list(FIGURES.values()) if number is None else [FIGURES[number]]
+    takes = {one for figure in wanted for one in find_experiment(figure.label).takes} - set(FILLED_IN)
+    if number is None:
+        takes -= {"methods"}
+        if call.format == "pdf":
+            raise OptionError("--format pdf cannot be shown on a page: take png, jpg or svg")
+    _refuse_foreign(call.given(), str(name), tuple(sorted(takes - {"models"})))
+    if len(call.models) > 1 and "models" not in takes:
+        raise OptionError(f"{name} shows one model, and {len(call.models)} are given: name one --model")
+    if call.photos and not call.models:
+        raise ExperimentError("photographs are found through a model that knows their classes: name it with --model")
+    output = destination(call.output).folder
+    reporter = Reporter(as_json=call.as_json)
+    models = _models(call)
+    if not call.photos and not is_bestiary(models[0]):
+        raise ExperimentError(
+            f"{models[0].name} does not know the creatures of the built-in scenes: give the folder of your photographs "
+            "with --photos, a figure its images by hand, or take --model bestiary"
+        )
+    drawn: list[Drawn] = []
+    with stages() as report:
+        photos = call.photos or [str(draw_scenes(output / "scenes", report))]
+        found, missing = find_images(photos, leave_out=output if call.photos else None)
+        for argument, error in missing:
+            reporter.fail(argument, error)
+        places = ", ".join(photos) if call.photos else "the bestiary's scenes"
+        album = Album.of(models[0], [image.path for image in found], places, report)
+        weights = weights_of(models)
+        for figure in wanted:
+            taken = {key: value for key, value in call.extras.items() if key in find_experiment(figure.label).takes}
+            base = Question(
+                model=models[0],
+                images=(),
+                output=output,
+                others=tuple(models[1:]),
+                format=call.format,
+                options=dict(call.options),
+                report=report,
+                **taken,
+            )
+            try:
+                drawn.append(draw_figure(figure, album, base, weights, force=call.force))
+            except VitrailError as error:
+                if number is not None:
+                    raise
+                reporter.fail(figure.label, error)
+                drawn.append(Drawn(figure, error=str(error)))
+    rows = []
+    for one in drawn:
+        files = tuple(one.files)
+        again = "there already; --force draws it again" if one.again else ""
+        rows.append((one.figure.label, one.verdict.word, one.verdict.text, files, again))
+        if number is not None and not call.as_json:
+            for reason in one.photographs:
+                show(f"{one.figure.label}: {reason}", err=True)
+    page = write_page(drawn, models, places, output) if number is None else None
+    document = {
+        "models": [model.name for model in models],
+        "page": None if page is None else str(page),
+        "figures": [
+            {
+                "figure": one.figure.number,
+                "claim": one.figure.claim,
+                "verdict": one.verdict.word,
+                "numbers": one.verdict.text,
+                "photographs": list(one.photographs),
+                "files": [str(file) for file in one.files],
+                "drawn": not one.again and not one.error,
+            }
+            for one in drawn
+        ],
+    }
+    show_result(document, ("figure", "here", "numbers", "files", "note"), rows, as_json=call.as_json, fold=True)
+    if page is not None and not call.as_json:
+        show(f"Open {page}", err=True)
+    return bool(reporter.failures)
+
+
+def _refuse_foreign(given: Sequence[str], name: str, takes: Sequence[str]) -> None:
+    """Raises `OptionError` for options that mean nothing to an experiment or a figure."""
+    from vitrail.errors import OptionError
+
+    foreign = [f"--{key}" for key in given if key not in takes]
+    if foreign:
+        own = ", ".join(f"--{key}" for key in takes if key != "models") or "none of its own"
+        raise OptionError(f"{', '.join(foreign)} means nothing to {name}; its own options: {own}")
 
 
 def _list(as_json: bool) -> None:
     from vitrail.experiments import EXPERIMENTS
 
     found = [
-        {"name": one.name, "figure": one.figure, "needs": one.wants, "shows": one.summary}
+        {"name": one.name, "figures": list(one.figures), "needs": one.wants, "shows": one.summary}
         for one in EXPERIMENTS.values()
     ]
     rows = [
-        (one["name"], f"Fig. {one['figure']}" if one["figure"] else "", one["needs"], one["shows"]) for one in found
+        (
+            one["name"],
+            f"Fig. {', '.join(map(str, one['figures']))}" if one["figures"] else "",
+            one["needs"],
+            one["shows"],
+        )
+        for one in found
     ]
     show_result(found, ("name", "in the paper", "needs", "shows"), rows, as_json=as_json, fold=True)
 
 
-def _run(name: str, request: Request, extras: dict[str, Any]) -> bool:
+def _experiment(name: str, call: _Call) -> bool:
+    """Runs one experiment on the images that are given."""
     from vitrail.cli.inputs import destination, find_images
-    from vitrail.errors import OptionError
-    from vitrail.experiments import Question, find_experiment
+    from vitrail.experiments import Question, figure_number, find_experiment
+    from vitrail.experiments.paper import FIGURES
     from vitrail.files import atomic_write
 
     experiment = find_experiment(name)
-    foreign = [f"--{key}" for key in extras if key not in experiment.takes]
-    if foreign:
-        takes = ", ".join(f"--{key}" for key in experiment.takes) or "none of its own"
-        raise OptionError(f"{', '.join(foreign)} means nothing to {experiment.name}; its own options: {takes}")
-    if extras.get("guide", "auto") != "auto":
-        _read_guide(extras["guide"])
-    output = destination(request.output).folder
-    found, missing = find_images(request.images, leave_out=output)
-    reporter = Reporter(as_json=request.as_json)
+    _refuse_foreign(list(call.extras), experiment.name, experiment.takes)
+    number = figure_number(name)
+    own = () if number is None else FIGURES[number].methods
+    extras = {"methods": own, **call.extras} if own else call.extras
+    if call.extras.get("guide", "auto") != "auto":
+        _read_guide(call.extras["guide"])
+    output = destination(call.output).folder
+    found, missing = find_images(call.images, leave_out=output)
+    reporter = Reporter(as_json=call.as_json)
     for argument, error in missing:
         reporter.fail(argument, error)
     readable = list(_readable([image.path for image in found], reporter))
     if not readable:
         return True
-    model = load_model(request)
+    model, *others = _models(call)
     question = Question(
         model=model,
         images=tuple(readable),
         output=output,
-        targets=tuple(model.class_index(one) for one in request.targets),
-        against=tuple(model.class_index(one) for one in request.against),
-        format=request.formats[0],
-        options=dict(request.question),
+        others=tuple(others),
+        targets=tuple(model.class_index(one) for one in call.targets),
+        against=tuple(model.class_index(one) for one in call.against),
+        format=call.format,
+        options=dict(call.options),
         **extras,
     )
     with stages() as report:
         results = experiment.function(replace(question, report=report))
-    about = {"experiment": experiment.name, "figure": experiment.figure, "model": model.name}
-    document: dict[str, Any] = {**about, "metadata": dict(model.metadata), **request.question, "results": results}
+    about = {"experiment": experiment.name, "figures": list(experiment.figures), "model": model.name}
+    document: dict[str, Any] = {**about, "metadata": dict(model.metadata), **call.options, "results": results}
     with atomic_write(output / f"{experiment.name}.json") as file:
         file.write(json.dumps(document, indent=2, default=str).encode())
     rows = [(Path(result["file"]),) for result in results]
-    show_result(document, ("file",), rows, as_json=request.as_json)
+    show_result(document, ("file",), rows, as_json=call.as_json)
     return bool(reporter.failures)
 
 

@@ -140,6 +140,7 @@ class Rewrite:
         """Returns all but the pictures and maps, as plain JSON values."""
         finite = {name: value if math.isfinite(value) else None for name, value in self.similarity._asdict().items()}
         return {
+            **self.metadata,
             "source": self.names[0],
             "source_index": self.source,
             "target": self.names[1],
@@ -152,7 +153,6 @@ class Rewrite:
             "target_probability": [float(self.curves[0, 1]), self.probability],
             **finite,
             "curves": {"source": self.curves[:, 0].tolist(), "target": self.curves[:, 1].tolist()},
-            **self.metadata,
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:

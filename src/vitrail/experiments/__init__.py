@@ -2,6 +2,6 @@
 
 # Importing registers, and the order of the imports is the order of the list.
 from . import figures, perturbation  # noqa: F401  # isort: skip
-from .registry import EXPERIMENTS, Experiment, Question, find_experiment, register_experiment
+from .registry import EXPERIMENTS, Experiment, Question, figure_number, find_experiment, register_experiment
 
-__all__ = ["EXPERIMENTS", "Experiment", "Question", "find_experiment", "register_experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "Question", "figure_number", "find_experiment", "register_experiment"]

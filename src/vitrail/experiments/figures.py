@@ -1,9 +1,13 @@
 """The figures of "Transformer Interpretability from Perspective of Attention and Gradient" but for the curves.
 
+Each function draws its figure and returns its numbers, those of `effects` among them: what argues for a class is found
+by making parts of the image black, and the maps are held against it.
+
 The order of definition is the order in which `vitrail reproduce` lists them.
 """
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +21,12 @@ from ..explanation import Explanation
 from ..guidance.detail import detail
 from ..guidance.guide import Guide
 from ..guidance.typical import typical_pictures
-from ..plotting.class_pair import draw_pair
+from ..plotting.class_pair import draw_pair, draw_pairs
 from ..plotting.comparison import draw_comparison
 from ..plotting.figure import draw_guided
 from ..plotting.rewriting import draw_rewrite
 from ..plotting.transfer import draw_transfer
+from .effects import both_ways, cell_effects, ends_removed, mean_of, on_object, signs, whereabouts
 from .registry import Question, needs, register_experiment
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "methods",
     "pairs",
     "rewriting",
+    "single",
     "stitched",
     "transfer",
     "typical",
@@ -39,27 +45,54 @@ __all__ = [
 EQUATIONS = {"gae": "positive", "complete": "complete", "absolute": "absolute"}  # Eq. 4, 5 and 6
 EQ_8 = "normalized_difference"
 UNTIL = 0.938  # the probability that the paper reports for a rewriting
+BLACK = "What argues for a class is measured by making parts of the image black."
 WANTS = "images; --target once, or once per image; --methods"  # of both sheets of methods
 
 
-@register_experiment("gradients", wants="images; --target twice or more, or the two best classes")
+@register_experiment("single", figures=(3, 7), wants="images of one object; --target; --methods", takes=("methods",))
+def single(question: Question) -> list[dict[str, Any]]:
+    """Images of one object each, one row per image: the complete gradient turns blue on the object (Fig. 3, 7)."""
+    names = question.chosen_methods(tuple(EQUATIONS))
+    images = list(question.images)
+    targets: Any = question.one_per_image()
+    columns = [explain(question.model, images, targets, method=name, **question.options) for name in names]
+    found = {name: [] for name in names}
+    for number, path in enumerate(images):
+        question.report("parts made black", number, len(images))
+        cells = cell_effects(question.model, path).arguing(int(columns[0].target[number]))
+        for ex in columns:
+            found[ex.method].append(on_object(ex.map(number), cells))
+    file = question.draw(columns, "single", [BLACK])
+    told = {"file": str(file), "images": [str(path) for path in images], "targets": columns[0].target.tolist()}
+    return [{**told, "object": found}]
+
+
+@register_experiment(
+    "gradients",
+    figures=(4, 5),
+    wants="images; --target twice or more, or the two best classes; --methods",
+    takes=("methods",),
+)
 def gradients(question: Question) -> list[dict[str, Any]]:
     """The positive, complete and absolute gradient of each class: the sign separates the classes, |∇A| does not."""
     needs(len(question.targets) != 1, "gradients compares classes: name two or more, or none for the two best")
     named = set(question.targets)
     needs(len(named) == len(question.targets), "gradients compares classes, but one is named twice: name each once")
+    names = question.chosen_methods(tuple(EQUATIONS))
     results = []
     for path in question.images:
         targets = list(question.targets) or _best(question, path)
         columns = [
             explain(question.model, [path] * len(targets), targets, method=method, **question.options)
-            for method in EQUATIONS
+            for method in names
         ]
         alike = {ex.method: correlations(ex) for ex in columns}
         words = ", ".join(f"{EQUATIONS[name]} {sum(found) / len(found):+.2f}" for name, found in alike.items())
         note = f"Mean correlation between the maps of different classes: {words}.".replace("-", "−")
         file = question.draw(columns, f"gradients.{path.stem}", [note])
-        results.append({"file": str(file), "image": str(path), "targets": targets, "correlation": alike})
+        result = {"file": str(file), "image": str(path), "targets": targets, "correlation": alike}
+        effects = cell_effects(question.model, path)
+        results.append({**result, "signs": {ex.method: both_ways(ex, effects) for ex in columns}})
     return results
 
 
@@ -90,7 +123,10 @@ def pairs(question: Question) -> list[dict[str, Any]]:
 
 
 @register_experiment(
-    "stitched", wants="images; --target once, or once per image; --guide PICTURE, or auto", takes=("guide",)
+    "stitched",
+    figures=(8,),
+    wants="images; --target once, or once per image; --guide PICTURE, or auto; --methods",
+    takes=("guide", "methods"),
 )
 def stitched(question: Question) -> list[dict[str, Any]]:
     """Each photograph stitched to a guide of another class, and where the signed map puts for and against."""
@@ -98,14 +134,15 @@ def stitched(question: Question) -> list[dict[str, Any]]:
     targets: Any = question.one_per_image()
     columns: list[Explanation] = []
     shares: dict[str, list[dict[str, float]]] = {}
-    for method, name in EQUATIONS.items():
+    for method in question.chosen_methods(tuple(EQUATIONS)):
         ex = explain(question.model, list(question.images), targets, method=method, guide=guide, **question.options)
         (whole, *_) = ex.guided
         columns.append(whole)
-        shares[name] = [_signs(whole, number) for number in range(len(whole))]
-    own, far = (_mean(shares["complete"], key) for key in ("own half above zero", "guide half below zero"))
+        shares[EQUATIONS[method]] = [_halves(whole, number) for number in range(len(whole))]
+    name, rows = ("complete", shares["complete"]) if "complete" in shares else next(iter(shares.items()))
+    own, far, *_ = mean_of(rows).values()
     note = (
-        f"Complete gradient: {own:.0%} of the patches of the photographs' own half are above zero, "
+        f"{name.capitalize()} gradient: {own:.0%} of the patches of the photographs' own half are above zero, "
         f"{far:.0%} of the guide's half below."
     )
     file = question.draw(columns, "stitched", [note.replace("%", " %")])
@@ -120,19 +157,18 @@ def stitched(question: Question) -> list[dict[str, Any]]:
     ]
 
 
-def _signs(whole: Explanation, number: int) -> dict[str, float]:
-    """Shares of patches by sign in the two halves of a stitched map."""
+def _halves(whole: Explanation, number: int) -> dict[str, float]:
+    """Returns shares of patches, and of relevance, by sign in the two halves of a stitched map."""
     stitch, scores = whole.provenance.stitch, whole.map(number)
     assert stitch is not None  # of a stitched map
     own, far = scores[stitch.shown.slices()], scores[stitch.guide.slices()]
+    positive, negative = own.clamp(min=0).sum() / own.abs().sum(), (-far).clamp(min=0).sum() / far.abs().sum()
     return {
         "own half above zero": float((own > 0).float().mean()),
         "guide half below zero": float((far < 0).float().mean()),
+        "own half positive relevance": float(positive),
+        "guide half negative relevance": float(negative),
     }
-
-
-def _mean(rows: list[dict[str, float]], key: str) -> float:
-    return sum(row[key] for row in rows) / len(rows)
 
 
 @register_experiment("guide", wants="images; --target; --guide PICTURE, or auto", takes=("guide",))
@@ -158,18 +194,24 @@ def guide(question: Question) -> list[dict[str, Any]]:
     return results
 
 
-@register_experiment("typical", figure=9, wants="one image; --target, --against, --typical FOLDER", takes=("typical",))
+@register_experiment(
+    "typical",
+    figures=(9,),
+    wants="images; --target, --against, each once or once per image; --typical FOLDER",
+    takes=("typical",),
+)
 def typical(question: Question) -> list[dict[str, Any]]:
-    """Two classes against each other under Eq. 8, and what the pictures of the opposing class look like (Fig. 9)."""
-    folder = question.typical
+    """Classes against each other under Eq. 8, and what the pictures of the opposing class look like (Fig. 9)."""
     needs(bool(question.against), "typical compares two classes: name the opposing one with against=")
-    if folder is None:
+    if question.typical is None:
         raise ExperimentError("typical shows pictures of the opposing class: give their folder with typical=")
-    results = []
-    for path in question.images:
-        found = detail(question.model, path, question.target, list(question.against), losses=[EQ_8], **question.options)
+    drawn, results = [], []
+    for path, target, against in _pairs(question):
+        found = detail(question.model, path, target, against, losses=[EQ_8], **question.options)
         for pair in found.pairs:
-            beside = typical_pictures(question.model, folder, pair)
+            given = question.typical
+            beside = typical_pictures(question.model, given, pair) if isinstance(given, Path) else dict(given)
+            beside = {index: beside[index] for index in pair if index in beside}
             names = [question.model.class_name(index) for index in pair]
             name = f"typical.{path.stem}.{names[0]}-and-{names[1]}".replace(" ", "-")
             file = question.save(draw_pair(found, *pair, typical=beside), name)
@@ -180,12 +222,29 @@ def typical(question: Question) -> list[dict[str, Any]]:
                 }
                 for index, pictures in beside.items()
             }
-            results.append({"file": str(file), "image": str(path), "pair": list(pair), "typical": counts})
-    return results
+            drawn.append((found, pair, beside))
+            result = {"file": str(file), "image": str(path), "pair": list(pair), "names": names, "typical": counts}
+            results.append(
+                {**result, "effect": ends_removed(question.model, path, found.view(EQ_8, *pair).map(), pair)}
+            )
+    sheet = question.save(draw_pairs(drawn, framed=question.framed), "typical")
+    return [{**one, "sheet": str(sheet)} for one in results]
+
+
+def _pairs(question: Question) -> list[tuple[Path, int | None, list[int]]]:
+    """Returns each image with its question: its own pair where as many classes are named on both sides."""
+    images, count = question.images, len(question.images)
+    if count > 1 and len(question.against) == len(question.targets) == count:
+        triples = zip(images, question.targets, question.against, strict=True)
+        return [(path, target, [other]) for path, target, other in triples]
+    return [(path, question.target, list(question.against)) for path in images]
 
 
 @register_experiment(
-    "transfer", wants="images; --target, --against; --steps (50), --lr (0.0004)", takes=("steps", "lr")
+    "transfer",
+    figures=(6,),
+    wants="images; --target, --against; --steps (50), --lr (0.0004)",
+    takes=("steps", "lr"),
 )
 def transfer(question: Question) -> list[dict[str, Any]]:
     """The maps of target and opposing class while attention alone takes the target's logit down, and both curves."""
@@ -210,12 +269,14 @@ def transfer(question: Question) -> list[dict[str, Any]]:
             found.class_name(index): {str(step): float(found.curve(index)[step]) for step in found.snapshots}
             for index in found.classes
         }
-        results.append({"file": str(file), "image": str(path), "steps": steps, "lr": lr, "logits": logits})
+        result = {"file": str(file), "image": str(path), "steps": steps, "lr": lr, "logits": logits}
+        results.append({**result, "relevance": whereabouts(found, cell_effects(question.model, path))})
     return results
 
 
 @register_experiment(
     "rewriting",
+    figures=(11,),
     wants="images; --target: the class to reach, --against: the one to leave; --until (0.938)",
     takes=("until",),
 )
@@ -236,42 +297,62 @@ def rewriting(question: Question) -> list[dict[str, Any]]:
             **question.options,
         )
         file = question.save(draw_rewrite(found), f"rewriting.{path.stem}")
-        written = found.save(question.output / f"rewriting.{path.stem}.rewritten.png")
-        results.append({"file": str(file), "image": str(path), "rewritten": str(written), **found.record()})
+        written = found.save(question.output / f"{question.prefix}rewriting.{path.stem}.rewritten.png")
+        logits = [
+            [float(ex.logits[0, index]) for index in (found.source, target)] for ex in (found.before, found.after) if ex
+        ]
+        told = {"file": str(file), "image": str(path), "rewritten": str(written), "logits": logits}
+        results.append({**told, **found.record()})
     return results
 
 
-@register_experiment("comparison", figure=10, wants=f"{WANTS} (default: fast)", takes=("methods",))
+@register_experiment("comparison", figures=(10,), wants=f"{WANTS} (default: fast)", takes=("methods",))
 def comparison(question: Question) -> list[dict[str, Any]]:
     """Methods side by side on several images, one row each (Fig. 10), with the time and the passes that each took."""
     return _sheet(question, "comparison", question.methods or ("fast",))
 
 
-@register_experiment("methods", figure=13, wants=f"{WANTS} (default: class)", takes=("methods",))
+@register_experiment("methods", figures=(13,), wants=f"{WANTS} (default: class)", takes=("methods", "models"))
 def methods(question: Question) -> list[dict[str, Any]]:
     """All class-aware methods side by side, one row per image (Fig. 13); rollout, which knows no class, is left out."""
     return _sheet(question, "methods", question.methods or ("class",))
 
 
 def _sheet(question: Question, name: str, chosen: tuple[str, ...]) -> list[dict[str, Any]]:
-    rows = [
-        compare(
-            question.model,
-            path,
-            target,
-            methods=chosen,
-            progress=lambda label, done, total, path=path: question.report(f"{path.name}, {label}", done, total),
-            **question.options,
-        )
-        for path, target in zip(question.images, question.one_per_image() or [None] * len(question.images), strict=True)
-    ]
+    """Draws a row for each model and image; `against` are the other classes in the images, which are measured only."""
+    targets = question.one_per_image() or [None] * len(question.images)
+    others = question.against * (len(targets) if len(question.against) == 1 else 1)
+    needs(len(others) in (0, len(targets)), f"{len(others)} opposing classes for {len(targets)} images: name as many")
+    rows, found = [], []
+    for model in question.models:
+        for number, (path, target) in enumerate(zip(question.images, targets, strict=True)):
+            asked = None if target is None else question.index_in(model, target)
+            rows.append(
+                compare(
+                    model,
+                    path,
+                    asked,
+                    methods=chosen,
+                    progress=lambda label, done, total, path=path: question.report(
+                        f"{path.name}, {label}", done, total
+                    ),
+                    **question.options,
+                )
+            )
+            if others:
+                effects, index = cell_effects(model, path), int(rows[-1].target[0])
+                other = question.index_in(model, others[number])
+                maps = rows[-1].maps.items()
+                found.append({label: signs(scores[0], effects, index, other) for label, scores in maps})
     file = question.save(draw_comparison(rows), name)
     return [
         {
             "file": str(file),
             "images": [str(path) for path in question.images],
+            "models": [model.name for model in question.models],
             "methods": [one.label for one in rows[0].answers],
             "failures": {label: str(error) for row in rows for label, error in row.failures.items()},
             "rows": [row.record() for row in rows],
+            "signs": found,
         }
     ]

@@ -7,7 +7,7 @@ import csv
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ from .stitched_perturbation import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CurveSet", "Drawn", "draw_perturbation", "perturbation"]
+__all__ = ["Block", "CurveSet", "Drawn", "draw_perturbation", "perturbation"]
 
 MARGIN, GAP = 0.24, 0.3  # inches
 SIDE, STEP = 1.55, 0.62  # the example's pictures, and the room below each
@@ -64,6 +64,13 @@ PLACES = {
     REGIONS[2]: "control: the guide is all black",
 }
 
+PAPER_WAYS = tuple(reversed(WAYS))  # negative first
+KEY = (
+    "Each photograph is squashed to the left half beside the guide; patches go to black before normalisation; top-1 is "
+    "the photograph's class. Area: trapezoid over 0, 10 … 90 and 100 %, where it is taken as 0. Bands and brackets: "
+    "95 % bootstrap intervals over photographs."
+)
+
 # Column names of a table of labels, the first that is there counts.
 FILES = ("file", "filename", "image", "path")
 CLASSES = ("class_index", "index", "label", "class", "class_name", "name", "target")
@@ -71,66 +78,78 @@ CLASSES = ("class_index", "index", "label", "class", "class_name", "name", "targ
 
 @register_experiment(
     "perturbation",
-    figure=12,
+    figures=(12,),
     wants="a folder of images; --guide PICTURE; --labels TABLE (else by folder or file name); --limit",
-    takes=("guide", "labels", "limit"),
+    takes=("guide", "labels", "limit", "models"),
 )
 def perturbation(question: Question) -> list[dict[str, Any]]:
     """Positive and negative perturbation of photographs stitched to a guide: complete against GAE, and controls."""
     guide = question.guide
     if guide is None or guide == "auto":
         raise ExperimentError("perturbation stitches photographs to a guide picture: give a file with guide=")
-    model, beside = question.model, read_image(guide)
     guide_class = question.against[0] if question.against else _predicted(question, guide)
     labelled, how = _labelled(question)
     chosen = [(path, label) for path, label in labelled if label != guide_class]
     order = evenly([label for _, label in chosen])[: question.limit]
-    needs(bool(order), f"no image is left of a class other than the guide's, {model.class_name(guide_class)}")
+    name = question.model.class_name(guide_class)
+    needs(bool(order), f"no image is left of a class other than the guide's, {name}")
+    rows = [chosen[place] for place in order]
+    blocks, results = [], []
+    for model in question.models:
+        block, numbers = _measure(question, model, rows, guide_class, read_image(guide))
+        words = f"{model.name}: {numbers['photographs']} photographs, labels {how}; guide: {name}"
+        blocks.append(replace(block, words=words))
+        results.append({"model": model.name, "labels": how, "guide": name, **numbers})
+    file = question.save(draw_perturbation(blocks), "perturbation")
+    return [{"file": str(file), **one} for one in results]
+
+
+def _measure(
+    question: Question, model: VisionModel, rows: Sequence[tuple[Path, int]], guide_class: int, beside: Any
+) -> tuple["Block", dict[str, Any]]:
+    """Measures one model: what is drawn of it, and its numbers."""
+    far = question.index_in(model, guide_class)
     generator = torch.Generator().manual_seed(0)
     curves: dict[Curve, list[torch.Tensor]] = defaultdict(list)
     signs: dict[str, list[float]] = defaultdict(list)
     used: list[str] = []
     unread: dict[str, str] = {}
     example: Drawn | None = None
-    for number, (path, label) in enumerate(chosen[place] for place in order):
-        question.report("photographs", number, len(order))
+    stage = "photographs" if not question.others else f"photographs for {model.name}"
+    for number, (path, label) in enumerate(rows):
+        question.report(stage, number, len(rows))
         try:
             stitched = stitch_pictures(model, read_image(path), beside)
         except ImageError as error:
             unread[str(path)] = str(error)
             continue
-        maps = stitched_maps(model, stitched, label, guide_class, question.options)
-        for one, curve in curves_of(model, stitched, label, maps, generator=generator).items():
+        own = question.index_in(model, label)
+        maps = stitched_maps(model, stitched, own, far, question.options)
+        for one, curve in curves_of(model, stitched, own, maps, generator=generator).items():
             curves[one].append(curve)
         for name, scores in maps.items():
             signs[f"{name}: own half above zero"].append(float((scores[stitched.own] > 0).double().mean()))
             signs[f"{name}: guide half below zero"].append(float((scores[stitched.far] < 0).double().mean()))
         used.append(str(path))
-        example = example or Drawn(stitched.pixels, maps, (model.class_name(label), model.class_name(guide_class)))
-    question.report("photographs", len(order), len(order))
+        names = (model.class_name(own), model.class_name(far))
+        example = example or Drawn(stitched.pixels, maps, names, model.name)
+    question.report(stage, len(rows), len(rows))
     if example is None:
-        raise ExperimentError(f"none of the {len(order)} images can be read")
-    found = {one: areas(rows) for one, rows in curves.items()}
-    drawn = [CurveSet(one, torch.stack(rows), bootstrap(found[one])) for one, rows in curves.items()]
+        raise ExperimentError(f"none of the {len(rows)} images can be read")
+    found = {one: areas(values) for one, values in curves.items()}
+    drawn = [CurveSet(one, torch.stack(values), bootstrap(found[one])) for one, values in curves.items()]
     differences = _differences(found)
-    words = f"{len(used)} photographs, labels {how}; guide: {model.class_name(guide_class)}"
-    file = question.save(draw_perturbation(drawn, example, differences, words), "perturbation")
-    return [
-        {
-            "file": str(file),
-            "photographs": len(used),
-            "labels": how,
-            "guide": model.class_name(guide_class),
-            "convention": "bi",
-            "shares": [0.0, *SHARES],
-            "areas": {_key(one): _told(values) for one, values in found.items()},
-            "differences": {name: interval._asdict() for name, interval in differences.items()},
-            "curves": {_key(one): torch.stack(rows).mean(dim=0).tolist() for one, rows in curves.items()},
-            "signs": {name: sum(values) / len(values) for name, values in signs.items()},
-            "images": used,
-            "unread": unread,
-        }
-    ]
+    return Block(drawn, example, differences, ""), {
+        "photographs": len(used),
+        "convention": "bi",
+        "shares": [0.0, *SHARES],
+        "areas": {_key(one): _told(values) for one, values in found.items()},
+        "differences": {name: interval._asdict() for name, interval in differences.items()},
+        "curves": {_key(one): torch.stack(values).mean(dim=0).tolist() for one, values in curves.items()},
+        "signs": {name: sum(values) / len(values) for name, values in signs.items()},
+        "images": used,
+        "unread": unread,
+    }
 
 
 def _predicted(question: Question, picture: Any) -> int:
@@ -236,38 +255,56 @@ class CurveSet:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """An example next to the curves: pixels from 0 to 1, maps by name, and the two classes."""
+    """An example next to the curves: pixels from 0 to 1, maps by name, the two classes, and the model."""
 
     pixels: Float[Tensor, "3 height width"]
     maps: Mapping[str, Float[Tensor, "rows cols"]]
     names: tuple[str, str]
+    model: str
 
 
-def draw_perturbation(
-    curves: Sequence[CurveSet], example: Drawn, differences: Mapping[str, Interval], words: str
-) -> "Figure":
-    """Draws the example on the left and a panel for each way and region, with areas and intervals next to the curves.
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What is drawn of one model; `differences` are paired, and stand in words below with `words`."""
 
-    Bands are 95 % bootstrap intervals of the mean over photographs. `differences` are paired, in words below.
+    curves: Sequence[CurveSet]
+    example: Drawn
+    differences: Mapping[str, Interval]
+    words: str
+
+
+def draw_perturbation(blocks: Sequence[Block]) -> "Figure":
+    """Draws a block for each model: an example on the left, a panel for each way and region next to it.
+
+    The panels in which any patch may go are those of the paper, and lettered as there. Bands are 95 % bootstrap
+    intervals of the mean over photographs.
     """
     panel = AXIS + WIDE + LEGEND
     width = 2 * MARGIN + SIDE + GAP + 2 * panel
-    notes = [line for note in _notes(differences, words) for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
+    notes = [[line for note in _notes(one) for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)] for one in blocks]
+    key = lines(KEY, width - 2 * MARGIN, NOTE_SIZE)
     row = HEAD + HIGH + BELOW
-    height = MARGIN + TITLE + len(REGIONS) * row + NOTE * len(notes) + MARGIN / 2
+    tall = [TITLE + len(REGIONS) * row + NOTE * len(said) + MARGIN for said in notes]
+    height = MARGIN / 2 + sum(tall) + NOTE * len(key) + MARGIN / 2
     figure = blank(width, height)
-    top = height - MARGIN / 2 - TITLE
-    limit = _top(curves)
-    for column, way in enumerate(WAYS):
-        x = MARGIN + SIDE + GAP + column * panel
-        title = f"{way} perturbation ({TITLES[way]})"
-        write(figure, x + AXIS, top + 0.1, title, width=panel - AXIS - 0.1, size=11.0, weight="bold", color=INK)
-        for number, region in enumerate(REGIONS):
-            box = (x + AXIS, top - number * row - HEAD - HIGH, WIDE, HIGH)
-            some = [one for one in curves if one.what.region == region and one.what.way in (way, RANDOM)]
-            _panel(figure, some, box, PLACES[region], top=limit)
-    _example(figure, example, top)
-    write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE, smallest=5.0)
+    limit = max(_top(one.curves) for one in blocks)
+    bottom = height - MARGIN / 2
+    for number, (block, said) in enumerate(zip(blocks, notes, strict=True)):
+        top = bottom - TITLE
+        bottom -= tall[number]
+        for column, way in enumerate(PAPER_WAYS):
+            x = MARGIN + SIDE + GAP + column * panel
+            title = f"({'abcdefghijklmnopqrstuvwxyz'[(2 * number + column) % 26]}) {way} perturbation ({TITLES[way]})"
+            write(figure, x + AXIS, top + 0.1, title, width=panel - AXIS - 0.1, size=11.0, weight="bold", color=INK)
+            for place, region in enumerate(REGIONS):
+                box = (x + AXIS, top - place * row - HEAD - HIGH, WIDE, HIGH)
+                some = [one for one in block.curves if one.what.region == region and one.what.way in (way, RANDOM)]
+                _panel(figure, some, box, PLACES[region], top=limit)
+        _example(figure, block.example, top)
+        for place, line in enumerate(reversed(said)):
+            at = bottom + MARGIN + NOTE * place
+            write(figure, MARGIN, at, line, width=width - 2 * MARGIN, size=NOTE_SIZE, smallest=5.0, color=PALE)
+    write_notes(figure, key, margin=MARGIN, step=NOTE, size=NOTE_SIZE, smallest=5.0)
     return figure
 
 
@@ -316,7 +353,7 @@ def _example(figure: "Figure", example: Drawn, top: float) -> None:
     y = top - HEAD - high
     box = (MARGIN, y, SIDE, high)
     show(axes_at(figure, box), resize(image, pixels(box)))
-    write(figure, MARGIN, top + 0.1, "an example", width=SIDE, size=11.0, weight="bold", color=INK)
+    write(figure, MARGIN, top + 0.1, example.model, width=SIDE, size=11.0, weight="bold", color=INK)
     write(figure, MARGIN, y + high + 0.07, f"{example.names[0]} beside {example.names[1]}", width=SIDE, size=8.5)
     for name in ("complete", "gae"):
         y -= high + STEP - 0.02 if name == "gae" else high + 0.3
@@ -338,11 +375,6 @@ def _words(interval: Interval, *, sign: bool = False) -> str:
     return f"{form.format(interval.mean)} [{low}, {high}]".replace("-", "−")
 
 
-def _notes(differences: Mapping[str, Interval], words: str) -> list[str]:
-    said = "; ".join(f"{name} {_words(interval, sign=True)}" for name, interval in differences.items())
-    return [
-        f"{words}. Each is squashed to the left half beside the guide; patches go to black before normalisation; top-1 "
-        "is the photograph's class. Area: trapezoid over 0, 10 … 90 and 100 %, where it is taken as 0. Bands and "
-        "brackets: 95 % bootstrap intervals over photographs.",
-        f"Paired differences of areas: {said}.",
-    ]
+def _notes(block: Block) -> list[str]:
+    said = "; ".join(f"{name} {_words(interval, sign=True)}" for name, interval in block.differences.items())
+    return [f"{block.words}.", f"Paired differences of areas: {said}."]

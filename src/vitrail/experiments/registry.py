@@ -1,16 +1,20 @@
-"""The experiments by name, and by the number of the paper's figure where that is known."""
+"""The experiments by name, and by the number of the paper's figure that each draws."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExperimentError, UnknownExperimentError
 from ..explanation import Explanation
+from ..guidance.typical import TypicalPictures
 from ..models.vision_model import VisionModel
 from ..plotting import save_figure, save_picture
 
-__all__ = ["EXPERIMENTS", "Experiment", "Question", "find_experiment", "needs", "register_experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "Question", "figure_number", "find_experiment", "needs", "register_experiment"]
+
+FIRST, LAST = 3, 13  # the figures with results; 1 and 2 are diagrams
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +26,11 @@ class Question:
     output: Path
     targets: tuple[int, ...] = ()
     against: tuple[int, ...] = ()
-    typical: Path | None = None
+    typical: Path | Mapping[int, TypicalPictures] | None = None  # a folder, or pictures by class
     format: str = "png"
+    framed: tuple[int, ...] = ()  # the pairs, by number, that get a red frame
+    prefix: str = ""  # of the files' names
+    others: tuple[VisionModel, ...] = ()  # more models for the same figure, after `model`
     options: dict[str, Any] = field(default_factory=lambda: {"gradient": "full"})  # of vitrail.explain; the paper's
     guide: Any = None  # a picture, or "auto"
     labels: Path | None = None  # a table of files and classes
@@ -33,6 +40,11 @@ class Question:
     lr: float | None = None
     until: float | None = None
     report: Callable[[str, int, int], object] = lambda *_: None  # (stage, done, total)
+
+    @property
+    def models(self) -> tuple[VisionModel, ...]:
+        """Returns all models, in the order in which they were named."""
+        return (self.model, *self.others)
 
     @property
     def target(self) -> int | None:
@@ -53,9 +65,29 @@ class Question:
         )
         return list(self.targets) if len(self.targets) > 1 else list(self.targets) * len(self.images)
 
+    def index_in(self, model: VisionModel, index: int) -> int:
+        """Returns the class that another model calls by the name that `model` of this question has for `index`.
+
+        Raises:
+            TargetError: where that model has no class of this name.
+        """
+        named = self.model.class_names is not None and model.class_names is not None
+        return model.class_index(self.model.class_name(index) if named and model is not self.model else index)
+
+    def chosen_methods(self, known: Sequence[str]) -> tuple[str, ...]:
+        """Returns the names of `methods`, which may be joined by commas; all that are known where none is given.
+
+        Raises:
+            ExperimentError: for a method that the experiment does not draw.
+        """
+        names = tuple(name for one in self.methods for name in one.replace(" ", "").split(",") if name)
+        foreign = [name for name in names if name not in known]
+        needs(not foreign, f"methods={','.join(foreign)} is not among those drawn here: {', '.join(known)}")
+        return names or tuple(known)
+
     def path(self, name: str) -> Path:
         """Returns the path of the figure called `name`."""
-        return self.output / f"{name}.{self.format}"
+        return self.output / f"{self.prefix}{name}.{self.format}"
 
     def draw(self, explanations: Explanation | Sequence[Explanation], name: str, notes: Sequence[str] = ()) -> Path:
         """Draws explanations as one picture called `name`, `notes` below it."""
@@ -70,37 +102,37 @@ class Question:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One figure: what it shows, what it needs, and the function that draws it and returns figures in numbers.
+    """What an experiment shows and needs, and the function that draws it and returns its numbers.
 
-    `figure` is the number in the paper, None where it is not known which one shows this. `takes` are the fields of
-    `Question` that mean something to it, beyond those of every experiment. The function yields one dictionary per
+    `figures` are the numbers in the paper of what it draws, none for an experiment of our own. `takes` are the fields
+    of `Question` that mean something to it, beyond those of every experiment. The function returns one dictionary per
     picture, with `file` and whatever was measured.
     """
 
     name: str
-    figure: int | None
+    figures: tuple[int, ...]
     function: Callable[[Question], list[dict[str, Any]]] = field(repr=False)
     wants: str
     summary: str
     takes: tuple[str, ...] = ()
 
     @property
-    def label(self) -> str:
-        """Returns the figure's name on the command line, or nothing."""
-        return "" if self.figure is None else f"fig{self.figure}"
+    def labels(self) -> tuple[str, ...]:
+        """Returns the names of its figures on the command line."""
+        return tuple(f"fig{number}" for number in self.figures)
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def register_experiment(
-    name: str, *, wants: str, figure: int | None = None, takes: tuple[str, ...] = ()
+    name: str, *, wants: str, figures: tuple[int, ...] = (), takes: tuple[str, ...] = ()
 ) -> Callable[[Callable], Callable]:
     """Registers a function from a `Question` to a list of results under `name`; its docstring says what it shows."""
 
     def register(function: Callable) -> Callable:
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        EXPERIMENTS[name] = Experiment(name, figure, function, wants, summary, takes)
+        EXPERIMENTS[name] = Experiment(name, figures, function, wants, summary, takes)
         return function
 
     return register
@@ -116,16 +148,28 @@ def find_experiment(name: str) -> Experiment:
         >>> find_experiment("fig9").name
         'typical'
     """
-    wanted = name.casefold()
+    number = figure_number(name)
     for experiment in EXPERIMENTS.values():
-        if wanted in (experiment.name, experiment.label):
+        if name.casefold() == experiment.name or number in experiment.figures:
             return experiment
-    known = ", ".join(one.name + (f" ({one.label})" if one.label else "") for one in EXPERIMENTS.values())
-    number = wanted.removeprefix("fig").lstrip("ure .")
+    known = ", ".join(one.name + (f" ({', '.join(one.labels)})" if one.figures else "") for one in EXPERIMENTS.values())
     why = f"no experiment is called {name!r}"
-    if number.isdecimal():
-        why = f"no experiment is known to be figure {number}"
+    if number is not None:
+        why = f"the paper has figures 1 to {LAST}, and {name} is none of them"
+        if 0 < number < FIRST:
+            why = f"figures 1 and 2 are diagrams (the idea; how GAE is computed), and figures {FIRST} to {LAST} results"
     raise UnknownExperimentError(f"{why}; by what they show there are: {known}")
+
+
+def figure_number(name: str) -> int | None:
+    """Returns the number of a figure's name, None where the name is none.
+
+    Example:
+        >>> figure_number("fig9"), figure_number("Figure 12"), figure_number("typical")
+        (9, 12, None)
+    """
+    found = re.fullmatch(r"fig(?:ure)?[\s.]*(\d+)", name.casefold())
+    return int(found[1]) if found else None
 
 
 def needs(condition: bool, message: str) -> None:

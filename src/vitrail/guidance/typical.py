@@ -5,7 +5,7 @@ white head argues for *kite*, a look at the pictures labelled kite, some of them
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..inputs import prepare
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 
-__all__ = ["Typical", "TypicalPictures", "picture_files", "typical_pictures"]
+__all__ = ["Typical", "TypicalPictures", "classified_files", "picture_files", "typical_pictures"]
 
 BATCH = 16
 
@@ -138,8 +138,15 @@ def _class_of(model: VisionModel, name: str) -> int | None:
 
 
 def _classified(model: VisionModel, label: int, folder: Path, paths: list[Path]) -> TypicalPictures:
-    found: list[Typical] = []
     failures: list[tuple[Path, str]] = []
+    found = tuple(classified_files(model, paths, failures))
+    if not found:
+        raise NotAnImageError(f"{folder}: none of its {len(paths)} pictures can be read; the first: {failures[0][1]}")
+    return TypicalPictures(label, folder, found, tuple(failures))
+
+
+def classified_files(model: VisionModel, paths: Sequence[Path], failures: list[tuple[Path, str]]) -> Iterator[Typical]:
+    """Yields image files with the model's probabilities; those that cannot be read go to `failures`, and why."""
     for start in range(0, len(paths), BATCH):
         ready = []
         for path in paths[start : start + BATCH]:
@@ -154,7 +161,4 @@ def _classified(model: VisionModel, label: int, folder: Path, paths: list[Path])
             shares = model.kind_for(batch).probabilities(model.logits(batch).float()).cpu()
         for (path, inputs), row in zip(ready, shares, strict=True):
             assert inputs.pictures is not None  # a file always has one
-            found.append(Typical(path, inputs.pictures[0], row))
-    if not found:
-        raise NotAnImageError(f"{folder}: none of its {len(paths)} pictures can be read; the first: {failures[0][1]}")
-    return TypicalPictures(label, folder, tuple(found), tuple(failures))
+            yield Typical(path, inputs.pictures[0], row)

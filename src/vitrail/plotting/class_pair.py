@@ -1,5 +1,10 @@
-"""One sheet for a pair of classes: the photograph, every loss one way and the other, pictures of the other class."""
+"""Sheets of one class against another, with pictures of the opposing class.
 
+`draw_pair` shows one pair: the photograph, every loss one way and the other. `draw_pairs` shows a column for each of
+several pairs, as the paper's Fig. 9 does.
+"""
+
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
     from ..guidance.detail import Detail
     from ..guidance.typical import Typical, TypicalPictures
 
-__all__ = ["draw_pair"]
+__all__ = ["draw_pair", "draw_pairs"]
 
 PANEL, GAP = 2.3, 0.16  # inches: the height of a map, the space between two
 TITLE, HEAD, FOOT = 0.36, 0.72, 0.5
@@ -75,6 +80,70 @@ def draw_pair(
             x += wide + GAP
         if other in typical:
             _typical(figure, typical[other], first, one, other, (x + 1.5 * GAP, y, beside, PANEL))
+    write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE)
+    return figure
+
+
+def draw_pairs(
+    columns: "Sequence[tuple[Detail, tuple[int, int], dict[int, TypicalPictures]]]",
+    *,
+    framed: Collection[int] = (),
+    smooth: bool = True,
+) -> "Figure":
+    """Draws a column for each pair: the photograph, the map of the first loss, pictures of the opposing class.
+
+    `framed` are the numbers of the columns that get a red frame.
+    """
+    maps = [found.view(found.losses[0], *pair) for found, pair, _ in columns]
+    widths = [_width(ex) for ex in maps]
+    thumb = min(min(widths), PANEL) / 2 - 0.04
+    width = 2 * MARGIN + sum(widths) + 2 * GAP * (len(widths) - 1)
+    loss = FORMULAS[columns[0][0].losses[0]]
+    told = [
+        f"{loss[0]}: {loss[1]}. Red argues for the first class l₁, blue for the second l₂; each map has its own scale. "
+        "Below: pictures of the second class, and what the model takes them for."
+        + " Red frame: the paper's case study."
+        * bool(framed),
+        *dict.fromkeys(
+            f"{ex.class_name(pair[0])} against {ex.class_name(pair[1])}: {note}"
+            for ex, (_, pair, _) in zip(maps, columns, strict=True)
+            for note in ex.notes()
+        ),
+    ]
+    notes = [line for note in told for line in lines(note, width - 2 * MARGIN, NOTE_SIZE)]
+    head = 0.56
+    height = MARGIN + head + PANEL + 0.4 + PANEL + FOOT + 0.42 + thumb + CAPTION + 0.2 + NOTE * len(notes) + MARGIN / 2
+    figure = blank(width, height)
+    x = MARGIN
+    for place, ((_, pair, beside), ex, wide) in enumerate(zip(columns, maps, widths, strict=True)):
+        if place in framed:
+            base = MARGIN / 2 + NOTE * len(notes) + 0.1
+            frame = axes_at(figure, (x - GAP / 2, base, wide + GAP, height - MARGIN / 2 - base))
+            for spine in frame.spines.values():
+                spine.set(color=FOR, linewidth=1.8)
+        y = height - MARGIN - head - PANEL
+        for line, (index, word, colour) in enumerate(((pair[1], "against ", AGAINST), (pair[0], "", FOR))):
+            style: dict[str, Any] = {"ending": f" {ex.verdict(index)}", "weight": "bold", "color": colour}
+            top = y + PANEL + 0.1 + 0.21 * line
+            write(figure, x, top, word + ex.class_name(index), width=wide, size=11.0, **style)
+        if ex.images is not None:
+            show(
+                axes_at(figure, (x, y, wide, PANEL)),
+                resize(ex.images[0].numpy(force=True), pixels((x, y, wide, PANEL))),
+            )
+        write(figure, x, y - 0.16, ex.source() or "", width=wide, size=7.5, color=PALE)
+        y -= 0.4 + PANEL
+        image = None if ex.images is None else ex.images[0].numpy(force=True)
+        scores = ex.map().numpy(force=True).astype(np.float64)
+        signed_map(figure, scores, image, (x, y, wide, PANEL), smooth=smooth, signed=ex.signed)
+        y -= FOOT + 0.42 + thumb
+        pictures = beside.get(pair[1])
+        if pictures is not None:
+            title = f"pictures of {ex.class_name(pair[1])}"
+            write(figure, x, y + thumb + 0.08, title, width=wide, size=8.5, color=INK)
+            for at, one in enumerate(pictures.chosen(pair[0], 2)):
+                _thumb(figure, one, ex, *pair, (x + at * (thumb + 0.08), y, thumb, thumb))
+        x += wide + 2 * GAP
     write_notes(figure, notes, margin=MARGIN, step=NOTE, size=NOTE_SIZE)
     return figure
 
