@@ -50,7 +50,7 @@ def public_api() -> Iterator[str]:
 
 def _told(name: str, value: Any) -> Iterator[str]:
     if not inspect.isclass(value):
-        yield f"{name}{_parameters(value)}" if callable(value) else name
+        yield f"{name}{_parameters(value)}" if inspect.isroutine(value) else name
         return
     bases = [base.__name__ for base in value.__mro__[1:] if base.__module__.startswith("vitrail")]
     yield f"{name}{_parameters(value)}" + f": {', '.join(bases)}" * bool(bases)
