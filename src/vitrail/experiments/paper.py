@@ -84,7 +84,7 @@ def overall(parts: Sequence[bool]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.0f} %"
 
 
 def _signed(value: float, form: str = "+.2f") -> str:

@@ -123,7 +123,7 @@ class Album:
         place = int(torch.where(right, worth, -1).argmax())
         if not right.any():
             place = int(worth.argmax())
-            names = " and ".join(self._name(self.kinds[kind][0]) for kind in kinds)
+            names = " and ".join("/".join(map(self._name, self.kinds[kind])) for kind in kinds)
             rule = "is predicted as" if len(kinds) == 1 else f"has among its {AMONG} best classes, one of them first,"
             raise ExperimentError(
                 f"no photograph of {len(self.paths)} in {self.places} {rule} {names}; nearest comes "

@@ -28,9 +28,6 @@ class Question:
     against: tuple[int, ...] = ()
     typical: Path | Mapping[int, TypicalPictures] | None = None  # a folder, or pictures by class
     format: str = "png"
-    framed: tuple[int, ...] = ()  # the pairs, by number, that get a red frame
-    prefix: str = ""  # of the files' names
-    others: tuple[VisionModel, ...] = ()  # more models for the same figure, after `model`
     options: dict[str, Any] = field(default_factory=lambda: {"gradient": "full"})  # of vitrail.explain; the paper's
     guide: Any = None  # a picture, or "auto"
     labels: Path | None = None  # a table of files and classes
@@ -40,6 +37,9 @@ class Question:
     lr: float | None = None
     until: float | None = None
     report: Callable[[str, int, int], object] = lambda *_: None  # (stage, done, total)
+    others: tuple[VisionModel, ...] = ()  # more models for the same figure, after `model`
+    framed: tuple[int, ...] = ()  # the pairs, by number, that get a red frame
+    prefix: str = ""  # of the files' names
 
     @property
     def models(self) -> tuple[VisionModel, ...]:
