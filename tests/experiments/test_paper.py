@@ -346,6 +346,9 @@ def test_a_figure_is_drawn_once_for_the_same_question(model, album, photos, tmp_
     assert len(drawn) == 1
     assert not again(force=True)
     assert not again(album, base, ["other weights"])
+    assert not again(album, replace(base, model=replace(model, class_names=NAMES[::-1])), weights)
+    larger = replace(model.preprocess, size=(96, 96))
+    assert not again(album, replace(base, model=replace(model, preprocess=larger)), weights)
     leaf = replace(base, options={"gradient": "leaf"})
     assert not again(album, leaf, weights)
     drawn[-1].path("single").unlink()

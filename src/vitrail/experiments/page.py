@@ -140,7 +140,8 @@ def _there(path: Path, asked: Any) -> list[dict[str, Any]] | None:
         document = json.loads(path.read_text(encoding="utf-8"))
         same = document["question"] == json.loads(json.dumps(asked, default=str))
         results = document["results"]
-        return results if same and all(Path(one["file"]).is_file() for one in results) else None
+        files = {Path(one[key]) for one in results for key in ("file", "sheet", "rewritten") if key in one}
+        return results if same and all(path.is_file() for path in files) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -159,14 +160,25 @@ def _identity(question: Question, weights: Sequence[str]) -> dict[str, Any]:
     typical = question.typical if isinstance(question.typical, Mapping) else {}
     return {
         "vitrail": version("vitrail"),
-        "weights": list(weights),
+        "models": [_about(*pair) for pair in zip(question.models, weights, strict=True)],
         "images": [_digest(path) for path in question.images],
+        "labels": [] if question.targets else [path.parts[-2:] for path in question.images],  # are read off names
         "classes": [question.targets, question.against],
         "guide": None if question.guide is None else _digest(Path(question.guide)),
         "typical": {str(index): [_digest(one.path) for one in found.pictures] for index, found in typical.items()},
         "options": [question.methods, question.options, question.limit, question.steps, question.lr, question.until],
-        "dtype": str(question.model.dtype),
         "format": question.format,
+    }
+
+
+def _about(model: VisionModel, weights: str) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "weights": weights,
+        "preprocess": None if model.preprocess is None else model.preprocess.record(),
+        "class_names": None if model.class_names is None else list(model.class_names),
+        "output": model.output,
+        "dtype": str(model.dtype),
     }
 
 
