@@ -458,6 +458,26 @@ def test_a_figure_of_given_images_keeps_its_methods(photos, tmp_path, monkeypatc
     assert [one.methods for one in asked] == [("absolute", "gae"), ("gae",), ()]
 
 
+def test_all_goes_on_where_one_figure_lacks_its_image(album, photos, tmp_path, monkeypatch):
+    def draw(figure: Any, *_: Any, **__: Any) -> Drawn:
+        if figure.number == 5:
+            raise ExperimentError("no cat: give it by hand, with targets=")
+        return Drawn(replace(figure, verdict=lambda _: Verdict("holds", "5 %")), ({"file": str(photos[0])},))
+
+    monkeypatch.setattr("vitrail.experiments.photographs.draw_scenes", lambda *_: photos[0].parent)
+    monkeypatch.setattr("vitrail.experiments.photographs.Album.of", lambda *_: album)
+    monkeypatch.setattr("vitrail.experiments.page.draw_figure", draw)
+    monkeypatch.delenv("VITRAIL_MODEL", raising=False)
+    result = CliRunner().invoke(app, ["reproduce", "all", "-o", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "fig5: no cat: give it by hand, with --target" in " ".join(result.stderr.split())
+    assert f"Open {tmp_path / 'index.html'}" in result.stderr
+    lines = [line.split("\t")[:3] for line in result.stdout.splitlines()[1:]]
+    assert lines[2] == ["fig5", "not drawn", "no cat: give it by hand, with --target"]
+    assert [line[1] for line in lines].count("holds") == len(FIGURES) - 1
+    assert "no cat: give it by hand, with --target" in (tmp_path / "index.html").read_text()
+
+
 @pytest.mark.slow
 def test_real_photographs_are_found_whatever_they_are_called(vit_tiny, shared, tmp_path):
     images = shared / "images"

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
-from vitrail.cli.console import Reporter, show, show_result, stages
+from vitrail.cli.console import Reporter, message_of, show, show_result, stages
 from vitrail.cli.image_run import load_named
 
 if TYPE_CHECKING:
+    from vitrail.experiments.page import Drawn
     from vitrail.models import VisionModel
 
 __all__ = ["reproduce_command"]
 
-ALL = "all"
+ALL, BUILT_IN = "all", "bestiary"
 # Options that say what a figure shows, which `all` and figures without images are filled in with.
 FILLED_IN = ("target", "against", "typical", "guide", "labels")
 
@@ -193,7 +194,7 @@ def _filled_in(name: str | None, call: _Call) -> bool:
 def _models(call: _Call) -> "list[VisionModel]":
     from vitrail.errors import OptionError
 
-    names = call.models or ["bestiary"]
+    names = call.models or [BUILT_IN]
     if call.checkpoints and len(call.checkpoints) != len(names):
         raise OptionError(
             f"{len(call.checkpoints)} --checkpoint for {len(names)} --model: give one for each, in the same order"
@@ -258,20 +259,19 @@ def _figures(name: str | None, call: _Call) -> bool:
                 if number is not None:
                     raise
                 reporter.fail(figure.label, error)
-                drawn.append(Drawn(figure, error=str(error)))
-    rows = []
-    for one in drawn:
-        files = tuple(one.files)
-        again = "there already; --force draws it again" if one.again else ""
-        rows.append((one.figure.label, one.verdict.word, one.verdict.text, files, again))
-        if number is not None and not call.as_json:
-            for reason in one.photographs:
-                show(f"{one.figure.label}: {reason}", err=True)
+                drawn.append(Drawn(figure, error=message_of(error)))
     page = write_page(drawn, models, places, output) if number is None else None
-    document = {
-        "models": [model.name for model in models],
-        "page": None if page is None else str(page),
-        "figures": [
+    _show_figures(drawn, page, call)
+    return bool(reporter.failures)
+
+
+def _show_figures(drawn: "Sequence[Drawn]", page: Path | None, call: _Call) -> None:
+    """Prints what each figure shows here, the photographs of a single one, and where the page is."""
+    rows, told = [], []
+    for one in drawn:
+        again = "there already; --force draws it again" if one.again else ""
+        rows.append((one.figure.label, one.verdict.word, one.verdict.text, one.files, again))
+        told.append(
             {
                 "figure": one.figure.number,
                 "claim": one.figure.claim,
@@ -281,13 +281,17 @@ def _figures(name: str | None, call: _Call) -> bool:
                 "files": [str(file) for file in one.files],
                 "drawn": not one.again and not one.error,
             }
-            for one in drawn
-        ],
-    }
+        )
+    document = {"models": call.models or [BUILT_IN], "page": page and str(page), "figures": told}
+    if not call.as_json:
+        said = (
+            [f"Open {page}"]
+            if page is not None
+            else [f"{drawn[0].figure.label}: {why}" for why in drawn[0].photographs]
+        )
+        for line in said:
+            show(line, err=True)
     show_result(document, ("figure", "here", "numbers", "files", "note"), rows, as_json=call.as_json, fold=True)
-    if page is not None and not call.as_json:
-        show(f"Open {page}", err=True)
-    return bool(reporter.failures)
 
 
 def _refuse_foreign(given: Sequence[str], name: str, takes: Sequence[str]) -> None:
