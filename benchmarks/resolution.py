@@ -16,14 +16,12 @@ same with the image's edges in the place of x ∇x, which is a control; and x �
 - photographs: COCO's masks (the class of the largest kind of object) and ImageNet's boxes, cells of 8 pixels.
 - deletion: cells of 8 pixels set to black, the highest scores first (positive) or the lowest (negative), 10 % … 90 %;
   area under the target's probability. Also `attn_lrp`, summed over the pixels of a cell.
-- cost: multiples of one map, and the peak of resident memory, for ViT-Ti, S and B of random weights.
+- cost: multiples of one map's time, and of the bytes of its tensors, for ViT-Ti, S and B of random weights.
 
 A figure is the mean over images; behind it the mean difference to bilinear, with a 95 % interval.
 """
 
 import argparse
-import resource
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -45,6 +43,7 @@ from vitrail.bestiary import cell_truth, sample_scene
 from vitrail.bestiary.model import normalised
 from vitrail.bestiary.species import CLASS_NAMES
 from vitrail.guidance.stitching import widened
+from vitrail.memory import Allocations
 from vitrail.methods.within_patch import enlarged, shared_within
 from vitrail.metrics.maps import rank_correlation
 from vitrail.views import CellMeans, moved, views_of
@@ -160,6 +159,11 @@ def add(figures: Figures, name: str, measured: dict[str, float]) -> None:
         figures[name][column].append(value if value == value else 0.0)  # no rank where all scores are the same
 
 
+def difference(one: list[float], other: list[float]) -> str:
+    gain = np.array(one) - np.array(other)
+    return f"{gain.mean():+.3f} ± {1.96 * gain.std(ddof=1) / len(gain) ** 0.5:.3f}"
+
+
 def report(title: str, figures: Figures) -> None:
     columns = list(next(iter(figures.values())))
     base = figures["bilinear (1)"]
@@ -169,11 +173,13 @@ def report(title: str, figures: Figures) -> None:
     for name, row in figures.items():
         cells = []
         for column in columns:
-            gain = np.array(row[column]) - np.array(base[column])
-            half = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
-            more = "" if row is base else f" ({gain.mean():+.3f} ± {half:.3f})"
+            more = "" if row is base else f" ({difference(row[column], base[column])})"
             cells.append(f"{np.mean(row[column]):.3f}{more}")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    ours = next(name for name in figures if name.startswith("resolution="))
+    for other in (name for name in figures if name.startswith((f"edges, {SHIFTS}", "nearest", "attn_lrp"))):
+        told = (f"{column} {difference(figures[ours][column], figures[other][column])}" for column in columns)
+        print(f"\n{ours} less {other}: {', '.join(told)}", flush=True)
 
 
 def bestiary(options: argparse.Namespace) -> None:
@@ -316,7 +322,7 @@ COSTS: dict[str, dict[str, Any]] = {
 
 
 def cost(options: argparse.Namespace) -> None:
-    """Multiples of one map, by rounds that take turns, and the peak of a process of its own."""
+    """Multiples of one map, by rounds that take turns."""
     for name in ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"):
         model = vitrail.wrap(timm.create_model(name).eval())
         images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -326,23 +332,20 @@ def cost(options: argparse.Namespace) -> None:
                 start = time.perf_counter()
                 vitrail.explain(model, images, 3, **words)
                 taken[row].append(time.perf_counter() - start)
-        print(f"\n{name}\n\n| map | seconds | multiple | peak over the weights, MiB |\n| --- | --- | --- | --- |")
-        for row in COSTS:
+        print(f"\n{name}\n\n| map | seconds | multiple | peak | multiple |\n| --- | --- | --- | --- | --- |")
+        least = peak(model, images, COSTS["one map"])
+        for row, words in COSTS.items():
             ratio = np.median(np.array(taken[row][1:]) / np.array(taken["one map"][1:]))
-            command = [sys.executable, "-m", "benchmarks.resolution", "--part", "peak", "--model", name, "--row", row]
-            peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-            print(f"| {row} | {np.median(taken[row][1:]):.3f} | {ratio:.2f} | {peak} |", flush=True)
+            most = peak(model, images, words)
+            space = f"{most / 2**20:.1f} MiB | {most / least:.2f}"
+            print(f"| {row} | {np.median(taken[row][1:]):.3f} | {ratio:.2f} | {space} |", flush=True)
 
 
-def peak(options: argparse.Namespace) -> None:
-    """Prints how much the process grows by one explanation, after a forward pass."""
-    model = vitrail.wrap(timm.create_model(options.model).eval())
-    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        model.logits(images)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    vitrail.explain(model, images, 3, **COSTS[options.row])
-    print(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
+def peak(model: vitrail.VisionModel, images: Tensor, words: dict[str, Any]) -> int:
+    """Bytes of the tensors that live at once beyond the weights."""
+    with Allocations("cpu") as allocations:
+        vitrail.explain(model, images, 3, **words)
+    return allocations.peak
 
 
 def progress(number: int, count: int) -> None:
@@ -351,7 +354,7 @@ def progress(number: int, count: int) -> None:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    one.__name__: one for one in (bestiary, photographs, deletion, cost, peak)
+    one.__name__: one for one in (bestiary, photographs, deletion, cost)
 }
 
 
@@ -363,8 +366,6 @@ def main() -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--data")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
     PARTS[options.part](options)
 

@@ -254,6 +254,20 @@ def test_every_method_can_be_made_steadier(method: str, smooth):
     assert relative(ex.scores[0], (pool(total[None]) / pool(weight[None]))[0]) < 1e-5
 
 
+def test_views_that_disagree_are_told():
+    model, images = FAMILIES["timm_vit"].model(), FAMILIES["timm_vit"].images(1)
+    patch = (images.shape[-2] // FAMILIES["timm_vit"].grid[0], images.shape[-1] // FAMILIES["timm_vit"].grid[1])
+    logits = torch.stack([model.logits(moved(images, view))[0] for view in views_of("shift", 4, patch)]).detach()
+    pairs = [(one, other) for one, other in product(range(7), range(7)) if one != other]
+    gaps = {pair: logits[:, pair[0]] - logits[:, pair[1]] for pair in pairs}
+    turning = [pair for pair in pairs if gaps[pair].min() < 0 < gaps[pair].max()]
+    for target, against in (turning[0], next(pair for pair in pairs if pair not in turning)):
+        ex = vitrail.explain(model, images, target, against=against, smooth="shift")
+        assert ex.spread is not None
+        assert torch.allclose(ex.spread.answers[0], gaps[target, against], atol=1e-5)
+        assert any("views disagree" in note for note in ex.notes()) == ((target, against) in turning)
+
+
 def test_views_go_together_as_a_batch_size_allows(monkeypatch: pytest.MonkeyPatch):
     model, images = FAMILIES["timm_vit"].model(), FAMILIES["timm_vit"].images(2)
     asked = []

@@ -63,7 +63,7 @@ def explain_finer(
     ask = partial(attribute, model, **question, cells=cells)
     first = ask([Prepared(*one) for one in _rows(inputs)], target, against=against)
     size = (inputs.batch.shape[-2], inputs.batch.shape[-1])
-    means, taken, answers = CellMeans(size), CellMeans(size), []
+    means, taken, answers = CellMeans(size), CellMeans(size, spreads=False), []
     for number, (view, seen) in enumerate(_seen(ask, first, inputs.batch, views, target, question.get("batch_size"))):
         means.add(_by_target(seen, seen.scores), view)
         if seen.rivals is not None:
@@ -201,4 +201,7 @@ def _notes(first: Explanation, answers: Float[Tensor, "targets views"], smooth: 
     what = "the difference of the logits" if first.against is not None else "the target's logit"
     what = "the function's value" if first.provenance.functions else what
     spans = [f"{row[0]:.3g} in the image as it is, {min(row):.3g} to {max(row):.3g} in all" for row in answers.tolist()]
-    return [f"Mean over {views} views of the image, {HOW[smooth]}; {what} is {'; '.join(spans)}."]
+    notes = [f"Mean over {views} views of the image, {HOW[smooth]}; {what} is {'; '.join(spans)}."]
+    if first.against is not None and bool(((answers < 0).any(dim=1) & (answers > 0).any(dim=1)).any()):
+        notes += ["The views disagree about which of the two classes is ahead, so the map is no steady answer."]
+    return notes

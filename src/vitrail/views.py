@@ -68,8 +68,8 @@ def views_of(smooth: Smooth, effort: int, patch: tuple[int, int]) -> list[View]:
         [(0, 0), (8, 8), (-8, 0), (0, 8)]
     """
     most = {"shift": min(FINEST, patch[0] * patch[1]), "flip": 2, "scale": FINEST}[smooth]
-    if not 1 <= effort <= most:
-        raise OptionError(f'effort={effort}, but smooth="{smooth}" has 1 to {most} different views')
+    if not isinstance(effort, int) or not 1 <= effort <= most:
+        raise OptionError(f'effort={effort!r}, but smooth="{smooth}" has 1 to {most} different views')
     if smooth == "flip":
         return [View(), View(mirrored=True)][:effort]
     if smooth == "scale":
@@ -146,10 +146,10 @@ def _scaling(images: Tensor, scale: float) -> Tensor:
 
 
 class CellMeans:
-    """Mean and standard error of maps, view after view, each over an input of (height, width) pixels."""
+    """Mean and standard error (with `spreads`) of maps, view after view, over an input of (height, width) pixels."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
+    def __init__(self, size: tuple[int, int], *, spreads: bool = True) -> None:
+        self.size, self.spreads = size, spreads
         self.weight = self.squared_weight = self.total = self.squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, maps: Float[Tensor, "images questions rows cols"], view: View) -> None:
@@ -161,7 +161,8 @@ class CellMeans:
         self.weight = self.weight + seen  # the part of each cell that the view shows
         self.squared_weight = self.squared_weight + seen**2
         self.total = self.total + back
-        self.squares = self.squares + torch.where(seen > 0, back**2 / seen.clamp(min=1e-12), 0.0)
+        if self.spreads:
+            self.squares = self.squares + torch.where(seen > 0, back**2 / seen.clamp(min=1e-12), 0.0)
 
     def mean(self) -> Float[Tensor, "images questions rows cols"]:
         """Returns Σ w m / Σ w, w the part of a cell that a view shows and m its score there."""
