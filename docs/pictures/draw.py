@@ -7,12 +7,13 @@ python docs/pictures/draw.py --checkpoint … --only compare transfer
 import argparse
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from skimage import data
 
 import vitrail
@@ -132,6 +133,33 @@ def resolution(model: vitrail.VisionModel) -> None:
         keep(draw(maps), f"resolution-{name}")
 
 
+def routes_of_resolution(model: vitrail.VisionModel) -> None:
+    """The routes to cells of half a patch, and the controls, on a creature and on a photograph."""
+    from benchmarks.resolution import larger_of, routes
+
+    scene, photograph = Image.fromarray(render(SINGLE, 96).image), side_by_side(data.chelsea(), data.coffee())
+    rows = []
+    for one, picture, target, patch in (
+        (vitrail.load("bestiary"), scene, SINGLE.labels[0], 8),
+        (model, photograph, "tabby", 16),
+    ):
+        assert one.preprocess is not None
+        ex, images = vitrail.explain(one, picture, target), one.preprocess(picture)[None]
+        found = dict(routes(one, larger_of(one), images, int(ex.target), patch, 2))
+        rows.append(
+            {name: replace(ex, scores=scores[None], rivals=None).overlay(size=300) for name, scores in found.items()}
+        )
+    names = [name for name in rows[0] if not name.startswith(("nearest", "edges (1)", "within"))]
+    sheet = Image.new("RGB", (310 * len(names) - 10, 650), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, name in enumerate(names):
+        pen.text((310 * column, 6), name, fill="black", font=ImageFont.load_default(20))
+        for row, pictures in enumerate(rows):
+            sheet.paste(pictures[name].convert("RGB").resize((300, 300)), (310 * column, 36 + 310 * row))
+    sheet.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+    sheet.save(HERE / "resolution-routes.jpg", quality=85)
+
+
 def pyramids(_: vitrail.VisionModel) -> None:
     """Two creatures, and one on a photograph of a kind that the model has never seen, asked of the bestiary's Swin."""
     swin, methods = vitrail.load("bestiary/swin"), "gradcam,gae,complete"
@@ -181,6 +209,7 @@ PICTURES: dict[str, Callable[[vitrail.VisionModel], None]] = {
     "compare-classes": compare_classes,
     "compare-bestiary": compare_bestiary,
     "resolution": resolution,
+    "resolution-routes": routes_of_resolution,
     "pyramids": pyramids,
     "words": words,
     "transfer": moved,
