@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .calls import AttentionCall, Block, compute_dtype
+from .calls import AttentionCall, compute_dtype
 from .gradient_modes import GradientMode, half_of_gradient, holds_attention, nonzero_rows
 from .kernels import attention_transposed, launches, sum_over_queries
+from .listeners import PassedOn
 from .relevance_row import (
     Collector,
     Gradients,
@@ -153,9 +154,11 @@ class DifferentiatedAttention:
         self.keep = False
 
     @cached_property
-    def unheard(self) -> "DifferentiatedAttention":
+    def before_start(self) -> "DifferentiatedAttention":
         """Returns the same for the layers before `start_layer`, of which nothing is wanted but what flows on."""
-        return DifferentiatedAttention(Unheard(), self.gradient, kernel="blocks", branches=self.branches, to_input=True)
+        return DifferentiatedAttention(
+            PassedOn(), self.gradient, kernel="blocks", branches=self.branches, to_input=True
+        )
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "images heads queries value_width"]:
         if call.moving_bias:
@@ -165,7 +168,7 @@ class DifferentiatedAttention:
             return self.normalise(scores) @ (half_of_gradient(call.value) if self.softened else call.value)
         layer = self._next_layer()
         if layer < self.start_layer:
-            return self.unheard.attend(call) if self.to_input else call.output()
+            return self.before_start.attend(call) if self.to_input else call.output()
         anchor = self._anchor_for(layer, call.query)
         if layer == self.start_layer and not self.branches and not self.to_input:
             call = call.detached()
@@ -186,7 +189,7 @@ class DifferentiatedAttention:
     ) -> Float[Tensor, "images heads queries keys"]:
         layer = self._next_layer()
         if layer < self.start_layer:
-            return self.unheard.normalise(scores) if self.to_input else torch.softmax(scores, dim=-1)
+            return self.before_start.normalise(scores) if self.to_input else torch.softmax(scores, dim=-1)
         anchor = self._anchor_for(layer, scores)
         if layer == self.start_layer and not self.branches and not self.to_input:
             scores = scores.detach()
@@ -212,29 +215,6 @@ class DifferentiatedAttention:
             return None
         self.anchors.append(torch.zeros((), device=like.device, requires_grad=True))
         return self.anchors[-1]
-
-
-class Unheard:
-    """Keeps nothing of A and ∇A: listener and collector of layers whose gradient only flows on."""
-
-    only_complete = sums_queries = every_row = False
-
-    def collector(self, layer: int) -> Collector:
-        return self
-
-    def begin(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def add(self, block: Block, attention: Tensor, gradient: Tensor) -> None: ...
-
-    def take(self, layer: int, collector: Collector) -> None: ...
-
-    def result(self) -> None: ...
-
-    def current_row(self, layer: int) -> Tensor:
-        raise NotImplementedError
-
-    def take_update(self, layer: int, update: Tensor) -> None:
-        raise NotImplementedError
 
 
 class _BlockAttention(Function):

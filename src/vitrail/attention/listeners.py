@@ -18,6 +18,7 @@ __all__ = [
     "HeadUpdates",
     "LayerGradients",
     "MatrixListener",
+    "PassedOn",
     "RowGradientListener",
 ]
 
@@ -35,6 +36,28 @@ class BlockListener:
     def take_update(self, layer: int, update: Float[Tensor, "images keys"]) -> None:
         del layer, update
         raise RuntimeError(f"{type(self).__name__} takes blocks of A and ∇A, not what the fused backward gives")
+
+
+class PassedOn(BlockListener):
+    """Keeps nothing of A and ∇A: for layers of which only the gradient that flows on is wanted."""
+
+    def begin(self, readout: Float[Tensor, "images queries"]) -> None: ...
+
+    def collector(self, layer: int) -> Collector:
+        del layer
+        return _Nothing()
+
+    def take(self, layer: int, collector: Collector) -> None: ...
+
+    def result(self) -> None: ...
+
+
+class _Nothing:
+    every_row = False
+
+    def begin(self, images: int, heads: int, keys: int, like: Tensor) -> None: ...
+
+    def add(self, block: Block, attention: Matrix, gradient: Matrix) -> None: ...
 
 
 @dataclass

@@ -118,14 +118,17 @@ def _fails_alone(results: Results) -> Verdict:
     )
 
 
-def _correlations(results: Results, method: str) -> list[float]:
-    return [sum(one["correlation"][method]) / len(one["correlation"][method]) for one in results]
+def _compared(results: Results, method: str) -> tuple[list[float], list[float], str]:
+    """Returns how far the maps of two classes correlate by image, a method's and GAE's, and both in words."""
+    own, gae = (
+        [sum(one["correlation"][name]) / len(one["correlation"][name]) for one in results] for name in (method, "gae")
+    )
+    return own, gae, "; ".join(f"{_signed(a)} and {_signed(g)}" for a, g in zip(own, gae, strict=True))
 
 
 def _alike(results: Results) -> Verdict:
-    absolute, gae = (_correlations(results, method) for method in ("absolute", "gae"))
+    absolute, gae, pairs = _compared(results, "absolute")
     parts = [a >= ALIKE and a > g for a, g in zip(absolute, gae, strict=True)]
-    pairs = "; ".join(f"{_signed(a)} and {_signed(g)}" for a, g in zip(absolute, gae, strict=True))
     return Verdict(
         overall(parts),
         f"Correlation between the maps of two classes, absolute and positive gradient, by image: {pairs}. The absolute "
@@ -135,9 +138,8 @@ def _alike(results: Results) -> Verdict:
 
 
 def _opposed(results: Results) -> Verdict:
-    complete, gae = (_correlations(results, method) for method in (COMPLETE, "gae"))
+    complete, gae, pairs = _compared(results, COMPLETE)
     parts = [c < 0 and c < g for c, g in zip(complete, gae, strict=True)]
-    pairs = "; ".join(f"{_signed(c)} and {_signed(g)}" for c, g in zip(complete, gae, strict=True))
     signs = {method: mean_of([one["signs"][method] for one in results]) for method in (COMPLETE, "gae")}
     return Verdict(
         overall(parts),
