@@ -31,7 +31,7 @@ MODULES = (
         )
     ),
 )  # fmt: skip
-LARGEST = 15 * 2**20  # bytes of the wheel
+LARGEST = 15_000_000  # bytes of the wheel
 
 
 def public_api() -> Iterator[str]:

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 import typer
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional
 
 from training.optimise import Muon
 from training.run import Checkpoint, Progress, Restart, Scenes, Seed, Threads, TrainingRun, reporting
-from vitrail.bestiary.captioner import FOLDER, build_captioner, build_processor, tower_weights
+from vitrail.bestiary.captioner import TOWER, WEIGHTS, build_captioner, build_processor
 from vitrail.bestiary.dataset import Bestiary
 from vitrail.bestiary.dialogues import Dialogue, ask, caption
 from vitrail.bestiary.draw import render
@@ -35,7 +36,6 @@ from vitrail.cli.options import spelled
 from vitrail.files import atomic_write
 
 app = typer.Typer(add_completion=False)
-TOWER = FOLDER.parent / "bestiary.safetensors"
 # Pairs are what most sentences are about; interventions and chimeras teach that each part speaks for itself.
 MIX = ("pair", "single", "pair", "changed", "pair", "single", "chimera", "pair", "intervention", "pair")
 CHUNK = 500
@@ -211,9 +211,7 @@ class Run(TrainingRun):
         self.recipe, self.seed = recipe, seed
         torch.manual_seed(seed)  # transformers draws its weights from the global generator
         self.model = build_captioner().train()
-        tower, _ = load_weights(TOWER)
-        self.model.model.vision_tower.load_state_dict(tower_weights(tower))
-        self.model.model.vision_tower.requires_grad_(False)
+        self.model.model.vision_tower.requires_grad_(False)  # nothing reads it: its tokens were drawn beforehand
         self.processor = build_processor()
         self.trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         matrices = [(value, 1) for name, value in self.trained.items() if ".layers." in name and value.ndim == 2]
@@ -263,11 +261,19 @@ class Run(TrainingRun):
         return (losses * weights[asked]).sum() / weights[asked].sum()
 
     def export(self, folder: Path) -> Path:
-        """Writes the averaged model (half precision, to be run in float32) and its processor; returns the folder."""
+        """Writes the averaged projector and decoder (half precision, to be run in float32) and the processor.
+
+        Returns the folder.
+        """
         model = build_captioner()
         model.load_state_dict({**self.model.state_dict(), **self.average})
         model.half().save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        whole = folder / "model.safetensors"
+        trained = {name: value for name, value in load_file(whole).items() if not name.startswith("vision_tower.")}
+        whole.unlink()  # the tower is the bestiary's own, which `load` takes from there
+        with atomic_write(folder / WEIGHTS) as file:
+            file.write(save(trained, {"format": "pt"}))
         path = folder / "config.json"
         config = json.loads(path.read_text()) | {"dtype": "float32"}  # what `from_pretrained` casts to
         with atomic_write(path) as file:

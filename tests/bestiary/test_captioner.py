@@ -1,9 +1,13 @@
-"""The captioner: a plain LLaVA from its folder, the bestiary's ViT in it, right answers, and their causal truth."""
+"""The captioner: a plain LLaVA, the bestiary's ViT in it, right answers, and their causal truth."""
 
+import hashlib
+import shutil
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vitrail.bestiary import BestiaryError, captioner, render, sample_scene
 from vitrail.bestiary.dialogues import caption, held_out
@@ -11,7 +15,7 @@ from vitrail.bestiary.model import load_weights, normalised
 from vitrail.errors import CheckpointError, ModelError
 
 transformers = pytest.importorskip("transformers")
-TIMM = captioner.FOLDER.parent / "bestiary.safetensors"
+TRAINED = "865f3b4264b9e60efcf10d3c72392f924f8bfa1a49918d91fe294997986eb62a"  # SHA-256 of all names and weights
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +29,10 @@ def pair():
 
 
 def test_the_tower_is_the_bestiarys_vit(loaded):
-    vit, _ = load_weights(TIMM)
-    for name, tensor in captioner.tower_weights(vit).items():
-        assert torch.equal(loaded[0].model.vision_tower.state_dict()[name], tensor), name
+    vit, _ = load_weights(captioner.TOWER)
     pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        tower = transformers.ViTModel(loaded[0].config.vision_config).eval().to(dtype)
-        tower.load_state_dict(captioner.tower_weights(vit))
+        tower = deepcopy(loaded[0].model.vision_tower).to(dtype)
         found = tower(pixels.to(dtype), output_hidden_states=True)
         vit.to(dtype)
         with torch.no_grad():
@@ -40,14 +41,26 @@ def test_the_tower_is_the_bestiarys_vit(loaded):
         torch.testing.assert_close(found.last_hidden_state, vit.norm(blocks), rtol=tolerance, atol=tolerance)
 
 
-def test_the_folder_is_small_and_loads_by_the_plain_classes(loaded):
-    assert sum(path.stat().st_size for path in captioner.FOLDER.iterdir()) <= 4e6
-    plain = transformers.LlavaForConditionalGeneration.from_pretrained(captioner.FOLDER)
-    assert type(plain) is type(loaded[0]) is transformers.LlavaForConditionalGeneration
-    assert plain.dtype == torch.float32
+def test_a_captioner_whole_in_one_folder_answers_bit_for_bit_the_same(loaded, pair, tmp_path):
+    """The weights are those that were trained as one file, and Hugging Face's own classes read them as such."""
+    model, processor = loaded
+    deepcopy(model).half().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    digest = hashlib.sha256(b"".join(name.encode() + weights[name].numpy().tobytes() for name in sorted(weights)))
+    assert digest.hexdigest() == TRAINED
+    plain = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(plain) is type(model)
+    inputs = captioner.prepare(processor, render(pair), caption(pair))
+    assert torch.equal(plain(**inputs).logits, model(**inputs).logits)
+    assert plain.generation_config.to_dict() == model.generation_config.to_dict()
+
+
+def test_the_folder_holds_what_the_bestiary_has_not(loaded):
+    assert sum(path.stat().st_size for path in captioner.FOLDER.iterdir()) <= 1.5e6
+    assert not [name for name in load_file(captioner.FOLDER / captioner.WEIGHTS) if "vision" in name]
     assert type(transformers.AutoProcessor.from_pretrained(captioner.FOLDER)) is transformers.LlavaProcessor
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, loaded[0].state_dict()[name]), name
+    with pytest.raises(OSError, match="model.safetensors"):  # rather than a tower of random weights
+        transformers.LlavaForConditionalGeneration.from_pretrained(captioner.FOLDER, local_files_only=True)
 
 
 def test_a_picture_goes_in_as_the_bestiarys_models_take_it(loaded, pair):
@@ -99,8 +112,16 @@ def test_effects_are_changes_of_the_words_logit(loaded, pair):
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
-    with pytest.raises(CheckpointError, match=r"no model.safetensors; train it by `python -m training"):
+    with pytest.raises(CheckpointError, match=r"no projector-and-decoder.safetensors; train it by `python -m training"):
         captioner.load(tmp_path)
+    shutil.copytree(captioner.FOLDER, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / captioner.WEIGHTS)
+    name = "multi_modal_projector.linear_2.bias"
+    without = {other: weights[other] for other in weights if other != name}
+    for odd in (without, weights | {"more": torch.zeros(1)}):
+        save_file(odd, tmp_path / "other" / captioner.WEIGHTS)
+        with pytest.raises(CheckpointError, match=r"(linear_2.bias|more) is missing or unknown"):
+            captioner.load(tmp_path / "other")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match="transformers is not installed; install it with"):
         captioner.load()

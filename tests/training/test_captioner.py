@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.captioner import PREFIX, Recipe, Round, Run, draw_dialogues, mirrored, mixed_scene, train
-from vitrail.bestiary.captioner import load
+from vitrail.bestiary.captioner import WEIGHTS, load
 from vitrail.bestiary.dialogues import ask
 from vitrail.bestiary.scene import extent
 from vitrail.bestiary.species import species
@@ -24,7 +24,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path):
     (tmp_path / "b" / "tokens").symlink_to(tmp_path / "a" / "tokens")
     assert train(tmp_path / "b", recipe=TINY, minutes=0.0) is None  # stops at the first checkpoint
     resumed = train(tmp_path / "b", recipe=TINY)
-    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (resumed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert sorted(path.name for path in whole.glob("*.safetensors")) == [WEIGHTS]
     model, processor = load(resumed)
     assert model.dtype == torch.float32
     assert processor.tokenizer("is there a tavel?")["input_ids"][0] == processor.tokenizer.bos_token_id

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vitrail.bestiary.causal import Interventions, draw_interventions
 from vitrail.bestiary.dialogues import WORDS, Dialogue, caption
 from vitrail.bestiary.draw import Rendered
-from vitrail.bestiary.model import MEAN, SIZE, STD, normalised
+from vitrail.bestiary.model import MEAN, SIZE, STD, load_weights, normalised
 from vitrail.bestiary.scene import Scene
 from vitrail.bestiary.species import BestiaryError
 from vitrail.errors import CheckpointError
@@ -27,6 +28,9 @@ from vitrail.models.loading import missing_package
 __all__ = ["CaptionTruth", "build_captioner", "build_processor", "caption_truth", "load"]
 
 FOLDER = Path(__file__).parent / "weights" / "captioner"
+TOWER = FOLDER.parent / "bestiary.safetensors"
+# Not "model.safetensors": `from_pretrained` of the folder would draw the tower at random, and only warn.
+WEIGHTS = "projector-and-decoder.safetensors"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 VOCABULARY = (*SPECIAL, *WORDS)  # a word is a token, its place here the token's id
 
@@ -37,19 +41,32 @@ VOCABULARY = (*SPECIAL, *WORDS)  # a word is a token, its place here the token's
 def load(folder: str | Path = FOLDER) -> tuple[Any, Any]:
     """Returns the captioner (float32, evaluation mode) and its processor, without a network.
 
-    They are plain `LlavaForConditionalGeneration` and `LlavaProcessor`. Raises `MissingPackageError` without
-    transformers, `CheckpointError` for a folder without weights.
+    They are plain `LlavaForConditionalGeneration` and `LlavaProcessor`; the folder holds the processor, projector and
+    decoder, and the tower is the bestiary's own. Raises `MissingPackageError` without transformers, `CheckpointError`
+    for a folder without weights or with those of another model.
 
     >>> model, processor = load()
     >>> type(model).__name__
     'LlavaForConditionalGeneration'
     """
     transformers = _transformers()
-    if not (Path(folder) / "model.safetensors").is_file():
-        raise CheckpointError(f"{folder} holds no model.safetensors; train it by `python -m training.captioner`")
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS}; train it by `python -m training.captioner`")
+    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    tower, _ = load_weights(TOWER)
+    weights |= {f"vision_tower.{name}": tensor for name, tensor in tower_weights(tower).items()}
+    model, told = transformers.LlavaForConditionalGeneration.from_pretrained(
+        None,
+        config=transformers.LlavaConfig.from_pretrained(folder, local_files_only=True),
+        state_dict=weights,
+        dtype=torch.float32,
+        output_loading_info=True,
     )
+    if amiss := sorted({*told["missing_keys"], *told["unexpected_keys"]}):
+        raise CheckpointError(f"{path} does not hold the captioner's weights: {amiss[0]} is missing or unknown")
+    model.name_or_path = model.config.name_or_path = str(folder)
+    model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval(), transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
@@ -102,7 +119,7 @@ def build_processor() -> Any:
 
 @torch.no_grad()
 def tower_weights(vit: nn.Module) -> dict[str, Tensor]:
-    """Returns the weights of timm's `VisionTransformer` under the names of Hugging Face's `ViTModel`.
+    """Returns the weights of timm's `VisionTransformer` under the names of Hugging Face's checkpoints of `ViTModel`.
 
     The head is left out, and the pooler, which timm has not, is zero.
     """
@@ -114,18 +131,18 @@ def tower_weights(vit: nn.Module) -> dict[str, Tensor]:
         "pooler.dense.bias": torch.zeros(1),
     }
     plain = {
-        "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj",
-        "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+        "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
     }  # fmt: skip
     for end in ("weight", "bias"):
         weights[f"embeddings.patch_embeddings.projection.{end}"] = found[f"patch_embed.proj.{end}"]
         weights[f"layernorm.{end}"] = found[f"norm.{end}"]
         for block in range(sum(name.endswith("attn.qkv.weight") for name in found)):
             stacked = found[f"blocks.{block}.attn.qkv.{end}"].chunk(3)
-            for letter, part in zip("qkv", stacked, strict=True):
-                weights[f"layers.{block}.attention.{letter}_proj.{end}"] = part
+            for name, part in zip(("query", "key", "value"), stacked, strict=True):
+                weights[f"encoder.layer.{block}.attention.attention.{name}.{end}"] = part
             for timm_name, name in plain.items():
-                weights[f"layers.{block}.{name}.{end}"] = found[f"blocks.{block}.{timm_name}.{end}"]
+                weights[f"encoder.layer.{block}.{name}.{end}"] = found[f"blocks.{block}.{timm_name}.{end}"]
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
