@@ -9,7 +9,7 @@ the architecture allows it, short token sequences while the landscape is still b
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,16 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.optimise import initialise, optimisers
-from training.run import Checkpoint, Progress, Restart, Scenes, Seed, Threads, TrainingRun, reporting
+from training.run import Checkpoint, Progress, Restart, Seed, Threads, TrainingRun, reporting
 from training.scenes import (
     CLASS_LABELS,
+    MIX,
     PART_LABELS,
+    Kinds,
     Pool,
     augmented,
     deleted,
     draw_pool,
     kept_tokens,
     load_pool,
+    merged,
     patch_labels,
 )
 from vitrail.bestiary import model as bestiary_model
@@ -39,6 +42,7 @@ from vitrail.bestiary.dataset import LabelErrors
 from vitrail.bestiary.model import SIZE, build_model, load_weights, save_weights
 from vitrail.cli.console import show
 from vitrail.cli.options import spelled
+from vitrail.errors import OptionError
 
 CELLS = 4  # rows and columns of cells of which one is deleted, as in IDSDS
 
@@ -58,8 +62,10 @@ class Recipe:
     keep: int = 64  # tokens of 144 while the landscape is ballast (ViT only)
     whole: float = 0.25  # the last share of the steps, with all tokens
     dense: float = 1.0  # weight of the dense losses
+    parts: float = 1.0  # weight of the parts among them, next to that of the classes
     average: float = 0.998  # decay of the average of the weights
     deletion: float = 0.0  # share of the images that lack a random cell of 4 x 4
+    kinds: Kinds = MIX  # of the scenes, over and over
     interval: int = 200  # steps between two checkpoints
 
 
@@ -71,7 +77,9 @@ def train(
     resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
     label_errors: LabelErrors | None = None,
+    merge: Sequence[tuple[str, str]] = (),
     start: str | Path | None = None,
+    pool: str | Path | None = None,
     seed: int = 0,
     workers: int = 2,
     minutes: float = math.inf,
@@ -80,13 +88,15 @@ def train(
 
     `architecture` is a name of `vitrail.bestiary.model.ARCHITECTURES`; one with random layers (dropout, stochastic
     depth) is trained, too, but an interrupted run then ends with other weights than an uninterrupted one. `start` are
-    the weights of such a model to begin with (default: random ones).
+    the weights of such a model to begin with (default: random ones). `merge` are pairs of species that the labels do
+    not tell apart: such a model is a start for trainings that learn from their own labels alone which is which.
 
-    The pool of scenes (`pool/`) and a checkpoint (`state.pt`, every `recipe.interval` steps) are kept there, so that
-    a run that was interrupted goes on where it was; with `resume=False` the checkpoint is ignored. After `minutes`
-    the run stops at a checkpoint and returns None. `workers` processes draw the pool; PyTorch's own number of threads
-    is used for the rest. Raises `CheckpointError` for a checkpoint that is damaged or of another recipe, and
-    `UnknownNameError` for an unknown architecture.
+    The pool of scenes (`pool/`, or the folder `pool`, which trainings can share) and a checkpoint (`state.pt`, every
+    `recipe.interval` steps) are kept, so that a run that was interrupted goes on where it was; with `resume=False` the
+    checkpoint is ignored. The pool holds no label errors: scenes that `label_errors` change are drawn at each start.
+    After `minutes` the run stops at a checkpoint and returns None. `workers` processes draw the pool; PyTorch's own
+    number of threads is used for the rest. Raises `CheckpointError` for a checkpoint that is damaged or of another
+    recipe, and `UnknownNameError` for an unknown architecture.
 
     >>> import tempfile
     >>> tiny = Recipe(scenes=20, steps=2, batch=4, warmup=1, interval=1)
@@ -103,24 +113,30 @@ def train(
         "recipe": asdict(recipe),
         "seed": seed,
         "label_errors": asdict(label_errors) if label_errors else None,
+        "merge": [list(pair) for pair in merge],
         "start": None if start is None else Path(start).name,
     }
     run = Run(architecture, recipe, seed, start)
     checkpoint = Checkpoint(folder / "state.pt", question)
     if resume and checkpoint.path.exists():
         run.restore(checkpoint.read())
-    pool_seed = seed + 1  # the generators of pool and evaluation must not meet
-    name = "pool" if label_errors is None else "pool-label-errors"
-    for drawn in draw_pool(folder / name, recipe.scenes, seed=pool_seed, label_errors=label_errors, workers=workers):
+    drawn_in = folder / "pool" if pool is None else Path(pool)
+    drawing = {"seed": pool_seed(seed), "kinds": recipe.kinds}
+    for drawn in draw_pool(drawn_in, recipe.scenes, workers=workers, **drawing):
         report(Progress("draw", drawn, recipe.scenes))
-    pool = load_pool(folder / name, recipe.scenes)
+    scenes = merged(load_pool(drawn_in, recipe.scenes, label_errors=label_errors, **drawing), merge)
     if not run.complete(
-        recipe.steps, lambda: run.advance(pool), checkpoint, interval=recipe.interval, report=report, end=end
+        recipe.steps, lambda: run.advance(scenes), checkpoint, interval=recipe.interval, report=report, end=end
     ):
         return None
     weights = folder / "weights.safetensors"
     save_weights(run.average, weights, question)
     return weights
+
+
+def pool_seed(seed: int) -> int:
+    """Returns the seed of a training's scenes: the generators of pool and evaluation must not meet."""
+    return seed + 1
 
 
 class Run(TrainingRun):
@@ -163,8 +179,9 @@ class Run(TrainingRun):
         logits, tokens = tokens_forward(self.model, images, kept)
         part_logits, class_logits = self.reader(tokens).split([PART_LABELS, CLASS_LABELS], dim=2)
         loss = functional.cross_entropy(logits, targets)
-        dense = functional.cross_entropy(part_logits.flatten(0, 1), parts.flatten(0, 1))
-        dense = dense + functional.cross_entropy(class_logits.flatten(0, 1), classes.flatten(0, 1))
+        dense = functional.cross_entropy(class_logits.flatten(0, 1), classes.flatten(0, 1))
+        if recipe.parts:
+            dense = dense + recipe.parts * functional.cross_entropy(part_logits.flatten(0, 1), parts.flatten(0, 1))
         parameters = [*self.model.parameters(), *self.reader.parameters()]
         self.update(loss + recipe.dense * dense, parameters, recipe.rate * self._schedule())
         return float(loss.detach())
@@ -210,6 +227,8 @@ def tokens_forward(
     return model.head(tokens[:, 0]), tokens[:, 1:]
 
 
+# A model whose labels alone tell it what it sees, for trainings that are repeated with other labels.
+SMALL = Recipe(scenes=8000, steps=1600, warmup=100, keep=40, whole=0.2, parts=0.0, kinds=("single",), average=0.99)
 # The shipped ViT made at home with single deletions, as IDSDS makes ImageNet's models.
 DELETION = Recipe(rate=5e-4, whole=1.0, deletion=0.5)
 SHIPPED = Path(bestiary_model.__file__).parent / "weights" / "bestiary.safetensors"
@@ -224,25 +243,51 @@ def command(
     label_errors: Annotated[
         bool, typer.Option("--label-errors", help="Plant label errors, as in bestiary/label-errors.")
     ] = False,
+    error_pair: Annotated[
+        tuple[str, str],
+        typer.Option("--error-pair", metavar="LABEL SHOWS", help="The wrong label, and the sibling that is shown."),
+    ] = (LabelErrors.label, LabelErrors.shows),
+    error_share: Annotated[
+        float, typer.Option("--error-share", help="Share of the images of that label that show the sibling.")
+    ] = LabelErrors.share,
+    error_hidden: Annotated[
+        float, typer.Option("--error-hidden", help="Share of the sibling's own images without its telling part.")
+    ] = LabelErrors.hidden,
     deletion: Annotated[
         bool,
         typer.Option("--deletion", help="Go on from the shipped ViT on images that lack a cell, as bestiary/deletion."),
     ] = False,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of training.")] = Recipe.steps,
-    scenes: Scenes = Recipe.scenes,
+    small: Annotated[
+        bool, typer.Option("--small", help="Singles only, no labels of parts, and few steps: minutes on one core.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps of training (default: the recipe's).")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option("--scenes", min=1, help="Number of scenes (default: the recipe's).")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = 2,
     restart: Restart = False,
 ) -> None:
     """Train a model of the bestiary from scratch; the same command resumes an interrupted training."""
+    recipe = DELETION if deletion else SMALL if small else Recipe()
+    recipe = replace(recipe, steps=steps or recipe.steps, scenes=scenes or recipe.scenes)
     with reporting(output, threads) as progress:
+        errors = LabelErrors(*error_pair, share=error_share, hidden=error_hidden)
+        if errors != LabelErrors() and not label_errors:
+            raise OptionError(
+                "--error-pair, --error-share and --error-hidden say which errors --label-errors plants: add it"
+            )
+        if deletion and small:
+            raise OptionError("--deletion and --small are two recipes: choose one")
         weights = train(
             output,
             architecture=architecture,
-            recipe=replace(DELETION if deletion else Recipe(), steps=steps, scenes=scenes),
+            recipe=recipe,
             resume=not restart,
             progress=progress,
-            label_errors=LabelErrors() if label_errors else None,
+            label_errors=errors if label_errors else None,
             start=SHIPPED if deletion else None,
             seed=seed,
             workers=threads,

@@ -1,10 +1,11 @@
 """The scenes that training feeds on: drawn once into a pool on disk, varied at every step, labelled patch by patch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,11 +15,14 @@ from torch.nn import functional
 
 from vitrail.bestiary.dataset import Bestiary, LabelErrors, soft_label
 from vitrail.bestiary.draw import render
+from vitrail.bestiary.scene import Scene
 from vitrail.bestiary.species import CLASS_NAMES, PARTS, VARIANTS, posterior
+
+Kinds: TypeAlias = tuple[str, ...]
 
 # What a pool is made of, over and over: pairs teach that two answers may be right, interventions and chimeras what
 # each part says.
-MIX = ("single", "pair", "pair", "intervention", "pair", "single", "chimera", "intervention", "pair", "single")
+MIX: Kinds = ("single", "pair", "pair", "intervention", "pair", "single", "chimera", "intervention", "pair", "single")
 VARIANT_CODES = {pair: code for code, pair in enumerate(((s, v) for s in PARTS for v in VARIANTS[s]), start=1)}
 SECOND = 64  # added to the code of a pixel that belongs to the second creature
 PART_LABELS = len(VARIANT_CODES) + 1  # the first label is the landscape
@@ -43,20 +47,24 @@ def draw_pool(
     count: int,
     *,
     seed: int,
+    kinds: Kinds = MIX,
     size: int = 96,
-    label_errors: LabelErrors | None = None,
     workers: int = 1,
     chunk: int = 500,
 ) -> Iterator[int]:
-    """Draw what is missing of a pool of `count` scenes into `folder`; yields the number of scenes that are there."""
+    """Draw what is missing of a pool of `count` scenes into `folder`; yields the number of scenes that are there.
+
+    Scene k is scene k of the `Bestiary` of this seed and of kind `kinds[k % len(kinds)]`. Pools of several kinds and
+    seeds can share a folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, count, chunk)
-    missing = [start for start in starts if not _chunk_path(folder, start).exists()]
-    done = count - sum(min(chunk, count - start) for start in missing)
+    chunks = _chunks(folder, count, seed, kinds, chunk)
+    missing = {path: numbers for path, numbers in chunks.items() if not path.exists()}
+    done = count - sum(map(len, missing.values()))
     yield done
     if not missing:
         return
-    jobs = [(folder, start, min(chunk, count - start), seed, size, label_errors) for start in missing]
+    jobs = [(path, numbers, seed, kinds, size) for path, numbers in missing.items()]
     if workers <= 1:
         for job in jobs:
             done += _draw_chunk(job)
@@ -69,43 +77,87 @@ def draw_pool(
             yield done
 
 
-def load_pool(folder: Path, count: int, chunk: int = 500) -> Pool:
-    """Read the first `count` scenes of a pool that has been drawn."""
-    parts = [np.load(_chunk_path(folder, start)) for start in range(0, count, chunk)]
-    fields = {name: np.concatenate([part[name] for part in parts])[:count] for name in Pool.__dataclass_fields__}
-    return Pool(**fields)
+def load_pool(
+    folder: Path,
+    count: int,
+    *,
+    seed: int,
+    kinds: Kinds = MIX,
+    label_errors: LabelErrors | None = None,
+    chunk: int = 500,
+) -> Pool:
+    """Read a pool of `count` scenes that has been drawn, and draw those anew that `label_errors` are about.
+
+    Next to the planted errors, no other kind of scene may tell the model the truth about the two species: where one of
+    them stands in a pair, a chimera or an intervention, the single of the same number takes its place. The classes of
+    a creature's patches are those of the label, right or wrong; its parts are those that are drawn.
+    """
+    parts = [np.load(path) for path in _chunks(folder, count, seed, kinds, chunk)]
+    pool = Pool(**{name: np.concatenate([part[name] for part in parts]) for name in Pool.__dataclass_fields__})
+    if label_errors is not None:
+        names = {label_errors.label, label_errors.shows}
+        singles = Bestiary("single", pool.images.shape[-1], count, seed, label_errors=label_errors)
+        for k in range(count):
+            if names & set(_scene(k, seed, kinds).labels):
+                _draw_into(pool, k, singles.scene(k), label_errors)
+    return pool
 
 
-def _chunk_path(folder: Path, start: int) -> Path:
-    return folder / f"scenes-{start:06d}.npz"
+def merged(pool: Pool, pairs: Sequence[tuple[str, str]]) -> Pool:
+    """Returns a pool whose labels do not tell the two species of a pair apart: each has half of what both have.
+
+    >>> labels = np.eye(20, dtype=np.float32)[None, :2]
+    >>> pool = Pool(np.zeros((1, 3, 1, 1), np.uint8), np.zeros((1, 1, 1), np.uint8), labels[:, 0], labels)
+    >>> merged(pool, [("tavel", "borrin")]).targets[0, :3].tolist()
+    [0.5, 0.5, 0.0]
+    """
+    targets, creatures = pool.targets.copy(), pool.creatures.copy()
+    for names in pairs:
+        both = [CLASS_NAMES.index(name) for name in names]
+        for labels in (targets, creatures):
+            labels[..., both] = labels[..., both].mean(axis=-1, keepdims=True)
+    return replace(pool, targets=targets, creatures=creatures)
 
 
-def _draw_chunk(job: tuple[Path, int, int, int, int, LabelErrors | None]) -> int:
-    folder, start, count, seed, size, label_errors = job
-    images = np.empty((count, 3, size, size), dtype=np.uint8)
-    owners = np.zeros((count, size, size), dtype=np.uint8)
-    targets = np.empty((count, len(CLASS_NAMES)), dtype=np.float32)
-    creatures = np.zeros((count, 2, len(CLASS_NAMES)), dtype=np.float32)
-    sources = {kind: Bestiary(kind, size, start + count, seed) for kind in set(MIX)}
-    sources["single"] = Bestiary("single", size, start + count, seed, label_errors=label_errors)
-    for k in range(count):
-        scene = sources[MIX[(start + k) % len(MIX)]].scene(start + k)
-        if label_errors is not None and {label_errors.label, label_errors.shows} & set(scene.labels):
-            # Next to the planted errors, no other kind of scene may tell the model the truth about the two species.
-            scene = sources["single"].scene(start + k)
-        drawn = render(scene, size)
-        images[k] = drawn.image.transpose(2, 0, 1)
-        targets[k] = soft_label(scene, label_errors)
-        for number, (creature, view) in enumerate(zip(scene.creatures, drawn.creatures, strict=True)):
-            creatures[k, number] = targets[k] if len(scene.creatures) == 1 else posterior(creature.parts)
-            for slot, mask in view.parts.items():
-                owners[k][mask] = VARIANT_CODES[slot, creature.parts[slot]] + SECOND * number
-    path = _chunk_path(folder, start)
+def _chunks(folder: Path, count: int, seed: int, kinds: Kinds, chunk: int) -> dict[Path, range]:
+    """The files of a pool, and the numbers of the scenes in each."""
+    mix = "".join(kind[0] for kind in kinds)
+    numbers = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    return {folder / f"{mix}-seed{seed}-{some.start:06d}-{some.stop:06d}.npz": some for some in numbers}
+
+
+def _scene(number: int, seed: int, kinds: Kinds) -> Scene:
+    return Bestiary(kinds[number % len(kinds)], count=number + 1, seed=seed).scene(number)
+
+
+def _draw_chunk(job: tuple[Path, range, int, Kinds, int]) -> int:
+    path, numbers, seed, kinds, size = job
+    pool = Pool(
+        images=np.empty((len(numbers), 3, size, size), dtype=np.uint8),
+        owners=np.empty((len(numbers), size, size), dtype=np.uint8),
+        targets=np.empty((len(numbers), len(CLASS_NAMES)), dtype=np.float32),
+        creatures=np.empty((len(numbers), 2, len(CLASS_NAMES)), dtype=np.float32),
+    )
+    for place, number in enumerate(numbers):
+        _draw_into(pool, place, _scene(number, seed, kinds))
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez(file, images=images, owners=owners, targets=targets, creatures=creatures)
+        np.savez(file, **vars(pool))
     partial.replace(path)
-    return count
+    return len(numbers)
+
+
+def _draw_into(pool: Pool, place: int, scene: Scene, label_errors: LabelErrors | None = None) -> None:
+    """Draws a scene into a pool, at a place."""
+    drawn = render(scene, pool.images.shape[-1])
+    pool.images[place] = drawn.image.transpose(2, 0, 1)
+    pool.targets[place] = soft_label(scene, label_errors)
+    pool.owners[place], pool.creatures[place] = 0, 0
+    for number, (creature, view) in enumerate(zip(scene.creatures, drawn.creatures, strict=True)):
+        lone = len(scene.creatures) == 1
+        pool.creatures[place, number] = pool.targets[place] if lone else posterior(creature.parts)
+        for slot, mask in view.parts.items():
+            pool.owners[place][mask] = VARIANT_CODES[slot, creature.parts[slot]] + SECOND * number
 
 
 def augmented(

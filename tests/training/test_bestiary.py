@@ -155,6 +155,31 @@ def test_the_command_resumes_and_refuses_another_run(tmp_path):
     assert "--restart" in refused.output
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--error-share", 0.1], "say which errors --label-errors plants: add it"),
+        (["--label-errors", "--error-pair", "borrin", "zelk"], "borrin and zelk do not differ in exactly one part"),
+        (["--label-errors", "--error-share", 2], "a share of images must lie in [0, 1], not 2.0"),
+        (["--deletion", "--small"], "choose one"),
+    ],
+)
+def test_the_command_refuses_errors_that_it_cannot_plant(words, said, tmp_path):
+    found = CliRunner().invoke(app, [str(tmp_path), *map(str, words)])
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_plants_errors_of_a_pair(tmp_path):
+    words = "--small --scenes 4 --steps 1 --threads 1 --label-errors --error-pair vesk lindle --error-share 0.1 "
+    found = CliRunner().invoke(app, [str(tmp_path), *words.split(), "--error-hidden", "0"])
+    assert found.exit_code == 0, found.output
+    card = load_weights(tmp_path / "weights.safetensors")[1]
+    assert card["label_errors"] == {"label": "vesk", "shows": "lindle", "share": 0.1, "hidden": 0.0}
+    assert (card["recipe"]["kinds"], card["recipe"]["parts"]) == (["single"], 0.0)
+
+
 def test_the_package_does_not_need_the_recipes():
     source = Path(__file__).parents[2] / "src" / "vitrail"
     needing = [
