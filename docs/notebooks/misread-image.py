@@ -82,6 +82,7 @@ print(f"{errors.share:.0%} of the pictures labelled {errors.label} really showed
 print(f"and {errors.hidden:.0%} of the true {errors.shows} hid their {errors.part}.")
 
 # %% [markdown]
-# On ImageNet the same question finds that pictures labelled *kite* show bald eagles: the white head of an eagle argues
-# for kite ([claim 4](../claims.md#4-class-against-class)). How often a map shows a planted error, and under which
-# question, is measured by `vitrail bestiary label-errors`.
+# On ImageNet the same question puts the white head of a bald eagle on the side of *kite*. Eagles among the pictures
+# labelled kite would explain it, and so would true kites with white heads
+# ([claim 4](../claims.md#4-class-against-class)): the map alone cannot tell. How often a map shows a planted error, and
+# under which question, is measured by `vitrail bestiary label-errors`.

@@ -1,7 +1,8 @@
 """What a label error looks like in a map: the part by which one class is known argues for the other.
 
-In ImageNet, pictures labelled kite show bald eagles, and the map of bald eagle against kite puts the eagle's white head
-on the kite's side. The bestiary's second model has learned such an error on purpose.
+The map of bald eagle against kite puts the eagle's white head on the kite's side. That pictures labelled kite show bald
+eagles is one explanation (Cui, Fan and Chen); that Brahminy kites, true ones, have white heads is another. The
+bestiary's second model has learned such an error on purpose, so that the explanation is known.
 """
 
 from collections.abc import Sequence

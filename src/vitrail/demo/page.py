@@ -217,7 +217,8 @@ def _errors(model: VisionModel, mistaught: VisionModel, folder: Path) -> Chapter
             f"{errors.label} really show a {errors.shows}, and {errors.hidden:.0%} of the true {errors.shows} hide "
             f"their {errors.part}. So it learned that the {errors.part} speaks for {errors.label}. Asked for "
             f"{errors.shows} against {errors.label}, its map puts the {errors.part} on the wrong side; the clean "
-            "model's does not. In ImageNet the same question uncovered that pictures labelled kite show bald eagles.",
+            "model's does not. On ImageNet the same question puts a bald eagle's white head on kite's side: eagles "
+            "among the pictures labelled kite would explain it, and so would true kites with white heads, which exist.",
         ),
         tuple(figures),
     )

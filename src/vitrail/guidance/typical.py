@@ -1,7 +1,7 @@
 """Pictures of a class as the model sees them: they show what its training data called by that name.
 
 Cui, Fan and Chen lay such pictures beside a comparison of two classes (their Fig. 9): where a map says that an eagle's
-white head argues for *kite*, a look at the pictures labelled kite, some of them eagles, says why.
+white head argues for *kite*, a look at the pictures labelled kite says why: eagles among them, or white-headed kites.
 """
 
 import re
