@@ -73,3 +73,4 @@ def test_page_command_and_documentation_have_the_same_two_colours():
     assert f"--vitrail-against: {blue};" in style
     pale = ["#" + "".join(f"{round(255 * value):02x}" for value in colour(np.array(side / 2))) for side in (1.0, -1.0)]
     assert all(f"color: {tint}" in style for tint in pale)  # on a dark page
+    assert f"--for: {pale[0]}; --against: {pale[1]};" in reports
