@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vitrail.errors import OptionError, OutputFileError
-from vitrail.explanation_file import check_tensors, fields_of, read_explanation, write_explanation
+from vitrail.explanation_file import contents_of, explanation_of, read_explanation, write_explanation
 from vitrail.models.class_names import short_name
 from vitrail.objectives import Rivals
 from vitrail.outputs import Output, verdict_of
-from vitrail.provenance import Provenance, failure_notes, from_metadata
+from vitrail.provenance import Provenance, failure_notes
 from vitrail.views import Spread
 
 if TYPE_CHECKING:
@@ -437,28 +437,8 @@ class Explanation:
                 f"cannot save to {path}: name it .safetensors for the numbers and the question, or "
                 f"{', '.join(f'.{kind}' for kind in PICTURES[:-1])} or .{PICTURES[-1]} for the figure"
             )
-        text: dict[str, Any] = {
-            "version": 4 if self.spread is not None else 3 if self.rivals is not None else 2 if self.guided else 1,
-            "method": self.method,
-            "objective": self.objective,
-            "signed": self.signed,
-            "class_names": self.class_names,
-            "metadata": self.provenance.as_metadata(),
-        }
-        if self.guided:
-            text["guided"] = [part.provenance.as_metadata() for part in self.guided]
-        tensors = self._tensors()
-        for number, part in enumerate(self.guided):
-            tensors |= {f"guided.{number}.{name}": tensor for name, tensor in part._tensors().items()}
-        write_explanation(path, text, tensors)
+        write_explanation(path, *contents_of(self))
         return path
-
-    def _tensors(self) -> dict[str, Tensor | None]:
-        own = {name: getattr(self, name) for name in ("scores", "logits", "target", "against", "images")}
-        for part in ("rivals", "spread"):
-            if (held := getattr(self, part)) is not None:
-                own |= {f"{part}.{name}": tensor for name, tensor in vars(held).items()}
-        return own
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Explanation":
@@ -467,24 +447,7 @@ class Explanation:
         Raises `ExplanationFileError` when the file is missing, damaged, not an explanation, of a later version, or
         holds what no explanation does: NaN or infinity, an empty map, a target that is no class.
         """
-        return read_explanation(Path(path), Explanation._of_file)
-
-    @staticmethod
-    def _of_file(text: dict[str, Any], tensors: dict[str, Tensor]) -> "Explanation":
-        fields, guided = fields_of(text), []
-        for number, metadata in enumerate(text.get("guided", ())):
-            prefix = f"guided.{number}."
-            own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-            check_tensors(own)
-            guided.append(Explanation(**own, **fields, provenance=from_metadata(metadata)))
-        provenance = from_metadata(text["metadata"])
-        check_tensors(tensors, functions=bool(provenance.functions))
-        parts = {}
-        for part, kind in (("rivals", Rivals), ("spread", Spread)):
-            prefix = f"{part}."
-            held = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-            parts[part] = kind(**held) if held else None
-        return Explanation(**tensors, **fields, **parts, provenance=provenance, guided=tuple(guided))
+        return read_explanation(Path(path), partial(explanation_of, Explanation))
 
 
 def _those(named: Sequence[str], count: int) -> str:

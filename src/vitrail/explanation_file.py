@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,8 +12,14 @@ from torch import Tensor
 
 from .errors import ExplanationFileError, OutputFileError
 from .files import atomic_write, open_regular
+from .objectives import Rivals
+from .provenance import from_metadata
+from .views import Spread
 
-__all__ = ["check_tensors", "fields_of", "read_explanation", "write_explanation"]
+if TYPE_CHECKING:
+    from .explanation import Explanation
+
+__all__ = ["contents_of", "explanation_of", "read_explanation", "write_explanation"]
 
 Result = TypeVar("Result")
 
@@ -21,6 +27,7 @@ Result = TypeVar("Result")
 HEADER = "vitrail"
 VERSION = 4  # of a spread; of rivals it is 3, with guides 2, else 1, which older readers know
 
+_PARTS = {"rivals": Rivals, "spread": Spread}
 ENDLESS = "spread.error"  # is infinite where nothing tells of it
 
 
@@ -77,6 +84,56 @@ def read_explanation(path: Path, build: Callable[[dict[str, Any], dict[str, Tens
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         said = f"it has no entry {error}" if isinstance(error, KeyError) else error
         raise ExplanationFileError(f"{path} is not an explanation that Vitrail can read: {said}") from error
+
+
+def contents_of(ex: "Explanation") -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+    """Returns what a file keeps of an explanation: the text of the header, and the tensors."""
+    text: dict[str, Any] = {
+        "version": 4 if ex.spread is not None else 3 if ex.rivals is not None else 2 if ex.guided else 1,
+        "method": ex.method,
+        "objective": ex.objective,
+        "signed": ex.signed,
+        "class_names": ex.class_names,
+        "metadata": ex.provenance.as_metadata(),
+    }
+    if ex.guided:
+        text["guided"] = [part.provenance.as_metadata() for part in ex.guided]
+    tensors = _tensors(ex)
+    for number, part in enumerate(ex.guided):
+        tensors |= {f"guided.{number}.{name}": tensor for name, tensor in _tensors(part).items()}
+    return text, tensors
+
+
+def _tensors(ex: "Explanation") -> dict[str, Tensor | None]:
+    own = {name: getattr(ex, name) for name in ("scores", "logits", "target", "against", "images")}
+    for part in _PARTS:
+        if (held := getattr(ex, part)) is not None:
+            own |= {f"{part}.{name}": tensor for name, tensor in vars(held).items()}
+    return own
+
+
+def explanation_of(kind: type["Explanation"], text: dict[str, Any], tensors: dict[str, Tensor]) -> "Explanation":
+    """Returns the explanation that `contents_of` took apart.
+
+    Raises:
+        KeyError, TypeError, ValueError: for what no explanation holds.
+    """
+    fields, guided = fields_of(text), []
+    for number, metadata in enumerate(text.get("guided", ())):
+        own = _taken(tensors, f"guided.{number}.")
+        check_tensors(own)
+        guided.append(kind(**own, **fields, provenance=from_metadata(metadata)))
+    provenance = from_metadata(text["metadata"])
+    check_tensors(tensors, functions=bool(provenance.functions))
+    parts: dict[str, Any] = {
+        name: part(**held) if (held := _taken(tensors, f"{name}.")) else None for name, part in _PARTS.items()
+    }
+    return kind(**tensors, **fields, **parts, provenance=provenance, guided=tuple(guided))
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Takes the tensors whose names begin with `prefix` out, and returns them under the rest of their names."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
 def fields_of(text: Mapping[str, Any]) -> dict[str, Any]:
