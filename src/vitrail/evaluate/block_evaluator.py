@@ -1,8 +1,7 @@
-"""What is done with one block of images: read, explained by every method, measured by every protocol."""
+"""Explains the images of a block by every method and measures every map by every protocol."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from ..datasets import Dataset
-from ..datasets.geometry import ModelView, seen
-from ..errors import ImageError, ModelError, NonFiniteError, VitrailError
+from ..errors import ImageError, NonFiniteError, VitrailError
 from ..explain import explain
 from ..methods.registry import Chosen, choose_methods
 from ..metrics import find_protocol
@@ -22,57 +19,22 @@ from ..metrics.localisation.grid_pointing import disconnected
 from ..metrics.protocol import Case, Measured
 from ..metrics.randomisation.cascading import randomised
 from ..models.layout import TokenLayout, layout_of
-from ..models.preprocess import Preprocess
 from ..models.vision_model import VisionModel
-from .batched_queries import QueryBatcher
+from .block_worker import BlockWorker, Read
 from .parquet_rows import Done, Failure, Part, encoded
-from .plan import EvaluationPlan
 
-__all__ = ["BlockEvaluator", "fitted"]
+__all__ = ["BlockEvaluator"]
 
-READERS = 4  # threads that decode images, ahead of the model
 PREVIEW = 112  # pixels of the longer side of a kept picture
 
 
-@dataclass(frozen=True, eq=False)
-class Read:
-    """An image of a block as it was read, or why it could not be."""
-
-    index: int
-    source: str
-    label: int | None
-    found: ModelView | ImageError
-
-
 @dataclass(eq=False)
-class BlockEvaluator:
-    """Measures blocks of images with one model. `smaller` is told when memory runs out and fewer rows go together."""
+class BlockEvaluator(BlockWorker):
+    """Explains the images of a block by every method, and measures the maps by every protocol."""
 
-    model: VisionModel
-    data: Dataset
-    plan: EvaluationPlan
-    smaller: Any = None
-    _batcher: QueryBatcher = field(init=False)
     _layout: TokenLayout | None = field(default=None, init=False)
     _randomised: tuple[int, VisionModel] | None = field(default=None, init=False)
     _apart: dict[tuple[int, tuple[int, ...]], VisionModel] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self.preprocess = fitted(self.model, self.plan)
-        self._batcher = QueryBatcher(self.model, self.plan.batch, self.smaller or (lambda _: None))
-
-    def blocks(self) -> int:
-        """Returns the number of blocks of the data."""
-        return -(-len(self.data) // self.plan.block)
-
-    def read(self, block: int, pool: Executor) -> list[Read]:
-        """Returns the images of a block, read side by side; none of them is fatal."""
-        start = block * self.plan.block
-        return self.read_some(range(start, min(len(self.data), start + self.plan.block)), pool)
-
-    def read_some(self, places: Sequence[int], pool: Executor) -> list[Read]:
-        """Returns the images at these places of the data."""
-        return list(pool.map(self._read, places))
 
     def measure(self, block: int, images: Sequence[Read]) -> Done:
         """Explains and measures the images of a block."""
@@ -90,14 +52,6 @@ class BlockEvaluator:
         return Done(block, encoded(part), to_safetensors(kept) if kept else None, len(images))
 
     # -- images --------------------------------------------------------------------------------------------------------
-
-    def _read(self, index: int) -> Read:
-        source = self.data.source(index)
-        try:
-            sample = self.data.sample(index)
-            return Read(index, source, sample.label, seen(sample, self.preprocess))
-        except ImageError as error:
-            return Read(index, source, None, error)
 
     def _cases(self, images: Sequence[Read], part: Part) -> list[Case]:
         good = []
@@ -228,23 +182,6 @@ class BlockEvaluator:
                 part.failures.append(Failure(case.index, case.source, chosen.label, name, str(result)))
             else:
                 part.add(_known(case, chosen.label, name), result)
-
-
-def fitted(model: VisionModel, plan: EvaluationPlan) -> Preprocess:
-    """Returns the model's preprocessing as the plan wants it.
-
-    Raises:
-        ModelError: for a model that comes without any.
-    """
-    preprocess = model.preprocess
-    if preprocess is None:
-        raise ModelError(
-            f"{model.name} comes without preprocessing, so no pictures can be read for it: give "
-            "wrap(…, preprocess=Preprocess(…))"
-        )
-    if plan.fit == "squash":
-        return preprocess.squashed(plan.interpolation)
-    return preprocess if plan.interpolation is None else replace(preprocess, interpolation=plan.interpolation)
 
 
 def _known(case: Case, method: str, protocol: str) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """Where blocks of images are measured: in this process, in several that torchrun started, or on a Ray cluster."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +9,29 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ..errors import VitrailError
+import torch
+
+from ..errors import OptionError, VitrailError
 from ..metrics.protocol import check_one_of
-from .block_evaluator import READERS, BlockEvaluator
+from ..models.vision_model import VisionModel
+from ..threads import thread_count
+from .block_worker import READERS, BlockWorker
 from .parquet_rows import Done
 from .ray_engine import run_ray
 from .run_directory import RunFolder, compare_runs
 
-__all__ = ["ENGINES", "agreed", "find_engine", "holding", "local_rank", "processes", "run_local", "together"]
+__all__ = [
+    "ENGINES",
+    "agreed",
+    "find_engine",
+    "holding",
+    "local_rank",
+    "measure_missing",
+    "processes",
+    "rows_and_threads",
+    "run_local",
+    "together",
+]
 
 Engine = Callable[..., Iterator[Done]]
 Value = TypeVar("Value")
@@ -23,7 +39,7 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)  # for the slowest process to end
 
 
-def run_local(worker: BlockEvaluator, blocks: Sequence[int]) -> Iterator[Done]:
+def run_local(worker: BlockWorker, blocks: Sequence[int]) -> Iterator[Done]:
     """Measures the blocks in their order; decoding is done in threads, ahead of the model."""
     ahead, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(READERS)
     try:
@@ -46,10 +62,47 @@ def find_engine(name: str) -> Engine:
     """Returns the engine of that name.
 
     Raises:
-        OptionError: for an unknown engine.
+        OptionError: for an unknown engine, and for another than the local one under torchrun.
     """
     check_one_of("engine", name, list(ENGINES))
+    if processes() > 1 and name != "local":
+        raise OptionError(f"torchrun and engine={name!r} both share a run out: start it without torchrun")
     return ENGINES[name]
+
+
+def measure_missing(
+    worker: BlockWorker,
+    folder: RunFolder,
+    manifest: Mapping[str, Any],
+    *,
+    engine: str = "local",
+    engine_options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Measures the blocks that the folder lacks and writes each; returns the number of images that it had already.
+
+    Must be called within `together`. `progress` is told (images done by all processes, images in all).
+
+    Raises:
+        RunFolderError, RunFolderInUseError: when `folder` holds another run, or another process writes there.
+        OutputFileError: when it cannot be written.
+        VitrailError: what the worker met and could not go on from.
+    """
+    run, several, total = find_engine(engine), processes() > 1, len(worker.data)
+    with thread_count(worker.plan.threads), holding(folder, manifest, worker.blocks()) as (wanting, ours):
+        already = images = total - worker.images(wanting)
+        if progress is not None:
+            progress(already, total)
+        for one in run(worker, ours, **(engine_options or {})):
+            folder.write(one)
+            images += one.images
+            if several:  # the others' too
+                images = total - worker.images(set(wanting) - folder.done())
+            if progress is not None:
+                progress(images, total)
+    if several and progress is not None and images < total:
+        progress(total, total)
+    return already
 
 
 # -- several processes of one run, each with its share of the blocks ---------------------------------------------------
@@ -128,3 +181,33 @@ def holding(folder: RunFolder, manifest: Mapping[str, Any], blocks: int) -> Iter
 def _wanting(folder: RunFolder, blocks: int) -> list[int]:
     done = folder.done()
     return [number for number in range(blocks) if number not in done]
+
+
+# -- how much goes through the model together --------------------------------------------------------------------------
+
+
+def rows_and_threads(model: VisionModel, folder: RunFolder, batch_size: int | None) -> tuple[int, int]:
+    """Returns the rows of a pass and PyTorch's threads: as asked, else as in the run in the folder, else as fits.
+
+    Free memory and threads may differ from process to process, and what they decide changes roundings: the first
+    process speaks for all.
+    """
+    before = (folder.manifest() or {}).get("plan", {})
+    return agreed(
+        (batch_size or before.get("batch") or _batch_for(model), before.get("threads") or torch.get_num_threads())
+    )
+
+
+def _batch_for(model: VisionModel) -> int:
+    """Returns the rows of a pass: on a CPU more than 32 gain nothing; on a GPU those that half of its free
+    memory holds.
+    """
+    if model.device.type != "cuda" or model.preprocess is None:
+        return 32
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    with torch.no_grad():
+        model.logits(model.blank(8))
+    each = max(1, torch.cuda.max_memory_allocated(model.device) - before) / 8
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(8, min(1024, 2 ** int(math.log2(max(8.0, free / 2 / each)))))

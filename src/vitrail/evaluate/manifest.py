@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -13,14 +13,21 @@ from torch import nn
 from ..datasets import Dataset
 from ..errors import ModelError
 from ..models.vision_model import VisionModel
-from .block_evaluator import fitted
+from .block_worker import BlockPlan, fitted
 from .parquet_rows import FORMAT
-from .plan import EvaluationPlan
 
 __all__ = ["digest_of", "manifest_of"]
 
 
-def manifest_of(model: VisionModel, data: Dataset, plan: EvaluationPlan) -> dict[str, Any]:
+def manifest_of(
+    model: VisionModel,
+    data: Dataset,
+    plan: BlockPlan,
+    *,
+    methods: Sequence[str] = (),
+    protocols: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """Returns all that decides a run's numbers, as plain JSON values; runs that differ in the date alone are
     the same run.
     """
@@ -39,9 +46,9 @@ def manifest_of(model: VisionModel, data: Dataset, plan: EvaluationPlan) -> dict
         },
         "preprocess": model.preprocess.record() if model.preprocess is not None else None,
         "plan": plan.describe(),
-        "methods": list(plan.methods),
-        "protocols": dict(plan.protocols),
-        "preset": plan.preset,
+        "methods": list(methods),
+        "protocols": dict(protocols or {}),
+        **more,
         "seed": plan.seed,
         "block": plan.block,
         "batch": plan.batch,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError, OptionError, VitrailError, how_to_install
-from .block_evaluator import READERS, BlockEvaluator
+from .block_worker import READERS, BlockWorker
 from .parquet_rows import Done
 
 __all__ = ["run_ray"]
@@ -25,7 +25,7 @@ RETRIES = 5  # of a block whose worker died: Ray itself would go on for ever wit
 
 
 def run_ray(
-    worker: BlockEvaluator,
+    worker: BlockWorker,
     blocks: Sequence[int],
     *,
     address: str | None = None,
@@ -75,7 +75,7 @@ def run_ray(
         count = min(len(blocks), workers or room)
         module = copy_on_cpu(worker.model.module) if device == "cuda" else worker.model.module
         # Everything goes to each node once.
-        work = ray.put((replace(worker.model, module=module), worker.data, worker.plan, device))
+        work = ray.put((type(worker), replace(worker.model, module=module), worker.data, worker.plan, device))
         attempts = ray.remote(num_cpus=0)(_Attempts).remote()
         try:
             with _quiet(ray.data):
@@ -124,11 +124,11 @@ class _Measure:
     def __init__(self, work: Any, attempts: Any, retries: int) -> None:
         import ray
 
-        model, data, plan, device = ray.get(work)
+        kind, model, data, plan, device = ray.get(work)
         torch.set_num_threads(plan.threads)
         if device == "cuda":
             model = replace(model, module=model.module.cuda())  # this actor's own
-        self.worker, self.attempts, self.retries = BlockEvaluator(model, data, plan), attempts, retries
+        self.worker, self.attempts, self.retries = kind(model, data, plan), attempts, retries
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         block = int(row["block"])

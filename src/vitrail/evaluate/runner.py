@@ -1,30 +1,29 @@
 """evaluate(): a run from its question to its folder."""
 
-import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..datasets import Dataset, open_data
 from ..datasets.base import Opened
 from ..datasets.label_resolver import counted, listed
-from ..errors import DataError, OptionError, OutputKindError
+from ..errors import DataError, OutputKindError
 from ..metrics import find_protocol
 from ..models import VisionModel, wrap
 from ..models.layout import layout_of
 from ..models.readiness import refuse_training
 from ..targets import refuse_unpredicted
 from ..threads import thread_count
-from .block_evaluator import READERS, BlockEvaluator, fitted
+from .block_evaluator import BlockEvaluator
+from .block_worker import READERS, fitted
 from .cost import cost_of
-from .engines import agreed, find_engine, holding, local_rank, processes, together
+from .engines import find_engine, local_rank, measure_missing, rows_and_threads, together
 from .manifest import manifest_of
 from .plan import EvaluationPlan, make_plan
 from .run_directory import RunFolder
@@ -112,10 +111,7 @@ def evaluate(
         >>> done.images, done.measured
         (2, 2)
     """
-    run = find_engine(engine)
-    several = processes() > 1
-    if several and engine != "local":
-        raise OptionError(f"torchrun and engine={engine!r} both share a run out: start it without torchrun")
+    find_engine(engine)  # before anything is read
     folder = RunFolder(output)
     with together():
         model, opened, plan = _asked(
@@ -136,22 +132,14 @@ def evaluate(
             keep=keep,
         )
         worker = BlockEvaluator(model, opened, plan)
-        with (
-            thread_count(plan.threads),
-            holding(folder, manifest_of(model, opened, plan), worker.blocks()) as (wanting, ours),
-        ):
-            done = images = len(opened) - _images(opened, plan, wanting)
-            if progress is not None:
-                progress(done, len(opened))
-            for one in run(worker, ours, **(engine_options or {})):
-                folder.write(one)
-                images += one.images
-                if several:  # the others' too
-                    images = len(opened) - _images(opened, plan, set(wanting) - folder.done())
-                if progress is not None:
-                    progress(images, len(opened))
-    if several and progress is not None and images < len(opened):
-        progress(len(opened), len(opened))
+        done = measure_missing(
+            worker,
+            folder,
+            manifest_of(model, opened, plan, methods=list(plan.methods), protocols=plan.protocols, preset=plan.preset),
+            engine=engine,
+            engine_options=engine_options,
+            progress=progress,
+        )
     again = f"measured again: {counted(len(folder.damaged), 'block')} of images, {listed(folder.damaged, 2)}"
     notes = [*opened.notes, *([again] if folder.damaged else [])]
     if plan.target == "label" and (unknown := sum(opened.label(index) is None for index in range(len(opened)))):
@@ -208,7 +196,7 @@ def estimate(
     each = max((all_ - one) / (len(images) - 1), 0.0) if len(images) > 1 else one
     beside = max(one - each, 0.0)
     aside = (os.cpu_count() or 1) > plan.threads  # pictures are read while others are measured
-    left = _images(opened, plan, set(range(worker.blocks())) - folder.done())
+    left = worker.images(set(range(worker.blocks())) - folder.done())
     per_image = max(each + beside / plan.block, reading) if aside else each + beside / plan.block + reading
     return Estimate(len(opened), left, per_image, left * per_image, tuple(opened.notes))
 
@@ -227,11 +215,7 @@ def _asked(
     if not isinstance(model, VisionModel):
         model = wrap(model)
     refuse_training(model.module)
-    before = (folder.manifest() or {}).get("plan", {})
-    # Free memory and threads may differ from process to process, and what they decide changes roundings.
-    batch, threads = agreed(
-        (batch_size or before.get("batch") or _batch_for(model), before.get("threads") or torch.get_num_threads())
-    )
+    batch, threads = rows_and_threads(model, folder, batch_size)
     plan = make_plan(batch=batch, threads=threads, seed=seed, **question)
     model = replace(model, preprocess=fitted(model, plan))
     opened = open_data(data, model, seed=seed, **data_options)
@@ -289,23 +273,3 @@ def _refuse_nothing(run: EvaluationRun) -> None:
     others = [name for name in run.protocols if name not in empty]
     kept = f". What {listed(others)} measured is in {run.folder}" if others else ""
     raise DataError(f"{said}{hints}{kept}")
-
-
-def _images(data: Dataset, plan: EvaluationPlan, blocks: Collection[int]) -> int:
-    """Returns the number of images in the blocks."""
-    return sum(min(plan.block, len(data) - block * plan.block) for block in blocks)
-
-
-def _batch_for(model: VisionModel) -> int:
-    """Returns the rows of a pass: on a CPU more than 32 gain nothing; on a GPU those that half of its free
-    memory holds.
-    """
-    if model.device.type != "cuda" or model.preprocess is None:
-        return 32
-    torch.cuda.reset_peak_memory_stats(model.device)
-    before = torch.cuda.memory_allocated(model.device)
-    with torch.no_grad():
-        model.logits(model.blank(8))
-    each = max(1, torch.cuda.max_memory_allocated(model.device) - before) / 8
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return max(8, min(1024, 2 ** int(math.log2(max(8.0, free / 2 / each)))))
