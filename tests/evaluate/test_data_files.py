@@ -143,6 +143,18 @@ def test_a_list_with_boxes_and_masks(tmp_path, kind):
     assert second.mask is None
 
 
+def test_a_picture_of_several_classes_has_them_all(tmp_path):
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "b.png", seed=1)
+    (tmp_path / "list.csv").write_text("file,class_name\na.png,horse\na.png,bald eagle\na.png,horse\nb.png,horse\n")
+    data = open_data(tmp_path / "list.csv", toy())
+    assert [(one.label, list(one.labels)) for one in map(data.sample, range(2))] == [(0, [0, 1]), (0, [])]
+    before = data.describe()["digests"]
+    (tmp_path / "list.csv").write_text("file,class_name\na.png,horse\na.png,horse\nb.png,horse\n")
+    after = open_data(tmp_path / "list.csv", toy()).describe()["digests"]
+    assert {name for name in before if before[name] != after[name]} == {"annotations"}
+
+
 def test_lists_that_cannot_be_used(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("file,label\na.png,1\nb.png,0\n")

@@ -140,8 +140,14 @@ def _predicted(name: str, text: str, where: str) -> Iterator[AnnotationRow]:
 def _merged(
     entry: PictureFile, rows: Sequence[AnnotationRow], classes: LabelResolver, folder: Path, notes: list[str]
 ) -> PictureFile:
-    """A picture with what rows tell of it; the first class named counts, and only the boxes of that class."""
+    """A picture with what rows tell of it; the first class named counts, and only the boxes of that class.
+
+    `labels` has all the classes named, where they are several.
+    """
     word = next((row.word for row in rows if row.word), None)
+    named = dict.fromkeys(index for row in rows if row.word and (index := classes.find(row.word)) is not None)
+    if len(named) > 1:
+        entry = replace(entry, labels=tuple(named))
     if entry.label is None and word is not None:
         entry = replace(entry, label=classes.find(word), word=word)
     boxes = []

@@ -28,6 +28,7 @@ READERS = 4
 class Sample:
     """A picture in RGB, and what is known of it; unknown values are None or empty.
 
+    `labels` are all the classes that the data give it where they are several, `label` the first of them;
     `boxes` are (left, top, right, bottom) in pixels, right and bottom excluded; `mask` is the object's silhouette;
     `regions` has one region for each class that the picture is known to hold, and `parts()` tells and redraws the parts
     of a drawn one. A picture that is `fitted` was put
@@ -36,6 +37,7 @@ class Sample:
 
     picture: Image.Image
     label: int | None = None
+    labels: Sequence[int] = ()
     boxes: Sequence[tuple[float, float, float, float]] | None = None
     mask: Bool[np.ndarray, "height width"] | None = None
     regions: Mapping[int, Bool[np.ndarray, "height width"]] = field(default_factory=dict)
@@ -197,7 +199,8 @@ class Given(Source):
 
 
 def _digested(sample: Sample) -> tuple[int | None, str, str]:
-    known = hashlib.sha256(f"{sample.label} {sample.boxes} {sample.fitted}".encode())
+    several = f" {list(sample.labels)}" if sample.labels else ""
+    known = hashlib.sha256(f"{sample.label} {sample.boxes} {sample.fitted}{several}".encode())
     for name, region in {"mask": sample.mask, **sample.regions}.items():
         if region is not None:
             known.update(f"{name} {region.shape}".encode() + np.packbits(region).tobytes())

@@ -32,13 +32,15 @@ __all__ = [
 class PictureFile:
     """A file, its name in the data, its class, its boxes and its mask.
 
-    `word` is what the data call the class. Where the model has none of that name, `label` is None.
+    `word` is what the data call the class. Where the model has none of that name, `label` is None. `labels` are all
+    classes that are given where they are several.
     """
 
     path: Path
     source: str
     label: int | None = None
     word: str | None = None
+    labels: tuple[int, ...] = ()
     boxes: tuple[Box, ...] = ()
     mask: Path | None = None
 
@@ -72,14 +74,15 @@ class Pictures(Source):
     def content(self, index: int) -> Content:
         entry = self.entries[index]
         mask = "" if entry.mask is None else file_digest(entry.mask)
-        return file_digest(entry.path), f"{entry.boxes} {mask} {self.foreground}"
+        several = f" {list(entry.labels)}" if entry.labels else ""
+        return file_digest(entry.path), f"{entry.boxes} {mask} {self.foreground}{several}"
 
     def sample(self, index: int) -> Sample:
         entry = self.entries[index]
         picture = read_image(entry.path)
         check_boxes(entry.boxes, picture.size, str(entry.path))
         mask = None if entry.mask is None else read_mask(entry.mask, picture.size, self.foreground)
-        return Sample(picture=picture, label=entry.label, boxes=entry.boxes or None, mask=mask)
+        return Sample(picture=picture, label=entry.label, labels=entry.labels, boxes=entry.boxes or None, mask=mask)
 
 
 def read_mask(
