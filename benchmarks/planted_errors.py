@@ -34,7 +34,7 @@ PAIRS = (("borrin", "tavel"), ("lindle", "vesk"))  # (label, what it shows)
 SHARES = (0.70, 0.10, 0.05, 0.02)
 START = "start"
 # From the start on, with the labels of the set.
-OWN = replace(SMALL, steps=300, rate=1e-3, warmup=20, whole=0.5)
+OWN = replace(SMALL, steps=260, rate=1.5e-3, warmup=20, whole=1.0)
 HELD_OUT, HELD_OUT_SEED = 1000, 2**20
 
 app = typer.Typer(add_completion=False)

@@ -96,13 +96,13 @@ class TrainingRun(ABC):
         A checkpoint is written every `interval` steps; at the first one after `end` (of `time.monotonic`) it stops.
         Returns whether all steps are made.
         """
-        total = 0.0
+        total, before = 0.0, self.step
         while self.step < steps:
             total += advance()
             if self.step % interval == 0 or self.step == steps:
                 checkpoint.write(self.state())
-                report(Progress("train", self.step, steps, total / interval))
-                total = 0.0
+                report(Progress("train", self.step, steps, total / (self.step - before)))
+                total, before = 0.0, self.step
                 if time.monotonic() > end:
                     return False
         return True

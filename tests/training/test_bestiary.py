@@ -44,6 +44,19 @@ def test_a_run_reports_and_leaves_weights_of_a_plain_vit(finished):
     assert measure_accuracy(model, count=4).scenes == 4
 
 
+def test_the_loss_is_the_mean_of_the_steps_since_the_last_report(finished, tmp_path):
+    (tmp_path / "pool").symlink_to(finished[0] / "pool")
+
+    def losses(interval):
+        found: list[Progress] = []
+        recipe = replace(TINY, steps=3, interval=interval)
+        train(tmp_path, recipe=recipe, progress=found.append, workers=1, resume=False)
+        return [report.loss for report in found if report.stage == "train"]
+
+    first, second, third = losses(1)
+    assert losses(2) == pytest.approx([(first + second) / 2, third])
+
+
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     _, weights, _ = finished
     assert train(tmp_path, recipe=TINY, workers=1, minutes=0.0) is None  # stops at the first checkpoint
