@@ -27,7 +27,8 @@ MODULES = (
         for name in (
             "errors", "models", "methods", "methods.registry", "methods.context", "objectives", "outputs", "provenance",
             "views", "guidance", "counterfactual", "shares", "multimodal", "text", "generation", "plotting", "metrics",
-            "metrics.protocol", "evaluate", "datasets", "report", "bridges", "bestiary", "experiments", "benchmark",
+            "metrics.protocol", "evaluate", "audit", "datasets", "report", "bridges", "bestiary", "experiments",
+            "benchmark",
         )
     ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .audit import audit
     from .compare import compare
     from .comparison import Comparison
     from .explain import explain
@@ -32,6 +33,7 @@ __all__ = [
     "Preprocess",
     "TextExplanation",
     "VisionModel",
+    "audit",
     "compare",
     "explain",
     "explain_generation",
@@ -57,6 +59,7 @@ _MODULES = {
     "Preprocess": "models.preprocess",
     "TextExplanation": "text",
     "VisionModel": "models",
+    "audit": "audit",
     "compare": "compare",
     "explain": "explain",
     "explain_generation": "generation",

@@ -11,6 +11,7 @@ from typer import _completion_shared
 
 from vitrail.cli import app as app_page
 from vitrail.cli import (
+    audit,
     bench,
     bestiary,
     compare,
@@ -81,6 +82,10 @@ app.command(
     "evaluate",
     cls=spelled(("--methods", "--protocols"), fit="--resize-mode", block="--block-size", keep="--num-previews"),
 )(evaluate.evaluate_command)
+app.command(
+    "audit",
+    cls=spelled(("--pairs",), python={"block": "--block-size"}),
+)(audit.audit_command)
 app.command(
     "bench",
     cls=spelled(

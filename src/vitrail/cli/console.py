@@ -291,13 +291,13 @@ def message_of(error: BaseException | str) -> str:
 
 
 @contextmanager
-def progress_of(console: Terminal) -> Iterator[Report]:
+def progress_of(console: Terminal, what: str = "evaluating") -> Iterator[Report]:
     """Yields the callback (done, total) of `vitrail evaluate`: a bar with rate and time left on a terminal.
 
     Elsewhere it prints a line for each tenth of the images, and at least one a minute.
     """
     columns = (
-        TextColumn("evaluating"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -305,7 +305,7 @@ def progress_of(console: Terminal) -> Iterator[Report]:
         TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None, rate="")
+        task = bar.add_task(what, total=None, rate="")
         first: list[int] = []
         said = [0, 0.0]  # the tenth and the second of the last line
 
@@ -319,10 +319,10 @@ def progress_of(console: Terminal) -> Iterator[Report]:
             tenth = 10 * done // max(total, 1)
             if len(first) == 1:
                 if done:
-                    console.print(f"evaluating: {done} of {total} images are there already", soft_wrap=True)
+                    console.print(f"{what}: {done} of {total} images are there already", soft_wrap=True)
             elif tenth > said[0] or elapsed > said[1] + SILENCE:
                 left = f", {timedelta(seconds=round((total - done) / rate))} left" if rate and done < total else ""
-                console.print(f"evaluating: {done} of {total} images, {rate:.2f} a second{left}", soft_wrap=True)
+                console.print(f"{what}: {done} of {total} images, {rate:.2f} a second{left}", soft_wrap=True)
             else:
                 return
             said[:] = tenth, elapsed

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitrail.evaluate.parquet_rows import Failure
     from vitrail.evaluate.runner import Estimate
 
-__all__ = ["evaluate_command", "run"]
+__all__ = ["device_of", "evaluate_command", "run"]
 
 
 def evaluate_command(
@@ -215,7 +215,7 @@ def run(
 
     rank = local_rank()
     if rank is not None and load["device"] in ("auto", "cuda"):
-        load = dict(load) | {"device": _device_of(rank)}
+        load = dict(load) | {"device": device_of(rank)}
     methods, protocols = _options(words)
     vision = load_named(model, checkpoint, **load)
     question = dict(question) | {"method_options": methods, "protocol_options": protocols}
@@ -303,7 +303,8 @@ def _options(words: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, dict[str
     return methods, protocols
 
 
-def _device_of(rank: int) -> str:
+def device_of(rank: int) -> str:
+    """Returns the device of one of torchrun's processes: a GPU of its own where there are GPUs."""
     import torch
 
     return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
