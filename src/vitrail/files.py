@@ -1,4 +1,5 @@
-"""Files are written whole or not at all (`atomic_write`), and foreign ones opened without waiting (`open_regular`)."""
+"""Files are written whole or not at all (`atomic_write`), foreign ones opened without waiting (`open_regular`), and
+locked for one process (`hold`)."""
 
 import errno
 import os
@@ -13,7 +14,7 @@ from typing import IO
 
 from vitrail.errors import OutputFileError
 
-__all__ = ["atomic_write", "open_regular", "try_folder", "writable_folder"]
+__all__ = ["atomic_write", "hold", "open_regular", "try_folder", "writable_folder"]
 
 # Errors of the disk itself. Any other OSError inside the block belongs to the caller's own work: a missing input, say.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -102,6 +103,31 @@ def open_regular(path: str | os.PathLike[str], most: int) -> BufferedReader:
         file.close()
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are expected", name)
     return file
+
+
+def hold(file: IO[bytes]) -> bool:
+    """Locks an open file for this process alone, until it is closed; False where another process has it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryFile() as file:
+    ...     hold(file)
+    True
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:

@@ -73,6 +73,10 @@ class Running:
         command += ["--max-bytes", str(LIMITS.bytes), "--max-pixels", str(LIMITS.pixels)]
         environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1"}
         environment |= {} if auth is None else {"VITRAIL_AUTH": auth}
+        self.begin(command, environment)
+
+    def begin(self, command: list[str], environment: dict[str, str]) -> None:
+        """Start the command, and wait until the page is there."""
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
         assert self.process.stdout is not None

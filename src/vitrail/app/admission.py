@@ -212,7 +212,7 @@ def login_page(problem: str, query: str, *, password: bool) -> str:
             '<label>Password<input name="password" type="password" autocomplete="current-password" required></label>'
         )
     else:
-        words = "Open the address that <code>vitrail app</code> printed, or paste the token that stands in it."
+        words = "Open the address that the command printed, or paste the token that stands in it."
         fields = '<label>Token<input name="token" type="password" autocomplete="off" required autofocus></label>'
     alert = f'<p role="alert">{escape(problem)}</p>' if problem else ""
     body = (

@@ -1,13 +1,4 @@
 // What the page does by itself, without asking the server. No library; nothing is fetched but answers to POST ask.
-const $ = (selector, within = document) => within.querySelector(selector);
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const body = document.body, root = document.documentElement;
-
-// Paper or dark: as the system is, until somebody says otherwise.
-const kept = name => { try { return localStorage.getItem(name); } catch { return null; } };
-const theme = word => { root.dataset.theme = word; };
-const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-if (kept("vitrail-theme")) theme(kept("vitrail-theme"));
 
 // -- questions and their answers -----------------------------------------------------------------------------------
 
@@ -17,13 +8,6 @@ let names = [];      // of the model's classes
 let going = false;   // Back or Forward has been pressed, and is not answered yet
 let waiting = 0, turn = Promise.resolve();
 
-const say = text => {
-  const box = $(".vt-said");
-  box.textContent = text;
-  box.classList.add("vt-on");
-  clearTimeout(say.timer);
-  say.timer = setTimeout(() => box.classList.remove("vt-on"), 2200);
-};
 const refuse = words => {
   const box = document.createElement("div");
   Object.assign(box, { className: "vt-problem", role: "alert", textContent: words });
@@ -321,10 +305,7 @@ const onCombo = (field, e) => {
 // -- events: one listener for each kind, whatever is drawn anew -----------------------------------------------------
 
 const clicks = {
-  theme: () => {
-    theme(isDark() ? "light" : "dark");
-    try { localStorage.setItem("vitrail-theme", root.dataset.theme); } catch { /* not kept */ }
-  },
+  theme: otherTheme,
   view: one => { look(one.dataset.view); ask("change", { view: one.dataset.view }); },
   example: one => { reading(`Reading ${one.title} …`); ask("example", { example: one.dataset.example }); },
   class: one => ask("choose", { index: one.dataset.class === "swap" ? null : Number(one.dataset.class) }),

@@ -6,7 +6,7 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from math import cos, pi, sin
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from PIL import ImageOps
@@ -18,13 +18,28 @@ from ..outputs import verdict_of
 from ..plotting.overlay import AGAINST, FOR, colour
 from ..plotting.transfer import COLOURS
 from ..views import USUAL
-from .fragments import css, data_address
+from .fragments import STOPS, css, data_address
 from .pictures import EXAMPLES, example_picture
 from .question import DRAW, LONGEST_TEXT, MOST_TOKENS, WAITING, Question, ViewContext, scores_cells
 from .views.comparisons import GROUPS, LAYOUTS
 from .views.words import VISIONS, WORD_METHODS
 
-__all__ = ["best_classes", "draw_cells", "draw_classes", "examples", "page", "page_files", "taking_home"]
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = [
+    "best_classes",
+    "draw_cells",
+    "draw_classes",
+    "examples",
+    "marked",
+    "page",
+    "page_files",
+    "rose",
+    "served",
+    "taking_home",
+    "template",
+]
 
 TITLES = {
     "map": "Map",
@@ -37,7 +52,8 @@ TITLES = {
     "rewrite": "Rewrite",
     "words": "Words",
 }
-FILES = (("plotting", "words"), ("app", "page"))  # that make one script and one style sheet
+SCRIPTS = (("plotting", "words"), ("app", "shared"), ("app", "page"))  # that make one script
+STYLES = (("plotting", "words"), ("app", "page"))  # that make one style sheet
 THUMB = 112  # pixels of an example's picture
 LIGHTER = 0.5  # on a dark page words have the colours of a score of that size: as strong to the eye as on paper
 
@@ -45,22 +61,46 @@ LIGHTER = 0.5  # on a dark page words have the colours of a score of that size: 
 @cache
 def page_files() -> Mapping[str, tuple[bytes, str]]:
     """Returns the files that the page asks for, by name: their bytes and their type."""
-    script, style = (
-        "".join(files(f"vitrail.{part}").joinpath(f"{name}.{kind}").read_text(encoding="utf-8") for part, name in FILES)
-        for kind in ("js", "css")
-    )
+    return served("page", SCRIPTS, STYLES)
+
+
+def served(
+    name: str, scripts: Sequence[tuple[str, str]], styles: Sequence[tuple[str, str]]
+) -> Mapping[str, tuple[bytes, str]]:
+    """Returns the one script and the one style sheet of a page, made of these files: (package, name) each."""
+
+    def joined(parts: Sequence[tuple[str, str]], kind: str) -> str:
+        return "".join(
+            files(f"vitrail.{part}").joinpath(f"{one}.{kind}").read_text(encoding="utf-8") for part, one in parts
+        )
+
     return {
-        "page.js": (script.encode(), "text/javascript; charset=utf-8"),
-        "page.css": ((_colours() + style).encode(), "text/css; charset=utf-8"),
+        f"{name}.js": (joined(scripts, "js").encode(), "text/javascript; charset=utf-8"),
+        f"{name}.css": ((_colours() + joined(styles, "css")).encode(), "text/css; charset=utf-8"),
     }
+
+
+def marked(served: Mapping[str, tuple[bytes, str]]) -> dict[str, str]:
+    """Returns the addresses of a page's files, which change with them."""
+    return {name: f"static/{name}?{hashlib.sha256(content).hexdigest()[:12]}" for name, (content, _) in served.items()}
+
+
+def template(name: str) -> "Template":
+    """Returns the HTML of a page."""
+    from jinja2 import Environment, StrictUndefined
+
+    text = files("vitrail.app").joinpath(f"{name}.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
 
 
 def _colours() -> str:
     """Returns the colours of the maps as variables of the style sheet, for the light and the dark page."""
     red, blue = (css(colour(np.array(side * LIGHTER)).tolist()) for side in (1, -1))
+    ramp = ", ".join(css(rgb) for rgb in colour(np.linspace(-1, 1, STOPS)).tolist())
     return (
         f":root {{ --vt-for: light-dark({css(FOR)}, {red}); --vt-against: light-dark({css(AGAINST)}, {blue}); "
-        f"--vt-curve-0: light-dark({COLOURS[0]}, #eceae4); --vt-curve-1: {COLOURS[1]}; }}\n"
+        f"--vt-curve-0: light-dark({COLOURS[0]}, #eceae4); --vt-curve-1: {COLOURS[1]}; "
+        f"--vt-ramp: linear-gradient(to right, {ramp}); }}\n"
     )
 
 
@@ -69,23 +109,19 @@ def page(models: Sequence[str], limit: int, vlms: Sequence[str] = ()) -> str:
 
     `vlms` are the vision-language models.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = files("vitrail.app").joinpath("page.html").read_text(encoding="utf-8")
     methods = {
         "signed": [info.name for info in list_methods() if info.signed],
         "unsigned": [info.name for info in list_methods() if not info.signed],
     }
-    marks = {name: hashlib.sha256(content).hexdigest()[:12] for name, (content, _) in page_files().items()}
-    return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(
+    return template("page").render(
         models=models, limit=limit, methods=methods, titles=TITLES, draw=DRAW, waiting=WAITING, groups=GROUPS,
-        layouts=LAYOUTS, gradients=(Question.gradient, *get_args(GradientMode)), rose=_rose(), version=__version__,
+        layouts=LAYOUTS, gradients=(Question.gradient, *get_args(GradientMode)), rose=rose(), version=__version__,
         vlms=vlms, usual=Question(), word_methods=WORD_METHODS, visions=VISIONS, longest=LONGEST_TEXT, most=MOST_TOKENS,
-        files={name: f"static/{name}?{mark}" for name, mark in marks.items()},
+        files=marked(page_files()),
     )  # fmt: skip
 
 
-def _rose() -> str:
+def rose() -> str:
     """Returns the rose window as SVG."""
 
     def rim(eighth: int) -> str:

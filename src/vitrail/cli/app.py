@@ -1,11 +1,7 @@
 """`vitrail app`: the web page."""
 
-import importlib.util
 import os
-import secrets
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +13,14 @@ import typer
 
 from vitrail.cli import options as shared
 from vitrail.cli.console import show
+from vitrail.cli.serving import (
+    admission_of,
+    ended_by_signals,
+    listening,
+    open_page,
+    say_where,
+    serve_until_ended,
+)
 
 __all__ = ["app_command"]
 
@@ -92,24 +96,17 @@ def app_command(
     The built-in model is ready at once; --model and --checkpoint name another. Only the weights of models that are
     named without a checkpoint are downloaded. Ctrl-C ends it.
     """
-    from vitrail.errors import OptionError, how_to_install
-
     try:
-        for package in ("starlette", "uvicorn", "python_multipart"):
-            if importlib.util.find_spec(package) is None:
-                raise OptionError(f"the page needs {package}; install it with: {how_to_install('app')}")
-        from vitrail.app.admission import Admission, check_host, check_root_path, parse_auth
+        admission = admission_of(host, auth, no_token=no_token)
+        from vitrail.app.admission import check_root_path
 
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whichever library loads a model: no pickle runs code
-        known = parse_auth(auth)
-        check_host(host, known)
         prefix, names = check_root_path(root_path), tuple(allow_host or ())
-        admission = Admission(token=None if known or no_token else secrets.token_urlsafe(24), auth=known)
-        with _listening(host, port) as listening, _ended_by_signals(), _own_folder():
-            address = _say_where(admission, listening, host, prefix)
+        with listening(host, port) as opened, ended_by_signals(), _own_folder():
+            address = say_where(admission, opened, host, prefix)
             show(f"loading {model} …")
             from vitrail.app.pictures import Limits
-            from vitrail.app.server import application, serve
+            from vitrail.app.server import application
             from vitrail.app.service import Service, vlms_of
             from vitrail.app.session import ModelCache
             from vitrail.cli.image_run import load_named, named_device
@@ -130,71 +127,14 @@ def app_command(
             server = application(service, host=host, admission=admission, root_path=prefix, hosts=names)
             show("ready")
             if not no_browser:
-                _open(f"{address}?token={admission.invitation()}" if admission.token else address)
-            try:
-                serve(server, listening, proxied=bool(prefix or names))
-                status = 0
-            except KeyboardInterrupt:
-                show()
-                show("ended")
-                status = 0
-            except SystemExit as end:
-                status = end.code
+                open_page(admission, address)
+            status = serve_until_ended(server, opened, proxied=bool(prefix or names))
         # Work under way ends with the process. Python's own way out would wait for it, or abort in PyTorch's threads.
         sys.stdout.flush()
-        os._exit(status if isinstance(status, int) else 1)
+        os._exit(status)
     except KeyboardInterrupt:  # while the model was loading
         show()
         show("ended")
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """Opens the socket to serve at, before the page is made. Raises `OptionError` where it is not free."""
-    from vitrail.errors import OptionError
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(128)  # who opens the address while the model is loading waits, and is not turned away
-    except OSError as error:
-        listening.close()
-        raise OptionError(f"cannot serve at {host}, port {port}: {error.strerror}; choose another --port") from error
-    return listening
-
-
-def _say_where(admission: Any, listening: socket.socket, host: str, prefix: str) -> str:
-    """Prints the address with its token, and returns it without."""
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}{prefix}/"
-    token = f"?token={admission.token}" if admission.token else ""
-    show(f"Vitrail is at {address}{token}  (Ctrl-C ends it)")
-    return address
-
-
-def _open(address: str) -> None:
-    """Opens the address in the reader's browser, in a moment."""
-    import threading
-    import webbrowser
-
-    opening = threading.Timer(0.5, webbrowser.open, [address])
-    opening.daemon = True
-    opening.start()
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Makes SIGTERM end the command as Ctrl-C does, with all temporary files removed and the status of the signal."""
-
-    def end(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 FOLDER = "vitrail-app-"

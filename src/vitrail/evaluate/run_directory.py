@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import OutputFileError, RunFolderError, RunFolderInUseError
-from ..files import atomic_write, open_regular, writable_folder
+from ..files import atomic_write, hold, open_regular, writable_folder
 from .parquet_rows import FORMAT, Done, block_name
 
 __all__ = ["RunFolder", "compare_runs", "read_manifest"]
@@ -159,7 +159,7 @@ class RunFolder:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
             raise OutputFileError(f"{path} is not a regular file: remove it, or choose another output=")
         with path.open("a+b") as file:
-            if not _hold(file):
+            if not hold(file):
                 raise RunFolderInUseError(
                     f"another process is writing to {self.path}: wait for it, or choose another output="
                 )
@@ -274,24 +274,6 @@ def _numbers(folder: Path, suffix: str) -> set[int]:
     names = (path.name.removesuffix(suffix) for path in folder.glob(f"block-*{suffix}"))
     numbers = {int(name[6:]): name for name in names if re.fullmatch(r"block-[0-9]{6,10}", name)}
     return {number for number, name in numbers.items() if name == block_name(number)}
-
-
-def _hold(file: IO[bytes]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _short(value: Any) -> str:
