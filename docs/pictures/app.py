@@ -28,9 +28,8 @@ LARGEST = 330_000  # bytes of a picture
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """The page on a free port, with the built-in model."""
-    server: Any = application(Service(ModelCache("bestiary", load=lambda name, _: load(name))))
+def serving(server: Any) -> Iterator[str]:
+    """A page on a free port."""
     running = uvicorn.Server(uvicorn.Config(server, port=0, log_level="warning"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
@@ -43,12 +42,12 @@ def serving() -> Iterator[str]:
         thread.join()
 
 
-def keep(page: Page, name: str) -> None:
-    """The whole page as a JPEG, as good as is small enough."""
+def keep(page: Page, name: str, *, whole: bool = True) -> None:
+    """The page as a JPEG, as good as is small enough; the whole of it, or what a window shows."""
     page.evaluate("window.scrollTo(0, 0)")
     page.mouse.move(2, 2)
     page.wait_for_timeout(400)
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=name != "phone"))).convert("RGB")
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     file = io.BytesIO()
     for quality in range(90, 40, -5):
         file = io.BytesIO()
@@ -102,7 +101,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VIEWS, default=list(VIEWS))
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     asked = parser.parse_args()
-    with serving() as address, sync_playwright() as playwright:
+    server = application(Service(ModelCache("bestiary", load=lambda name, _: load(name))))
+    with serving(server) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=asked.chromium, args=["--no-sandbox"])
         for name in asked.only:
             # A picture of the whole page would have Chromium forget the finger: the phone's is as high as the page.
@@ -114,7 +114,7 @@ def main() -> None:
             VIEWS[name](page, address + "/")
             if name == "transfer":
                 page.locator("#vt-view-transfer .vt-player input").fill("9")
-            keep(page, name)
+            keep(page, name, whole=name != "phone")
             page.close()
         browser.close()
 

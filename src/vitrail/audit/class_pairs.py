@@ -14,7 +14,6 @@ from math import ceil
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import binomtest, false_discovery_control
 
 __all__ = ["ClassPair", "confusable_pairs", "sign_tests", "speaks_for_other", "typical_share"]
 
@@ -111,6 +110,8 @@ def sign_tests(
         >>> found[0].shown, found[0].share, round(found[0].p, 4), round(found[0].adjusted, 4)
         (0, 1.0, 0.0039, 0.0078)
     """
+    from scipy.stats import binomtest, false_discovery_control  # takes seconds to import
+
     tests = {}
     for pair, values in balances.items():
         wrong, asked = speaks_for_other(values)

@@ -1,37 +1,39 @@
 """What a reviewer decided about each suspect: written at once, undone, restored after a restart, exported as a table.
 
 The journal `decisions.jsonl` has a line per act, in their order; the last word about an image counts. A line is on the
-disk before the act counts, and a line that a killed process left half written is cut off.
+disk before the act counts, and a line that was left half written, by a process that was killed or on a full disk, is
+cut off by the next act.
 """
 
 import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, TypeAlias, get_args
 
-from ..errors import OptionError, OutputFileError, RunFolderError
-from ..files import atomic_write, open_regular
+from ..errors import OptionError, OutputFileError, RunFolderError, RunFolderInUseError
+from ..files import atomic_write, hold, open_regular
 from .result import Audit
 
-__all__ = ["VERDICTS", "Decision", "Decisions", "Verdict", "export_decisions"]
+__all__ = ["VERDICTS", "Decision", "Decisions", "Verdict", "export_decisions", "reviewing"]
 
 Verdict: TypeAlias = Literal["keep", "relabel", "both", "drop", "skip"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
-JOURNAL = "decisions.jsonl"
+JOURNAL, LOCK = "decisions.jsonl", "review.lock"
 MOST_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict on one image: "keep" its labels, "relabel" it with the suggested class in place of the doubted one,
-    "both" are right, "drop" the image, or "skip" it. `when` is the time in UTC.
+    """A verdict on one image: "keep" its labels, "relabel" it with the suggested class in place of the doubted one
+    (where one of them is None, only take away or only add), "both" are right, "drop" the image, or "skip" it. `when` is
+    the time in UTC.
     """
 
     image: int
@@ -63,9 +65,17 @@ class Decisions:
         self._images = frozenset(images)
         self._lock = Lock()
         self._acts: list[tuple[int, Decision | None]] = []  # the image, and what was decided before
+        self._size = 0  # of the journal's whole lines, in bytes
         self.current: dict[int, Decision] = {}
+        self.version = 0  # acts in the journal, undone ones and undoing included
         for line in self._lines():
             self._replay(line)
+            self.version += 1
+
+    @property
+    def last(self) -> int | None:
+        """Returns the image whose decision `undo` takes back; None where there is none left."""
+        return self._acts[-1][0] if self._acts else None
 
     def decide(self, image: int, verdict: str) -> Decision:
         """Writes a decision and returns it.
@@ -105,10 +115,14 @@ class Decisions:
 
     def _append(self, told: Mapping[str, Any]) -> None:
         try:
+            line = json.dumps(told).encode() + b"\n"
             with self.path.open("ab") as file:
-                file.write(json.dumps(told).encode() + b"\n")
+                file.truncate(self._size)
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            self._size += len(line)
+            self.version += 1
         except OSError as error:
             raise OutputFileError(
                 f"the decision cannot be written to {self.path}: {error.strerror or error}"
@@ -123,9 +137,7 @@ class Decisions:
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be read: {error.strerror or error}") from error
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # a process was killed while it wrote
-            with suppress(OSError):
-                os.truncate(self.path, len(whole))
+        self._size = len(whole)
         try:
             return [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
@@ -140,26 +152,47 @@ class Decisions:
             raise RunFolderError(f"{self.path} is not the journal of this audit: it holds {json.dumps(line)[:80]}")
 
 
+@contextmanager
+def reviewing(audit: Audit) -> Iterator[Decisions]:
+    """Holds the decisions of an audit for this process alone.
+
+    Raises:
+        RunFolderInUseError: where another process has them.
+        OutputFileError: where nothing can be written to the folder.
+    """
+    try:
+        file = (audit.folder / LOCK).open("ab")
+    except OSError as error:
+        raise OutputFileError(f"no decision can be written to {audit.folder}: {error.strerror or error}") from error
+    with file:
+        if not hold(file):
+            raise RunFolderInUseError(f"another process has {audit.folder} open for review: go on there, or end it")
+        yield Decisions(audit.folder, [one.image for one in audit.suspects])
+
+
 COLUMNS: tuple[str, ...] = ("file", "image", "verdict", "labels", "given", "suggested", "corrected", "margin", "when")
 
 
-def export_decisions(audit: Audit, decisions: Decisions, path: str | os.PathLike[str] | None = None) -> bytes:
-    """Returns the decided suspects as a table, CSV or (for a path that ends in .parquet) Parquet; written to `path`
-    where one is given.
+def export_decisions(
+    audit: Audit, decisions: Decisions, path: str | os.PathLike[str] | None = None, *, kind: str | None = None
+) -> bytes:
+    """Returns the decided suspects as a table, of the `kind` "csv" or "parquet"; written to `path` where one is given.
 
     A row has the file, its verdict, the labels that were given and those that are right by it (`corrected`, class
-    indices separated by spaces, empty for a dropped image), as the next training reads them.
+    indices separated by spaces, empty for a dropped image), as the next training reads them. The kind is by default
+    that of the path's ending, and without a path CSV.
 
     Raises:
-        OptionError: for a path of another ending.
+        OptionError: for another kind.
         OutputFileError: when it cannot be written.
     """
-    ending = ".csv" if path is None else Path(path).suffix.lower()
-    if ending not in (".csv", ".parquet"):
+    if kind is None:
+        kind = "csv" if path is None else Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("csv", "parquet"):
         raise OptionError(f"decisions are exported as .csv or .parquet, not as {Path(str(path)).name}")
     rows = list(_rows(audit, decisions))
     file = io.BytesIO()
-    if ending == ".csv":
+    if kind == "csv":
         text = io.StringIO(newline="")
         writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -187,7 +220,7 @@ def _rows(audit: Audit, decisions: Decisions) -> list[dict[str, Any]]:
         labels, name = list(one.labels), {None: ""}
         match decision.verdict:
             case "relabel":
-                labels = [index for index in labels if index != one.given or one.suggested is None]
+                labels = [index for index in labels if index != one.given]
                 labels += [one.suggested] if one.suggested is not None else []
             case "both":
                 labels += [one.suggested] if one.suggested is not None else []

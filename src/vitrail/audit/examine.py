@@ -123,7 +123,9 @@ def examine(
     shown = _typical(answers, probabilities, ranked, len(chosen), typical)
     tested = _pair_images(answers, probabilities, pairs, pair_images, seed) if exclusive else {}
     margins = {pair: _margin(answers, pair) for pair in tested}
-    return Findings(ranked, len(chosen), shown, tested, margins, scores.joint, _wanted(chosen, shown, tested))
+    return Findings(
+        ranked, len(chosen), shown, tested, margins, scores.joint, _wanted(ranked, len(chosen), shown, tested)
+    )
 
 
 def _joined(
@@ -226,16 +228,19 @@ def _margin(answers: Answers, pair: tuple[int, int]) -> float:
 
 
 def _wanted(
-    suspects: Sequence[LabelledImage],
+    ranked: Sequence[LabelledImage],
+    suspects: int,
     typical: dict[int, tuple[int, ...]],
     pairs: dict[tuple[int, int], tuple[int, ...]],
 ) -> tuple[Wanted, ...]:
     found: dict[int, Wanted] = {}
-    for one in suspects:
+    for one in ranked[:suspects]:
         classes = tuple(index for index in (one.given, one.suggested) if index is not None)
         both = (Contrast(*classes),) if len(classes) == 2 else ()
         found[one.image] = Wanted(one.image, classes, both, picture=True)
-    for image in (image for images in typical.values() for image in images):
+    doubted = {one.group for one in ranked[:suspects]} - {None}
+    duplicates = [one.image for one in ranked if one.group in doubted]
+    for image in (*duplicates, *(image for images in typical.values() for image in images)):
         found.setdefault(image, Wanted(image))
     for (shown, other), images in pairs.items():
         for image in images:

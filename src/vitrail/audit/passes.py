@@ -48,7 +48,7 @@ class Wanted:
     image: int
     singles: tuple[int, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
-    picture: bool = False  # the whole photograph and the model's view of it; else a thumbnail alone
+    picture: bool = False  # the whole photograph, too; else a thumbnail, and the model's view where there is a map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +177,10 @@ class MapPass(BlockWorker):
     def _pictures(self, wanted: Wanted, sample: Sample, view: Tensor) -> dict[str, Tensor]:
         number = wanted.image
         found = {f"thumb/{number}": _jpeg(sample.picture, THUMB)}
+        if wanted.singles or wanted.contrasts:
+            found[f"view/{number}"] = _jpeg(Image.fromarray(self.preprocess.denormalise(view.float())), PHOTO)
         if wanted.picture:
-            shown = Image.fromarray(self.preprocess.denormalise(view.float()))
-            found |= {f"photo/{number}": _jpeg(sample.picture, PHOTO), f"view/{number}": _jpeg(shown, PHOTO)}
+            found[f"photo/{number}"] = _jpeg(sample.picture, PHOTO)
         return found
 
     def _explain(

@@ -80,7 +80,8 @@ class Audit:
         return None if found is None else found.numpy()
 
     def picture(self, image: int, kind: str = "thumb") -> bytes | None:
-        """Returns a picture of an image as a JPEG file: "thumb", and of suspects also "photo" and "view".
+        """Returns a picture of an image as a JPEG file: "thumb", of those with maps also the model's "view" of it,
+        and of suspects the whole "photo".
 
         Raises:
             OptionError: for another kind.
