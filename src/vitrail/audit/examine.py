@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
@@ -11,9 +12,8 @@ from ..errors import DataError, OptionError
 from .class_pairs import confusable_pairs
 from .duplicates import duplicate_groups
 from .label_scores import LabelScores, out_of_sample, score_label_sets, score_labels
-from .passes import Contrast, Wanted
 
-__all__ = ["Answers", "Findings", "LabelledImage", "examine"]
+__all__ = ["Answers", "Contrast", "Findings", "LabelledImage", "Wanted", "examine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,27 @@ class LabelledImage:
     p_suggested: float
     issue: bool
     group: int | None
+
+
+class Contrast(NamedTuple):
+    """A question of two classes about one image: its map is that of `target` against `against`.
+
+    `typical` asks for the map of `target` without class competition, too, in which its typical part is sought.
+    """
+
+    target: int
+    against: int
+    typical: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of one image of the data: maps of single classes, contrastive maps, and the picture itself."""
+
+    image: int
+    singles: tuple[int, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    picture: bool = False  # the whole photograph, too; else a thumbnail, and the model's view where there is a map
 
 
 @dataclass(frozen=True, eq=False)

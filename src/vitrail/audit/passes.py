@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,31 +24,11 @@ from ..evaluate.parquet_rows import Done
 from ..explain import explain
 from ..models.vision_model import VisionModel
 from .duplicates import perceptual_hash
+from .examine import Wanted
 
-__all__ = ["AnswerPass", "AuditPlan", "Contrast", "MapPass", "Wanted", "decoded_rows"]
+__all__ = ["AnswerPass", "AuditPlan", "MapPass", "decoded_rows"]
 
 PHOTO, THUMB, QUALITY = 640, 144, 88  # pixels of the longer side of a whole photograph and of a small one; of JPEG
-
-
-class Contrast(NamedTuple):
-    """A question of two classes about one image: its map is that of `target` against `against`.
-
-    `typical` asks for the map of `target` without class competition, too, in which its typical part is sought.
-    """
-
-    target: int
-    against: int
-    typical: bool = False
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is wanted of one image of the data: maps of single classes, contrastive maps, and the picture itself."""
-
-    image: int
-    singles: tuple[int, ...] = ()
-    contrasts: tuple[Contrast, ...] = ()
-    picture: bool = False  # the whole photograph, too; else a thumbnail, and the model's view where there is a map
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,21 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..datasets import Dataset, open_data
-from ..datasets.base import Opened
-from ..datasets.label_resolver import counted
 from ..errors import DataError, OptionError, OutputKindError
-from ..evaluate.engines import agreed, find_engine, local_rank, measure_missing, rows_and_threads, together
-from ..evaluate.manifest import manifest_of
-from ..evaluate.parquet_rows import block_name
-from ..evaluate.run_directory import MAPS, ROWS, RunFolder
 from ..methods import find_method
 from ..models import VisionModel, wrap
 from ..models.readiness import refuse_training
@@ -29,8 +22,10 @@ from .class_pairs import sign_tests, typical_share
 from .duplicates import check_imagehash
 from .examine import Answers, Findings, examine
 from .label_scores import check_cleanlab
-from .passes import AnswerPass, AuditPlan, MapPass, decoded_rows
 from .result import Audit, read_audit, write_audit
+
+if TYPE_CHECKING:
+    from ..datasets import Dataset
 
 __all__ = ["audit"]
 
@@ -39,7 +34,7 @@ Report = Callable[[str, int, int], None]
 
 def audit(
     model: VisionModel | nn.Module,
-    data: str | Path | Dataset,
+    data: "str | Path | Dataset",
     *,
     output: str | os.PathLike[str],
     method: str = "complete",
@@ -77,7 +72,12 @@ def audit(
         typical: number of typical images of each class.
         folds: number of folds for out-of-sample probabilities, by a linear classifier on the model's features; for
             data that the model was trained on. Default: the model's own probabilities.
-        limit, seed, block, batch_size, engine, engine_options: as in `vitrail.evaluate`.
+        limit: the largest number of images, evenly over the classes.
+        seed: random seed of the images that pairs are tested on, of folds and of `limit`.
+        block: images that are done and written together; a killed audit loses one block's work at most.
+        batch_size: rows in one pass; default: chosen for the device, and as before where an audit resumes.
+        engine: "local" (shared among the processes of torchrun, where it has started this one) or "ray".
+        engine_options: options of the engine.
         progress: called with (what is being done, images done, images in all).
 
     Returns:
@@ -97,6 +97,14 @@ def audit(
         >>> len(found.ranked), found.ranked[0].margin <= found.ranked[1].margin
         (8, True)
     """
+    # Late, as an import of the package's public names shall not wait for them.
+    from ..datasets import open_data
+    from ..datasets.base import Opened
+    from ..evaluate.engines import agreed, find_engine, local_rank, measure_missing, rows_and_threads, together
+    from ..evaluate.manifest import manifest_of
+    from ..evaluate.run_directory import RunFolder
+    from .passes import AnswerPass, AuditPlan, MapPass
+
     find_engine(engine)
     check_cleanlab()
     check_imagehash()
@@ -202,6 +210,10 @@ def _stage(progress: Report | None, number: int) -> Callable[[int, int], None] |
 
 def read_answers(folder: Path) -> Answers:
     """Returns what the first pass wrote, in the order of the images."""
+    from ..evaluate.parquet_rows import block_name
+    from ..evaluate.run_directory import MAPS, ROWS, RunFolder
+    from .passes import decoded_rows
+
     images, sources, labels, hashes, failures = [], [], [], [], []
     logits, features = [], []
     for block in sorted(RunFolder(folder).done()):
@@ -236,6 +248,11 @@ def read_answers(folder: Path) -> Answers:
 
 
 def _write(folder: Path, found: Findings, answers: Answers, about: Mapping[str, Any], notes: Sequence[str]) -> None:
+    from ..datasets.label_resolver import counted
+    from ..evaluate.parquet_rows import block_name
+    from ..evaluate.run_directory import ROWS, RunFolder
+    from .passes import decoded_rows
+
     drawn = Audit(folder, found.ranked, (), {}, {}, about, ())
     balances: dict[tuple[int, int], list[float]] = {}
     for (shown, other), images in found.pairs.items():

@@ -96,7 +96,6 @@ def audit_command(
         Path | None,
         typer.Option("--export", help="With --review: write the decisions to a .csv or .parquet file, and stop."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address of the page, on this machine alone.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65535, help="Port of the page; 0: any free port.")
     ] = 7861,
@@ -117,7 +116,7 @@ def audit_command(
     if review is not None:
         if data is not None:
             raise typer.BadParameter("an audit that is reviewed has its data: leave DATA out", param_hint="--review")
-        _review(review, export, host=host, port=port, no_token=no_token, no_browser=no_browser)
+        _review(review, export, port=port, no_token=no_token, no_browser=no_browser)
         return
     if export is not None:
         raise typer.BadParameter("the decisions of a review are exported: give --review, too", param_hint="--export")
@@ -276,4 +275,5 @@ def _review(folder: Path, export: Path | None, **where: Any) -> None:
     found = read_audit(folder)
     decisions = Decisions(folder, [one.image for one in found.suspects])
     export_decisions(found, decisions, export)
-    show(f"{len(decisions.current)} of {len(found.suspects)} suspects are decided: {export}")
+    decided = sum(one.image in decisions.current for one in found.suspects)
+    show(f"{decided} of {len(found.suspects)} suspects are decided: {export}")
