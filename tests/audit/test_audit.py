@@ -22,7 +22,7 @@ from vitrail.audit.class_pairs import typical_share
 from vitrail.audit.decisions import export_decisions
 from vitrail.bestiary import CLASS_NAMES
 from vitrail.bestiary.dataset import Bestiary
-from vitrail.errors import DataError, OptionError, OutputKindError, RunFolderError, VitrailError
+from vitrail.errors import DataError, OptionError, OutputKindError, RunFolderError, RunFolderInUseError, VitrailError
 from vitrail.models import Preprocess
 
 SMALL = {"pairs": 6, "pair_images": 3, "typical": 2, "block": 4, "batch_size": 8}
@@ -327,6 +327,16 @@ def test_half_a_line_of_a_killed_process_is_cut_off(tmp_path):
         file.write(json.dumps({"image": "1", "verdict": "keep"}).encode() + b"\n")
     with pytest.raises(RunFolderError, match="is not the journal of this audit"):
         Decisions(tmp_path, [1, 2])
+
+
+def test_no_decision_of_another_process_is_lost(tmp_path):
+    one, other = Decisions(tmp_path, [1, 2]), Decisions(tmp_path, [1, 2])
+    one.decide(1, "keep")
+    with pytest.raises(RunFolderInUseError, match="another process has written to"):
+        other.decide(2, "drop")
+    with pytest.raises(RunFolderInUseError):
+        Decisions(tmp_path, [1]).decide(1, "keep") and one.undo()
+    assert set(Decisions(tmp_path, [1, 2]).current) == {1}
 
 
 def test_a_decision_is_on_the_disk_when_it_returns(tmp_path):

@@ -12,7 +12,7 @@ from starlette.routing import Route, Router
 
 from .. import __version__
 from ..audit.decisions import VERDICTS
-from ..errors import OptionError, OutputFileError
+from ..errors import OptionError, OutputFileError, RunFolderInUseError
 from .admission import Admission, check_host, is_loopback
 from .gate import Bodies, Gate, Refused
 from .page import marked, rose, served, template
@@ -163,6 +163,8 @@ class ReviewPages:
             cause = error.__cause__
             reason = (cause.strerror if isinstance(cause, OSError) else None) or "the disk refuses it"
             raise Refused(507, f"it cannot be written: {reason}") from error
+        except RunFolderInUseError:
+            raise Refused(507, "another process has written to the decisions: start the review again") from None
         return JSONResponse(news, headers=KEPT_BACK)
 
 

@@ -49,6 +49,7 @@ class Decisions:
 
     Raises:
         RunFolderError: for a journal that is damaged within.
+        RunFolderInUseError: by `decide` and `undo`, where another process has decided meanwhile.
         OutputFileError: when it cannot be written.
 
     Example:
@@ -116,8 +117,13 @@ class Decisions:
     def _append(self, told: Mapping[str, Any]) -> None:
         try:
             line = json.dumps(told).encode() + b"\n"
-            with self.path.open("ab") as file:
-                file.truncate(self._size)
+            with self.path.open("a+b") as file:
+                file.seek(self._size)
+                if b"\n" in file.read():  # never cut off what another process decided
+                    raise RunFolderInUseError(
+                        f"another process has written to {self.path} since it was read: read the decisions again"
+                    )
+                file.truncate(self._size)  # half a line of a process that was killed
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
