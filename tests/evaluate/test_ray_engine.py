@@ -221,13 +221,13 @@ def test_an_error_of_a_worker_is_raised_as_it_is(cluster, pictures):
 def test_when_its_driver_is_killed_the_next_start_goes_on(pictures, whole, tmp_path):
     process = start(WHOLE, pictures, tmp_path, "ray")
     try:
-        until(lambda: len(list(tmp_path.glob("rows/*.parquet"))) >= 1 or process.poll() is not None)
+        until(lambda: len(list(tmp_path.glob("digests/*.sha256"))) >= 1 or process.poll() is not None)
         helpers = psutil.Process(process.pid).children(recursive=True)
         assert helpers
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    there = len(list(tmp_path.glob("rows/*.parquet")))
+    there = len(list(tmp_path.glob("digests/*.sha256")))
     assert 1 <= there < 5
     outcome = evaluate(tiny(), pictures, output=tmp_path, **QUESTION)
     assert outcome.measured == 20 - 4 * there
