@@ -1,33 +1,48 @@
 """Planted label errors: small models of the bestiary that learnt them, to see whether an audit finds them.
 
     python -m benchmarks.planted_errors train FOLDER
+    python -m benchmarks.planted_errors score FOLDER
 
 `train` makes ten models, resumable, on one core. In a set with a share x of errors of the pair (A, B), a share x of the
 training singles labelled A shows the sibling B; all other images are those of the clean set, and a larger share keeps
 the errors of a smaller one. The images are singles only and have no labels of parts, and the labels of their patches
 are as wrong as that of the image, so that nothing tells a model the truth. Each model is trained on from one start,
 which was trained from scratch on labels that do not tell the two species of either pair apart.
+
+`score` audits training singles of each model, with the labels it was trained on, over all sibling pairs:
+
+- pairs: the rank of the contaminated one among all ordered pairs (shown, labelled), and the AUROC over the pairs of all
+  models, for each number that an audit gives of a pair. The same two classes the other way round are left out.
+- images: average precision and AUROC of the wrong labels, for each score of an image. Two know of the pairs: of the
+  images that the model calls otherwise, those come first whose given and suggested class score highest as a pair.
 """
 
 import json
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 import typer
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
+import vitrail
 from training.bestiary import SMALL, Recipe, pool_seed, train
 from training.run import Progress
 from training.scenes import load_pool
+from vitrail.audit import Audit, ClassPair
 from vitrail.bestiary import CLASS_NAMES, Bestiary, LabelErrors
 from vitrail.bestiary.model import SIZE, load_weights, predict
+from vitrail.bestiary.species import siblings
 from vitrail.datasets.base import Sample
 from vitrail.files import atomic_write
+from vitrail.metrics.aggregation import bootstrap
 from vitrail.threads import thread_count
 
 PAIRS = (("borrin", "tavel"), ("lindle", "vesk"))  # (label, what it shows)
@@ -36,6 +51,9 @@ START = "start"
 # From the start on, with the labels of the set.
 OWN = replace(SMALL, steps=260, rate=1.5e-3, warmup=20, whole=1.0)
 HELD_OUT, HELD_OUT_SEED = 1000, 2**20
+
+Values = Float[np.ndarray, " some"]
+Truth = Bool[np.ndarray, " some"]
 
 app = typer.Typer(add_completion=False)
 Folder = Annotated[Path, typer.Argument(help="Folder of the models.")]
@@ -158,11 +176,6 @@ def accuracies(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, An
     return {"accuracy": float(right.float().mean()), "recall": by_class}
 
 
-@app.callback()
-def planted_errors() -> None:
-    """Models that learnt planted label errors."""
-
-
 @app.command("train")
 def train_all(folder: Folder) -> None:
     """Train the start and the ten models; the same command resumes an interrupted training."""
@@ -170,6 +183,154 @@ def train_all(folder: Folder) -> None:
         start = trained(folder, START, 0, SMALL, merge=PAIRS)
         for one in SETS:
             trained(folder, one.name, one.seed, OWN, label_errors=one.errors, start=start)
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+def placements(values: Values, positive: Truth) -> Values:
+    """Returns for each positive the share of negatives below it, ties by half: their mean is the AUROC.
+
+    >>> placements(np.array([3.0, 1.0, 2.0]), np.array([True, False, True])).tolist()
+    [1.0, 1.0]
+    """
+    below = np.sort(values[~positive])
+    left, right = (np.searchsorted(below, values[positive], side) for side in ("left", "right"))
+    return (left + right) / (2 * max(len(below), 1))
+
+
+def precisions(values: Values, positive: Truth) -> Values:
+    """Returns for each positive the share of positives among all that are as high: their mean is the average precision.
+
+    >>> precisions(np.array([3.0, 1.0, 2.0]), np.array([False, False, True])).tolist()
+    [0.5]
+    """
+    everything, own = np.sort(values), np.sort(values[positive])
+    ahead = [len(some) - np.searchsorted(some, values[positive], "left") for some in (own, everything)]
+    return ahead[0] / ahead[1]
+
+
+# High where a pair, or an image, is suspicious.
+PAIR_SCORES: dict[str, Callable[[ClassPair], float]] = {
+    "share of typical parts for the other": lambda pair: pair.share,
+    "balance of typical parts": lambda pair: -pair.balance,
+    "logit margin": lambda pair: -pair.margin,
+    "joint of confident learning": lambda pair: pair.joint,
+}
+IMAGE_SCORES: dict[str, Callable[[Audit], Values]] = {
+    "margin": lambda found: np.array([-one.margin for one in found.ranked]),
+    "self-confidence": lambda found: np.array([-one.self_confidence for one in found.ranked]),
+    "confident learning, then margin": lambda found: np.array([2.0 * one.issue - one.margin for one in found.ranked]),
+    "joint of its classes, then margin": lambda found: by_pair(found, lambda pair: pair.joint),
+    "balance of its classes, then margin": lambda found: by_pair(found, lambda pair: -pair.balance),
+}
+
+
+def by_pair(found: Audit, score: Callable[[ClassPair], float]) -> Values:
+    """Returns ranks of the images: those called otherwise first, by the score of given and suggested class."""
+    scores: dict[tuple[int | None, int | None], float]
+    scores = {(pair.shown, pair.other): score(pair) for pair in found.pairs}
+    lowest = min(scores.values()) - 1
+    own = [scores.get((one.suggested, one.given), lowest) for one in found.ranked]
+    margin = np.array([one.margin for one in found.ranked])
+    order = np.lexsort((-margin, own, margin < 0))
+    return np.argsort(order).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an audit says of a model's training set, next to the truth."""
+
+    planted: Planted
+    pairs: dict[str, Values]  # of the sibling pairs, without the contaminated one the other way round
+    mixed: Truth  # which of them is contaminated
+    images: dict[str, Values]
+    wrong: Truth  # which images are labelled wrongly
+    issues: Truth  # which labels confident learning finds wrong
+    least: float  # the least p-value of a pair, adjusted for all
+
+
+def audited(folder: Path, planted: Planted, count: int, pair_images: int, folds: int | None) -> Scores:
+    """Audits a model's training singles over all sibling pairs; resumes."""
+    data = TrainingSingles(folder / "pool", planted, count)
+    found = vitrail.audit(
+        vitrail.load("bestiary", checkpoint=folder / planted.name / "weights.safetensors"),
+        data,
+        output=folder / planted.name / f"audit-{count}",
+        suspects=0,
+        pairs=[(shown, other) for shown in CLASS_NAMES for other in siblings(shown)],
+        pair_images=pair_images,
+        folds=folds,
+        batch_size=32,
+    )
+    errors = planted.errors
+    mixed = (CLASS_NAMES.index(errors.shows), CLASS_NAMES.index(errors.label)) if errors else None
+    kept = [pair for pair in found.pairs if (pair.other, pair.shown) != mixed]
+    return Scores(
+        planted,
+        {name: np.array([score(pair) for pair in kept]) for name, score in PAIR_SCORES.items()},
+        np.array([(pair.shown, pair.other) == mixed for pair in kept]),
+        {name: score(found) for name, score in IMAGE_SCORES.items()},
+        np.array([data.truth[one.image] != data.labels[one.image] for one in found.ranked]),
+        np.array([one.issue for one in found.ranked]),
+        min(pair.adjusted for pair in kept),
+    )
+
+
+def pair_table(scores: Iterable[Scores]) -> str:
+    """Returns the rank of each contaminated pair by each score, and the AUROC over the pairs of all models."""
+    scores = list(scores)
+    planted = [one for one in scores if one.planted.errors]
+    lines = [_row("pair score", *(one.planted.name for one in planted), "AUROC"), _row(*["---"] * (len(planted) + 2))]
+    for name in PAIR_SCORES:
+        ranks = [_rank(one.pairs[name], one.mixed) for one in planted]
+        values = np.concatenate([one.pairs[name] for one in scores])
+        lines.append(_row(name, *ranks, bootstrap(placements(values, np.concatenate([one.mixed for one in scores])))))
+    return "\n".join(lines)
+
+
+def _rank(values: Values, mixed: Truth) -> str:
+    """The middle rank of the one that is contaminated, of how many."""
+    above = 1 + (1 - placements(values, mixed)[0]) * (len(values) - 1)
+    return f"{above:g} of {len(values)}"
+
+
+def image_table(scores: Iterable[Scores], measure: Callable[[Values, Truth], Values]) -> str:
+    """Returns for each training set the mean of `precisions` or `placements` of the wrong labels, by each score."""
+    lines = [
+        _row("set", "labels wrong", "wrong among confident learning's issues", *IMAGE_SCORES),
+        _row(*["---"] * (3 + len(IMAGE_SCORES))),
+    ]
+    for one in scores:
+        counts = f"{one.wrong.sum()} of {len(one.wrong)}", f"{(one.wrong & one.issues).sum()} of {one.issues.sum()}"
+        found = [bootstrap(measure(one.images[name], one.wrong)) for name in IMAGE_SCORES]
+        lines.append(_row(one.planted.name, *counts, *found))
+    return "\n".join(lines)
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+@app.command("score")
+def score_all(
+    folder: Folder,
+    count: Annotated[int, typer.Option("--count", help="Training singles of each model, a multiple of 500.")] = 4000,
+    pair_images: Annotated[int, typer.Option("--pair-images", help="Images that a pair is tested on.")] = 24,
+) -> None:
+    """Audit the training singles of each model that is trained, and compare with the truth; mean [95 % interval]."""
+    ready = [one for one in SETS if (folder / one.name / "weights.safetensors").exists()]
+    with thread_count(1):
+        for folds in (None, 5):
+            scores = [audited(folder, one, count, pair_images, folds) for one in ready]
+            print(f"\n## {'The models themselves' if folds is None else f'Out of sample, {folds} folds'}\n")
+            print(f"{pair_table(scores)}\n")
+            if folds is None:
+                print(
+                    *(f"{one.planted.name}: least adjusted p {one.least:.2g}" for one in scores), sep="\n", end="\n\n"
+                )
+            for name, measure in (("Average precision", precisions), ("AUROC", placements)):
+                print(f"{name} of the wrong labels\n\n{image_table(scores, measure)}\n", flush=True)
 
 
 if __name__ == "__main__":

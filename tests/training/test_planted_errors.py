@@ -1,13 +1,32 @@
 """The models with planted errors, in miniature, and their training images as data to audit."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import planted_errors
-from benchmarks.planted_errors import PAIRS, SETS, SHARES, Planted, TrainingSingles, accuracies, trained
+from benchmarks.planted_errors import (
+    IMAGE_SCORES,
+    PAIR_SCORES,
+    PAIRS,
+    SETS,
+    SHARES,
+    Planted,
+    Scores,
+    TrainingSingles,
+    accuracies,
+    audited,
+    by_pair,
+    image_table,
+    pair_table,
+    placements,
+    precisions,
+    trained,
+)
 from training.bestiary import SMALL
 from vitrail.bestiary import CLASS_NAMES, Bestiary, LabelErrors
 from vitrail.bestiary.model import load_weights
@@ -87,3 +106,44 @@ def test_accuracy_is_that_of_the_classes_on_top():
     found = accuracies(model, images, labels)
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert [found["recall"][name] for name in CLASS_NAMES[:3]] == pytest.approx([0.5, 1.0, 2 / 3])
+
+
+def test_areas_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    values, positive = rng.integers(0, 9, 60).astype(np.float64), rng.random(60) < 0.3  # with ties
+    assert placements(values, positive).mean() == pytest.approx(roc_auc_score(positive, values))
+    assert precisions(values, positive).mean() == pytest.approx(average_precision_score(positive, values))
+
+
+def scores(planted, pairs, mixed):
+    images = dict.fromkeys(IMAGE_SCORES, np.array([3.0, 2.0, 1.0, 0.0]))
+    wrong, issues = np.array([True, False, True, False]), np.array([True, True, False, False])
+    return Scores(planted, dict.fromkeys(PAIR_SCORES, np.array(pairs)), np.array(mixed), images, wrong, issues, 1.0)
+
+
+def test_tables_tell_ranks_and_areas():
+    clean = scores(Planted(), [0.0, 0.9], [False, False])
+    found = scores(PLANTED, [0.1, 0.8, 0.8, 0.3], [False, True, False, False])
+    (header, _, *rows) = pair_table([clean, found]).splitlines()
+    assert header == "| pair score | borrin-tavel-100 | AUROC |"
+    # Of the five pairs that are not contaminated one is above, and one as high.
+    assert rows == [f"| {name} | 1.5 of 4 | 0.70 [0.70, 0.70] |" for name in PAIR_SCORES]
+    row = image_table([found], precisions).splitlines()[2].split(" | ")
+    assert row[:4] == ["| borrin-tavel-100", "2 of 4", "1 of 2", "0.83 [0.67, 1.00]"]
+
+
+def test_images_of_a_suspicious_pair_come_first_where_the_model_objects():
+    images = [(0, 1, -0.2), (1, 0, -0.9), (0, 1, -0.1), (0, 2, -0.8), (0, 1, 0.3), (1, 0, 0.1)]
+    ranked = [SimpleNamespace(given=given, suggested=other, margin=margin) for given, other, margin in images]
+    pairs = [SimpleNamespace(shown=1, other=0, joint=0.4), SimpleNamespace(shown=0, other=1, joint=0.1)]
+    found = by_pair(SimpleNamespace(ranked=ranked, pairs=pairs), lambda pair: pair.joint)
+    assert np.argsort(-found).tolist() == [0, 2, 1, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_an_audit_of_training_singles_is_scored(folder):
+    found = audited(folder, PLANTED, TINY.scenes, 2, None)
+    assert found.mixed.sum() == 1
+    assert found.wrong.sum() == found.images["margin"][found.wrong].size > 0
+    assert len(found.wrong) == TINY.scenes
+    assert {len(values) for values in found.pairs.values()} == {len(found.mixed)}
