@@ -231,7 +231,7 @@ def by_pair(found: Audit, score: Callable[[ClassPair], float]) -> Values:
     scores: dict[tuple[int | None, int | None], float]
     scores = {(pair.shown, pair.other): score(pair) for pair in found.pairs}
     lowest = min(scores.values()) - 1
-    own = [scores.get((one.suggested, one.given), lowest) for one in found.ranked]
+    own = np.array([scores.get((one.suggested, one.given), lowest) for one in found.ranked])
     margin = np.array([one.margin for one in found.ranked])
     order = np.lexsort((-margin, own, margin < 0))
     return np.argsort(order).astype(np.float64)
