@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,24 @@ def vit_tiny(shared: Path):
 
     weights = shared / "models" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
     return load("timm/vit_tiny_patch16_224", checkpoint=weights)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on two processors, whatever the machine has; its Python is as new as its warnings are many."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own start
+        import ray
+
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        tests = str(Path(__file__).parent)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}},
+        )
+        yield
+        ray.shutdown()

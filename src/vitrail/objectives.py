@@ -35,6 +35,7 @@ __all__ = [
     "Rivals",
     "check_objective",
     "class_rows",
+    "classifier",
     "default_objective",
     "evaluate_objective",
     "find_rivals",
@@ -278,16 +279,22 @@ def joined(parts: Sequence[Rivals], *, nested: bool) -> Rivals | None:
     return Rivals(*(tensor if nested else tensor[:, 0] for tensor in found))
 
 
+def classifier(model: VisionModel, classes: int) -> nn.Linear | None:
+    """Returns the model's linear classifier, the last linear layer with that many outputs; None where there is none."""
+    heads = [part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
+    return heads[-1] if heads else None
+
+
 def class_rows(model: VisionModel, classes: int) -> Float[Tensor, "classes width"] | None:
     """Returns the classifier's rows without what all share, each of length 1; None where no linear classifier can be
     read.
 
     They stay on a GPU where the model does: on the CPU, a thousand classes take as long as a GPU takes for ten images.
     """
-    heads = [part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
-    if not heads:
+    head = classifier(model, classes)
+    if head is None:
         return None
-    weight = heads[-1].weight.detach()
+    weight = head.weight.detach()
     try:
         rows = torch.as_tensor(weight if weight.is_cuda else weight.cpu())
         return directions(rows if rows.dtype == torch.float64 else rows.float())

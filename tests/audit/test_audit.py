@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ import timm
 import torch
 from pictures_on_disk import class_folders, draw
 from PIL import Image
+from safetensors.torch import load
 
 import vitrail
 from vitrail.audit import Decisions, read_audit
 from vitrail.audit.class_pairs import typical_share
 from vitrail.audit.decisions import export_decisions
+from vitrail.audit.passes import AnswerPass, AuditPlan
 from vitrail.bestiary import CLASS_NAMES
 from vitrail.bestiary.dataset import Bestiary
+from vitrail.datasets import open_data
 from vitrail.errors import DataError, OptionError, OutputKindError, RunFolderError, RunFolderInUseError, VitrailError
 from vitrail.models import Preprocess
 
@@ -126,14 +130,14 @@ vitrail.audit(tiny(), {data!r}, output={output!r}, progress=lambda *told: print(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", ["answers 12 20", "maps 8 20"])
+@pytest.mark.parametrize("at", ["answers 12 ", "maps 8 "])
 def test_killed_it_resumes_to_the_same_bytes(at, pictures, whole, tmp_path):
     path = [str(Path(__file__).parents[1])]
     code = PROGRAM.format(path=path, data=str(pictures), output=str(tmp_path / "audit"))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.strip() == at:
+        if line.startswith(at):
             os.kill(process.pid, signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
@@ -153,8 +157,8 @@ def test_torchrun_shares_it_out(pictures, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_measures_the_same(pictures, whole, tmp_path):
-    options = {"engine": "ray", "engine_options": {"address": "local", "workers": 1}}
+def test_ray_measures_the_same(cluster, pictures, whole, tmp_path):
+    options = {"engine": "ray", "engine_options": {"workers": 2}}
     vitrail.audit(tiny(), pictures, output=tmp_path / "audit", **SMALL, **options)
     assert content(tmp_path / "audit") == content(whole.folder)
 
@@ -234,6 +238,21 @@ def test_a_multi_label_model_has_labels_that_are_missing_or_too_many(tmp_path):
         assert (found.map(one.image, one.given, one.suggested) is not None) == both
     with pytest.raises(OptionError, match="folds= is for classes that exclude each other"):
         vitrail.audit(tiny(output="multilabel"), tmp_path / "list.csv", output=tmp_path / "folds", folds=2, **SMALL)
+
+
+def test_features_are_the_classifiers_input_also_where_the_first_pass_asks_twice(pictures):
+    """A model that has just reached an actor passes the images once more, to see what kind of numbers it gives."""
+    model = tiny()
+    data, plan = open_data(pictures, model), AuditPlan(classes=4, block=5, batch=2)
+    worker = AnswerPass(model, data, plan)
+    with ThreadPoolExecutor(1) as pool:
+        images = worker.read(0, pool)
+    found = load(worker.measure(0, images).maps)
+    batch = torch.stack([image.found.image for image in images])
+    with torch.no_grad():
+        tokens = model.module.forward_head(model.module.forward_features(batch), pre_logits=True)
+    torch.testing.assert_close(found["features"], tokens, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["logits"], model.module.head(tokens).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_folds_need_no_model_that_is_right(pictures, tmp_path):

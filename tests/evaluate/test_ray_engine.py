@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import psutil
@@ -109,27 +108,6 @@ def test_the_copy_that_goes_to_the_actors_leaves_the_model_where_it_is():
 
 
 # -- on a cluster of this machine --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Ray on two processors, whatever the machine has; its Python is as new as its warnings are many."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own start
-        import ray
-
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        tests = str(Path(__file__).parent.parent)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}},
-        )
-        yield
-        ray.shutdown()
 
 
 def actors() -> list[psutil.Process]:

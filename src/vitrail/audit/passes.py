@@ -4,9 +4,9 @@ Both are workers over blocks of images, which the engines of `vitrail.evaluate` 
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..errors import ImageError, VitrailError
 from ..evaluate.block_worker import BlockWorker, Read
 from ..evaluate.parquet_rows import Done
 from ..explain import explain
-from ..models.vision_model import VisionModel
+from ..objectives import classifier
 from .duplicates import perceptual_hash
 from .examine import Wanted
 
@@ -35,6 +35,7 @@ PHOTO, THUMB, QUALITY = 640, 144, 88  # pixels of the longer side of a whole pho
 class AuditPlan:
     """All that decides the numbers of a pass, apart from the model and the data."""
 
+    classes: int
     method: str = "complete"
     wanted: tuple[Wanted, ...] = ()
     seed: int = 0
@@ -54,7 +55,7 @@ class AnswerPass(BlockWorker):
     """First pass: the logits of every image, the features that the classifier sees, and a perceptual hash.
 
     A block's rows have an entry per image; its tensors are `logits` and `features`, in the order of the images that
-    could be read. Features are the input of the last linear layer, or the logits where there is none.
+    could be read. Features are the input of the linear classifier, or the logits where there is none.
     """
 
     def _kept(self, sample: Sample) -> Sample:
@@ -83,29 +84,28 @@ class AnswerPass(BlockWorker):
             tensors = {"logits": logits[finite].contiguous(), "features": features[finite].contiguous()}
         return Done(block, _encoded(rows, ROWS), to_safetensors(tensors), len(images))
 
-    def _answers(self, batch: Tensor) -> tuple[Float[Tensor, "images classes"], Float[Tensor, "images width"]]:
-        logits, features = [], []
-        for some in batch.split(self._batcher.batch):
-            with _head_inputs(self.model) as seen:
-                logits.append(self._batcher.logits(some).float())
-            found = [one.flatten(1).float().cpu() for one in seen if one.ndim == 2]
-            features.append(torch.cat(found) if sum(map(len, found)) == len(some) else logits[-1])
-        return torch.cat(logits), torch.cat(features)
+    def _answers(
+        self, batch: Float[Tensor, "images channels height width"]
+    ) -> tuple[Float[Tensor, "images classes"], Float[Tensor, "images features"]]:
+        head = classifier(self.model, self.plan.classes)
+        ask = partial(self._pass, head)
+        found = torch.cat([self._batcher.in_halves(ask, some) for some in batch.split(self._batcher.batch)])
+        logits, features = found.float().split([self.plan.classes, found.shape[1] - self.plan.classes], dim=1)
+        return logits, features if features.shape[1] else logits
 
-
-@contextmanager
-def _head_inputs(model: VisionModel) -> Iterator[list[Tensor]]:
-    """Collects the inputs of the model's last linear layer, pass by pass."""
-    seen: list[Tensor] = []
-    layers = [part for part in model.module.modules() if isinstance(part, nn.Linear)]
-    if not layers:
-        yield seen
-        return
-    handle = layers[-1].register_forward_hook(lambda *call: seen.append(call[1][0].detach()))
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    def _pass(self, head: nn.Linear | None, images: Tensor) -> Float[Tensor, "images classes_and_features"]:
+        """Returns the logits, and behind them what the classifier was given, where that is one vector an image."""
+        seen: list[Tensor] = []
+        if head is None:
+            return self.model.logits(images)
+        handle = head.register_forward_hook(lambda *call: seen.append(call[1][0].detach()))
+        try:
+            logits = self.model.logits(images)
+        finally:
+            handle.remove()
+        # The last pass is that of the images: others may come before it, to see what kind of numbers the model gives.
+        features = seen[-1] if seen and seen[-1].shape[:-1] == logits.shape[:1] else logits[:, :0]
+        return torch.cat([logits, features.to(logits)], dim=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,6 +103,7 @@ def audit(
     from ..evaluate.engines import agreed, find_engine, local_rank, measure_missing, rows_and_threads, together
     from ..evaluate.manifest import manifest_of
     from ..evaluate.run_directory import RunFolder
+    from ..models.layout import layout_of
     from .passes import AnswerPass, AuditPlan, MapPass
 
     find_engine(engine)
@@ -119,7 +120,9 @@ def audit(
     with together():
         answers_in = RunFolder(folder / "answers")
         batch, threads = rows_and_threads(model, answers_in, batch_size)
-        plan = AuditPlan(seed=seed, block=block, batch=batch, threads=threads)
+        plan = AuditPlan(
+            classes=layout_of(model, model.blank()).classes, seed=seed, block=block, batch=batch, threads=threads
+        )
         kind = _kind(model)
         opened = open_data(data, model, seed=seed, **{"limit": limit, **(data_options or {})})
         if not len(opened) or "label" not in opened.annotations:
@@ -151,7 +154,7 @@ def audit(
             about = {
                 "model": model.name,
                 "class_names": None if model.class_names is None else list(model.class_names),
-                "classes": answers.logits.shape[1],
+                "classes": plan.classes,
                 "output": kind.kind,
                 "data": opened.arguments["spec"],
                 "images": len(opened),

@@ -149,7 +149,7 @@ class QueryBatcher:
 
     def logits(self, images: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows classes"]:
         """Returns the model's logits; where memory runs out, in halves, and so from then on."""
-        return self._in_halves(lambda some: self.model.logits(some), images)
+        return self.in_halves(lambda some: self.model.logits(some), images)
 
     def _rows_of(self, kept: int, image: Tensor) -> int:
         """Returns how many rows of `kept` tokens hold the tokens of a whole batch, at most `MOST` times a batch."""
@@ -162,9 +162,11 @@ class QueryBatcher:
 
     def _fewer(self, images: Tensor, patches: Int[Tensor, "rows kept"]) -> Float[Tensor, "rows classes"]:
         dropper = self._drops(images[:1])
-        return self._in_halves(lambda some, kept: dropper.logits_of(some, kept), images, patches)
+        return self.in_halves(lambda some, kept: dropper.logits_of(some, kept), images, patches)
 
-    def _in_halves(self, ask: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    def in_halves(self, ask: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Returns what `ask` makes of the rows, without gradients; where memory runs out, in halves."""
+
         def answer(some: slice) -> Tensor:
             with torch.no_grad():
                 found = ask(*(part[some] for part in rows))
