@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,6 +130,8 @@ class Decisions:
             self._size += len(line)
             self.version += 1
         except OSError as error:
+            with suppress(OSError):  # of a full disk: what has come there all the same was not decided
+                os.truncate(self.path, self._size)
             raise OutputFileError(
                 f"the decision cannot be written to {self.path}: {error.strerror or error}"
             ) from error
