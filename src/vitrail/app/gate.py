@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from urllib.parse import parse_qsl, urlsplit
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .admission import Admission, is_loopback, login_page, plain_page, without_token
 
-__all__ = ["Bodies", "Gate", "Refused"]
+__all__ = ["Bodies", "Gate", "Refused", "page_file"]
 
 log = logging.getLogger("vitrail.app")
 
@@ -46,6 +46,18 @@ class Refused(HTTPException):
 
     def __init__(self, status: int, reason: str, wait: float | int = 0) -> None:
         super().__init__(status, reason, {"retry-after": str(math.ceil(wait))} if wait else None)
+
+
+def page_file(files: Mapping[str, tuple[bytes, str]], name: str) -> Response:
+    """Answers with one of a page's files, each with its type; a page asks for them under names that change with them.
+
+    Raises:
+        Refused: for another name.
+    """
+    if name not in files:
+        raise Refused(404, "there is nothing here")
+    content, kind = files[name]
+    return Response(content, media_type=kind, headers={"cache-control": "private, max-age=31536000, immutable"})
 
 
 class Bodies:

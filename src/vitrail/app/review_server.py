@@ -14,7 +14,7 @@ from .. import __version__
 from ..audit.decisions import VERDICTS
 from ..errors import OptionError, OutputFileError, RunFolderInUseError
 from .admission import Admission, check_host, is_loopback
-from .gate import Bodies, Gate, Refused
+from .gate import Bodies, Gate, Refused, page_file
 from .page import marked, rose, served, template
 from .review import Review, Stale
 
@@ -81,10 +81,7 @@ class ReviewPages:
 
     async def file(self, request: Request) -> Response:
         """Returns the style sheet or the script."""
-        if request.path_params["name"] not in review_files():
-            raise Refused(404, "there is nothing here")
-        content, kind = review_files()[request.path_params["name"]]
-        return Response(content, media_type=kind, headers={"cache-control": "private, max-age=31536000, immutable"})
+        return page_file(review_files(), request.path_params["name"])
 
     async def overview(self, request: Request) -> Response:
         """Returns all suspects and pairs, and the state."""

@@ -21,7 +21,7 @@ from starlette.routing import Route, Router
 from ..errors import VitrailError
 from .admission import Admission, Throttle, check_host, check_root_path, is_loopback
 from .fragments import on_page
-from .gate import Bodies, Gate, Refused
+from .gate import Bodies, Gate, Refused, page_file
 from .jobs import MOST_LONG
 from .page import examples, page, page_files, taking_home
 from .question import OWN
@@ -106,11 +106,8 @@ class Pages:
         return HTMLResponse(self.html, headers={"cache-control": "no-store"})
 
     async def file(self, request: Request) -> Response:
-        """Returns the style sheet or the script, which the page asks for under a name that changes with them."""
-        if request.path_params["name"] not in page_files():
-            raise Refused(404, "there is nothing here")
-        content, kind = page_files()[request.path_params["name"]]
-        return Response(content, media_type=kind, headers={"cache-control": "private, max-age=31536000, immutable"})
+        """Returns the style sheet or the script."""
+        return page_file(page_files(), request.path_params["name"])
 
     async def ask(self, request: Request) -> Response:
         """Answers a question of the page."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
+from vitrail.cli import runs
 from vitrail.cli.console import Terminal, progress_of, resumable, show, show_json, show_table
 from vitrail.cli.image_run import load_named
 from vitrail.errors import OptionError
@@ -30,12 +31,8 @@ def audit_command(
     num_classes: shared.NumClasses = None,
     class_names: shared.ClassNamesFile = None,
     output_kind: shared.OutputKind = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="Table of files and classes. Default: the labels of the data set.")
-    ] = None,
-    boxes: Annotated[
-        Path | None, typer.Option("--boxes", help="Table or folder of XML files with boxes, whose classes are labels.")
-    ] = None,
+    labels: runs.Labels = None,
+    boxes: runs.Boxes = None,
     method: Annotated[str, typer.Option("--method", help="Method of the maps, one that tells classes apart.")] = (
         "complete"
     ),
@@ -70,24 +67,12 @@ def audit_command(
             "--output", "-o", help="Folder of the audit, created if missing; an interrupted one in it is resumed."
         ),
     ] = Path("audit"),
-    block_size: Annotated[
-        int, typer.Option("--block-size", min=1, help="Number of images that are done and written together.")
-    ] = 16,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", min=1, help="Images per pass. Default: chosen by the device.")
-    ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="Engine: local (one process, or torchrun) or ray.")] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option("--address", help="Address of the Ray cluster. Default: a cluster on this machine."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Largest number of Ray actors. Default: as many as fit.")
-    ] = None,
-    gpus: Annotated[
-        float | None,
-        typer.Option("--gpus", help="GPUs per Ray actor; 0.5 lets two actors share one. Default: 1 on CUDA."),
-    ] = None,
+    block_size: runs.BlockSize = 16,
+    batch_size: runs.BatchSize = None,
+    engine: runs.Engine = "local",
+    address: runs.Address = None,
+    workers: runs.Workers = None,
+    gpus: runs.Gpus = None,
     review: Annotated[
         Path | None,
         typer.Option("--review", metavar="FOLDER", help="Open the page to work through the suspects of an audit."),
@@ -122,10 +107,7 @@ def audit_command(
         raise typer.BadParameter("the decisions of a review are exported: give --review, too", param_hint="--export")
     if not data or not model:
         raise typer.BadParameter("give DATA and --model (or VITRAIL_MODEL), or --review FOLDER", param_hint="DATA")
-    cluster = {"address": address, "workers": workers, "gpus": gpus}
-    cluster = {key: value for key, value in cluster.items() if value is not None}
-    if cluster and engine != "ray":
-        raise OptionError(f"--{next(iter(cluster))} is for --engine ray, and the engine is {engine}")
+    cluster = runs.cluster_options(engine, address, workers, gpus)
     known = {"labels": labels, "boxes": boxes}
     _run(
         data,
@@ -182,13 +164,10 @@ def _run(
     question: Mapping[str, Any],
 ) -> None:
     from vitrail.audit import audit
-    from vitrail.cli.evaluate import device_of
     from vitrail.evaluate.engines import local_rank
 
     rank = local_rank()
-    if rank is not None and load["device"] in ("auto", "cuda"):
-        load = dict(load) | {"device": device_of(rank)}
-    vision = load_named(model, checkpoint, **load)
+    vision = load_named(model, checkpoint, **runs.on_own_device(load, rank))
     console = Terminal(stderr=True, quiet=bool(rank))
     with _progress(console, output) as follow:
         found = audit(vision, data, output=output, progress=follow, **question)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli import options as shared
+from vitrail.cli import runs
 from vitrail.cli.console import Terminal, message_of, progress_of, resumable, show, show_json, show_result
 from vitrail.cli.image_run import load_named
 from vitrail.errors import OptionError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from vitrail.evaluate.parquet_rows import Failure
     from vitrail.evaluate.runner import Estimate
 
-__all__ = ["device_of", "evaluate_command", "run"]
+__all__ = ["evaluate_command", "run"]
 
 
 def evaluate_command(
@@ -67,15 +68,8 @@ def evaluate_command(
             help="model: the model's preprocessing; squash: the whole image, without a crop. Default: the preset's.",
         ),
     ] = None,
-    boxes: Annotated[
-        Path | None,
-        typer.Option(
-            "--boxes", help="Table of bounding boxes, or folder of XML files. Default: those of the data set."
-        ),
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="Table of files and classes. Default: the labels of the data set.")
-    ] = None,
+    boxes: runs.Boxes = None,
+    labels: runs.Labels = None,
     masks: Annotated[
         Path | None, typer.Option("--masks", help="Folder of segmentation masks. Default: those of the data set.")
     ] = None,
@@ -93,29 +87,15 @@ def evaluate_command(
             "--output", "-o", help="Folder of the run, created if missing; an interrupted run in it is resumed."
         ),
     ] = Path("run"),
-    block_size: Annotated[
-        int, typer.Option("--block-size", min=1, help="Number of images that are measured and written together.")
-    ] = 16,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", min=1, help="Images per pass. Default: chosen by the device.")
-    ] = None,
+    block_size: runs.BlockSize = 16,
+    batch_size: runs.BatchSize = None,
     num_previews: Annotated[
         int, typer.Option("--num-previews", min=0, help="Number of images whose maps are stored for the report.")
     ] = 500,
-    engine: Annotated[str, typer.Option("--engine", help="Engine: local (one process, or torchrun) or ray.")] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", help="Address of the Ray cluster, or auto to find it. Default: a cluster on this machine."
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Largest number of Ray actors. Default: as many as fit.")
-    ] = None,
-    gpus: Annotated[
-        float | None,
-        typer.Option("--gpus", help="GPUs per Ray actor; 0.5 lets two actors share one. Default: 1 on CUDA."),
-    ] = None,
+    engine: runs.Engine = "local",
+    address: runs.Address = None,
+    workers: runs.Workers = None,
+    gpus: runs.Gpus = None,
     size: shared.InputSize = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = shared.Precision.float32,
@@ -137,10 +117,7 @@ def evaluate_command(
     words = shared.split_options(option, "NAME.OPTION=VALUE, as in tis.masks=256")
     asked = [name for text in protocols or [] for name in text.split(",") if name]
     known: dict[str, Any] = {"boxes": boxes, "labels": labels, "masks": masks, "guide": guide, "category": category}
-    cluster = {"address": address, "workers": workers, "gpus": gpus}
-    cluster = {key: value for key, value in cluster.items() if value is not None}
-    if cluster and engine != "ray":
-        raise OptionError(f"--{next(iter(cluster))} is for --engine ray, and the engine is {engine}")
+    cluster = runs.cluster_options(engine, address, workers, gpus)
     if protocols and not asked:
         raise OptionError("--protocols names none: give names that --list shows, or leave it out for the preset's")
     return run(
@@ -214,10 +191,8 @@ def run(
     from vitrail.evaluate.runner import estimate, evaluate
 
     rank = local_rank()
-    if rank is not None and load["device"] in ("auto", "cuda"):
-        load = dict(load) | {"device": device_of(rank)}
     methods, protocols = _options(words)
-    vision = load_named(model, checkpoint, **load)
+    vision = load_named(model, checkpoint, **runs.on_own_device(load, rank))
     question = dict(question) | {"method_options": methods, "protocol_options": protocols}
     if only_plan:
         question = {key: value for key, value in question.items() if key not in ("engine", "engine_options")}
@@ -301,10 +276,3 @@ def _options(words: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, dict[str
         else:
             raise OptionError(f"{name} is neither a method nor a protocol, so --option {name}.… means nothing")
     return methods, protocols
-
-
-def device_of(rank: int) -> str:
-    """Returns the device of one of torchrun's processes: a GPU of its own where there are GPUs."""
-    import torch
-
-    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"

@@ -8,13 +8,13 @@ from vitrail.cli.serving import admission_of, ended_by_signals, listening, open_
 
 __all__ = ["review"]
 
+HOST = "127.0.0.1"
+
 
 def review(
     folder: str | os.PathLike[str],
     *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    auth: str | None = None,
+    port: int = 7861,
     no_token: bool = False,
     no_browser: bool = False,
 ) -> None:
@@ -22,19 +22,18 @@ def review(
 
     Args:
         folder: where `vitrail audit` wrote the audit.
-        host, port: the address to serve at.
-        auth: "USER:PASSWORD" for visitors, required for an address that others reach.
+        port: the port to serve at, on this machine alone; 0 for any free one.
         no_token: admits every user of this machine, without the token in the address.
         no_browser: does not open the page in a browser.
 
     Raises:
         RunFolderError: for another folder than an audit's.
         RunFolderInUseError: where another process has its decisions.
-        OptionError: for an address that cannot be served at, and where a package is missing.
+        OptionError: for a port that cannot be served at, and where a package is missing.
     """
     try:
-        admission = admission_of(host, auth, no_token=no_token)
-        with listening(host, port) as opened, ended_by_signals():
+        admission = admission_of(HOST, None, no_token=no_token)
+        with listening(HOST, port) as opened, ended_by_signals():
             from vitrail.app.review import Review
             from vitrail.app.review_server import review_application
             from vitrail.audit.decisions import reviewing
@@ -42,8 +41,8 @@ def review(
 
             audit = read_audit(folder)
             with reviewing(audit) as decisions:
-                server = review_application(Review(audit, decisions), host=host, admission=admission)
-                address = say_where(admission, opened, host, what="The review")
+                server = review_application(Review(audit, decisions), host=HOST, admission=admission)
+                address = say_where(admission, opened, HOST, what="The review")
                 decided = sum(one.image in decisions.current for one in audit.suspects)
                 show(f"{decided} of {len(audit.suspects)} suspects are decided")
                 if not no_browser:
