@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from inspect import Parameter, signature
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from ..objectives import Objective, evaluate_objective, objective_name
 from .decoder import Calls, GenerationRow, GenerationTap, Relevance, TextVisitor, rollout_rows
 from .explanation import GenerationExplanation
 from .loading import VisionLanguageModel, as_vlm, text_model_of
-from .question import Against, Question, prepare, takes
+from .question import Against, Question, prepare
 from .tower import Tower, follow_tower
 from .views import Places, Tiles, pictures_of, places_of, put_together
 
@@ -275,7 +276,7 @@ def _forward(
     """The logits at the positions that predict the tokens, in float32 (float64 of a model in float64)."""
     given = _arguments(module, question.inputs)
     wanted = question.predicting.to(given["input_ids"].device)
-    if takes(module, "logits_to_keep"):
+    if _takes(module, "logits_to_keep"):
         unique, place = wanted.unique(return_inverse=True)
         given["logits_to_keep"] = unique
     else:
@@ -290,7 +291,7 @@ def _forward(
 
 def _arguments(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     given = dict(inputs)
-    if takes(module, "use_cache", anyhow=True):
+    if _takes(module, "use_cache", anyhow=True):
         given["use_cache"] = False
     return given
 
@@ -376,3 +377,9 @@ def _pictures(vlm: VisionLanguageModel, question: Question, places: Places) -> t
         return None
     patch = getattr(images, "patch_size", None)
     return pictures_of(pixels, places, mean, std, patch if pixels.dim() == 2 else None)
+
+
+def _takes(module: Any, name: str, *, anyhow: bool = False) -> bool:
+    """Returns whether a model's forward names an argument, or (`anyhow`) takes any by name."""
+    parameters = signature(module.forward).parameters
+    return name in parameters or (anyhow and any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()))
