@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .attribution import attribute, settle
+from .attribution import attribute
 from .errors import LayoutError, OptionError, VitrailError
 from .explanation import Explanation
 from .inputs import ImagesLike, Inputs, Prepared, prepare
@@ -23,6 +23,7 @@ from .models.layout import layout_of
 from .models.readiness import refuse_training
 from .models.vision_model import VisionModel
 from .objectives import Rivals
+from .settle import settle
 from .targets import Wanted
 from .views import USUAL, CellMeans, Smooth, Spread, View, moved, views_of
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attribution import attribute, settle
+from ..attribution import attribute
 from ..errors import GuideError, LayoutError, OptionError
 from ..explanation import Explanation
 from ..inputs import ImagesLike, Inputs, prepare
@@ -26,6 +26,7 @@ from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from ..outputs import percent
 from ..provenance import Box, GuideFacts, Stitch
+from ..settle import settle
 from ..targets import Targets, Wanted, parse_targets, predicted
 from .drawing import class_likeness, dissimilar_class, draw_guide
 from .guide import Guide, as_guide
