@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import vitrail
 from vitrail.app.pictures import SCENES, example_picture
-from vitrail.app.service import PageUpdate, Service, vlms_of
-from vitrail.app.session import CAPTIONER, ModelCache
+from vitrail.app.service import PageUpdate, Service
+from vitrail.app.session import CAPTIONER, ModelCache, vlms_of
 from vitrail.app.views.words import WordsDrawing, _Writer
 from vitrail.cli import app
 from vitrail.errors import ImageError

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -18,13 +18,13 @@ from .jobs import ModelQueue, Report, Stopped, follow
 from .page import draw_cells, draw_classes
 from .pictures import EXAMPLES, SCENES, Limits, Picture, example_picture, look, offered, uploaded
 from .question import DRAW, LONG, OPEN, WAITING, Question, ViewContext
-from .session import CAPTIONER, ModelCache, Session, Sessions, person_of
+from .session import CAPTIONER, ModelCache, Session, Sessions, person_of, vlms_of
 from .views import LONG_VIEWS, QUICK_VIEWS, WordsDrawing
 
 if TYPE_CHECKING:
     from ..generation import VisionLanguageModel
 
-__all__ = ["PageUpdate", "Service", "vlms_of"]
+__all__ = ["PageUpdate", "Service"]
 
 log = logging.getLogger("vitrail.app")
 
@@ -393,24 +393,6 @@ class Service:
 def read(query: str) -> Question:
     """Returns the question of a link."""
     return Question.from_query(dict(parse_qsl(query.removeprefix("?"))))
-
-
-def vlms_of(
-    names: Sequence[str] = (), *, device: str = "cpu", dtype: str = "float32"
-) -> ModelCache["VisionLanguageModel"]:
-    """Returns the vision-language models of a page: those named and the bestiary's captioner, loaded on demand."""
-
-    def load(name: str, _: object) -> "VisionLanguageModel":
-        import torch
-
-        from ..generation import load_vlm
-
-        return load_vlm(name, device=device, dtype=getattr(torch, dtype))
-
-    options = {"device": device, "dtype": dtype}
-    differing = {name: value for name, value in options.items() if value not in ("cpu", "float32")}
-    first, *others = (*names, CAPTIONER)
-    return ModelCache(first, load=load, allowed=tuple(others), built_in=(), at_once=False, options=differing)
 
 
 def excuse(error: Exception, view: str = "") -> str:

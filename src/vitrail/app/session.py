@@ -3,16 +3,19 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import UnknownModelError
 from .pictures import Picture, Seen
 from .question import LONGEST, Question
 
-__all__ = ["BUILT_IN", "CAPTIONER", "ModelCache", "Session", "Sessions", "person_of"]
+if TYPE_CHECKING:
+    from ..generation import VisionLanguageModel
+
+__all__ = ["BUILT_IN", "CAPTIONER", "ModelCache", "Session", "Sessions", "person_of", "vlms_of"]
 
 Model = TypeVar("Model")
 
@@ -225,3 +228,21 @@ class ModelCache(Generic[Model]):
             if name not in self._models:
                 self._models[name] = self._load(name, self.checkpoints.get(name))
             return self._models[name]
+
+
+def vlms_of(
+    names: Sequence[str] = (), *, device: str = "cpu", dtype: str = "float32"
+) -> ModelCache["VisionLanguageModel"]:
+    """Returns the vision-language models of a page: those named and the bestiary's captioner, loaded on demand."""
+
+    def load(name: str, _: object) -> "VisionLanguageModel":
+        import torch
+
+        from ..generation import load_vlm
+
+        return load_vlm(name, device=device, dtype=getattr(torch, dtype))
+
+    options = {"device": device, "dtype": dtype}
+    differing = {name: value for name, value in options.items() if value not in ("cpu", "float32")}
+    first, *others = (*names, CAPTIONER)
+    return ModelCache(first, load=load, allowed=tuple(others), built_in=(), at_once=False, options=differing)

@@ -107,8 +107,8 @@ def app_command(
             show(f"loading {model} …")
             from vitrail.app.pictures import Limits
             from vitrail.app.server import application
-            from vitrail.app.service import Service, vlms_of
-            from vitrail.app.session import ModelCache
+            from vitrail.app.service import Service
+            from vitrail.app.session import ModelCache, vlms_of
             from vitrail.cli.image_run import load_named, named_device
 
             own: dict[str, Any] = {"num_classes": num_classes, "class_names": class_names}
