@@ -12,7 +12,8 @@ which was trained from scratch on labels that do not tell the two species of eit
 `score` audits training singles of each model, with the labels it was trained on, over all sibling pairs:
 
 - pairs: the rank of the contaminated one among all ordered pairs (shown, labelled), and the AUROC over the pairs of all
-  models, for each number that an audit gives of a pair. The same two classes the other way round are left out.
+  models, for each number that an audit gives of a pair. The same two classes the other way round are left out. Since
+  the start does not tell these pairs apart, they are compared with themselves in the other models, too.
 - images: average precision and AUROC of the wrong labels, for each score of an image. Two know of the pairs: of the
   images that the model calls otherwise, those come first whose given and suggested class score highest as a pair.
 """
@@ -242,7 +243,8 @@ class Scores:
     """What an audit says of a model's training set, next to the truth."""
 
     planted: Planted
-    pairs: dict[str, Values]  # of the sibling pairs, without the contaminated one the other way round
+    names: list[tuple[str, str]]  # the sibling pairs (shown, other), without the contaminated one the other way round
+    pairs: dict[str, Values]
     mixed: Truth  # which of them is contaminated
     images: dict[str, Values]
     wrong: Truth  # which images are labelled wrongly
@@ -253,23 +255,27 @@ class Scores:
 def audited(folder: Path, planted: Planted, count: int, pair_images: int, folds: int | None) -> Scores:
     """Audits a model's training singles over all sibling pairs; resumes."""
     data = TrainingSingles(folder / "pool", planted, count)
+    asked = [(shown, other) for shown in CLASS_NAMES for other in siblings(shown)]
     found = vitrail.audit(
         vitrail.load("bestiary", checkpoint=folder / planted.name / "weights.safetensors"),
         data,
         output=folder / planted.name / f"audit-{count}",
         suspects=0,
-        pairs=[(shown, other) for shown in CLASS_NAMES for other in siblings(shown)],
+        pairs=asked,
         pair_images=pair_images,
         folds=folds,
         batch_size=32,
     )
     errors = planted.errors
-    mixed = (CLASS_NAMES.index(errors.shows), CLASS_NAMES.index(errors.label)) if errors else None
-    kept = [pair for pair in found.pairs if (pair.other, pair.shown) != mixed]
+    mixed = (errors.shows, errors.label) if errors else None
+    named = {(CLASS_NAMES[pair.shown], CLASS_NAMES[pair.other]): pair for pair in found.pairs}
+    names = [name for name in asked if name in named and name[::-1] != mixed]
+    kept = [named[name] for name in names]
     return Scores(
         planted,
+        names,
         {name: np.array([score(pair) for pair in kept]) for name, score in PAIR_SCORES.items()},
-        np.array([(pair.shown, pair.other) == mixed for pair in kept]),
+        np.array([name == mixed for name in names]),
         {name: score(found) for name, score in IMAGE_SCORES.items()},
         np.array([data.truth[one.image] != data.labels[one.image] for one in found.ranked]),
         np.array([one.issue for one in found.ranked]),
@@ -278,21 +284,35 @@ def audited(folder: Path, planted: Planted, count: int, pair_images: int, folds:
 
 
 def pair_table(scores: Iterable[Scores]) -> str:
-    """Returns the rank of each contaminated pair by each score, and the AUROC over the pairs of all models."""
+    """Returns ranks and the AUROC of the contaminated pairs by each score.
+
+    In a clean model they are the ranks of the two pairs that are contaminated elsewhere: the start did not tell these
+    apart, so that they may be confusable without any error. For the same reason the second AUROC is among the values
+    of the very same pair in the models where it is clean.
+    """
     scores = list(scores)
-    planted = [one for one in scores if one.planted.errors]
-    lines = [_row("pair score", *(one.planted.name for one in planted), "AUROC"), _row(*["---"] * (len(planted) + 2))]
+    head = ["pair score", *(one.planted.name for one in scores), "AUROC", "AUROC, same pair"]
+    lines = [_row(*head), _row(*["---"] * len(head))]
     for name in PAIR_SCORES:
-        ranks = [_rank(one.pairs[name], one.mixed) for one in planted]
-        values = np.concatenate([one.pairs[name] for one in scores])
-        lines.append(_row(name, *ranks, bootstrap(placements(values, np.concatenate([one.mixed for one in scores])))))
+        everything = np.concatenate([one.pairs[name] for one in scores])
+        areas = [placements(everything, np.concatenate([one.mixed for one in scores]))]
+        same = []
+        for label, shows in PAIRS:
+            pair = (shows, label)
+            at = [(one, one.names.index(pair)) for one in scores if pair in one.names]
+            own = np.array([one.pairs[name][k] for one, k in at]), np.array([one.mixed[k] for one, k in at])
+            same.append(placements(*own) if not own[1].all() else np.zeros(0))
+        areas.append(np.concatenate(same))
+        lines.append(_row(name, *(_ranks(one, name) for one in scores), *map(bootstrap, areas)))
     return "\n".join(lines)
 
 
-def _rank(values: Values, mixed: Truth) -> str:
-    """The middle rank of the one that is contaminated, of how many."""
-    above = 1 + (1 - placements(values, mixed)[0]) * (len(values) - 1)
-    return f"{above:g} of {len(values)}"
+def _ranks(scores: Scores, name: str) -> str:
+    """The middle rank of the pair that is contaminated, of how many; in a clean model those of both."""
+    values = scores.pairs[name]
+    asked = scores.mixed if scores.mixed.any() else np.array([pair[::-1] in PAIRS for pair in scores.names])
+    ranks = [(values > value).sum() + ((values == value).sum() + 1) / 2 for value in values[asked]]
+    return f"{', '.join(f'{rank:g}' for rank in ranks)} of {len(values)}"
 
 
 def image_table(scores: Iterable[Scores], measure: Callable[[Values, Truth], Values]) -> str:

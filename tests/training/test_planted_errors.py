@@ -117,17 +117,20 @@ def test_areas_are_those_of_scikit_learn():
 
 def scores(planted, pairs, mixed):
     images = dict.fromkeys(IMAGE_SCORES, np.array([3.0, 2.0, 1.0, 0.0]))
+    names = [("tavel", "borrin"), ("vesk", "lindle"), ("zelk", "fenna"), ("fenna", "zelk")][: len(pairs)]
     wrong, issues = np.array([True, False, True, False]), np.array([True, True, False, False])
-    return Scores(planted, dict.fromkeys(PAIR_SCORES, np.array(pairs)), np.array(mixed), images, wrong, issues, 1.0)
+    found = dict.fromkeys(PAIR_SCORES, np.array(pairs))
+    return Scores(planted, names, found, np.array(mixed), images, wrong, issues, 1.0)
 
 
 def test_tables_tell_ranks_and_areas():
-    clean = scores(Planted(), [0.0, 0.9], [False, False])
-    found = scores(PLANTED, [0.1, 0.8, 0.8, 0.3], [False, True, False, False])
+    clean = scores(Planted(), [0.9, 0.0, 0.2], [False, False, False])
+    found = scores(PLANTED, [0.8, 0.1, 0.8, 0.3], [True, False, False, False])
     (header, _, *rows) = pair_table([clean, found]).splitlines()
-    assert header == "| pair score | borrin-tavel-100 | AUROC |"
-    # Of the five pairs that are not contaminated one is above, and one as high.
-    assert rows == [f"| {name} | 1.5 of 4 | 0.70 [0.70, 0.70] |" for name in PAIR_SCORES]
+    assert header == "| pair score | clean-0 | borrin-tavel-100 | AUROC | AUROC, same pair |"
+    # Of the six pairs that are not contaminated one is above, the same pair, and one as high.
+    areas = "0.75 [0.75, 0.75] | 0.00 [0.00, 0.00]"
+    assert rows == [f"| {name} | 1, 3 of 3 | 1.5 of 4 | {areas} |" for name in PAIR_SCORES]
     row = image_table([found], precisions).splitlines()[2].split(" | ")
     assert row[:4] == ["| borrin-tavel-100", "2 of 4", "1 of 2", "0.83 [0.67, 1.00]"]
 
