@@ -145,7 +145,7 @@ const draw = (one, { view, more, pictures, strips }) => {
     const section = $(`[data-row=${row}]`);
     section.hidden = !images || (row === "duplicates" && !images.length);
     $(".rv-strip", section).replaceChildren(...(images ?? []).map(other => thumb(one, other, row)));
-    if (images && !images.length) $(".rv-strip", section).append(make("p", { className: "vt-none", textContent: "no image that is not in doubt has this label" }));
+    if (images && !images.length) $(".rv-strip", section).append(make("p", { className: "vt-none", textContent: "every image with this label is in doubt, or none has it" }));
   }
   $("[data-row=duplicates] h3").textContent = `near duplicates${more ? `, and ${more} more` : ""}`;
   $("#rv-suspect").dataset.image = one.image;
