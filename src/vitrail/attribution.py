@@ -22,6 +22,7 @@ from .inputs import ImagesLike, prepare
 from .memory import Sizing, in_passes, kept_bytes
 from .methods import MethodInfo, list_methods
 from .methods.context import AttributionContext, Progress
+from .methods.registry import settle
 from .methods.within_patch import cell_contributions, shared_within
 from .models.layout import Readout, TokenLayout, layout_for_features, layout_of, readout_weights
 from .models.readiness import refuse_training
@@ -38,7 +39,6 @@ from .objectives import (
 )
 from .outputs import Output
 from .provenance import Provenance
-from .settle import settle
 from .targets import (
     Targets,
     Wanted,

@@ -19,11 +19,11 @@ from .errors import LayoutError, OptionError, VitrailError
 from .explanation import Explanation
 from .inputs import ImagesLike, Inputs, Prepared, prepare
 from .methods import list_methods
+from .methods.registry import settle
 from .models.layout import layout_of
 from .models.readiness import refuse_training
 from .models.vision_model import VisionModel
 from .objectives import Rivals
-from .settle import settle
 from .targets import Wanted
 from .views import USUAL, CellMeans, Smooth, Spread, View, moved, views_of
 

@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from vitrail.attention import calls, differentiate, relevance_row
-from vitrail.attention import nonzero_rows as module
+from vitrail.attention import gradient_modes as module
 from vitrail.attention.calls import AttentionCall
 from vitrail.attention.differentiate import LayerListener
+from vitrail.attention.gradient_modes import linear, nonzero_columns, nonzero_rows
 from vitrail.attention.listeners import HeadNormListener, HeadShareListener, MatrixListener, RowGradientListener
-from vitrail.attention.nonzero_rows import linear, nonzero_columns, nonzero_rows
 from vitrail.attention.relevance_row import ELEMENTWISE, Collector, RelevanceRow, attention_backward
 from vitrail.methods.attention_gradcam import RowsOfHeads
 

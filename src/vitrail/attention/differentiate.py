@@ -11,10 +11,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .calls import AttentionCall, compute_dtype
-from .gradient_modes import GradientMode, half_of_gradient, holds_attention
+from .gradient_modes import GradientMode, half_of_gradient, holds_attention, nonzero_rows
 from .kernels import attention_transposed, launches, sum_over_queries
 from .listeners import PassedOn
-from .nonzero_rows import nonzero_rows
 from .relevance_row import (
     Collector,
     Gradients,

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .calls import AttentionCall, Block, blocks, compute_dtype, probabilities, without_autocast
-from .gradient_modes import QUARTER, TEMPERATURE
-from .nonzero_rows import nonzero_rows
+from .gradient_modes import QUARTER, TEMPERATURE, nonzero_rows
 
 __all__ = [
     "ELEMENTWISE",

@@ -23,8 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import MovingTokensError, PackedBatchError, TrainingModeError, UnsupportedAttentionError
 from .calls import AnyCall, AttentionCall, from_scaled_dot_product
-from .gradient_modes import GradientMode, gim_rules, half_of_gradient, holds_attention, libra_rules
-from .nonzero_rows import linear
+from .gradient_modes import GradientMode, gim_rules, half_of_gradient, holds_attention, libra_rules, linear
 
 __all__ = ["OTHER_WAY", "PRODUCTS", "Tap", "Visitor", "bound_arguments", "eager", "run_multi_head_attention"]
 

@@ -21,12 +21,12 @@ from ..inputs import ImagesLike, Inputs, prepare
 from ..memory import in_passes
 from ..methods import MethodInfo
 from ..methods.context import Progress
+from ..methods.registry import settle
 from ..models.layout import Readout, TokenLayout, layout_of
 from ..models.readiness import refuse_training
 from ..models.vision_model import VisionModel
 from ..outputs import percent
 from ..provenance import Box, GuideFacts, Stitch
-from ..settle import settle
 from ..targets import Targets, Wanted, parse_targets, predicted
 from .drawing import class_likeness, dissimilar_class, draw_guide
 from .guide import Guide, as_guide
