@@ -41,7 +41,13 @@ PACKAGES = {
 Peer = Callable[[Any, Tensor, int], Tensor]  # module, one image in a batch, class -> map of the pixels or the patches
 
 
-PEERS: list[Callable[[], object]] = []
+PEERS: dict[str, Peer] = {}  # by the row's name
+REGISTER: list[Callable[[], object]] = []
+
+
+def installed() -> dict[str, Peer]:
+    """The peers whose packages are installed, without HiLRP, which must be alone in its process."""
+    return {name: ask for name, ask in PEERS.items() if find_spec(PACKAGES[name]) and name != "peer_hilrp"}
 
 
 def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
@@ -71,7 +77,8 @@ def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
             level="pixel",
             reference="another package",
         )
-        PEERS.append(partial(registered, method))
+        REGISTER.append(partial(registered, method))
+        PEERS[f"peer_{name}"] = ask
         return ask
 
     return kept
@@ -125,14 +132,15 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", default=[], help="rows to leave out, by name")
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
-    for register in PEERS:
+    for register in REGISTER:
         register()
     missing = [name for name, package in PACKAGES.items() if find_spec(package) is None]
     if absent := [name for name in options.only if name in missing]:
         parser.error(f"{', '.join(absent)}: the package is not installed")
-    if others := [name for name in missing if name != "peer_hilrp"]:
-        print(f"left out, since the package is not installed: {', '.join(others)}")
-    without = {"peer_hilrp", *missing, *options.without}
+    without = PEERS.keys() - installed().keys()
+    if not options.only and (others := without - {"peer_hilrp"}):
+        print(f"left out, since the package is not installed: {', '.join(sorted(others))}")
+    without |= {*options.without}
     model = vitrail.load(MODEL, checkpoint=options.checkpoint)
     done = evaluate(
         model,

@@ -11,8 +11,9 @@ import ctypes
 import gc
 import multiprocessing
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from ..errors import VitrailError
 from .measure import out_of_memory, peak_memory, reset_peak_memory
 from .results import TokenFit
-from .rows import row_named
+from .rows import Row, row_named
 from .subject import Case, Subject
 
 __all__ = ["fit_peaks", "peak_here", "peak_of"]
@@ -56,14 +57,20 @@ def peak_of(
 
 
 def peak_here(
-    case: Case, row: str, *, device: str = "cpu", dtype: str = "float32", weights: Mapping[str, Any] | None = None
+    case: Case,
+    row: str | Callable[[Subject], Row],
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    weights: Mapping[str, Any] | None = None,
 ) -> tuple[int | None, str]:
-    """Returns the same in this process, which should have done nothing else."""
+    """Returns the same in this process, which should have done nothing else; `row` may also make a row of its own."""
     kind = getattr(torch, dtype)
-    warm = row_named(Subject.make(SMALL, device=device, dtype=kind), row)
+    make = partial(row_named, name=row) if isinstance(row, str) else row
+    warm = make(Subject.make(SMALL, device=device, dtype=kind))
     if warm.work is not None:
         warm.work()
-    found = row_named(Subject.make(case, device=device, dtype=kind, weights=weights), row)
+    found = make(Subject.make(case, device=device, dtype=kind, weights=weights))
     if found.work is None:
         return None, found.why_not
     del warm
