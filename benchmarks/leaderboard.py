@@ -38,7 +38,7 @@ PACKAGES = {
     "peer_transformer_attribution": "torchxai",
     "peer_hilrp": "hilrp",
 }
-Peer = Callable[[Any, Tensor, int], Tensor]  # module, one image in a batch, class -> map of the pixels or the patches
+Peer = Callable[[Any, Tensor, int], Tensor]  # module, one image in a batch, class -> map of the pixels
 
 
 PEERS: dict[str, Peer] = {}  # by the row's name
@@ -61,10 +61,7 @@ def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
             for image, classes in zip(images, context.targets.index.tolist(), strict=True):
                 with torch.enable_grad():
                     maps = [ask(module, image[None].clone(), number).detach() for number in classes]
-                high, wide = image.shape[-2:]
-                sized = [one.reshape(1, 1, *one.shape[-2:]).float() for one in maps]
-                # A patch's score stands at all of its pixels, as those of Vitrail's own maps do.
-                found.append(torch.cat([torch.nn.functional.interpolate(one, (high, wide)) for one in sized], dim=1))
+                found.append(torch.stack([one.reshape(image.shape[-2:]).float() for one in maps])[None])
             return torch.cat(found)
 
         method.__doc__ = ask.__doc__
@@ -112,7 +109,7 @@ def transformer_attribution(module: Any, image: Tensor, number: int) -> Tensor:
     """The map of torchxai."""
     torchxai: Any = import_module("torchxai")
     explainer = torchxai.TransformerAttribution(module, device=str(image.device))
-    return torch.as_tensor(explainer._compute_cam(image.requires_grad_(), number))
+    return torch.as_tensor(explainer(image, target_class=number))
 
 
 @peer("hilrp", signed=True, passes="1F 1B")
