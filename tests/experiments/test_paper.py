@@ -113,6 +113,14 @@ def test_a_photograph_is_found_by_what_the_model_sees(album, photos):
     assert why == "kite: 7.png (predicted)"
 
 
+def test_typical_pictures_are_those_that_the_model_is_sure_of(model, photos):
+    rest = dict.fromkeys(("slug", "conch", "zebra", "snail"), 0.01)
+    mixed = album_of(model, photos, {"kite": 0.3, **rest}, {"kite": 0.9, **rest}, {"kite": 0.6, **rest})
+    assert [one.path for one in mixed.typical("kite")[0].pictures] == [photos[1], photos[2]]
+    unsure = album_of(model, photos, {"kite": 0.2, **rest}, {"kite": 0.3, **rest})
+    assert [one.path for one in unsure.typical("kite")[0].pictures] == [photos[1]]
+
+
 def test_the_model_itself_classifies_and_names_are_no_help(model, photos, tmp_path):
     shares = vitrail.explain(model, [*photos], method="raw").logits.softmax(dim=1)
     misled = tmp_path / "zebra.png"

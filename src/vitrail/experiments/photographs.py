@@ -143,16 +143,18 @@ class Album:
     def typical(self, kind: str) -> tuple[TypicalPictures, str]:
         """Returns pictures of a kind, the surest first, and why they were taken.
 
-        Where the model recognises none, those count that are labelled so by folder or file name: what a label says is
-        what such pictures are for.
+        They have at least half of the probability; where none has, the surest alone. Where the model recognises none,
+        those count that are labelled so by folder or file name: what a label says is what such pictures are for.
 
         Raises:
             ExperimentError: where there is none of either.
         """
         label, name = self.kinds[kind][0], self._name(self.kinds[kind][0])
+        found = self.probabilities[:, label]
         predicted = self.probabilities.argmax(dim=1) == label
-        order = self.probabilities[:, label].argsort(descending=True).tolist()
-        chosen = [self.paths[place] for place in order if predicted[place]][:TYPICAL]
+        order = [place for place in found.argsort(descending=True).tolist() if predicted[place]]
+        sure = [place for place in order if found[place] >= 0.5]
+        chosen = [self.paths[place] for place in sure[:TYPICAL] or order[:1]]
         why = "predicted"
         if not chosen:
             chosen = [path for path, index in labels_by_name(self.model, self.paths).items() if index == label][
