@@ -1,11 +1,12 @@
 """The leaderboard: every method, and maps of other packages as these compute them, by the same protocols and images.
 
     python -m benchmarks.leaderboard photos/ --boxes boxes.csv --limit 300 --output run/
-    python -m benchmarks.leaderboard photos/ --boxes boxes.csv --limit 300 --only peer_hilrp --output run-hilrp/
-    vitrail report run/ run-hilrp/ --output report/
+    vitrail report run/
 
-The same command resumes an interrupted run. HiLRP (`pip install hilrp`, no dependency of Vitrail) replaces parts of
-PyTorch and timm for its whole process, so that it runs by itself; torchxai is `pip install torchxai-explain`.
+The same command resumes an interrupted run. torchxai is `pip install torchxai-explain`. HiLRP (`pip install hilrp`, of
+Python 3.11.11 and newer, with `transformers<5.4`) replaces parts of PyTorch and timm for its whole process, so that it
+is asked in one of its own; where it needs another environment, `--only peer_hilrp --output run-hilrp/` there, and
+`vitrail report run/ run-hilrp/`.
 
 - peer_gradcam: pytorch-grad-cam's `GradCAM` at the last block's first norm, as its page on vision transformers has it.
 - peer_integrated_gradients: Captum's `IntegratedGradients`, 20 steps from zero in the units of the normalised image.
@@ -14,8 +15,11 @@ PyTorch and timm for its whole process, so that it runs by itself; torchxai is `
 """
 
 import argparse
+import atexit
+import multiprocessing
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -46,8 +50,8 @@ REGISTER: list[Callable[[], object]] = []
 
 
 def installed() -> dict[str, Peer]:
-    """The peers whose packages are installed, without HiLRP, which must be alone in its process."""
-    return {name: ask for name, ask in PEERS.items() if find_spec(PACKAGES[name]) and name != "peer_hilrp"}
+    """The peers whose packages are installed."""
+    return {name: ask for name, ask in PEERS.items() if find_spec(PACKAGES[name])}
 
 
 def peer(name: str, signed: bool, passes: str) -> Callable[[Peer], Peer]:
@@ -114,9 +118,22 @@ def transformer_attribution(module: Any, image: Tensor, number: int) -> Tensor:
 
 @peer("hilrp", signed=True, passes="1F 1B")
 def hilrp(module: Any, image: Tensor, number: int) -> Tensor:
-    """The map of HiLRP."""
+    """The map of HiLRP, from a process of its own."""
+    return other_process().submit(hilrp_here, module, image, number).result()
+
+
+@cache
+def other_process() -> ProcessPoolExecutor:
+    """The process in which PyTorch may be changed."""
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    atexit.register(pool.shutdown)
+    return pool
+
+
+def hilrp_here(module: Any, image: Tensor, number: int) -> Tensor:
+    """The map of HiLRP, which changes this process."""
     package: Any = import_module("hilrp")
-    return package.attribute(module, image, number, arch=MODEL.removeprefix("timm/"))["pixel_map"]
+    return package.attribute(module, image, number, arch=MODEL.removeprefix("timm/"))["pixel_map"].detach()
 
 
 def main() -> None:
@@ -131,13 +148,12 @@ def main() -> None:
     options = parser.parse_args()
     for register in REGISTER:
         register()
-    missing = [name for name, package in PACKAGES.items() if find_spec(package) is None]
-    if absent := [name for name in options.only if name in missing]:
-        parser.error(f"{', '.join(absent)}: the package is not installed")
-    without = PEERS.keys() - installed().keys()
-    if not options.only and (others := without - {"peer_hilrp"}):
-        print(f"left out, since the package is not installed: {', '.join(sorted(others))}")
-    without |= {*options.without}
+    missing = PEERS.keys() - installed().keys()
+    if absent := missing.intersection(options.only):
+        parser.error(f"{', '.join(sorted(absent))}: the package is not installed")
+    if missing and not options.only:
+        print(f"left out, since the package is not installed: {', '.join(sorted(missing))}")
+    without = missing.union(options.without)
     model = vitrail.load(MODEL, checkpoint=options.checkpoint)
     done = evaluate(
         model,
