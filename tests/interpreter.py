@@ -34,6 +34,7 @@ def _begin() -> None:
         import vitrail.attention.triton_row  # noqa: F401
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.filterwarnings("default", category=DeprecationWarning, module="triton")  # of its own older releases
 
 
 def _call(arrays: dict[str, np.ndarray], dtype: str, scale: float, heads_last: bool) -> tuple[Any, Any]:

@@ -55,7 +55,8 @@ def test_a_picture_with_and_without_the_guide(run: Run, photos: Path, tmp_path: 
 
 
 def test_json_tells_the_guide(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing.draw_guide.__wrapped__, "__kwdefaults__", {"channels": 3, "seed": 0, "steps": 3})
+    few = {"channels": 3, "seed": 0, "steps": 3, "progress": None}
+    monkeypatch.setattr(drawing.draw_guide.__wrapped__, "__kwdefaults__", few)
     result = run("guide", photos / "a.png", "-t", "zebra", "--json", "-f", "safetensors", "--guide-class", "kite")
     document = json.loads(result.stdout)
     (row,) = document["results"]

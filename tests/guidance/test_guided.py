@@ -208,7 +208,8 @@ class TestWide:
 class TestDrawn:
     @pytest.fixture(autouse=True)
     def _few_steps(self, monkeypatch):
-        monkeypatch.setattr(drawing.draw_guide.__wrapped__, "__kwdefaults__", {"channels": 3, "seed": 0, "steps": 12})
+        few = {"channels": 3, "seed": 0, "steps": 12, "progress": None}
+        monkeypatch.setattr(drawing.draw_guide.__wrapped__, "__kwdefaults__", few)
 
     @pytest.mark.slow
     def test_a_class_far_from_the_target_drawn_the_same_each_time(self, model, images):
