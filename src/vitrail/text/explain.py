@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.gradient_modes import GradientMode, check_gradient_mode
-from ..errors import NonFiniteError, NoSignalError, OptionError, TextError, UnsupportedOperationError, VitrailError
+from ..attention.gradient_modes import GradientMode
+from ..errors import NonFiniteError, NoSignalError, TextError, UnsupportedOperationError, VitrailError
 from ..explain import OnError, check_on_error, failed_of, failure_records, skipping
 from ..explanation import Explanation
 from ..methods import MethodInfo, find_method, list_methods
+from ..methods.registry import settle
 from ..models.hugging_face import text_model
 from ..models.readiness import refuse_training
 from ..models.text_model import Encoded, TextModel
@@ -98,11 +99,17 @@ def explain_text(
         ask = partial(explain_text, module, tokenizer, **question, logits_from=logits_from, output=output, **options)
         return _without_failures(ask, texts, target, against)
     info = _method(method, options)
-    if not info.class_specific and (against is not None or objective is not None):
-        raise OptionError(f"{info.name} is the same for every class: against= and objective= mean nothing to it")
-    objective_name(objective, against)
-    mode = check_gradient_mode(gradient)
-    _check_options(info, mode, centred, start_layer, batch_size)
+    mode = settle(
+        method,
+        against=against,
+        objective=objective,
+        gradient=gradient,
+        compete=False,
+        centred=centred,
+        start_layer=start_layer,
+        batch_size=batch_size,
+        **options,
+    ).gradient
     refuse_training(module)
     model = text_model(module, tokenizer, name, logits_from, output)
     asked = _as_list(texts)
@@ -197,17 +204,6 @@ def _method(name: str, options: dict[str, Any]) -> MethodInfo:
         able = ", ".join(other.name for other in list_methods() if other.text)
         raise UnsupportedOperationError(f"method {name!r} is made for pictures; for text there are {able}")
     return info
-
-
-def _check_options(info: MethodInfo, gradient: str, centred: bool, start_layer: int | None, batch_size: int) -> None:
-    if gradient != "full" and not info.uses_gradient:
-        raise OptionError(f"gradient={gradient!r} changes nothing for {info.name}, which uses no gradient")
-    if centred and "centred" not in info.accepts:
-        raise OptionError(f"centred=True is not defined for {info.name}")
-    if start_layer and "start_layer" not in info.accepts:
-        raise OptionError(f"start_layer={start_layer} is not defined for {info.name}")
-    if batch_size < 1:
-        raise OptionError(f"batch_size={batch_size} must be 1 or more")
 
 
 def _as_list(texts: Texts) -> list[str | tuple[str, str]]:
