@@ -209,22 +209,8 @@ def _product(function: Callable[..., Any], dimensions: int) -> Callable[..., Any
 
 # By these a function of one activation is written out (QuickGELU is x · σ(1.702 x)): products among them are no
 # interaction. As many steps as the longest of such functions, GELU's approximation by tanh.
-_POINTWISE = {
-    "Mul",
-    "Add",
-    "Sub",
-    "Rsub",
-    "Div",
-    "Neg",
-    "Pow",
-    "Exp",
-    "Tanh",
-    "Sigmoid",
-    "Erf",
-    "Gelu",
-    "Silu",
-    "ToCopy",
-}
+_ARITHMETIC = {"Mul", "Add", "Sub", "Rsub", "Div", "Neg", "Pow", "ToCopy"}
+_POINTWISE = _ARITHMETIC | {"Exp", "Tanh", "Sigmoid", "Erf", "Gelu", "Silu"}
 _STEPS = 12
 
 
